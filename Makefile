@@ -1,0 +1,23 @@
+# Every target sets up .venv from requirements.txt when it is missing or older than that file.
+PYTHON ?= python3
+TOOLS = pytest ruff
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	.venv/bin/python -m utils.demo
+
+test: .venv/installed
+	.venv/bin/python -m pytest -q
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; this is " + sys.version'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --requirement requirements.txt $(TOOLS)
+	touch $@
+
+clean:
+	rm -rf .venv logs demo

@@ -1,0 +1,90 @@
+"""A run: its folder, its log, its timings; and how a script ends."""
+import contextlib
+import json
+import logging
+import platform
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from model.errors import InputError
+from utils.files import atomic_write, make_folder
+
+LIBRARIES = ("torch", "torchvision", "numpy", "faiss-cpu", "scikit-learn", "pillow")
+
+
+class Run:
+    """The folder `logs/<save_dir>/<time>/`, with `log.txt` (what the terminal shows, and tracebacks) and what the script adds.
+
+    Attributes: folder; seconds, {phase: seconds}. Raises InputError where the folder cannot be made.
+    """
+
+    def __init__(self, arguments: Namespace) -> None:
+        self.arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+        self.folder = _new_folder(Path("logs") / arguments.save_dir)
+        self.seconds: dict[str, float] = {}
+        _start_logging(self.folder / "log.txt")
+        logging.info("Run folder: %s", self.folder)
+        logging.debug("Command: %s", " ".join(sys.argv))
+        logging.debug("Arguments: %s", self.arguments)
+
+    def log(self, message: object) -> None:
+        """Prints a message and writes it to the log."""
+        logging.info("%s", message)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measures the seconds that the block takes."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def write_json(self, name: str, content: dict) -> None:
+        """Writes a JSON file into the folder: the content, then seconds per phase, arguments and versions."""
+        versions = {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}
+        content = {**content, "seconds": self.seconds, "arguments": self.arguments, "versions": versions}
+        with atomic_write(self.folder / name) as file:
+            json.dump(content, file, indent=2)
+
+
+class _StrictFileHandler(logging.FileHandler):
+    """A log that cannot be written stops the run, as any other file does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the disk may be full: the user has been told above
+            logging.debug("The script ended with:", exc_info=error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _new_folder(parent: Path) -> Path:
+    started = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for name in (started, *(f"{started}_{i}" for i in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):  # runs started in the same second
+            return make_folder(parent / name)
+    raise InputError(f"cannot make a folder {parent / started}: a thousand of its name exist")
+
+
+def _start_logging(path: Path) -> None:
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setLevel(logging.INFO)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    file = _StrictFileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG, handlers=[terminal, file], force=True)
+    for library in ("PIL", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
