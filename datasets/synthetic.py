@@ -34,7 +34,7 @@ WALL_HEIGHT = 21.0  # metres, of the sheet that walls are drawn on
 TEXTURE_DETAIL = 1.35  # texture pixels per photo pixel, at the nearest wall
 HALF_VIEW = math.radians(36)  # half the horizontal angle of view, before zoom
 SHOP, SIGN, ROOF = 200, 220, 240  # values of the label map; 1 to 199 are windows, 0 is everything else
-ROLES = {"train": (0.6, 0.4), "database": (0.3, 0.1), "query": (0.6, 0.6)}  # camera movement, share of hard light
+ROLES = {"train": (0.45, 0.35), "database": (0.2, 0.1), "query": (0.45, 0.5)}  # camera movement, share of hard light
 LUMA = (0.3, 0.59, 0.11)
 
 
@@ -463,7 +463,7 @@ def draw_style(seed, city, street):
         trim=pick(rng, ((235, 230, 215), (205, 200, 190), (80, 75, 75), (150, 110, 80))),
         paving=hsv(between(rng, 0.05, 0.15), between(rng, 0.0, 0.2), grey + 0.18), road=hsv(0.6, 0.05, grey),
         trees=pick(rng, (0, 1, 2, 3)), painted=between(rng, 0.2, 0.7), along=along,
-        distance=between(rng, 5.0, 8.0) if along else between(rng, 9, 15))
+        distance=between(rng, 5.0, 8.0) if along else between(rng, 11, 17))
 
 
 def plane(kind, sheet, origin, right, down, reduce=(1, 1)):
@@ -501,10 +501,10 @@ def along_surfaces(rng, style, scale, focal):
     """A view along a street, closed by a row of houses."""
     length, half = between(rng, 26, 48), style.distance
     end_scale = TEXTURE_DETAIL * focal / length
-    row = draw_row(rng, style, 90.0, end_scale)
+    row = draw_row(rng, style, 40.0, end_scale)
     kerbs = [(0, 0, 2.2, length + 4), (2 * half - 2.2, 0, 2 * half, length + 4)]
     ground = draw_ground(rng, style, 2 * half, length + 4, kerbs, 0.6 * scale)
-    surfaces = [plane("wall", row, (-45, WALL_HEIGHT, length + 6), (1, 0, 0), (0, -1, 0)),
+    surfaces = [plane("wall", row, (-20, WALL_HEIGHT, length + 6), (1, 0, 0), (0, -1, 0)),
                 plane("ground", ground, (-half, 0, length + 1), (1, 0, 0), (0, 0, -1))]
     surfaces += side_walls(rng, style, scale, length)
     spots = [(side * (half - 1.5), 0.0, z) for side in (-1, 1) for z in (9.0, 17.0, 25.0)]
@@ -514,7 +514,7 @@ def along_surfaces(rng, style, scale, focal):
 def across_surfaces(rng, style, scale, yaw):
     """A view of the houses on the other side of a street."""
     far = style.distance
-    left, right = (far * math.tan(min(max(yaw + turn, -1.2), 1.2)) + shift for turn, shift in ((-0.95, -5), (0.95, 5)))
+    left, right = (far * math.tan(min(max(yaw + turn, -1.2), 1.2)) + shift for turn, shift in ((-0.85, -3), (0.85, 3)))
     row = draw_row(rng, style, right - left, scale)
     ground = draw_ground(rng, style, right - left, far + 4, [(0, far + 1, right - left, far + 4)], 0.6 * scale)
     surfaces = [plane("wall", row, (left, WALL_HEIGHT, far), (1, 0, 0), (0, -1, 0)),
@@ -556,7 +556,7 @@ def draw_place(seed, city, place, size):
 
 
 def draw_camera(rng, scene, movement):
-    """Where the camera of a photo stands and looks; also the zoom it has."""
+    """The camera of a photo, as (Camera, yaw in radians)."""
     width, height = scene.size
     shift = np.array((between(rng, -2.6, 2.6), between(rng, -0.3, 0.8), between(rng, -2.0, 2.0))) * movement
     yaw = scene.yaw + movement * between(rng, -0.17, 0.17)
@@ -814,7 +814,7 @@ def develop(canvas, rng, dark):
     gain = (0.5 / (brightness + 0.03)) ** (0.85 - 0.25 * dark) * math.exp(between(rng, -0.25, 0.25))
     x, y = np.linspace(-1, 1, width) ** 2, np.linspace(-1, 1, height)[:, None] ** 2
     fall = (gain / 255 * (1 - between(rng, 0, 0.22) * (x + y))).astype(np.float32)
-    image = canvas * fall * planes(np.exp(0.05 * rng.standard_normal(3)))
+    image = canvas * fall * planes(np.exp(0.035 * rng.standard_normal(3)))
     image = 1 - np.exp(-1.1 * image - 0.5 * image * image)  # a shoulder as film has: lamps do not clip hard
     image **= np.float32(math.exp(between(rng, -0.25, 0.25)))
     sigma = between(rng, 1.0, 3.0) * (1 + 1.2 * dark)
