@@ -2,32 +2,25 @@
 import torch
 
 from datasets.benchmark import Benchmark
-from utils.arguments import parse_evaluation
-from utils.evaluation import extract_benchmark, load_model, report
+from utils import distributed
+from utils.arguments import extraction_settings, parse_evaluation
+from utils.evaluation import evaluate, load_model
 from utils.logs import Run, run_script
-from utils.retrieval import search_float
 
 
 def main() -> None:
-    # ---- Arguments, dataset, model
+    # ---- Arguments
     args = parse_evaluation(__doc__)
+    args.device = distributed.start(args.device)
     torch.manual_seed(args.seed)
+
+    # ---- Dataset and model
     benchmark = Benchmark(args.datasets_folder, args.dataset_name, args.split, args.val_positive_dist_threshold)
     model = load_model(args.backbone, args.aggregation, args.hashing, args.rerank, args.resume, args.device)
-    run = Run(args)
-    run.log(benchmark)
+    run = Run(args) if distributed.is_main() else None
 
-    # ---- Descriptors
-    with run.phase("extraction"):
-        database, queries = extract_benchmark(model, benchmark, args.resize, not args.no_antialias, args.infer_batch_size,
-                                              args.num_workers, args.device, args.precision)
-
-    # ---- Search
-    with run.phase("search"):
-        distances, predictions = search_float(database.descriptors, queries.descriptors, max(args.recall_values))
-
-    # ---- Report
-    report(run, benchmark, distances, predictions, args.recall_values, model.descriptor_dim)
+    # ---- Extraction, search, report
+    evaluate(run, model, benchmark, extraction_settings(args), args.recall_values)
 
 
 if __name__ == "__main__":

@@ -2,38 +2,25 @@
 import torch
 
 from datasets.benchmark import Benchmark
-from utils.arguments import parse_evaluation
-from utils.evaluation import extract_benchmark, load_model, report
+from utils import distributed
+from utils.arguments import extraction_settings, parse_evaluation
+from utils.evaluation import evaluate, load_model
 from utils.logs import Run, run_script
-from utils.retrieval import rerank, search_hamming
 
 
 def main() -> None:
-    # ---- Arguments, dataset, model
+    # ---- Arguments
     args = parse_evaluation(__doc__, hashing=True, rerank=True)
+    args.device = distributed.start(args.device)
     torch.manual_seed(args.seed)
+
+    # ---- Dataset and model
     benchmark = Benchmark(args.datasets_folder, args.dataset_name, args.split, args.val_positive_dist_threshold)
     model = load_model(args.backbone, args.aggregation, args.hashing, args.rerank, args.resume, args.device)
-    run = Run(args)
-    run.log(benchmark)
+    run = Run(args) if distributed.is_main() else None
 
-    # ---- Codes and descriptors
-    with run.phase("extraction"):
-        database, queries = extract_benchmark(model, benchmark, args.resize, not args.no_antialias, args.infer_batch_size,
-                                              args.num_workers, args.device, args.precision)
-
-    # ---- First stage: Hamming distance of the codes
-    most = max(args.recall_values)
-    with run.phase("search"):
-        distances, found = search_hamming(database.codes, queries.codes, max(most, args.rerank_num))
-
-    # ---- Second stage: L2 distance of the descriptors
-    with run.phase("rerank"):
-        distances, predictions = rerank(distances, found, database.descriptors, queries.descriptors, args.rerank_num)
-
-    # ---- Report
-    report(run, benchmark, distances[:, :most], predictions[:, :most], args.recall_values, model.descriptor_dim,
-           reranked=args.rerank_num, first_stage=found[:, :most], metric="hamming")
+    # ---- Extraction, search, report
+    evaluate(run, model, benchmark, extraction_settings(args), args.recall_values, args.rerank_num)
 
 
 if __name__ == "__main__":

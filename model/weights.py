@@ -161,6 +161,16 @@ def load_foundation(model: GeoLocalizationNet, backbone: str, path: str | Path |
     return Path(path)
 
 
+def load_float_branch(model: GeoLocalizationNet, state: dict[str, Tensor], source: str | Path) -> None:
+    """Loads a float model's entries into a two-branch model; its binary adapters start as a copy of the float ones (paper, section III-C).
+
+    The binary head keeps its start of training. Raises InputError where the entries are not those of such a float model.
+    """
+    binary_head = {name: value for name, value in model.state_dict().items() if name.startswith(("aggregation_hashing.", "linear3.", "linear4."))}
+    copies = {name.replace(".adapters.", ".adapters_hashing."): value for name, value in state.items() if name.startswith("backbone.adapters.")}
+    load_state(model, {**binary_head, **copies, **state}, source)
+
+
 def download(urls: list[str], flag: str) -> Path:
     """The file that the first reachable of the addresses gives, in torch.hub's cache; downloaded only where it is not there.
 

@@ -1,13 +1,15 @@
 """The command lines. A script takes the flags it uses and no others; what it takes is checked here before anything is read."""
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 
+from datasets.gsv_cities import TRAINING_DATASETS
 from model import AGGREGATIONS, BACKBONES, InputError
 from model.vision_transformer import patch_grid
-from utils.features import PRECISIONS
+from utils.features import PRECISIONS, ExtractionSettings
 
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
 
@@ -29,6 +31,53 @@ def parse_evaluation(description: str, hashing: bool = False, rerank: bool = Fal
     check_branch_flags(parser, args, hashing, rerank)
     check_common(parser, args)
     return args
+
+
+def parse_training(description: str, hashing: bool = False, rerank: bool = False) -> argparse.Namespace:
+    """Arguments of a training script for a float (neither), binary (hashing) or two-branch model (both). Exits with status 2 on bad ones."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_arguments(parser, hashing, rerank)
+    if rerank:
+        parser.add_argument("--resume", type=Path, metavar="FILE", required=True,
+                            help="a trained float model to start from, or this script's last_model.pth to go on from")
+        parser.add_argument("--rerank_num", type=positive_int, default=100, help="how many of the first stage's results are re-ranked in the test")
+    else:
+        parser.add_argument("--resume", type=Path, metavar="FILE", help="this script's last_model.pth to go on from")
+        parser.add_argument("--foundation_model_path", type=Path, metavar="FILE", help="DINOv2 weights; downloaded where not given")
+        parser.add_argument("--train_backbone", action="store_true", help="train the trunk too; vit-tiny then starts from scratch")
+    add_dataset_arguments(parser)
+    add_training_arguments(parser)
+    if hashing:
+        parser.add_argument("--pair_fraction", type=fraction, default=1.0, help="share of the mined pairs in the similarity constraint")
+    add_extraction_arguments(parser)
+    parser.set_defaults(save_dir="train", precision=None)
+    args = parser.parse_args()
+    check_branch_flags(parser, args, hashing, rerank)
+    check_common(parser, args)
+    check_training(parser, args)
+    return args
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to train on, for how long, how."""
+    parser.add_argument("--training_dataset", choices=tuple(TRAINING_DATASETS), default="gsv_cities", help="which cities to train on")
+    parser.add_argument("--gsv_cities_folder", type=Path, help="folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)")
+    parser.add_argument("--cities", nargs="+", metavar="CITY", help="train on these cities instead of all of the training dataset")
+    parser.add_argument("--val_datasets", nargs="+", default=["pitts30k", "msls"], metavar="NAME",
+                        help="datasets to validate on, split val; R@1 + R@5 of the last one decides which model is the best; none: the latest")
+    parser.add_argument("--epochs_num", type=non_negative_int, default=25, help="epochs; 0 evaluates the start of training")
+    parser.add_argument("--patience", type=positive_int, default=12, help="epochs without a better model before training ends")
+    parser.add_argument("--train_batch_size", type=positive_int, default=120, help="places a batch, over all GPUs")
+    parser.add_argument("--images_per_place", type=positive_int, default=4, help="photos of each place in a batch; places with fewer are left out")
+    parser.add_argument("--image_size", type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"), help="of training photos; multiples of 14")
+    parser.add_argument("--optim", choices=("adam", "adamw", "sgd"), default="adam", help="optimizer")
+    parser.add_argument("--lr", type=positive_float, default=4e-4, help="learning rate at the start, halved every 3 epochs")
+    parser.add_argument("--save_dir", help="a new run goes to logs/<save_dir>/<time>/; a resumed one goes on in its own folder")
+
+
+def extraction_settings(args: argparse.Namespace) -> ExtractionSettings:
+    """The settings that the flags of `add_extraction_arguments` give."""
+    return ExtractionSettings(tuple(args.resize), not args.no_antialias, args.infer_batch_size, args.num_workers, args.device, args.precision)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, hashing: bool, rerank: bool) -> None:
@@ -59,7 +108,7 @@ def add_extraction_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="photos a batch in evaluation")
     parser.add_argument("--num_workers", type=non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read photos; 0: none")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the matrix products")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the matrix products; in training fp16 on CUDA if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
 
 
@@ -86,6 +135,21 @@ def check_common(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error(str(error))
 
 
+def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Checks what training scripts take; fills in the cities, the folder of the training data and the precision."""
+    try:
+        patch_grid(*args.image_size)
+    except InputError as error:
+        parser.error(f"--image_size: {error}")
+    if args.images_per_place < 2:
+        parser.error(f"--images_per_place {args.images_per_place}: a place needs 2 photos or more to make a positive pair")
+    args.cities = list(dict.fromkeys(args.cities or TRAINING_DATASETS[args.training_dataset]))
+    args.gsv_cities_folder = args.gsv_cities_folder or args.datasets_folder / "gsv_cities"
+    args.precision = args.precision or ("fp16" if args.device == "cuda" else "fp32")
+    if args.val_datasets == ["none"]:
+        args.val_datasets = []
+
+
 def resolve_device(name: str) -> str:
     """"cuda", "mps" or "cpu" for one of these or "auto". Raises InputError where it is absent."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -107,16 +171,21 @@ def non_negative_int(text: str) -> int:
     return _number(text, int, 0, "a whole number of 0 or more")
 
 
+def fraction(text: str) -> float:
+    """argparse type: a number above 0, at most 1."""
+    return _number(text, float, 1e-300, "a number above 0, at most 1", most=1.0)
+
+
 def positive_float(text: str) -> float:
     """argparse type: a finite number above 0."""
     return _number(text, float, 1e-300, "a number above 0")
 
 
-def _number(text: str, kind: type, least: float, allowed: str):
+def _number(text: str, kind: type, least: float, allowed: str, most: float = sys.float_info.max):
     try:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not least <= value < float("inf"):
+    if value is None or not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} given, {allowed} needed")
     return value

@@ -1,5 +1,6 @@
 """Extraction: photos in, descriptors and packed codes out."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,21 @@ from tqdm import tqdm
 from datasets.photos import PhotoDataset, collate_photos
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, HashingOutput, InputError, TwoBranchOutput
+from utils import distributed
+from utils.signals import ignore_stop_signals
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ExtractionSettings(NamedTuple):
+    """How photos become features: size (H, W) in pixels; photos a batch; reading processes; a PRECISIONS name."""
+
+    size: tuple[int, int] = (322, 322)
+    antialias: bool = True
+    batch_size: int = 16
+    num_workers: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
 
 
 class Features(NamedTuple):
@@ -26,35 +40,36 @@ class Features(NamedTuple):
         return tuple(Features(*(a[part] if a is not None else None for a in self)) for part in (slice(n), slice(n, None)))
 
 
-def extract(model: GeoLocalizationNet, photos: PhotoDataset, batch_size: int, num_workers: int = 0, device: torch.device | str = "cpu",
-            precision: str = "fp32", progress: bool = True) -> Features:
-    """Features of all photos. The model must be in eval mode on `device`. Raises InputError for a photo that cannot be read."""
-    codes = np.empty((len(photos), 64), np.uint8) if model.hashing else None
-    descriptors = np.empty((len(photos), model.descriptor_dim), np.float32) if model.descriptor_dim else None
-    with tqdm(total=len(photos), desc="Extracting", unit="photo", disable=not progress) as bar:
-        start = 0
-        for batch in extract_batches(model, photos, batch_size, num_workers, device, precision):
-            stop = start + len(batch.codes if batch.codes is not None else batch.descriptors)
-            if codes is not None:
-                codes[start:stop] = batch.codes
-            if descriptors is not None:
-                descriptors[start:stop] = batch.descriptors
-            bar.update(stop - start)
-            start = stop
-    return Features(codes, descriptors)
+def extract(model: GeoLocalizationNet, paths: Sequence[Path], settings: ExtractionSettings, float_branch: bool = True) -> Features | None:
+    """Features of the photos, by a model in eval mode on the settings' device; without descriptors where `float_branch` is False.
+
+    Under torchrun each rank extracts its share, and the main process gets them all; the others get None. Raises InputError for a photo
+    that cannot be read.
+    """
+    first, last = (len(paths) * rank // distributed.world_size() for rank in (distributed.rank(), distributed.rank() + 1))
+    batches = []
+    with tqdm(total=last - first, desc="Extracting", unit="photo", disable=not distributed.is_main()) as bar:
+        for batch in extract_batches(model, paths[first:last], settings, float_branch):
+            batches.append(batch)
+            bar.update(len(next(array for array in batch if array is not None)))
+    shares = distributed.gather_to_main(batches)
+    if shares is None:
+        return None
+    codes, descriptors = zip(*(batch for share in shares for batch in share), strict=True)
+    return Features(*(np.concatenate(arrays) if arrays[0] is not None else None for arrays in (codes, descriptors)))
 
 
-def extract_batches(model: GeoLocalizationNet, photos: PhotoDataset, batch_size: int, num_workers: int, device: torch.device | str,
-                    precision: str) -> Iterator[Features]:
+def extract_batches(model: GeoLocalizationNet, paths: Sequence[Path], settings: ExtractionSettings, float_branch: bool) -> Iterator[Features]:
     """Features of one batch after another, in the order of the photos."""
-    device = torch.device(device)
-    loader = DataLoader(photos, batch_size, num_workers=num_workers, collate_fn=collate_photos, pin_memory=device.type == "cuda")
+    device = torch.device(settings.device)
+    loader = DataLoader(PhotoDataset(paths, settings.size, settings.antialias), settings.batch_size, num_workers=settings.num_workers,
+                        collate_fn=collate_photos, pin_memory=device.type == "cuda", worker_init_fn=ignore_stop_signals)
     for images in loader:
         if isinstance(images, InputError):
             raise images
-        with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            output = model(normalize(images.to(device, non_blocking=True)))
-        yield _features(output)
+        with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32"):
+            output = model(normalize(images.to(device, non_blocking=True)), float_branch)
+        yield _to_features(output)
 
 
 def pack_codes(codes: Tensor) -> Tensor:
@@ -63,7 +78,7 @@ def pack_codes(codes: Tensor) -> Tensor:
     return ((codes > 0).unflatten(1, (-1, 8)) * weights).sum(dim=2, dtype=torch.uint8)
 
 
-def _features(output: Tensor | HashingOutput | TwoBranchOutput) -> Features:
+def _to_features(output: Tensor | HashingOutput | TwoBranchOutput) -> Features:
     if isinstance(output, Tensor):
         return Features(None, output.cpu().numpy())
     descriptor = getattr(output, "descriptor", None)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from model.errors import InputError
+from utils import distributed
 from utils.files import atomic_write, make_folder
 
 LIBRARIES = ("torch", "torchvision", "numpy", "faiss-cpu", "scikit-learn", "pillow")
@@ -19,12 +20,13 @@ LIBRARIES = ("torch", "torchvision", "numpy", "faiss-cpu", "scikit-learn", "pill
 class Run:
     """The folder `logs/<save_dir>/<time>/`, with `log.txt` (what the terminal shows, and tracebacks) and what the script adds.
 
-    Attributes: folder; seconds, {phase: seconds}. Raises InputError where the folder cannot be made.
+    A run that goes on in its `folder` gets no new one. Attributes: folder; arguments, plain values by name; seconds, {phase: seconds}.
+    Raises InputError where the folder cannot be made.
     """
 
-    def __init__(self, arguments: Namespace) -> None:
-        self.arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        self.folder = _new_folder(Path("logs") / arguments.save_dir)
+    def __init__(self, arguments: Namespace, folder: Path | None = None) -> None:
+        self.arguments = plain_values(arguments)
+        self.folder = folder or _new_folder(Path("logs") / arguments.save_dir)
         self.seconds: dict[str, float] = {}
         _start_logging(self.folder / "log.txt")
         logging.info("Run folder: %s", self.folder)
@@ -57,10 +59,16 @@ class _StrictFileHandler(logging.FileHandler):
         raise
 
 
+def plain_values(arguments: Namespace) -> dict[str, str | int | float | bool | list | None]:
+    """Arguments as JSON and checkpoints can hold them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130."""
     try:
         main()
+        distributed.stop()
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         with contextlib.suppress(OSError):  # the disk may be full: the user has been told above

@@ -47,16 +47,24 @@ def rerank(distances: np.ndarray, predictions: np.ndarray, database: np.ndarray,
            progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Orders the first `rerank_num` of each query's predictions by the L2 distance of descriptors; the others stay as they are.
 
-    distances and predictions [Q, k] are those of the first stage. database [N, d] and queries [Q, d] hold L2-normalised descriptors;
-    only the candidates' rows of the database are read, so it may be a memory-mapped file. Returns distances [Q, k] float32, L2 for the
-    first `rerank_num` and the first stage's for the others, and predictions [Q, k].
+    distances and predictions [Q, k] are those of the first stage; database [N, d] and queries [Q, d] float32, contiguous. Only the
+    candidates' rows of the database are read, in place, so it may be a memory-mapped file. Returns distances [Q, k] float32, L2 for the
+    first `rerank_num` and the first stage's for the others, and predictions [Q, k]. Equals keep the order of the first stage.
     """
     distances, predictions = distances.astype(np.float32), predictions.copy()
-    for i in tqdm(range(len(queries)), desc="Re-ranking", unit="query", disable=not progress):
-        candidates = predictions[i, :rerank_num]
-        similarities = database[candidates] @ queries[i]
-        order = np.argsort(-similarities, kind="stable")
-        predictions[i, :rerank_num] = candidates[order]
-        # Lengths are 1, so that |a - b|^2 = 2 - 2 a.b
-        distances[i, :rerank_num] = np.sqrt(np.maximum(2 - 2 * similarities[order], 0))
+    for start in tqdm(range(0, len(queries), QUERY_BLOCK), desc="Re-ranking", unit="block", disable=not progress):
+        block = slice(start, start + QUERY_BLOCK)
+        candidates = np.ascontiguousarray(predictions[block, :rerank_num])
+        lengths = _candidate_distances(database, queries[block], candidates)
+        order = np.argsort(lengths, axis=1, kind="stable")
+        predictions[block, :rerank_num] = np.take_along_axis(candidates, order, 1)
+        distances[block, :rerank_num] = np.take_along_axis(lengths, order, 1)
     return distances, predictions
+
+
+def _candidate_distances(database: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """L2 distances [Q, R] of queries [Q, d] to the database's rows candidates [Q, R] int64."""
+    (Q, R), d = candidates.shape, database.shape[1]
+    squares = np.empty((Q, R), np.float32)
+    faiss.fvec_L2sqr_by_idx(*map(faiss.swig_ptr, (squares, queries, database, candidates)), d, Q, R)
+    return np.sqrt(squares)
