@@ -69,7 +69,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", type=positive_int, default=12, help="epochs without a better model before training ends")
     parser.add_argument("--train_batch_size", type=positive_int, default=120, help="places a batch, over all GPUs")
     parser.add_argument("--images_per_place", type=positive_int, default=4, help="photos of each place in a batch; places with fewer are left out")
-    parser.add_argument("--image_size", type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"), help="of training photos; multiples of 14")
+    parser.add_argument("--image_size", type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"),
+                        help="of training photos; multiples of 14")
     parser.add_argument("--optim", choices=("adam", "adamw", "sgd"), default="adam", help="optimizer")
     parser.add_argument("--lr", type=positive_float, default=4e-4, help="learning rate at the start, halved every 3 epochs")
     parser.add_argument("--save_dir", help="a new run goes to logs/<save_dir>/<time>/; a resumed one goes on in its own folder")
@@ -108,7 +109,7 @@ def add_extraction_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="photos a batch in evaluation")
     parser.add_argument("--num_workers", type=non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read photos; 0: none")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the matrix products; in training fp16 on CUDA if not given")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of matrix products; training on CUDA: fp16 if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
 
 

@@ -55,7 +55,8 @@ def main() -> None:
     run("eval.py", *MODEL, *DATA, f"--resume={float_model.relative_to(FOLDER)}", "--save_dir=float")
     run("eval_rerank.py", *MODEL, *DATA, f"--resume={two_branch_model.relative_to(FOLDER)}", "--save_dir=two_stage")
     print_table(untrained, results("float"), results("two_stage"))
-    print(f"Pictures: {FOLDER / 'contact_sheet.png'} (places of the city), {newest('stage_one') / 'curves.png'}, {newest('stage_two') / 'curves.png'}")
+    curves = [str(newest(stage) / "curves.png") for stage in ("stage_one", "stage_two")]
+    print(f"Pictures: {FOLDER / 'contact_sheet.png'} (places of the city), {', '.join(curves)}")
     print(f"The demo took {time.perf_counter() - started:.0f} s.")
 
 
