@@ -3,9 +3,10 @@ import sys
 from pathlib import Path
 
 _loaded = sys.modules.get("model")
-if _loaded is not None and Path(getattr(_loaded, "__file__", None) or ".").resolve().parent != Path(__file__).resolve().parent / "model":
+_place = getattr(_loaded, "__file__", None) or str(list(getattr(_loaded, "__path__", ["an unknown place"])))
+if _loaded is not None and Path(_place).resolve().parent != Path(__file__).resolve().parent / "model":
     raise ImportError(
-        f"SelaVPR++ has a package named 'model', and another module of that name is imported already: {_loaded}. "
+        f"SelaVPR++ has a package named 'model', and another module of that name is imported already: {_loaded} of {_place}. "
         "Load SelaVPR++ in a process of its own, or before the other one."
     )
 

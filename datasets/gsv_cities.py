@@ -56,11 +56,12 @@ class GSVCities(Dataset):
     distinct over all cities. Raises InputError where a folder, CSV or column is missing, a number is none, or no place has enough photos.
     """
 
-    def __init__(self, folder: str | Path, cities: Sequence[str], image_size: tuple[int, int], images_per_place: int = 4, seed: int = 0) -> None:
+    def __init__(self, folder: str | Path, cities: Sequence[str], image_size: tuple[int, int], images_per_place: int = 4, seed: int = 0,
+                 randaugment_ops: int = 3) -> None:
         self.folder = Path(folder)
         self.images_per_place = images_per_place
         self.seed = seed
-        self.transform = training_transform(image_size)
+        self.transform = training_transform(image_size, randaugment_ops)
         _check_folders(self.folder, cities)
         self.places: list[list[str]] = []
         self.city_places: list[range] = []

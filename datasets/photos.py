@@ -15,7 +15,7 @@ def read_photo(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as photo:
             return photo.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise InputError(f"cannot read the photo {path}: {error}. Is the file damaged or truncated?") from error
 
 

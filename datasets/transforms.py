@@ -24,10 +24,10 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def training_transform(size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
-    """RGB photo -> [3, H, W] uint8: resized bilinearly to size = (H, W), then RandAugment with 3 operations."""
+def training_transform(size: tuple[int, int], randaugment_ops: int = 3) -> Callable[[Image.Image], Tensor]:
+    """RGB photo -> [3, H, W] uint8: resized bilinearly to size = (H, W), then RandAugment (Cubuk et al., 2020)."""
     return v2.Compose([
         v2.Resize(list(size), interpolation=v2.InterpolationMode.BILINEAR),
-        v2.RandAugment(num_ops=3, interpolation=v2.InterpolationMode.BILINEAR),
+        v2.RandAugment(num_ops=randaugment_ops, interpolation=v2.InterpolationMode.BILINEAR),
         v2.PILToTensor(),
     ])

@@ -1,4 +1,5 @@
 """Where weights come from: DINOv2's, published checkpoints, our checkpoints, bare state dicts. Loading is strict."""
+import http.client
 import logging
 import os
 import re
@@ -51,11 +52,15 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: the file does not exist")
+        raise InputError(f"no checkpoint at {path}: {'that is a folder' if path.is_dir() else 'the file does not exist'}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     try:
         with torch.serialization.safe_globals([(_NumPyStandIn, name) for name in _NUMPY_NAMES]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         code = re.search(r"GLOBAL (\S+)", str(error))
@@ -114,7 +119,7 @@ def guess_config(state: dict[str, Tensor]) -> tuple[str, str, bool, bool] | None
 def describe(state: dict[str, Tensor]) -> str:
     """What a file with these entries most likely is, in words and flags."""
     if "cls_token" in state:
-        return "looks like DINOv2 weights: give it as --foundation_model_path"
+        return "looks like DINOv2 weights: training scripts take it as --foundation_model_path"
     config = guess_config(state)
     if config is None:
         return "does not look like a SelaVPR++ model"
@@ -190,8 +195,8 @@ def download(urls: list[str], flag: str) -> Path:
             read_checkpoint(partial)
             os.replace(partial, path)
             return path
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reasons.append(f"{url} ({error})")
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reasons.append(f"{url} ({error or type(error).__name__})")
         except InputError:
             reasons.append(f"{url} (what came is not a whole checkpoint)")
         finally:

@@ -88,7 +88,7 @@ class Result(NamedTuple):
 
 
 def run_script(script: str, *flags: object, cwd: Path, env: dict[str, str] | None = None, file_limit: int | None = None,
-               threads: int = 1, timeout: float = 120) -> Result:
+               threads: int = 1, timeout: float = 240) -> Result:
     """Runs a script of the repository in a process of its own, forked from one that has the libraries loaded (several seconds less each).
 
     file_limit: the most bytes that any file written may have, as if the disk were full after them. threads: of PyTorch; for tiny
@@ -113,7 +113,7 @@ def run_script(script: str, *flags: object, cwd: Path, env: dict[str, str] | Non
 def run_python(code: str, *flags: object, cwd: Path, without: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Result:
     """Runs Python code in a fresh interpreter in which the packages `without` cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
-    process = subprocess.run([sys.executable, "-c", blocked + code, *map(str, flags)], cwd=cwd, capture_output=True, text=True, timeout=120,
+    process = subprocess.run([sys.executable, "-c", blocked + code, *map(str, flags)], cwd=cwd, capture_output=True, text=True, timeout=240,
                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})})
     return Result(process.returncode, process.stdout, process.stderr)
 
@@ -125,6 +125,7 @@ def _run(argv: list[str], cwd: Path, env: dict[str, str], file_limit: int | None
     os.chdir(cwd)
     os.environ.pop("DATASETS_FOLDER", None)
     os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # the platform's own again, for the script's DataLoader
     torch.set_num_threads(threads)
     sys.path[:0] = [str(ROOT)]
     sys.argv[:] = argv

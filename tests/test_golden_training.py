@@ -17,7 +17,7 @@ LOSS_TOLERANCES = [1e-5, 1e-4, 2e-3]
 # 0.3 to 6 % and the number of mined negatives by up to 4.
 CONSTRAINT_TOLERANCES = [1e-5, 1e-4, 0.1]
 COUNT_TOLERANCES = [0, 0, 0.1]
-# Sinkhorn's scaling of rows absorbs a constant added to a cluster's scores: the gradient is 0 but for rounding, which is all that moves them.
+# Sinkhorn's scaling of rows absorbs a constant added to a cluster's scores: the gradient is 0 but for rounding, and only that moves them.
 MOVED_BY_ROUNDING = {"aggregation.dust_bin", "aggregation.score.3.bias"}
 
 
@@ -48,11 +48,12 @@ def test_three_steps(spec):
     assert sum(parameter.numel() for parameter in trainable) == golden[f"{spec}/trainable"]
     set_training_mode(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    criterion = float_losses if mode == "float" else hashing_losses
     optimizer, scaler = torch.optim.Adam(trainable, lr=4e-4, fused=True), make_scaler("cpu", "fp32")
     images, labels = places()
 
     for step, expected in enumerate(golden[f"{spec}/trace"]):
-        losses = training_step(model, optimizer, scaler, float_losses if mode == "float" else hashing_losses, images, labels, mode == "float")
+        losses = training_step(model, optimizer, scaler, criterion, images, labels, mode == "float")
         multi_similarity, constraint, total, positives, negatives = expected
         assert float(losses.multi_similarity) == pytest.approx(multi_similarity, rel=LOSS_TOLERANCES[step]), step
         assert float(losses.total) == pytest.approx(total, rel=LOSS_TOLERANCES[step]), step

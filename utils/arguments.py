@@ -71,6 +71,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images_per_place", type=positive_int, default=4, help="photos of each place in a batch; places with fewer are left out")
     parser.add_argument("--image_size", type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"),
                         help="of training photos; multiples of 14")
+    parser.add_argument("--randaugment_ops", type=non_negative_int, default=3, help="operations of RandAugment on each training photo; 0: none")
     parser.add_argument("--optim", choices=("adam", "adamw", "sgd"), default="adam", help="optimizer")
     parser.add_argument("--lr", type=positive_float, default=4e-4, help="learning rate at the start, halved every 3 epochs")
     parser.add_argument("--save_dir", help="a new run goes to logs/<save_dir>/<time>/; a resumed one goes on in its own folder")

@@ -19,12 +19,12 @@ from utils.logs import run_script
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("demo")
 CITIES = ("Alder", "Birch", "Cedar", "Dogwood")
-CITY_FLAGS = ["--places=600", "--photos_per_place=6", "--val_places=40", "--test_places=100", f"--cities={len(CITIES)}", "--seed=1"]
+CITY_FLAGS = ["--places=600", "--photos_per_place=6", "--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2", f"--cities={len(CITIES)}", "--seed=1"]
 MODEL = ["--backbone=vit-tiny", "--aggregation=gem"]
 DATA = ["--datasets_folder=city", "--dataset_name=synthetic", "--resize", "70", "98", "--infer_batch_size=32", "--num_workers=0",
         "--recall_values", "1", "5", "10", "--device=cpu"]
-TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES, "--image_size", "70", "98", "--train_batch_size=40"]
-STAGE_ONE = ["--train_backbone", "--epochs_num=7", "--lr=0.002"]
+TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES, "--image_size", "70", "98", "--train_batch_size=40", "--randaugment_ops=0"]
+STAGE_ONE = ["--train_backbone", "--epochs_num=8", "--lr=0.002"]
 STAGE_TWO = ["--epochs_num=4", "--lr=0.002"]
 
 

@@ -3,7 +3,10 @@ import faiss
 import numpy as np
 from tqdm import tqdm
 
+from model import InputError
+
 QUERY_BLOCK = 256
+NOT_FINITE = "descriptors that are not finite numbers cannot be searched: are the weights whole? fp16 overflows with some models, bf16 does not"
 DATABASE_BLOCK_BYTES = 256 << 20
 
 
@@ -11,14 +14,18 @@ def search_float(database: np.ndarray, queries: np.ndarray, k: int, progress: bo
     """The k nearest of database [N, d] for each of queries [Q, d], float32, by exact L2 distance.
 
     Returns distances [Q, k'] float32 and predictions [Q, k'] int64, nearest first, k' = min(k, N). The database may be a memory-mapped
-    file: it is read block by block.
+    file: it is read block by block. Raises InputError for descriptors that are not finite.
     """
+    if not np.isfinite(queries).all():
+        raise InputError(NOT_FINITE)
     rows = max(1, DATABASE_BLOCK_BYTES // (4 * database.shape[1]))
     starts = range(0, len(database), rows)
     best_squares = np.empty((len(queries), 0), np.float32)
     best_ids = np.empty((len(queries), 0), np.int64)
     for start in tqdm(starts, desc="Searching", unit="block", disable=not progress):
         block = np.ascontiguousarray(database[start:start + rows], np.float32)
+        if not np.isfinite(block).all():
+            raise InputError(NOT_FINITE)
         squares, ids = faiss.knn(np.ascontiguousarray(queries, np.float32), block, min(k, len(block)))
         squares, ids = np.hstack([best_squares, squares]), np.hstack([best_ids, ids + start])
         order = np.argsort(squares, axis=1, kind="stable")[:, :k]
@@ -65,6 +72,8 @@ def rerank(distances: np.ndarray, predictions: np.ndarray, database: np.ndarray,
 def _candidate_distances(database: np.ndarray, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """L2 distances [Q, R] of queries [Q, d] to the database's rows candidates [Q, R] int64."""
     (Q, R), d = candidates.shape, database.shape[1]
+    queries = np.ascontiguousarray(queries, np.float32)
+    assert database.dtype == np.float32 and database.flags.c_contiguous, "faiss reads the database's rows in place"
     squares = np.empty((Q, R), np.float32)
     faiss.fvec_L2sqr_by_idx(*map(faiss.swig_ptr, (squares, queries, database, candidates)), d, Q, R)
     return np.sqrt(squares)

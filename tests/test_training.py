@@ -1,0 +1,239 @@
+"""One step of each stage, in process: what trains and what stays as it is; the schedule, losses that are not finite, stop signals."""
+import os
+import signal
+
+import pytest
+import torch
+from helpers import filled, image_batch
+
+from model import build_model
+from utils.losses import float_losses, hashing_losses
+from utils.signals import EXIT_STATUS, Stopped, StopSignals, ignore_stop_signals
+from utils.training import OPTIMIZERS, freeze, learning_rate, make_scaler, set_training_mode, training_step
+
+FLOAT = ("backbone.adapters.", "aggregation.", "linear1.", "linear2.")
+BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
+STAGES = {  # (aggregation, hashing, rerank), train_backbone
+    "train.py": (("gem", False, False), False),
+    "train.py boq": (("boq", False, False), False),
+    "train.py salad": (("salad", False, False), False),
+    "train.py --train_backbone": (("gem", False, False), True),
+    "train_hashing.py": (("gem", True, False), False),
+    "train_hashing.py --train_backbone": (("gem", True, False), True),
+    "train_rerank.py": (("gem", True, True), False),
+    "train_rerank.py salad": (("salad", True, True), False),
+}
+SIDE = {"gem": 56, "boq": 56, "salad": 126}  # SALAD needs more than 64 patches
+
+
+class Stage:
+    """A stage's model with reference parameters (at the start of training D_fc2 is 0, which makes other gradients 0), ready for a step."""
+
+    def __init__(self, name, optim="sgd", lr=0.01):
+        (aggregation, hashing, rerank), self.train_backbone = STAGES[name]
+        self.model = filled(build_model("vit-tiny", aggregation, hashing, rerank))
+        self.float_branch = not hashing
+        self.trainable = freeze(self.model, hashing, self.train_backbone)
+        set_training_mode(self.model)
+        self.optimizer = OPTIMIZERS[optim](self.trainable, lr=lr, fused=True)
+        self.scaler = make_scaler("cpu", "fp32")
+        self.criterion = float_losses if self.float_branch else hashing_losses
+        self.images = torch.from_numpy(image_batch(7, 6, SIDE[aggregation], SIDE[aggregation]))
+        self.labels = torch.tensor([0, 0, 0, 1, 1, 1])
+
+    def trains(self, entry):
+        """Whether the design has this entry of the state dict change in a step."""
+        in_trunk = entry.startswith("backbone.") and not entry.startswith((FLOAT[0], BINARY[0]))
+        if in_trunk:
+            return self.train_backbone and entry != "backbone.mask_token"
+        return entry.startswith(FLOAT if self.float_branch else BINARY)
+
+    def step(self, criterion=None):
+        criterion = criterion or self.criterion
+        return training_step(self.model, self.optimizer, self.scaler, criterion, self.images, self.labels, self.float_branch)
+
+    def state(self):
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+
+# ---- What trains
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_step_changes_and_what_it_leaves(name):
+    stage = Stage(name, "adam", lr=1e-3)  # Adam moves all by about the rate, however small their gradients
+    assert {id(p) for p in stage.trainable} == {id(p) for n, p in stage.model.named_parameters() if stage.trains(n)}
+    before = stage.state()
+    losses = stage.step()
+    assert losses.total.isfinite() and losses.total > 0 and int(losses.positives) > 0 and int(losses.negatives) > 0
+    for entry, parameter in stage.model.named_parameters():
+        assert parameter.requires_grad == stage.trains(entry), entry
+        if not stage.trains(entry):
+            assert parameter.grad is None, entry
+        elif entry.endswith(".conv.bias"):  # BatchNorm takes the mean away again: 0, but for rounding
+            assert parameter.grad is not None, entry
+        else:
+            assert parameter.grad.isfinite().all() and parameter.grad.any(), entry
+    after = stage.model.state_dict()
+    for entry, value in before.items():
+        if not entry.endswith(".conv.bias"):
+            assert torch.equal(after[entry], value) != stage.trains(entry), entry
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_modes(name):
+    """Eval mode for every module with frozen parameters only, training mode for every one with a trainable parameter."""
+    stage = Stage(name)
+    for path, module in stage.model.named_modules():
+        entries = [f"{path}.{entry}".lstrip(".") for entry, _ in module.named_parameters()]
+        if entries:
+            assert module.training == any(map(stage.trains, entries)), path
+
+
+def test_batchnorm_statistics_of_the_frozen_branch_do_not_move_even_when_it_computes():
+    stage = Stage("train_rerank.py")
+    before = stage.state()
+    stage.model(stage.images, float_branch=True)
+    after = stage.model.state_dict()
+    statistics = [entry for entry in before if "running_" in entry]
+    assert {torch.equal(after[entry], before[entry]) for entry in statistics if entry.startswith(FLOAT)} == {True}
+    assert {torch.equal(after[entry], before[entry]) for entry in statistics if entry.startswith(BINARY)} == {False}
+
+
+@pytest.mark.parametrize(("name", "active"), [("train.py salad", True), ("train_rerank.py salad", False)])
+def test_dropout_of_salad_is_on_where_it_trains(name, active):
+    salad = Stage(name).model.aggregation
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 1 + 81, 192)
+    assert [module.training for module in salad.modules() if isinstance(module, torch.nn.Dropout)] == [active, active]
+    assert torch.equal(salad(tokens, (9, 9)), salad(tokens, (9, 9))) != active
+
+
+# ---- What is computed
+
+def calls_of(modules):
+    """A list that grows by one for each call of a module."""
+    calls = []
+    for module in modules:
+        module.register_forward_hook(lambda module, inputs, output: calls.append(output))
+    return calls
+
+
+def test_stage_two_does_not_compute_the_float_branch():
+    stage = Stage("train_rerank.py")
+    model = stage.model
+    of_float = calls_of([*model.backbone.adapters, model.aggregation, model.linear1, model.linear2])
+    of_binary = calls_of([*model.backbone.adapters_hashing, model.aggregation_hashing, model.linear3, model.linear4])
+    stage.step()
+    assert (len(of_float), len(of_binary)) == (0, 15)
+    model(stage.images)
+    assert (len(of_float), len(of_binary)) == (15, 30)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_autograd_keeps_no_graph_of_a_frozen_trunk(name):
+    stage = Stage(name)
+    backbone = stage.model.backbone
+    outputs = calls_of([backbone.patch_embed, *backbone.blocks])
+    stage.step()
+    assert len(outputs) == 13
+    assert {output.requires_grad for output in outputs} == {stage.train_backbone}
+
+
+@pytest.mark.parametrize("name", ["train.py", "train_hashing.py", "train_rerank.py"])
+def test_count_of_trainable_parameters(name):
+    """12 adapters of the design's shapes; a head of two Linear layers and p (vit-tiny has 512 floats as well as 512 bits)."""
+    head = (192 * 192 + 192) + (192 * 512 + 512) + 1
+
+    def convolution(inputs, outputs, side):
+        return inputs * outputs * side * side + outputs + 2 * outputs  # and BatchNorm
+
+    branches = convolution(96, 48, 1) + 2 * convolution(96, 6, 1) + convolution(6, 24, 3) + convolution(6, 24, 5)
+    adapter = (192 * 96 + 96) + branches + (96 * 192 + 192)
+    assert sum(parameter.numel() for parameter in Stage(name).trainable) == 12 * adapter + head
+
+
+# ---- Schedule and losses that are not finite
+
+def test_learning_rate_is_halved_every_3_epochs():
+    batches = 7
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=4e-4)
+    reference = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3 * batches, gamma=0.5)
+    for step in range(10 * batches):
+        assert learning_rate(step, 4e-4, batches) == pytest.approx(reference.get_last_lr()[0], rel=1e-12), step
+        optimizer.step()
+        reference.step()
+    assert [learning_rate(step, 1.0, batches) for step in (0, 20, 21, 41, 42, 63)] == [1, 1, 0.5, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_leaves_the_weights(optim, bad):
+    stage = Stage("train.py", optim)
+    stage.step()
+    before, state = stage.state(), {id(p): {k: v.clone() for k, v in s.items() if v is not None} for p, s in stage.optimizer.state.items()}
+    losses = stage.step(lambda output, labels: float_losses(output, labels)._replace(total=output.sum() * bad))
+    assert not losses.total.isfinite()
+    for entry, parameter in stage.model.named_parameters():
+        assert torch.equal(parameter, before[entry]), entry
+    for parameter, values in stage.optimizer.state.items():
+        assert all(torch.equal(values[key], value) for key, value in state[id(parameter)].items())
+    stage.step()
+    assert not torch.equal(stage.model.linear2.weight, before["linear2.weight"])
+
+
+def test_the_scaler_of_fp32_changes_no_bit():
+    stage, plain = Stage("train.py", "adam"), Stage("train.py", "adam")
+    for _ in range(2):
+        stage.step()
+        plain.optimizer.zero_grad()
+        float_losses(plain.model(plain.images), plain.labels).total.backward()
+        plain.optimizer.step()
+    assert all(torch.equal(value, plain.model.state_dict()[name]) for name, value in stage.model.state_dict().items())
+
+
+# ---- Stop signals
+
+@pytest.fixture
+def signals():
+    """StopSignals; afterwards everything handles the signals as before."""
+    handlers = {number: signal.getsignal(number) for number in EXIT_STATUS}
+    yield StopSignals()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_signal_is_noted_and_breaks_off_only_where_it_may(signals, number, status):
+    assert signals.received is None and EXIT_STATUS[number] == status
+    os.kill(os.getpid(), number)
+    assert signals.received == number
+    with pytest.raises(Stopped), signals.break_off():
+        pytest.fail("a signal that came before must end the block at its start")
+
+
+def test_a_signal_in_a_block_that_may_be_broken_off(signals):
+    with signals.break_off():
+        pass
+    with pytest.raises(Stopped), signals.break_off():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the block went on")
+    assert signals.received == signal.SIGTERM
+
+
+def test_the_first_signal_counts(signals):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == signal.SIGINT
+
+
+def test_a_second_ctrl_c_ends_at_once(signals):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_workers_outlive_the_signals(signals):
+    ignore_stop_signals()
+    for number in EXIT_STATUS:
+        os.kill(os.getpid(), number)
+    assert signals.received is None
