@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import synthetic
+from datasets import scenes, synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"cities": ("Alder", "Birch"), "places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2,
@@ -109,7 +109,7 @@ def test_positions_stay_apart_over_many_streets():
 
 
 def test_training_and_benchmark_share_no_place():
-    views = [synthetic.draw_place(0, name, place, (32, 32)) for name in ("Alder", "Birch", "val", "test")
+    views = [scenes.draw_place(0, name, place, (32, 32)) for name in ("Alder", "Birch", "val", "test")
              for place in (0, 9)]
     walls = [next(s for s in scene.surfaces if s.kind == "wall").colour.tobytes() for scene in views]
     assert len(set(walls)) == len(walls)
@@ -119,30 +119,30 @@ def test_training_and_benchmark_share_no_place():
 
 
 def test_neighbours_share_their_street():
-    first, neighbour = (synthetic.draw_place(0, "Alder", place, (32, 32)) for place in (0, 1))
+    first, neighbour = (scenes.draw_place(0, "Alder", place, (32, 32)) for place in (0, 1))
     assert first.style == neighbour.style and first.heading == neighbour.heading
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 57), (201, 64), (64, 201), (320, 240)])
 def test_sizes(size):
     for place in (0, 8, 16, 24):
-        pixels = synthetic.render_photo(0, "Cedar", place, 0, size)
+        pixels = scenes.render_photo(0, "Cedar", place, 0, size)
         assert pixels.dtype == np.uint8 and pixels.shape == (size[1], size[0], 3)
         assert pixels.std() > 10
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_painted_mark_lies_where_the_camera_sees_it(number):
-    scene, rng = synthetic.draw_place(0, "Elm", 0, (160, 120)), np.random.default_rng(number)
-    camera, _ = synthetic.draw_camera(rng, scene, 1.0)
-    white, black = synthetic.planes((1, 1, 1)), synthetic.planes((0, 0, 0))
-    light = synthetic.Light(white, black, np.zeros(3), black, black, 0.0, 0.0, "noon", None)
+    scene, rng = scenes.draw_place(0, "Elm", 0, (160, 120)), np.random.default_rng(number)
+    camera, _ = scenes.draw_camera(rng, scene, 1.0)
+    white, black = scenes.planes((1, 1, 1)), scenes.planes((0, 0, 0))
+    light = scenes.Light(white, black, np.zeros(3), black, black, 0.0, 0.0, "noon", None)
     texture = Image.new("RGBA", (200, 100))
     texture.paste((255, 0, 0, 255), (98, 48, 102, 52))
-    wall = synthetic.Surface("wall", texture.convert("RGBa"), None, np.array((-10.0, 7.0, 12.0)),
+    wall = scenes.Surface("wall", texture.convert("RGBa"), None, np.array((-10.0, 7.0, 12.0)),
                              np.array((0.1, 0, 0)), np.array((0, -0.1, 0)))
     canvas = np.zeros((3, 120, 160), np.float32)
-    synthetic.paint(canvas, rng, wall, camera, light, [0] * 256, canvas)
+    scenes.paint(canvas, rng, wall, camera, light, [0] * 256, canvas)
     u, v, depth = camera.intrinsics @ camera.rotation @ (np.array((0.0, 2.0, 12.0)) - camera.position)
     rows, columns = np.nonzero(canvas[0] > 60)
     assert abs(columns.mean() + 0.5 - u / depth) < 0.7 and abs(rows.mean() + 0.5 - v / depth) < 0.7
@@ -152,14 +152,14 @@ def test_a_painted_mark_lies_where_the_camera_sees_it(number):
 def test_written_photo_is_the_rendered_one(city):
     folder = city / "synthetic" / "images" / "test" / "queries"
     path, = (p for p in folder.iterdir() if p.name.split("@")[3] == "0000004_02")
-    drawn = synthetic.render_photo(SMALL["seed"], "test", 4, 2, (64, 48), role="query").astype(float)
+    drawn = scenes.render_photo(SMALL["seed"], "test", 4, 2, (64, 48), role="query").astype(float)
     assert np.abs(np.asarray(Image.open(path)) - drawn).mean() < 15  # what JPEG changes
 
 
 def test_photos_of_a_place_differ_and_resemble():
     """Photos by day of one place lie nearer to each other than to those of other streets, in coarse colours."""
     def coarse(place, photo):
-        pixels = Image.fromarray(synthetic.render_photo(0, "val", place, photo, (64, 48), "database"))
+        pixels = Image.fromarray(scenes.render_photo(0, "val", place, photo, (64, 48), "database"))
         return np.asarray(pixels.resize((8, 6), Image.Resampling.BOX), float)
     drawn = np.array([[coarse(place, photo) for photo in range(4)] for place in range(0, 64, 8)])
     within = np.abs(drawn[:, :, None] - drawn[:, None]).mean((3, 4, 5))[:, ~np.eye(4, dtype=bool)]

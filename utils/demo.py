@@ -19,7 +19,8 @@ from utils.logs import run_script
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("demo")
 CITIES = ("Alder", "Birch", "Cedar", "Dogwood")
-CITY_FLAGS = ["--places=600", "--photos_per_place=6", "--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2", f"--cities={len(CITIES)}", "--seed=1"]
+CITY_FLAGS = ["--places=1000", "--photos_per_place=4", "--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2",
+              f"--cities={len(CITIES)}", "--seed=1"]
 MODEL = ["--backbone=vit-tiny", "--aggregation=gem"]
 DATA = ["--datasets_folder=city", "--dataset_name=synthetic", "--resize", "70", "98", "--infer_batch_size=32", "--num_workers=0",
         "--recall_values", "1", "5", "10", "--device=cpu"]
