@@ -2,10 +2,14 @@
 PYTHON ?= python3
 TOOLS = pytest ruff
 
-.PHONY: demo test lint clean
+.PHONY: demo corridor-demo test lint clean
 
 demo: .venv/installed
 	.venv/bin/python -m utils.demo
+
+# Trains longer on a procedural city and evaluates on real photos: make corridor-demo DATASETS_FOLDER=/data/vpr
+corridor-demo: .venv/installed
+	.venv/bin/python -m utils.demo --real_photos "$(DATASETS_FOLDER)" corridor
 
 test: .venv/installed
 	.venv/bin/python -m pytest -q
@@ -20,4 +24,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv logs demo
+	rm -rf .venv logs demo demo_real

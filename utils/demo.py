@@ -1,83 +1,120 @@
 """The demo: makes a procedural city, trains SelaVPR++ on it with a vit-tiny from scratch, and evaluates it on places never trained on.
 
     python -m utils.demo
+    python -m utils.demo --real_photos DATASETS_FOLDER DATASET_NAME
 
-It runs the repository's own scripts and shows their command lines. Everything goes to the folder `demo`.
+With --real_photos it trains longer, on a larger city and with RandAugment, and evaluates on that dataset, split test; no photo of it is
+trained on. It runs the repository's own scripts and shows their command lines. Everything goes to the folder `demo` or `demo_real`.
 """
 import argparse
 import json
-import logging
 import os
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.logs import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = Path("demo")
 CITIES = ("Alder", "Birch", "Cedar", "Dogwood")
-CITY_FLAGS = ["--places=1000", "--photos_per_place=4", "--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2",
-              f"--cities={len(CITIES)}", "--seed=1"]
-MODEL = ["--backbone=vit-tiny", "--aggregation=gem"]
-DATA = ["--datasets_folder=city", "--dataset_name=synthetic", "--resize", "70", "98", "--infer_batch_size=32", "--num_workers=0",
-        "--recall_values", "1", "5", "10", "--device=cpu"]
-TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES, "--image_size", "70", "98", "--train_batch_size=40", "--randaugment_ops=0"]
-STAGE_ONE = ["--train_backbone", "--epochs_num=8", "--lr=0.002"]
-STAGE_TWO = ["--epochs_num=4", "--lr=0.002"]
+
+
+class Recipe(NamedTuple):
+    """What the two demos differ in: folder; flags of the city, of all scripts, of both training stages and of either."""
+
+    folder: Path
+    city: list[str]
+    common: list[str]
+    training: list[str]
+    stage_one: list[str]
+    stage_two: list[str]
+
+
+QUICK = Recipe(
+    Path("demo"),
+    ["--places=1000", "--photos_per_place=4"],
+    ["--resize", "70", "98"],
+    ["--image_size", "70", "98", "--train_batch_size=40", "--randaugment_ops=0"],
+    ["--epochs_num=6", "--lr=0.002"],
+    ["--epochs_num=2", "--lr=0.002"],
+)
+LONG = Recipe(
+    Path("demo_real"),
+    ["--places=2000", "--photos_per_place=4"],
+    ["--resize", "84", "112"],
+    ["--image_size", "84", "112", "--train_batch_size=40"],
+    ["--epochs_num=12", "--lr=0.002"],
+    ["--epochs_num=2", "--lr=0.002"],
+)
+CITY = ["--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2", f"--cities={len(CITIES)}", "--seed=1"]
+COMMON = ["--backbone=vit-tiny", "--aggregation=gem", "--infer_batch_size=32", "--num_workers=0", "--recall_values", "1", "5", "10", "--device=cpu"]
+SYNTHETIC = ["--datasets_folder=city", "--dataset_name=synthetic"]
+TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
 
 
 def main() -> None:
     # ---- Arguments
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real_photos", nargs=2, metavar=("DATASETS_FOLDER", "DATASET_NAME"), help="train longer, evaluate on this dataset")
+    args = parser.parse_args()
+    recipe = LONG if args.real_photos else QUICK
+    common = [*COMMON, *recipe.common]
+    training = [*common, *SYNTHETIC, *TRAINING, *recipe.training]
+    test = SYNTHETIC
+    if args.real_photos:
+        test = [f"--datasets_folder={Path(args.real_photos[0]).resolve()}", f"--dataset_name={args.real_photos[1]}"]
+    folder = recipe.folder
+    folder.mkdir(exist_ok=True)
     started = time.perf_counter()
-    FOLDER.mkdir(exist_ok=True)
 
     # ---- A city: training places, and others to validate and test on
-    if not (FOLDER / "city").exists():
-        run("-m", "datasets.synthetic", "city", *CITY_FLAGS, "--contact_sheet=contact_sheet.png")
+    if not (folder / "city").exists():
+        run(folder, "-m", "datasets.synthetic", "city", *recipe.city, *CITY, "--contact_sheet=contact_sheet.png")
 
     # ---- Before training
-    run("train.py", *MODEL, *DATA, *TRAINING, "--train_backbone", "--epochs_num=0", "--save_dir=untrained")
-    untrained = results("untrained")
+    run(folder, "train.py", *training, "--train_backbone", "--epochs_num=0", "--save_dir=start")
+    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'start')}", "--save_dir=untrained")
 
     # ---- Stage one: the float branch, and the trunk, which nobody has trained yet
-    run("train.py", *MODEL, *DATA, *TRAINING, *STAGE_ONE, "--save_dir=stage_one")
-    float_model = newest("stage_one") / "best_model.pth"
+    run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
+    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'stage_one')}", "--save_dir=float")
 
     # ---- Stage two: the binary branch beside the float one, which stays as it is
-    run("train_rerank.py", *MODEL, *DATA, *TRAINING, *STAGE_TWO, f"--resume={float_model.relative_to(FOLDER)}", "--save_dir=stage_two")
-    two_branch_model = newest("stage_two") / "best_model.pth"
+    run(folder, "train_rerank.py", *training, *recipe.stage_two, f"--resume={best_model(folder, 'stage_one')}", "--save_dir=stage_two")
+    run(folder, "eval_rerank.py", *common, *test, f"--resume={best_model(folder, 'stage_two')}", "--save_dir=two_stage")
 
-    # ---- Evaluation
-    run("eval.py", *MODEL, *DATA, f"--resume={float_model.relative_to(FOLDER)}", "--save_dir=float")
-    run("eval_rerank.py", *MODEL, *DATA, f"--resume={two_branch_model.relative_to(FOLDER)}", "--save_dir=two_stage")
-    print_table(untrained, results("float"), results("two_stage"))
-    curves = [str(newest(stage) / "curves.png") for stage in ("stage_one", "stage_two")]
-    print(f"Pictures: {FOLDER / 'contact_sheet.png'} (places of the city), {', '.join(curves)}")
+    # ---- Results
+    print_table(*(results(folder, name) for name in ("untrained", "float", "two_stage")))
+    print(f"Pictures: {folder / 'contact_sheet.png'} (places of the city), "
+          + ", ".join(str(newest(folder, stage) / "curves.png") for stage in ("stage_one", "stage_two")))
     print(f"The demo took {time.perf_counter() - started:.0f} s.")
 
 
-def run(*command: str) -> None:
+def run(folder: Path, *command: str) -> None:
     """Runs a script or module of the repository in the demo's folder, showing the command. Exits with its status where it fails."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
     program = command if command[0] == "-m" else (str(ROOT / command[0]), *command[1:])
-    status = subprocess.run([sys.executable, *program], cwd=FOLDER, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+    status = subprocess.run([sys.executable, *program], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
     if status:
         sys.exit(status)
 
 
-def newest(save_dir: str) -> Path:
+def newest(folder: Path, save_dir: str) -> Path:
     """The last run's folder."""
-    return max((FOLDER / "logs" / save_dir).iterdir(), key=lambda folder: folder.stat().st_mtime)
+    return max((folder / "logs" / save_dir).iterdir(), key=lambda path: path.stat().st_mtime)
 
 
-def results(save_dir: str) -> dict:
+def best_model(folder: Path, save_dir: str) -> Path:
+    """The last run's best model, as seen from the demo's folder."""
+    return (newest(folder, save_dir) / "best_model.pth").relative_to(folder)
+
+
+def results(folder: Path, save_dir: str) -> dict:
     """The last run's results.json."""
-    return json.loads((newest(save_dir) / "results.json").read_text())
+    return json.loads((newest(folder, save_dir) / "results.json").read_text())
 
 
 def print_table(untrained: dict, floats: dict, two_stage: dict) -> None:
@@ -89,7 +126,7 @@ def print_table(untrained: dict, floats: dict, two_stage: dict) -> None:
         ("binary alone", two_stage["first_stage_recalls"], code_bytes, two_stage, ("search",)),
         ("two-stage", two_stage["recalls"], code_bytes + float_bytes, two_stage, ("search", "rerank")),
     )
-    print(f"\n{floats['queries']} queries, {floats['database']} database photos of {floats['queries']} places, none of them trained on")
+    print(f"\n{floats['dataset']}: {floats['queries']} queries, {floats['database']} database photos, of places never trained on")
     print(f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'bytes/photo':>13}{'ms/query':>10}")
     for name, recalls, size, source, phases in rows:
         milliseconds = 1000 * sum(source["seconds"][phase] for phase in phases) / source["queries"]

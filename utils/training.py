@@ -139,6 +139,8 @@ class Training:
         self.arguments = plain_values(args)
         self.progress = Progress()
         if checkpoint is not None:
+            if not (args.resume.parent / BEST_MODEL).exists():
+                raise InputError(f"no {BEST_MODEL} beside {args.resume}: a run goes on in its own folder, which holds both")
             self.progress = restore(checkpoint, args.resume, self.model, self.optimizer, self.scaler, self.arguments)
         self.unreadable: set[str] = set()
         self.non_finite_steps = 0
