@@ -203,3 +203,12 @@ def test_pair_fraction_is_drawn_from_the_generator(drawn_pairs):
     torch.manual_seed(2)
     assert torch.equal(drawn_pairs(0.5, seed=3)[0], first)
     assert not torch.equal(drawn_pairs(0.5, seed=4)[0], first)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_descriptors_that_are_not_finite_give_no_finite_loss(bad):
+    """A model that has diverged must not look like one without pairs to learn from."""
+    x = vectors(BATCHES["even"], 0)
+    x[3, 2] = bad
+    for broken in (x, torch.full_like(x, bad)):
+        assert not float_losses(broken, torch.tensor(BATCHES["even"])).total.isfinite()

@@ -44,9 +44,9 @@ QUICK = Recipe(
 LONG = Recipe(
     Path("demo_real"),
     ["--places=2000", "--photos_per_place=4"],
-    ["--resize", "84", "112"],
+    ["--resize", "112", "154"],
     ["--image_size", "84", "112", "--train_batch_size=40"],
-    ["--epochs_num=12", "--lr=0.002"],
+    ["--epochs_num=6", "--lr=0.002"],
     ["--epochs_num=2", "--lr=0.002"],
 )
 CITY = ["--val_places=40", "--test_places=100", "--database_photos=4", "--queries=2", f"--cities={len(CITIES)}", "--seed=1"]

@@ -33,7 +33,8 @@ def mine_pairs(similarity: Tensor, labels: Tensor, epsilon: float = EPSILON) -> 
     positives, negatives = _pairs(labels)
     most_similar_negative = similarity.masked_fill(~negatives, -torch.inf).amax(dim=1, keepdim=True)
     least_similar_positive = similarity.masked_fill(~positives, torch.inf).amin(dim=1, keepdim=True)
-    return positives & (similarity - epsilon < most_similar_negative), negatives & (similarity + epsilon > least_similar_positive)
+    # "Not >=" in the place of "<": what is not a number keeps its pairs, and shows in the loss.
+    return positives & ~(similarity - epsilon >= most_similar_negative), negatives & ~(similarity + epsilon <= least_similar_positive)
 
 
 def multi_similarity_loss(similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class StopSignals:
         if self.received == number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
-        self.received = number
+        if self.received is None:
+            self.received = number
         if self._break_off:
             raise Stopped
 

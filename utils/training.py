@@ -220,9 +220,10 @@ class Training:
                           strict=True))
         self.non_finite_steps = 0 if math.isfinite(values["loss"]) else self.non_finite_steps + 1
         if self.non_finite_steps >= MOST_NON_FINITE:
+            last = self.folder / LAST_MODEL
             raise InputError(f"the loss was not finite in {MOST_NON_FINITE} steps in a row, the last of them before step {self.progress.step}. "
-                             f"Likely causes: --lr {self.args.lr} too high, --precision {self.args.precision}. "
-                             f"The last good checkpoint is {self.folder / LAST_MODEL}")
+                             f"Likely causes: --lr {self.args.lr} too high, --precision {self.args.precision}, weights that are not whole."
+                             + (f" The last good checkpoint is {last}" if last.exists() else ""))
         if self.non_finite_steps:
             return
         sums = self.progress.sums

@@ -1,0 +1,59 @@
+"""What test_distributed.py runs, in one process and under torchrun: training steps on a split batch. Argument: a file to write."""
+import sys
+
+import torch
+from helpers import filled, image_batch
+
+from model import build_model
+from utils import distributed
+from utils.losses import float_losses, hashing_losses
+from utils.training import freeze, make_scaler, set_training_mode, training_step
+
+LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3]
+STEPS = 5
+
+
+def share(sizes):
+    """The part of the batch that this rank takes."""
+    first = sum(sizes[:distributed.rank()])
+    return slice(first, first + sizes[distributed.rank()])
+
+
+def train(binary_branch, sizes):
+    """Five steps: (losses of each step, state dict).
+
+    BatchNorm is in eval mode, so that its statistics are not those of a rank's share. SGD, since Adam turns gradients that are 0 but for
+    rounding into full steps.
+    """
+    model = filled(build_model("vit-tiny", "gem", hashing=binary_branch))
+    trainable = freeze(model, binary_branch, train_backbone=False)
+    set_training_mode(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    optimizer, scaler = torch.optim.SGD(trainable, lr=2.0 if binary_branch else 0.1, momentum=0.9, fused=True), make_scaler("cpu", "fp32")
+    criterion = hashing_losses if binary_branch else float_losses
+    part = share(sizes)
+    images = torch.from_numpy(image_batch(3, len(LABELS), 56, 56))[part]
+    labels = torch.tensor(LABELS)[part]
+    traces = [training_step(model, optimizer, scaler, criterion, images, labels, not binary_branch, sizes=sizes) for _ in range(STEPS)]
+    return torch.tensor([[float(value) for value in losses] for losses in traces]), model.state_dict()
+
+
+def gather(sizes):
+    """What gather_batch makes of the rows of [16, 3], and the gradient of this rank's rows for a sum weighted by their numbers."""
+    rows = torch.arange(48.0).reshape(16, 3)[share(sizes)].requires_grad_()
+    gathered = distributed.gather_batch(rows, sizes)
+    (gathered * torch.arange(16.0)[:, None]).sum().backward()
+    return gathered.detach(), rows.grad
+
+
+if __name__ == "__main__":
+    distributed.start("cpu")
+    found = {}
+    for name, sizes in (("even", [8, 8]), ("uneven", [11, 5])):
+        found[name] = {"float": train(False, sizes), "hashing": train(True, sizes), "gather": gather(sizes)}
+    everyone = distributed.gather_to_main(found)
+    if distributed.is_main():
+        torch.save(everyone, sys.argv[1])
+    distributed.stop()

@@ -1,0 +1,109 @@
+"""Two processes (torchrun, gloo) against one: the same steps on the same batch, and the scripts from end to end."""
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_worker
+import pytest
+import torch
+from helpers import ROOT, filled, run_script
+
+from datasets.synthetic import make_city
+from model import build_model
+
+WORKER = Path(distributed_worker.__file__)
+
+
+def torchrun(script, *flags, cwd):
+    """Runs a script in two processes; what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", script, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{WORKER.parent}"}
+    result = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the worker found, by rank."""
+    folder = tmp_path_factory.mktemp("worker")
+    torchrun(WORKER, folder / "found.pt", cwd=folder)
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same steps in this one process."""
+    sizes = [len(distributed_worker.LABELS)]
+    return {"float": distributed_worker.train(False, sizes), "hashing": distributed_worker.train(True, sizes)}
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("branch", ["float", "hashing"])
+def test_two_ranks_are_one(found, alone, branch, split):
+    losses, state = alone[branch]
+    start = filled(build_model("vit-tiny", "gem", hashing=branch == "hashing")).state_dict()
+    assert losses[-1, 0] < losses[0, 0]
+    assert sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20  # there is something to compare
+    for rank in found:
+        assert torch.allclose(rank[split][branch][0], losses, rtol=1e-5, atol=1e-7)
+        assert rank[split][branch][1].keys() == state.keys()
+        for name, value in rank[split][branch][1].items():
+            assert torch.allclose(value, state[name], rtol=0, atol=1e-5), name
+    for left, right in zip(*(rank[split][branch][1].values() for rank in found), strict=True):
+        assert torch.equal(left, right)  # the ranks must not drift apart
+
+
+@pytest.mark.parametrize(("split", "sizes"), [("even", [8, 8]), ("uneven", [11, 5])])
+def test_gather_batch(found, split, sizes):
+    first = 0
+    for rank, size in zip(found, sizes, strict=True):
+        gathered, gradient = rank[split]["gather"]
+        assert torch.equal(gathered, torch.arange(48.0).reshape(16, 3))
+        assert torch.equal(gradient, torch.arange(first, first + size, dtype=torch.float32)[:, None].expand(-1, 3))
+        first += size
+
+
+# ---- The scripts
+
+def test_train(tmp_path):
+    city = tmp_path / "city"
+    make_city(city, cities=("Alder",), places=13, photos_per_place=2, val_places=3, test_places=3, size=(64, 64), progress=False)
+    printed = torchrun(ROOT / "train.py", f"--datasets_folder={city}", "--dataset_name=synthetic", "--val_datasets", "synthetic",
+                       "--cities", "Alder", "--backbone=vit-tiny", "--train_backbone", "--image_size", 56, 56, "--resize", 56, 56,
+                       "--train_batch_size=4", "--images_per_place=2", "--epochs_num=2", "--num_workers=0", "--device=cpu", cwd=tmp_path)
+    (folder,) = tmp_path.glob("logs/*/*")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best_model.pth", "curves.png", "last_model.pth", "log.txt", "metrics.csv", "predictions.csv", "results.json"]
+    with open(folder / "metrics.csv", newline="") as file:
+        assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [("1", "3"), ("2", "6")]
+    lines = printed.splitlines()
+    assert sum(line.startswith("R@1: ") for line in lines) == 1 and lines[-1].startswith("R@1: ")
+
+
+def predictions(cwd):
+    (path,) = cwd.glob("logs/eval/*/predictions.csv")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_eval(tiny_benchmark, checkpoints, tmp_path):
+    flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name=tiny", "--backbone=vit-tiny", f"--resume={checkpoints['two_branch']}",
+             "--resize", 56, 56, "--num_workers=0", "--device=cpu", "--rerank_num=5", "--infer_batch_size=4"]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    printed = torchrun(ROOT / "eval_rerank.py", *flags, cwd=tmp_path / "two")
+    result = run_script("eval_rerank.py", *flags, cwd=tmp_path / "one")
+    assert result.status == 0, result.stderr
+    assert printed.splitlines()[-1] == result.stdout.splitlines()[-1]
+    two, one = predictions(tmp_path / "two"), predictions(tmp_path / "one")
+    assert len(one) == 160
+    for left, right in zip(two, one, strict=True):
+        assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
+        assert left == right
