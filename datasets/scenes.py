@@ -99,10 +99,12 @@ def generator(seed, city, purpose, number, photo=0):
 
 
 def pick(rng, options):
+    """One of the options."""
     return options[int(rng.random() * len(options))]
 
 
 def between(rng, low, high):
+    """A number between low and high, evenly spread."""
     return low + (high - low) * rng.random()
 
 
@@ -113,6 +115,7 @@ def hsv(hue, saturation, value):
 
 
 def tone(colour, factor):
+    """The colour, lighter (factor above 1) or darker."""
     return tuple(min(255, int(c * factor)) for c in colour)
 
 
@@ -122,6 +125,7 @@ def planes(colour):
 
 
 def vivid(rng):
+    """A strong colour."""
     return hsv(rng.random() ** 1.3, between(rng, 0.35, 0.9), between(rng, 0.35, 0.95))
 
 
@@ -138,6 +142,7 @@ class Sheet:
         self.draw, self.draw_label = ImageDraw.Draw(self.colour), ImageDraw.Draw(self.label)
 
     def rect(self, x0, y0, x1, y1, colour, label=0):
+        """Fills a rectangle."""
         s, h = self.scale, self.height
         left, top = round(x0 * s), round((h - y1) * s)
         box = (left, top, max(left, round(x1 * s) - 1), max(top, round((h - y0) * s) - 1))
@@ -145,11 +150,13 @@ class Sheet:
         self.draw_label.rectangle(box, label)
 
     def polygon(self, points, colour, label=0):
+        """Fills a polygon of (x, y) points."""
         pixels = [(x * self.scale, (self.height - y) * self.scale) for x, y in points]
         self.draw.polygon(pixels, colour)
         self.draw_label.polygon(pixels, label)
 
     def ellipse(self, x, y, rx, ry, colour, label=0):
+        """Fills an ellipse about (x, y)."""
         s, h = self.scale, self.height
         box = ((x - rx) * s, (h - y - ry) * s, (x + rx) * s, (h - y + ry) * s)
         self.draw.ellipse(box, colour)
@@ -226,6 +233,7 @@ def draw_sign(sheet, rng, x0, y0, x1, y1):
 
 
 def draw_door(sheet, rng, x, width, height, trim):
+    """A door of this width and height at x, with its frame."""
     colour = vivid(rng)
     sheet.rect(x - 0.15, 0, x + width + 0.15, height + 0.2, trim)
     sheet.rect(x, 0, x + width, height, colour)
@@ -461,6 +469,7 @@ def plane(kind, sheet, origin, right, down, reduce=(1, 1)):
 
 
 def crop(sheet, x0, x1):
+    """The part of the sheet from x0 to x1."""
     part = Sheet(x1 - x0, sheet.height, sheet.scale)
     box = (round(x0 * sheet.scale), 0, round(x0 * sheet.scale) + part.colour.width, sheet.colour.height)
     part.colour, part.label = sheet.colour.crop(box), sheet.label.crop(box)

@@ -42,6 +42,7 @@ def degrees(corner, position, offset):
 
 
 def save(photo, path):
+    """Writes a photo as JPEG, in its own quality."""
     Image.fromarray(photo.pixels).save(path, quality=photo.quality)
 
 
@@ -150,6 +151,7 @@ def contact_sheet(path, city=CITIES[0], places=range(8), photos_per_place=8, siz
 
 
 def parse_arguments(argv=None):
+    """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m datasets.synthetic", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("output", help="new or empty folder; gets gsv_cities/ and synthetic/")
