@@ -53,14 +53,16 @@ class GSVCities(Dataset):
     `<folder>/Dataframes/<City>.csv` and `<folder>/Images/<city_id>/<city_id>_<place_id>_<year>_<month>_<northdeg>_<lat>_<lon>_<panoid>.jpg`
 
     Attributes: places, for each the photos' names below Images; city_places, for each city the range of its places' numbers, which are
-    distinct over all cities. Raises InputError where a folder, CSV or column is missing, a number is none, or no place has enough photos.
+    distinct over all cities. Unless `exact_decoding` is set, JPEG photos are decoded at a fraction of their size, no smaller than image_size.
+    Raises InputError where a folder, CSV or column is missing, a number is none, or no place has enough photos.
     """
 
     def __init__(self, folder: str | Path, cities: Sequence[str], image_size: tuple[int, int], images_per_place: int = 4, seed: int = 0,
-                 randaugment_ops: int = 3) -> None:
+                 randaugment_ops: int = 3, exact_decoding: bool = False) -> None:
         self.folder = Path(folder)
         self.images_per_place = images_per_place
         self.seed = seed
+        self.draft_size = None if exact_decoding else image_size
         self.transform = training_transform(image_size, randaugment_ops)
         _check_folders(self.folder, cities)
         self.places: list[list[str]] = []
@@ -92,7 +94,8 @@ class GSVCities(Dataset):
             torch.default_generator.manual_seed(int(rng.integers(2**62)))
             for i in rng.permutation(len(self.places[place])):
                 try:
-                    images.append(self.transform(read_photo(self.folder / "Images" / self.places[place][i])))
+                    photo = read_photo(self.folder / "Images" / self.places[place][i], self.draft_size)
+                    images.append(self.transform(photo))
                 except InputError as error:
                     unreadable.append(str(error))
                 if len(images) == self.images_per_place:

@@ -72,6 +72,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_size", type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"),
                         help="of training photos; multiples of 14")
     parser.add_argument("--randaugment_ops", type=non_negative_int, default=3, help="operations of RandAugment on each training photo; 0: none")
+    parser.add_argument("--exact_decoding", action="store_true", help="decode training photos at full size before they are resized; slower")
     parser.add_argument("--optim", choices=("adam", "adamw", "sgd"), default="adam", help="optimizer")
     parser.add_argument("--lr", type=positive_float, default=4e-4, help="learning rate at the start, halved every 3 epochs")
     parser.add_argument("--save_dir", help="a new run goes to logs/<save_dir>/<time>/; a resumed one goes on in its own folder")

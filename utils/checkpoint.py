@@ -11,6 +11,7 @@ from utils.files import atomic_write
 # What else may change when a run goes on: where data lie, how fast they are read, how long to train.
 CHANGEABLE = {"resume", "save_dir", "datasets_folder", "gsv_cities_folder", "dataset_name", "foundation_model_path", "epochs_num", "patience",
               "num_workers", "infer_batch_size", "device", "recall_values", "rerank_num"}
+ADDED = {"exact_decoding": False}  # arguments that older checkpoints lack, with the defaults
 
 
 @dataclass
@@ -79,7 +80,7 @@ def read_stage_two_start(path: Path, model: GeoLocalizationNet) -> dict | None:
 def restore(checkpoint: dict, source: Path, model: GeoLocalizationNet, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
             arguments: dict) -> Progress:
     """Puts everything back. Raises InputError where arguments that change the model or the schedule differ, naming them."""
-    saved = checkpoint["arguments"]
+    saved = ADDED | checkpoint["arguments"]
     changed = [f"--{name} {arguments[name]} (was {saved.get(name)})" for name in arguments
                if name not in CHANGEABLE and arguments[name] != saved.get(name)]
     if changed:

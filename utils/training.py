@@ -119,7 +119,7 @@ class Training:
 
         # ---- Data
         self.places = GSVCities(args.gsv_cities_folder, args.cities, tuple(args.image_size), args.images_per_place, args.seed,
-                                args.randaugment_ops)
+                                args.randaugment_ops, args.exact_decoding)
         self.batches = PlaceBatches(self.places.city_places, args.train_batch_size, args.seed, distributed.rank(), distributed.world_size())
         self.loader = DataLoader(self.places, batch_sampler=self.batches, num_workers=args.num_workers, collate_fn=collate_places,
                                  pin_memory=args.device.startswith("cuda"), persistent_workers=args.num_workers > 0,
