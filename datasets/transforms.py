@@ -56,7 +56,7 @@ def _augment(size: tuple[int, int], randaugment: v2.RandAugment, photo: Image.Im
 
 
 class _RandAugment(v2.RandAugment):
-    """torchvision's, pixel for pixel. Translation, always by whole pixels, is a crop here, not an interpolation: 30 times faster."""
+    """torchvision's, pixel for pixel. Translation, always by whole pixels, is a crop here, not an interpolation, which takes far longer."""
 
     def _apply_image_or_video_transform(self, image: Image.Image, transform_id: str, magnitude: float, *args, **kwargs) -> Image.Image:
         if not transform_id.startswith("Translate"):
