@@ -1,5 +1,7 @@
 """VPR benchmarks on disk: a database and queries with UTM positions in their file names."""
 import math
+import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,43 +17,46 @@ class Benchmark:
 
     `<datasets_folder>/<name>/images/<split>/{database,queries}/**/@<utm_easting>@<utm_northing>@...@.jpg`
 
-    Attributes: folder, the split's; database_paths, queries_paths; database_utms, queries_utms, [N, 2] float64 in metres;
-    positives, for each query an int64 array of database photos within `threshold` metres (inclusive), sorted.
-    Raises InputError where a folder is missing or empty, or a file name holds no position.
+    Attributes: folder, the split's; database_paths, queries_paths; database_utms, queries_utms, [N, 2] float64 in metres; threshold, within
+    which (inclusive) a database photo is right for a query, in metres. With `has_database` False the database folder is not looked at: an
+    index stands in for it. Raises InputError where a folder is missing or empty, or a file name holds no position.
     """
 
-    def __init__(self, datasets_folder: str | Path, name: str, split: str, threshold: float = 25.0) -> None:
+    def __init__(self, datasets_folder: str | Path, name: str, split: str, threshold: float = 25.0, has_database: bool = True) -> None:
         self.name = name
+        self.threshold = threshold
         self.folder = _existing_folder(Path(datasets_folder), name, split)
-        self.database_paths = list_photos(self.folder / "database")
+        self.database_paths = list_photos(self.folder / "database") if has_database else []
         self.queries_paths = list_photos(self.folder / "queries")
-        self.database_utms = np.array([utm_position(path) for path in self.database_paths])
+        self.database_utms = np.array([utm_position(path) for path in self.database_paths]).reshape(-1, 2)
         self.queries_utms = np.array([utm_position(path) for path in self.queries_paths])
-        self.positives = find_positives(self.database_utms, self.queries_utms, threshold)
 
-    @property
-    def queries_without_positives(self) -> int:
-        """How many queries no answer can be right for; they count as missed."""
-        return sum(len(positives) == 0 for positives in self.positives)
+    @cached_property
+    def positives(self) -> list[np.ndarray]:
+        """For each query the sorted numbers, int64, of the database photos that are right for it."""
+        return find_positives(self.database_utms, self.queries_utms, self.threshold)
 
     def __str__(self) -> str:
-        return (f"{self.name} ({self.folder}): {len(self.database_paths)} database photos, {len(self.queries_paths)} queries, "
-                f"{self.queries_without_positives} of them without a positive")
+        database = f"{len(self.database_paths)} database photos, " if self.database_paths else ""
+        return f"{self.name} ({self.folder}): {database}{len(self.queries_paths)} queries"
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """The photos below a folder, sorted by path. Raises InputError where the folder is missing or holds none."""
+def list_photos(folder: Path) -> list[str]:
+    """The paths of the photos below a folder, sorted. Raises InputError where the folder is missing or holds none.
+
+    Strings: of a database of millions, Path objects would take gigabytes.
+    """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    paths = sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name.lower().endswith(PHOTO_SUFFIXES))
     if not paths:
         raise InputError(f"no photos in {folder}: looked for {', '.join(PHOTO_SUFFIXES)} in it and below")
     return paths
 
 
-def utm_position(path: Path) -> tuple[float, float]:
+def utm_position(path: str | Path) -> tuple[float, float]:
     """(easting, northing) in metres from `@<easting>@<northing>@...`. Raises InputError, which names the file."""
-    fields = path.name.split("@")
+    fields = os.path.basename(path).split("@")
     try:
         position = float(fields[1]), float(fields[2])
         if not all(map(math.isfinite, position)):

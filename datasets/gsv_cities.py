@@ -154,14 +154,14 @@ def _check_folders(folder: Path, cities: Sequence[str]) -> None:
     for needed in (folder, folder / "Dataframes", folder / "Images"):
         if not needed.is_dir():
             raise InputError(f"no folder {needed}; expected <gsv_cities_folder>/Dataframes/<City>.csv and <gsv_cities_folder>/Images/<City>/*.jpg")
-    for what, missing in (
-        ("Dataframes/<City>.csv", [city for city in cities if not (folder / "Dataframes" / f"{city}.csv").is_file()]),
-        ("Images/<City>", [city for city in cities if not (folder / "Images" / city).is_dir()]),
-    ):
-        if missing:
-            there = sorted(path.stem for path in (folder / "Dataframes").glob("*.csv"))
-            raise InputError(f"{folder} lacks {what} of {len(missing)} cities: {', '.join(missing)}. "
-                             f"There are CSVs of: {', '.join(there) or 'no city'}. Choose with --cities")
+    missing = {
+        "Dataframes/<City>.csv": [city for city in cities if not (folder / "Dataframes" / f"{city}.csv").is_file()],
+        "Images/<City>": [city for city in cities if not (folder / "Images" / city).is_dir()],
+    }
+    if any(missing.values()):
+        there = sorted(path.stem for path in (folder / "Dataframes").glob("*.csv"))
+        lacks = "; and ".join(f"{what} of {len(names)} cities: {', '.join(names)}" for what, names in missing.items() if names)
+        raise InputError(f"{folder} lacks {lacks}. There are CSVs of: {', '.join(there) or 'no city'}. Choose with --cities")
 
 
 def _read_city(path: Path) -> list[list[str]]:

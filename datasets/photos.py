@@ -31,7 +31,7 @@ class PhotoDataset(Dataset):
     Returned, not raised: out of a worker process it would come wrapped in the worker's traceback.
     """
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], antialias: bool = True) -> None:
+    def __init__(self, paths: Sequence[str | Path], size: tuple[int, int], antialias: bool = True) -> None:
         self.paths = paths
         self.size = size
         self.antialias = antialias

@@ -95,7 +95,7 @@ def predictions(cwd):
 
 def test_eval(tiny_benchmark, checkpoints, tmp_path):
     flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name=tiny", "--backbone=vit-tiny", f"--resume={checkpoints['two_branch']}",
-             "--resize", 56, 56, "--num_workers=0", "--device=cpu", "--rerank_num=5", "--infer_batch_size=4"]
+             "--resize", 56, 56, "--num_workers=0", "--device=cpu", "--rerank_num=5", "--infer_batch_size=4", "--save_index=index"]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     printed = torchrun(ROOT / "eval_rerank.py", *flags, cwd=tmp_path / "two")
@@ -107,3 +107,5 @@ def test_eval(tiny_benchmark, checkpoints, tmp_path):
     for left, right in zip(two, one, strict=True):
         assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
         assert left == right
+    for name in ("codes.bin", "descriptors.bin", "utms.bin", "photos.txt", "pieces.jsonl", "header.json"):
+        assert (tmp_path / "two" / "index" / name).read_bytes() == (tmp_path / "one" / "index" / name).read_bytes(), name

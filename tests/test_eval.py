@@ -347,11 +347,12 @@ def test_salad_with_few_patches(refuse, checkpoints):
     refuse("eval.py", ["--aggregation=salad"], ["SALAD", "64", "4 x 4 = 16"], checkpoint=checkpoints["salad"])
 
 
-def test_disk_full(outcomes, refuse):
-    """As if the disk were full after 8 KiB: enough for the log, too little for predictions.csv."""
-    sizes = {path.name: path.stat().st_size for path in outcomes["float"].folder.iterdir()}
+@pytest.mark.parametrize(("mode", "name"), [("float", "descriptors.bin"), ("hashing", "predictions.csv")])
+def test_disk_full(outcomes, refuse, checkpoints, mode, name):
+    """As if the disk were full after 8 KiB: enough for the log and the codes, too little for descriptors and predictions.csv."""
+    sizes = {path.name: path.stat().st_size for path in outcomes[mode].folder.iterdir()}
     assert sizes["log.txt"] < 8192 < sizes["predictions.csv"]
-    cwd = refuse("eval.py", [], ["predictions.csv"], file_limit=8192)
+    cwd = refuse(SCRIPTS[mode], [], [name], checkpoint=checkpoints[mode], file_limit=8192)
     assert [path.name for path in cwd.rglob("*") if path.is_file()] == ["log.txt"]
 
 

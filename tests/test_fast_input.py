@@ -149,8 +149,9 @@ def test_the_flag_reaches_the_training_data(flags, tmp_path, monkeypatch):
 def test_a_run_goes_on_with_the_decoding_that_it_began_with(tmp_path):
     model = torch.nn.Linear(2, 1)
     parts = model, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False)
-    began_with = {"seed": 0}, {"seed": 0, "exact_decoding": False}, {"seed": 0, "exact_decoding": True}  # the first from before the flag
-    for i, (arguments, exact) in enumerate(zip(began_with, (False, False, True), strict=True)):
+    # The first is from before the flag, when all decoding was exact.
+    began_with = {"seed": 0}, {"seed": 0, "exact_decoding": False}, {"seed": 0, "exact_decoding": True}
+    for i, (arguments, exact) in enumerate(zip(began_with, (True, False, True), strict=True)):
         path = tmp_path / f"{i}.pth"
         save_checkpoint(path, *parts, Progress(epoch=i), arguments)
         checkpoint = torch.load(path)

@@ -48,6 +48,48 @@ def test_search_hamming(seed, code_bytes, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_search_hamming_of_a_single_query_by_parts_of_the_database(seed, threads, monkeypatch):
+    monkeypatch.setattr(retrieval, "LEAST_SPLIT_CODES", 5)
+    monkeypatch.setattr(retrieval.faiss, "omp_get_max_threads", lambda: threads)
+    calls = []
+    knn = retrieval._knn_hamming
+    monkeypatch.setattr(retrieval, "_knn_hamming", lambda *arguments: calls.append(arguments) or knn(*arguments))
+    random = np.random.default_rng(seed)
+    database, query = random.integers(0, 4, (43, 1), dtype=np.uint8), random.integers(0, 4, (1, 1), dtype=np.uint8)  # almost everything is a tie
+    for k in (1, 20, 43):
+        expected = naive_hamming(database, query, k)
+        distances, predictions = retrieval.search_hamming(database, query, k, progress=False)
+        np.testing.assert_array_equal(predictions, expected[1])
+        np.testing.assert_array_equal(distances, expected[0])
+    assert len(calls) == 3 * threads
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_inverted_file(seed):
+    random = np.random.default_rng(seed)
+    database = random.integers(0, 256, (400, 8), dtype=np.uint8)
+    queries = database[:50] ^ (random.random((50, 8)) < 0.2).astype(np.uint8)
+    index = retrieval.build_inverted_file(database, 8, progress=False)
+    exact = naive_hamming(database, queries, 5)
+    distances, predictions = retrieval.search_inverted_file(index, queries, 5, 8, progress=False)
+    np.testing.assert_array_equal(distances, exact[0])  # it looked at every list
+    for query, row, lengths in zip(queries, predictions, distances, strict=True):
+        assert [int(np.bitwise_count(query ^ database[i]).sum()) for i in row] == lengths.tolist() and len(set(row.tolist())) == 5
+    fewer, _ = retrieval.search_inverted_file(index, queries, 5, 1, progress=False)
+    assert (fewer >= distances).all() and (fewer > distances).any()
+
+
+def test_an_inverted_file_refuses_too_many_lists_and_too_few_probes():
+    codes = np.random.default_rng(0).integers(0, 256, (40, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match="41 lists needs as many codes or more; the database has 40"):
+        retrieval.build_inverted_file(codes, 41, progress=False)
+    index = retrieval.build_inverted_file(codes, 8, progress=False)
+    with pytest.raises(ValueError, match="NPROBE"):
+        retrieval.search_inverted_file(index, codes[:4], 39, 1, progress=False)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("block_rows", [1, 3, 7, 1000])
 def test_search_float(seed, block_rows, monkeypatch):
     monkeypatch.setattr(retrieval, "DATABASE_BLOCK_BYTES", block_rows * 4 * 12)
@@ -108,6 +150,36 @@ def test_rerank(seed, rerank_num, monkeypatch):
         head = sorted((naive_length(queries[q], database[i]), i) for i in first[q, :rerank_num])
         assert predictions[q].tolist() == [i for _, i in head] + first[q, rerank_num:].tolist()
         np.testing.assert_allclose(distances[q], [d for d, _ in head] + hamming[q, rerank_num:].tolist(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rerank_reads_a_memory_mapped_database_and_gives_its_pages_back(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(retrieval, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(retrieval, "RELEASE_BYTES", 100)
+    random = np.random.default_rng(0)
+    database, queries = random.standard_normal((30, 16)).astype(dtype), random.standard_normal((9, 16)).astype(np.float32)
+    np.save(tmp_path / "database.npy", database)
+    first = np.array([random.permutation(30)[:12] for _ in queries])
+    distances, predictions = retrieval.rerank(np.zeros((9, 12), np.int32), first, np.load(tmp_path / "database.npy", mmap_mode="r"), queries, 12,
+                                              progress=False)
+    for q in range(9):
+        expected = sorted((naive_length(queries[q], database[i]), i) for i in first[q])
+        assert predictions[q].tolist() == [i for _, i in expected]
+        np.testing.assert_allclose(distances[q], [length for length, _ in expected], rtol=1e-5)
+
+
+def test_pages_given_back_leave_memory(tmp_path):
+    np.save(tmp_path / "database.npy", np.ones((1 << 13, 1 << 10), np.float32))  # 32 MiB
+    database = np.load(tmp_path / "database.npy", mmap_mode="r")
+
+    def resident():
+        return int(next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()[1])  # noqa: SIM115
+
+    before = resident()
+    assert database.sum() == 1 << 23
+    held = resident()
+    retrieval._release(database)
+    assert held - before > 30_000 and resident() - before < 1_000  # kB
 
 
 def test_rerank_keeps_the_first_stages_order_among_equals():

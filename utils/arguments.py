@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from datasets.gsv_cities import TRAINING_DATASETS
-from model import AGGREGATIONS, BACKBONES, InputError
+from model import AGGREGATIONS, BACKBONES, GeoLocalizationNet, InputError
 from model.vision_transformer import patch_grid
+from utils.evaluation import InvertedFile, Store
 from utils.features import PRECISIONS, ExtractionSettings
+from utils.index import DESCRIPTOR_DTYPES, make_header
 
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
 
@@ -26,10 +28,40 @@ def parse_evaluation(description: str, hashing: bool = False, rerank: bool = Fal
     parser.add_argument("--save_dir", default="eval", help="results go to logs/<save_dir>/<time>/")
     if rerank:
         parser.add_argument("--rerank_num", type=positive_int, default=100, help="how many of the first stage's results are re-ranked")
+    add_index_arguments(parser, hashing, rerank)
     add_extraction_arguments(parser)
     args = parser.parse_args()
     check_branch_flags(parser, args, hashing, rerank)
     check_common(parser, args)
+    if args.append and not args.save_index:
+        parser.error("--append adds to the index of --save_index DIR: give that too")
+    if args.trust_index and not args.load_index:
+        parser.error("--trust_index is about the index of --load_index DIR: give that too")
+    if hashing and args.ivf:
+        args.ivf = InvertedFile(*args.ivf)
+        if args.ivf.probes > args.ivf.lists:
+            parser.error(f"--ivf {args.ivf.lists} {args.ivf.probes}: no more than the {args.ivf.lists} lists can be looked through")
+    return args
+
+
+def parse_search(description: str) -> argparse.Namespace:
+    """Arguments of search.py. Exits with status 2 on bad ones."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos to find the places of")
+    parser.add_argument("--index", type=Path, required=True, metavar="DIR", help="an index that eval*.py --save_index made")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="the index's model, where it is no longer at the place that the index names")
+    parser.add_argument("--results", type=positive_int, default=5, help="matches to print for each photo")
+    parser.add_argument("--rerank_num", type=positive_int, default=100,
+                        help="how many of the first stage's results are re-ranked, with an index of a two-branch model")
+    parser.add_argument("--save_pictures", type=Path, metavar="DIR", help="draw each photo beside its matches, as a PNG in this folder")
+    parser.add_argument("--trust_index", action="store_true", help="do not check every byte of the index: faster with large ones")
+    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="photos a batch")
+    add_device_arguments(parser)
+    args = parser.parse_args()
+    try:
+        args.device = resolve_device(args.device)
+    except InputError as error:
+        parser.error(str(error))
     return args
 
 
@@ -78,6 +110,26 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_dir", help="a new run goes to logs/<save_dir>/<time>/; a resumed one goes on in its own folder")
 
 
+def add_index_arguments(parser: argparse.ArgumentParser, hashing: bool, rerank: bool) -> None:
+    """Where the database's features are kept, and an approximate search for codes."""
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--save_index", type=Path, metavar="DIR", help="keep the database's features there: a new folder, or with --append an index")
+    place.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; the database's photos are not touched")
+    parser.add_argument("--append", action="store_true", help="add photos that the index of --save_index lacks, or go on where that was broken off")
+    parser.add_argument("--trust_index", action="store_true", help="do not check every byte of the index to load: faster with large ones")
+    if rerank or not hashing:
+        parser.add_argument("--descriptor_dtype", choices=tuple(DESCRIPTOR_DTYPES), default="fp32", help="of the float descriptors kept")
+    if hashing:
+        parser.add_argument("--ivf", type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"),
+                            help="approximate search, for 10 million photos or more: sort the codes into NLIST lists and look through NPROBE of them")
+
+
+def index_store(args: argparse.Namespace, model: GeoLocalizationNet) -> Store:
+    """The index that the flags of `add_index_arguments` ask for, for this model."""
+    header = make_header(model, args.backbone, args.aggregation, args.resume, extraction_settings(args), getattr(args, "descriptor_dtype", "fp32"))
+    return Store(header, args.save_index, args.append, args.load_index, not args.trust_index)
+
+
 def extraction_settings(args: argparse.Namespace) -> ExtractionSettings:
     """The settings that the flags of `add_extraction_arguments` give."""
     return ExtractionSettings(tuple(args.resize), not args.no_antialias, args.infer_batch_size, args.num_workers, args.device, args.precision)
@@ -110,9 +162,15 @@ def add_extraction_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_antialias", action="store_true", help="resize as torchvision before 0.17 did with tensors")
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="photos a batch in evaluation")
     parser.add_argument("--num_workers", type=non_negative_int, default=min(8, os.cpu_count() or 1), help="processes that read photos; 0: none")
+    add_device_arguments(parser)
+    parser.add_argument("--compile", action="store_true", help="compile the model: a minute at the start, then faster")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """What computes, and how exactly."""
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of matrix products; training on CUDA: fp16 if not given")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
 
 
 def check_branch_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, hashing: bool, rerank: bool) -> None:

@@ -10,8 +10,8 @@ from utils.files import atomic_write
 
 # What else may change when a run goes on: where data lie, how fast they are read, how long to train.
 CHANGEABLE = {"resume", "save_dir", "datasets_folder", "gsv_cities_folder", "dataset_name", "foundation_model_path", "epochs_num", "patience",
-              "num_workers", "infer_batch_size", "device", "recall_values", "rerank_num"}
-ADDED = {"exact_decoding": False}  # arguments that older checkpoints lack, with the defaults
+              "num_workers", "infer_batch_size", "device", "compile", "recall_values", "rerank_num"}
+ADDED = {"exact_decoding": True}  # arguments that older checkpoints lack, with what those runs did
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """One process or many (torchrun): who writes, how batches are put together, how gradients are added up."""
 import os
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -84,6 +85,13 @@ def barrier() -> None:
     """Waits for all processes."""
     if world_size() > 1:
         dist.barrier(group=_host_group)
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Gives the tensors the main process's values, in every process."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:

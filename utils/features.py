@@ -1,4 +1,5 @@
 """Extraction: photos in, descriptors and packed codes out."""
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,41 +36,61 @@ class Features(NamedTuple):
     codes: np.ndarray | None
     descriptors: np.ndarray | None
 
-    def split(self, n: int) -> tuple["Features", "Features"]:
-        """The first n photos' and the others'."""
-        return tuple(Features(*(a[part] if a is not None else None for a in self)) for part in (slice(n), slice(n, None)))
 
-
-def extract(model: GeoLocalizationNet, paths: Sequence[Path], settings: ExtractionSettings, float_branch: bool = True) -> Features | None:
-    """Features of the photos, by a model in eval mode on the settings' device; without descriptors where `float_branch` is False.
+def extract(model: GeoLocalizationNet, paths: Sequence[str | Path], settings: ExtractionSettings, float_branch: bool = True) -> Features | None:
+    """Features of the photos, kept in memory, by a model in eval mode on the settings' device; no descriptors where `float_branch` is False.
 
     Under torchrun each rank extracts its share, and the main process gets them all; the others get None. Raises InputError for a photo
     that cannot be read.
     """
-    first, last = (len(paths) * rank // distributed.world_size() for rank in (distributed.rank(), distributed.rank() + 1))
-    batches = []
-    with tqdm(total=last - first, desc="Extracting", unit="photo", disable=not distributed.is_main()) as bar:
-        for batch in extract_batches(model, paths[first:last], settings, float_branch):
-            batches.append(batch)
-            bar.update(len(next(array for array in batch if array is not None)))
-    shares = distributed.gather_to_main(batches)
-    if shares is None:
-        return None
-    codes, descriptors = zip(*(batch for share in shares for batch in share), strict=True)
-    return Features(*(np.concatenate(arrays) if arrays[0] is not None else None for arrays in (codes, descriptors)))
+    pieces = list(extract_pieces(model, paths, [range(len(paths))], settings, float_branch))
+    return pieces[0]
 
 
-def extract_batches(model: GeoLocalizationNet, paths: Sequence[Path], settings: ExtractionSettings, float_branch: bool) -> Iterator[Features]:
-    """Features of one batch after another, in the order of the photos."""
-    device = torch.device(settings.device)
-    loader = DataLoader(PhotoDataset(paths, settings.size, settings.antialias), settings.batch_size, num_workers=settings.num_workers,
-                        collate_fn=collate_photos, pin_memory=device.type == "cuda", worker_init_fn=ignore_stop_signals)
-    for images in loader:
-        if isinstance(images, InputError):
-            raise images
-        with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32"):
-            output = model(normalize(images.to(device, non_blocking=True)), float_branch)
-        yield _to_features(output)
+def extract_pieces(model: GeoLocalizationNet, paths: Sequence[str | Path], pieces: Sequence[range], settings: ExtractionSettings,
+                   float_branch: bool = True) -> Iterator[Features | None]:
+    """Features of one piece after another, ranges of the photos' numbers, out of one stream of batches that does not stop between them.
+
+    A batch holds photos of one piece, so that a piece's features do not depend on the pieces before it. Under torchrun each rank extracts
+    its share of each piece; the main process gets the whole, the others None. Raises InputError for a photo that cannot be read.
+    """
+    shares = [piece[len(piece) * distributed.rank() // distributed.world_size():len(piece) * (distributed.rank() + 1) // distributed.world_size()]
+              for piece in pieces]
+    batches = [[share[i:i + settings.batch_size] for i in range(0, len(share), settings.batch_size)] for share in shares]
+    loader = DataLoader(PhotoDataset(paths, settings.size, settings.antialias), batch_sampler=[batch for piece in batches for batch in piece],
+                        num_workers=settings.num_workers, collate_fn=collate_photos, pin_memory=settings.device.startswith("cuda"),
+                        worker_init_fn=ignore_stop_signals)
+    most = settings.batch_size
+    loaded = iter(loader)
+    with tqdm(total=sum(map(len, shares)), desc="Extracting", unit="photo", disable=not distributed.is_main()) as bar:
+        for piece in batches:
+            own = []
+            for batch in piece:
+                images = next(loaded)
+                if isinstance(images, InputError):
+                    raise InputError(*images.args)  # a new one: a frame that holds its own error would keep the loader's processes from ending
+                features, most = extract_batch(model, images, settings, float_branch, most)
+                own.append(features)
+                bar.update(len(batch))
+            gathered = distributed.gather_to_main(own)
+            yield None if gathered is None else _concatenate([batch for share in gathered for batch in share])
+
+
+def extract_batch(model: GeoLocalizationNet, images: Tensor, settings: ExtractionSettings, float_branch: bool, most: int) -> tuple[Features, int]:
+    """Features of images [B, 3, H, W] in [0, 1], by at most `most` at once; where a GPU's memory does not hold them, by half as many.
+
+    Returns with them how many at once did fit.
+    """
+    while True:
+        try:
+            return _concatenate([_forward(model, part, settings, float_branch) for part in images.split(most)]), most
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+        # Out of the except block: the error holds the frames, and so the tensors, that filled the memory.
+        torch.cuda.empty_cache()
+        logging.warning("The GPU's memory does not hold %d photos at once: going on with %d (--infer_batch_size)", most, -(-most // 2))
+        most = -(-most // 2)
 
 
 def pack_codes(codes: Tensor) -> Tensor:
@@ -78,8 +99,18 @@ def pack_codes(codes: Tensor) -> Tensor:
     return ((codes > 0).unflatten(1, (-1, 8)) * weights).sum(dim=2, dtype=torch.uint8)
 
 
+def _forward(model: GeoLocalizationNet, images: Tensor, settings: ExtractionSettings, float_branch: bool) -> Features:
+    device = torch.device(settings.device)
+    with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32"):
+        return _to_features(model(normalize(images.to(device, non_blocking=True)), float_branch))
+
+
 def _to_features(output: Tensor | HashingOutput | TwoBranchOutput) -> Features:
     if isinstance(output, Tensor):
         return Features(None, output.cpu().numpy())
     descriptor = getattr(output, "descriptor", None)
     return Features(pack_codes(output.code).cpu().numpy(), descriptor.cpu().numpy() if descriptor is not None else None)
+
+
+def _concatenate(parts: list[Features]) -> Features:
+    return Features(*(np.concatenate(arrays) if arrays[0] is not None else None for arrays in zip(*parts, strict=True)))

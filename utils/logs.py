@@ -13,6 +13,7 @@ from pathlib import Path
 from model.errors import InputError
 from utils import distributed
 from utils.files import atomic_write, make_folder
+from utils.signals import EXIT_STATUS, Stopped
 
 LIBRARIES = ("torch", "torchvision", "numpy", "faiss-cpu", "scikit-learn", "pillow")
 
@@ -65,7 +66,15 @@ def plain_values(arguments: Namespace) -> dict[str, str | int | float | bool | l
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130."""
+    """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130, a training run
+    that stopped for a signal with the signal's status."""
+    status = _status(main)
+    # Only here is the error freed, and with it the frames that it went through: a loader in one of them ends its processes now. Exit would
+    # wait for them for ever.
+    sys.exit(status)
+
+
+def _status(main: Callable[[], None]) -> int:
     try:
         main()
         distributed.stop()
@@ -73,10 +82,13 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         with contextlib.suppress(OSError):  # the disk may be full: the user has been told above
             logging.debug("The script ended with:", exc_info=error)
-        sys.exit(2)
+        return 2
+    except Stopped as stopped:
+        return EXIT_STATUS[stopped.signal]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def _new_folder(parent: Path) -> Path:

@@ -7,7 +7,11 @@ EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
 class Stopped(BaseException):
-    """A stop signal came during a block that may be broken off."""
+    """A stop signal, whose number it holds, came where a run may be broken off."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.signal = number
 
 
 class StopSignals:
@@ -28,7 +32,7 @@ class StopSignals:
         self._break_off = True
         try:
             if self.received is not None:
-                raise Stopped
+                raise Stopped(self.received)
             yield
         finally:
             self._break_off = False
@@ -40,7 +44,7 @@ class StopSignals:
         if self.received is None:
             self.received = number
         if self._break_off:
-            raise Stopped
+            raise Stopped(self.received)
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

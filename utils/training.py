@@ -3,6 +3,7 @@ import csv
 import logging
 import math
 import resource
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -24,14 +25,15 @@ from model.weights import DINOV2_NAMES, load_foundation, load_weights
 from utils import distributed
 from utils.arguments import extraction_settings
 from utils.checkpoint import Progress, restore, save_checkpoint, write_tensors
-from utils.curves import draw_curves
-from utils.evaluation import evaluate, validate
+from utils.evaluation import Store, evaluate, validate
 from utils.features import PRECISIONS
 from utils.files import atomic_write
+from utils.index import make_header
 from utils.logs import Run, plain_values
 from utils.losses import Losses
+from utils.pictures import draw_curves
 from utils.recall import format_recalls
-from utils.signals import EXIT_STATUS, Stopped, StopSignals, ignore_stop_signals
+from utils.signals import Stopped, StopSignals, ignore_stop_signals
 
 EPOCHS_TO_HALVE = 3
 MOST_UNREADABLE = 0.01  # of all photos
@@ -132,6 +134,8 @@ class Training:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # before the optimizer takes the parameters
         self.model = model.to(args.device)
         self.trainable = freeze(self.model, binary_branch, train_backbone)
+        if args.compile:
+            self.model.compile()  # in place: the names in checkpoints stay
         self.optimizer = OPTIMIZERS[args.optim](self.trainable, lr=args.lr, fused=True)
         self.scaler = make_scaler(args.device, args.precision)
 
@@ -151,7 +155,7 @@ class Training:
     def run(self) -> None:
         """Trains to the last epoch or the end of patience, then evaluates the best model on the test set.
 
-        Exits with status 130 or 143 after a stop signal, with everything saved.
+        Raises Stopped after a stop signal, with everything saved.
         """
         self._log_summary()
         if not (self.folder / BEST_MODEL).exists():
@@ -166,11 +170,12 @@ class Training:
                 self._save()
             with self.signals.break_off():
                 load_weights(self.model, self.folder / BEST_MODEL)
-                evaluate(self.run_log, self.model.eval(), self.test, self.settings, self.args.recall_values,
+                header = make_header(self.model, self.args.backbone, self.args.aggregation, self.folder / BEST_MODEL, self.settings, "fp32")
+                evaluate(self.run_log, self.model.eval(), self.test, self.settings, self.args.recall_values, Store(header),
                          getattr(self.args, "rerank_num", 0))
-        except Stopped:
-            self._log(f"Stopped by signal {self.signals.received}. Go on with --resume={self.folder / LAST_MODEL}")
-            sys.exit(EXIT_STATUS[self.signals.received])
+        except Stopped as stopped:
+            self._log(f"Stopped by signal {stopped.signal}. Go on with --resume={self.folder / LAST_MODEL}")
+            raise
 
     def _train_epoch(self) -> None:
         """Trains from the next batch to the epoch's last. A stop signal ends it after a step: all is saved, and Stopped raised."""
@@ -190,7 +195,7 @@ class Training:
                 if distributed.any_rank(self.signals.received is not None):
                     self._record(pending, bar)
                     self._save()
-                    raise Stopped
+                    raise Stopped(self.signals.received or signal.SIGTERM)  # it may have come to another rank
             self._record(pending, bar)
 
     def _step(self, batch: PlaceBatch) -> Losses | None:
@@ -245,6 +250,7 @@ class Training:
                "unreadable_photos": len(self.unreadable), "peak_memory_mb": peak_memory_mb(self.args.device)}
         score = None
         self.model.eval()
+        distributed.copy_from_main(self.model.buffers())  # on CPUs each rank has its own BatchNorm statistics; the main one's are saved
         for benchmark in self.validation:
             recalls = validate(self.model, benchmark, self.settings, VALIDATION_RECALLS, self.float_branch)
             self._log(f"Epoch {progress.epoch + 1}, {benchmark.name}, val: {format_recalls(recalls)}")
