@@ -7,8 +7,11 @@ import csv
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ CSV_HEADER = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", 
 MIN_SIZE = 32  # pixels; smaller photos show nothing of a window
 STREETS_PER_COLUMN = 25
 PLACE_SPACING, STREET_SPACING = 45.0, 80.0  # metres; photos stray at most 5 m from their place
+PLACES_PER_TASK = 4  # that one process draws in a row
 UTM_ORIGIN = (500000.0, 4600000.0)  # metres
 METRES_PER_DEGREE = 111320.0
 
@@ -52,42 +56,54 @@ def panorama_id(rng):
     return letters[rng.integers(52)] + "".join(letters[i] for i in rng.integers(len(letters), size=21))
 
 
-def write_training_city(folder, seed, city, places, photos_per_place, size, progress):
-    """Writes a city's CSV file and photos in the GSV-Cities format under `folder`."""
+def write_training_city(pool, folder, seed, city, places, photos_per_place, size, progress):
+    """Writes a city's CSV file and photos in the GSV-Cities format under `folder`, on the pool's processes."""
     images, table = folder / "Images" / city, folder / "Dataframes" / f"{city}.csv"
     images.mkdir(parents=True)
     table.parent.mkdir(exist_ok=True)
     rng = generator(seed, city, STREET, 0, 2)
     corner = (between(rng, 36, 54), between(rng, 2, 24))  # latitude and longitude
+    write_place = partial(write_training_place, images=images, seed=seed, city=city, corner=corner, photos=photos_per_place, size=size)
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_HEADER)
-        for place in range(places):
-            scene, names = draw_place(seed, city, place, size), generator(seed, city, PLACE, place, 1)
-            for number in range(photos_per_place):
-                photo = draw_photo(seed, city, place, number, scene)
-                lat, lon = degrees(corner, place_position(place), photo.offset)
-                panoid = panorama_id(names)
-                writer.writerow((place, photo.year, photo.month, photo.heading, city, lat, lon, panoid))
-                name = (f"{city}_{place:07d}_{photo.year:04d}_{photo.month:02d}_{photo.heading:03d}_"
-                        f"{lat}_{lon}_{panoid}.jpg")
-                save(photo, images / name)
-            progress.update(photos_per_place)
+        for rows in pool.map(write_place, range(places), chunksize=PLACES_PER_TASK):
+            writer.writerows(rows)
+            progress.update(len(rows))
 
 
-def write_benchmark_split(folder, seed, split, places, database_photos, queries, size, progress):
-    """Writes `places` places of "val" or "test" as `folder`/{database,queries}, positions in the names."""
+def write_training_place(place, images, seed, city, corner, photos, size):
+    """Writes a place's photos into the folder `images`; returns their rows of the CSV file."""
+    scene, names = draw_place(seed, city, place, size), generator(seed, city, PLACE, place, 1)
+    rows = []
+    for number in range(photos):
+        photo = draw_photo(seed, city, place, number, scene)
+        lat, lon = degrees(corner, place_position(place), photo.offset)
+        panoid = panorama_id(names)
+        rows.append((place, photo.year, photo.month, photo.heading, city, lat, lon, panoid))
+        save(photo, images / f"{city}_{place:07d}_{photo.year:04d}_{photo.month:02d}_{photo.heading:03d}_{lat}_{lon}_{panoid}.jpg")
+    return rows
+
+
+def write_benchmark_split(pool, folder, seed, split, places, database_photos, queries, size, progress):
+    """Writes `places` places of "val" or "test" as `folder`/{database,queries}, positions in the names, on the pool's processes."""
     roles = ["database"] * database_photos + ["query"] * queries
     for name in ("database", "queries"):
         (folder / name).mkdir(parents=True)
-    for place in range(places):
-        scene, (east, north) = draw_place(seed, split, place, size), place_position(place)
-        for number, role in enumerate(roles):
-            photo = draw_photo(seed, split, place, number, scene, role)
-            utm = (UTM_ORIGIN[0] + east + photo.offset[0], UTM_ORIGIN[1] + north + photo.offset[1])
-            name = f"@{utm[0]:.2f}@{utm[1]:.2f}@{place:07d}_{number:02d}@.jpg"
-            save(photo, folder / ("queries" if role == "query" else "database") / name)
-        progress.update(len(roles))
+    write_place = partial(write_benchmark_place, folder=folder, seed=seed, split=split, roles=roles, size=size)
+    for photos in pool.map(write_place, range(places), chunksize=PLACES_PER_TASK):
+        progress.update(photos)
+
+
+def write_benchmark_place(place, folder, seed, split, roles, size):
+    """Writes a place's photos, one for each of the roles "database" and "query"; returns how many."""
+    scene, (east, north) = draw_place(seed, split, place, size), place_position(place)
+    for number, role in enumerate(roles):
+        photo = draw_photo(seed, split, place, number, scene, role)
+        utm = (UTM_ORIGIN[0] + east + photo.offset[0], UTM_ORIGIN[1] + north + photo.offset[1])
+        name = f"@{utm[0]:.2f}@{utm[1]:.2f}@{place:07d}_{number:02d}@.jpg"
+        save(photo, folder / ("queries" if role == "query" else "database") / name)
+    return len(roles)
 
 
 def check_counts(cities, places, val_places, test_places, photos_per_place, database_photos, queries, size):
@@ -115,7 +131,7 @@ def make_city(output, cities=CITIES[:4], places=400, val_places=60, test_places=
     arguments give the same bytes. The folder appears under its name only when it is whole.
 
     Raises ValueError for counts below 1 or a size below 32, FileExistsError where `output` holds something already,
-    OSError where it cannot be written.
+    OSError where it cannot be written, BrokenExecutor where the system ended a process that draws.
     """
     check_counts(cities, places, val_places, test_places, photos_per_place, database_photos, queries, size)
     output = Path(output).absolute()
@@ -125,13 +141,14 @@ def make_city(output, cities=CITIES[:4], places=400, val_places=60, test_places=
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     total = places * photos_per_place + (val_places + test_places) * (database_photos + queries)
     try:
-        with tqdm(total=total, unit="photo", disable=not progress) as bar:
+        with ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool, \
+                tqdm(total=total, unit="photo", disable=not progress) as bar:
             for index, city in enumerate(cities):
                 share = places // len(cities) + (index < places % len(cities))
-                write_training_city(scratch / "city" / "gsv_cities", seed, city, share, photos_per_place, size, bar)
+                write_training_city(pool, scratch / "city" / "gsv_cities", seed, city, share, photos_per_place, size, bar)
             for split, count in (("val", val_places), ("test", test_places)):
                 folder = scratch / "city" / "synthetic" / "images" / split
-                write_benchmark_split(folder, seed, split, count, database_photos, queries, size, bar)
+                write_benchmark_split(pool, folder, seed, split, count, database_photos, queries, size, bar)
         os.replace(scratch / "city", output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -184,7 +201,7 @@ def main(argv=None):
                   args.photos_per_place, args.database_photos, args.queries, tuple(args.size), args.seed)
         if args.contact_sheet:
             contact_sheet(args.contact_sheet, size=tuple(args.size), seed=args.seed)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BrokenExecutor) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -36,8 +36,8 @@ class Recipe(NamedTuple):
 QUICK = Recipe(
     Path("demo"),
     ["--places=1000", "--photos_per_place=4"],
-    ["--resize", "70", "98"],
-    ["--image_size", "70", "98", "--train_batch_size=40", "--randaugment_ops=0"],
+    ["--resize", "84", "112"],
+    ["--image_size", "56", "84", "--train_batch_size=40", "--randaugment_ops=0"],
     ["--epochs_num=6", "--lr=0.002"],
     ["--epochs_num=2", "--lr=0.002"],
 )
