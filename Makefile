@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TOOLS = pytest ruff
 
-.PHONY: demo corridor-demo test lint clean
+.PHONY: demo corridor-demo bench bench-gpu test lint clean
 
 demo: .venv/installed
 	.venv/bin/python -m utils.demo
@@ -10,6 +10,21 @@ demo: .venv/installed
 # Trains longer on a procedural city and evaluates on real photos: make corridor-demo DATASETS_FOLDER=/data/vpr
 corridor-demo: .venv/installed
 	.venv/bin/python -m utils.demo --real_photos "$(DATASETS_FOLDER)" corridor
+
+# Tables on the terminal, and as JSON in benchmarks/results
+bench: .venv/installed
+	mkdir -p benchmarks/results
+	for name in input extract train retrieval; do \
+		.venv/bin/python -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
+	done
+
+# The full-size tables of a machine with a CUDA GPU
+bench-gpu: .venv/installed
+	mkdir -p benchmarks/results
+	for name in input extract train; do \
+		.venv/bin/python -m benchmarks.bench_$$name --gpu --json benchmarks/results/$${name}_gpu.json || exit; \
+	done
+	.venv/bin/python -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
 
 test: .venv/installed
 	.venv/bin/python -m pytest -q

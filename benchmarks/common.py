@@ -44,13 +44,18 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def parse_arguments(description: str, gpu_help: str | None = None) -> argparse.Namespace:
-    """--threads (set for PyTorch here), --json, and --gpu for a benchmark that says what it adds. Raises InputError for --gpu without CUDA."""
+def parse_arguments(description: str, gpu_help: str | None = None, large_help: str | None = None, threads: int = 1) -> argparse.Namespace:
+    """--threads (set for PyTorch here), --json, and --gpu and --large for a benchmark that says what they add.
+
+    Raises InputError for --gpu without CUDA.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--threads", type=positive_int, default=1, help="that PyTorch computes with")
+    parser.add_argument("--threads", type=positive_int, default=threads, help="that PyTorch computes with")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     if gpu_help is not None:
         parser.add_argument("--gpu", action="store_true", help=gpu_help)
+    if large_help is not None:
+        parser.add_argument("--large", action="store_true", help=large_help)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if gpu_help is not None and args.gpu and not torch.cuda.is_available():
@@ -75,15 +80,15 @@ def measure(plain: Callable[[], object], ours: Callable[[], object], rounds: int
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def peak_memory_mb(function: Callable[[], object]) -> float:
+def peak_memory_mb(function: Callable[[], object], warm: bool = True) -> float:
     """MB (10^6 bytes) of resident memory that a call of the function adds at its peak, in a forked process and on one thread. Linux (glibc) only.
 
-    What it keeps from one call to the next (caches, the pages of libraries) does not count: it is called once before. One thread,
+    With `warm` what it keeps from one call to the next (caches, the pages of libraries) does not count: it is called once before. One thread,
     because OpenMP's do not live on in a forked process; CUDA cannot be used in one either. Raises RuntimeError where the process fails.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_peak, args=(function, sender))
+    process = context.Process(target=_send_peak, args=(function, sender, warm))
     process.start()
     sender.close()
     try:
@@ -152,10 +157,11 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
 
 
-def _send_peak(function: Callable[[], object], sender) -> None:
-    """What the forked process does: sends what the second call adds at its peak."""
+def _send_peak(function: Callable[[], object], sender, warm: bool) -> None:
+    """What the forked process does: sends what the call, with `warm` the second one, adds at its peak."""
     torch.set_num_threads(1)
-    function()
+    if warm:
+        function()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what the first call freed is not to serve the second unseen
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, to what is resident now

@@ -1,0 +1,99 @@
+"""Extraction of descriptors: float32, eager, photos prepared the plain way, against --precision and --compile.
+
+    python -m benchmarks.bench_extract [--threads N] [--json FILE] [--gpu]
+
+dinov2-base with gem at 322 x 322, random weights, on drawn photos of 640 x 480; on a GPU dinov2-large too.
+"""
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.bench_input import PHOTOS, plain_evaluation_input, write_photos
+from benchmarks.common import Row, compare, measure, parse_arguments, report
+from model import build_model
+from utils.features import ExtractionSettings, extract
+from utils.logs import run_script
+
+SIZE = (322, 322)
+BATCH, ROUNDS = 8, 3
+GPU_PHOTOS, GPU_BATCH = 2048, 128
+
+
+def make_model(backbone: str, device: str, compiled: bool = False) -> nn.Module:
+    """A model of random weights, the adapters' too, the same each time."""
+    torch.manual_seed(0)
+    model = build_model(backbone, "gem").eval().to(device)
+    for parameter in model.backbone.adapters.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    if compiled:
+        model.compile()
+    return model
+
+
+def plain_extract(model: nn.Module, paths: list[Path], batch: int, device: str) -> np.ndarray:
+    """Descriptors, float32: photos prepared one after the other, batches in a loop."""
+    descriptors = []
+    with torch.no_grad():
+        for i in range(0, len(paths), batch):
+            images = torch.stack([plain_evaluation_input(path) for path in paths[i:i + batch]])
+            descriptors.append(model(images.to(device)).cpu().numpy())
+    return np.concatenate(descriptors)
+
+
+def our_extract(model: nn.Module, paths: list[Path], settings: ExtractionSettings) -> np.ndarray:
+    """Descriptors, float32, as the scripts extract them."""
+    return extract(model, paths, settings).descriptors
+
+
+def row(what: str, plain: Callable[[], np.ndarray], ours: Callable[[], np.ndarray], target: float | None) -> Row:
+    """Time a photo; the note says how far the descriptors lie apart."""
+    apart = np.linalg.norm(plain() - ours(), axis=1).max()
+    result = compare(what, plain, ours, ROUNDS, target, f"descriptors of length 1 lie {apart:.1e} apart at most", memory=False)
+    return result._replace(plain=result.plain / PHOTOS, ours=result.ours / PHOTOS, unit="ms/photo")
+
+
+def cpu_rows(paths: list[Path]) -> list[Row]:
+    """dinov2-base on this CPU."""
+    model = make_model("dinov2-base", "cpu")
+    rows = []
+    for what, precision, compiled, target in (("base, fp32", "fp32", False, None), ("base, --precision bf16", "bf16", False, 2.5),
+                                              ("base, --precision bf16 --compile", "bf16", True, None)):
+        settings = ExtractionSettings(SIZE, True, BATCH, 0, "cpu", precision)
+        ready = make_model("dinov2-base", "cpu", compiled)
+        rows.append(row(what, partial(plain_extract, model, paths, BATCH, "cpu"), partial(our_extract, ready, paths, settings), target))
+    return rows
+
+
+def gpu_rows(paths: list[Path]) -> list[Row]:
+    """base and large on the GPU, with workers that read ahead."""
+    rows = []
+    paths = paths * (GPU_PHOTOS // len(paths))
+    for backbone in ("dinov2-base", "dinov2-large"):
+        model = make_model(backbone, "cuda")
+        for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)):
+            settings = ExtractionSettings(SIZE, True, GPU_BATCH, os.cpu_count() or 1, "cuda", precision)
+            ready = make_model(backbone, "cuda", compiled)
+            torch.cuda.reset_peak_memory_stats()
+            plain, ours = measure(partial(plain_extract, model, paths[:256], GPU_BATCH, "cuda"), partial(our_extract, ready, paths, settings), ROUNDS)
+            plain, ours = 1e3 * plain / 256, 1e3 * ours / len(paths)
+            rows.append(Row(f"{backbone}, {precision}{' --compile' if compiled else ''}", plain, ours, "ms/photo", plain / ours,
+                            ours_mb=torch.cuda.max_memory_allocated() / 1e6, note=f"{settings.num_workers} workers, batches of {GPU_BATCH}"))
+    return rows
+
+
+def main() -> None:
+    args = parse_arguments("Extraction of descriptors.", "measure on the GPU, base and large", threads=os.cpu_count())
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_photos(Path(folder))
+        rows = gpu_rows(paths) if args.gpu else cpu_rows(paths)
+    report(f"Extraction at {SIZE[0]} x {SIZE[1]}, batches of {GPU_BATCH if args.gpu else BATCH}", rows, args.json)
+
+
+if __name__ == "__main__":
+    run_script(main)
