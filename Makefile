@@ -12,6 +12,7 @@ corridor-demo: .venv/installed
 	.venv/bin/python -m utils.demo --real_photos "$(DATASETS_FOLDER)" corridor
 
 # Tables on the terminal, and as JSON in benchmarks/results
+bench: export CUDA_VISIBLE_DEVICES =
 bench: .venv/installed
 	mkdir -p benchmarks/results
 	for name in input extract train retrieval; do \

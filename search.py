@@ -1,4 +1,5 @@
 """Find the places of single photos: the best matches of each in an index, with positions and distances."""
+from model import InputError
 from utils.arguments import parse_search
 from utils.evaluation import load_model, search
 from utils.features import ExtractionSettings, extract
@@ -21,6 +22,8 @@ def main() -> None:
     settings = ExtractionSettings(tuple(index.header["settings"]["resize"]), index.header["settings"]["antialias"], args.infer_batch_size,
                                   device=args.device, precision=args.precision)
     weights = args.resume or index.weights
+    if weights is not None and not weights.exists():
+        raise InputError(f"the weights {weights} of the model that made {args.index} are not there: say with --resume where they are")
     model = load_model(made["backbone"], made["aggregation"], made["hashing"], made["rerank"], weights, args.device)
     index.check_made_by(make_header(model, made["backbone"], made["aggregation"], weights, settings, "fp32"))
 

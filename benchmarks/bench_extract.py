@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from benchmarks.bench_input import PHOTOS, plain_evaluation_input, write_photos
+from benchmarks.bench_input import GPU_WORKERS, PHOTOS, PlainDataset, plain_evaluation_input, write_photos
 from benchmarks.common import Row, compare, measure, parse_arguments, report
 from model import build_model
 from utils.features import ExtractionSettings, extract
@@ -36,14 +37,20 @@ def make_model(backbone: str, device: str, compiled: bool = False) -> nn.Module:
     return model
 
 
-def plain_extract(model: nn.Module, paths: list[Path], batch: int, device: str) -> np.ndarray:
+def plain_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
     """Descriptors, float32: photos prepared one after the other, batches in a loop."""
     descriptors = []
     with torch.no_grad():
-        for i in range(0, len(paths), batch):
-            images = torch.stack([plain_evaluation_input(path) for path in paths[i:i + batch]])
-            descriptors.append(model(images.to(device)).cpu().numpy())
+        for i in range(0, len(paths), BATCH):
+            descriptors.append(model(torch.stack([plain_evaluation_input(path) for path in paths[i:i + BATCH]])).numpy())
     return np.concatenate(descriptors)
+
+
+def plain_gpu_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
+    """Descriptors, float32: photos prepared the plain way by as many workers, batches in a loop."""
+    loader = DataLoader(PlainDataset(paths), GPU_BATCH, num_workers=GPU_WORKERS)
+    with torch.no_grad():
+        return np.concatenate([model(images.to("cuda")).cpu().numpy() for images in loader])
 
 
 def our_extract(model: nn.Module, paths: list[Path], settings: ExtractionSettings) -> np.ndarray:
@@ -66,7 +73,7 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
                                               ("base, --precision bf16 --compile", "bf16", True, None)):
         settings = ExtractionSettings(SIZE, True, BATCH, 0, "cpu", precision)
         ready = make_model("dinov2-base", "cpu", compiled)
-        rows.append(row(what, partial(plain_extract, model, paths, BATCH, "cpu"), partial(our_extract, ready, paths, settings), target))
+        rows.append(row(what, partial(plain_extract, model, paths), partial(our_extract, ready, paths, settings), target))
     return rows
 
 
@@ -77,13 +84,15 @@ def gpu_rows(paths: list[Path]) -> list[Row]:
     for backbone in ("dinov2-base", "dinov2-large"):
         model = make_model(backbone, "cuda")
         for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)):
-            settings = ExtractionSettings(SIZE, True, GPU_BATCH, os.cpu_count() or 1, "cuda", precision)
+            settings = ExtractionSettings(SIZE, True, GPU_BATCH, GPU_WORKERS, "cuda", precision)
             ready = make_model(backbone, "cuda", compiled)
+            ours = partial(our_extract, ready, paths, settings)
+            plain_time, our_time = (1e3 * seconds / len(paths) for seconds in measure(partial(plain_gpu_extract, model, paths), ours, ROUNDS))
             torch.cuda.reset_peak_memory_stats()
-            plain, ours = measure(partial(plain_extract, model, paths[:256], GPU_BATCH, "cuda"), partial(our_extract, ready, paths, settings), ROUNDS)
-            plain, ours = 1e3 * plain / 256, 1e3 * ours / len(paths)
-            rows.append(Row(f"{backbone}, {precision}{' --compile' if compiled else ''}", plain, ours, "ms/photo", plain / ours,
-                            ours_mb=torch.cuda.max_memory_allocated() / 1e6, note=f"{settings.num_workers} workers, batches of {GPU_BATCH}"))
+            before = torch.cuda.memory_allocated()
+            ours()
+            rows.append(Row(f"{backbone}, {precision}{' --compile' if compiled else ''}", plain_time, our_time, "ms/photo", plain_time / our_time,
+                            ours_mb=(torch.cuda.max_memory_allocated() - before) / 1e6, note=f"{GPU_WORKERS} workers each, batches of {GPU_BATCH}"))
     return rows
 
 

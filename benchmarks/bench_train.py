@@ -12,9 +12,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Row, compare, parse_arguments, report
-from model import GeoLocalizationNet, HashingOutput, TwoBranchOutput, build_model
+from model import GeoLocalizationNet, HashingOutput, InputError, TwoBranchOutput, build_model
 from model.aggregation import SALAD, sinkhorn_assignment
 from utils.logs import run_script
 from utils.losses import float_losses, hashing_losses
@@ -149,24 +150,28 @@ def gpu_seconds(step: Callable[[], object]) -> float:
 
 def step_flops(step: Callable[[], object]) -> float:
     """FLOP of the matrix products and convolutions of a step."""
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def largest_batch(backbone: str, stage: str) -> int:
-    """The largest power of two times 30 photos that the card's memory holds in a step."""
-    batch = 120
-    while True:
+    """The largest power of two times 30 photos, up to 7680, that the card's memory holds in a step. Raises InputError where 30 are too many."""
+    fits = 0
+    for batch in (30 << i for i in range(9)):
         try:
-            make_step(backbone, stage, 2 * batch, "cuda", "bf16")()
-            batch *= 2
+            step = make_step(backbone, stage, batch, "cuda", "bf16")
+            step()
+            step()  # only now with the optimizer's averages beside the graph
         except torch.OutOfMemoryError:
-            return batch
+            break
         finally:
+            step = None
             torch.cuda.empty_cache()
-        if batch >= 7680:
-            return batch
+        fits = batch
+    if not fits:
+        raise InputError(f"the GPU's memory does not hold 30 photos in {stage} of {backbone}")
+    return fits
 
 
 def gpu_rows() -> list[Row]:

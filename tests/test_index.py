@@ -1,5 +1,6 @@
 """The index: what is written comes back, pieces are there or not, whatever is damaged is refused, a kill loses nothing."""
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -140,6 +141,7 @@ def test_a_trusted_index_is_refused_where_it_is_cut_off(tmp_path, header, name):
     (HEADER, "{", ["header.json", "damaged"]),
     (HEADER, '{"format": 7}', ["format 7", "format 1"]),
     (HEADER, "[]", ["header.json", "damaged"]),
+    (HEADER, '{"format": 1}', ["header.json", "damaged"]),
     (JOURNAL, '{"photos": 3}\n', ["pieces.jsonl", "damaged"]),
     (JOURNAL, "no json\n", ["pieces.jsonl", "damaged"]),
     (JOURNAL, "", ["no photos"]),
@@ -159,15 +161,97 @@ def test_no_index_there(tmp_path):
 
 def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, header):
     (tmp_path / "notes.txt").write_text("mine")
+    for append in (False, True):
+        with pytest.raises(InputError, match="notes.txt and no header.json"):
+            IndexWriter(tmp_path, header, append)
+    with pytest.raises(InputError, match="notes.txt is a file"):
+        IndexWriter(tmp_path / "notes.txt", header)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    before = content(write(tmp_path / "index", header, [2]))
     with pytest.raises(InputError, match="--append"):
-        IndexWriter(tmp_path, header)
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["notes.txt"]
+        IndexWriter(tmp_path / "index", header)
+    assert content(tmp_path / "index") == before
+
+
+@pytest.mark.parametrize("read", ["load", "append"])
+@pytest.mark.parametrize("left", [None, 0, 1])
+def test_a_lost_or_cut_journal_is_no_broken_off_piece(tmp_path, header, monkeypatch, read, left):
+    """Nothing may be cut off for it: the features took hours."""
+    monkeypatch.setattr("utils.index.PIECE", 3)
+    folder = write(tmp_path / "index", header, [3, 3, 3])
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    if left is None:
+        (folder / JOURNAL).unlink()
+    else:
+        (folder / JOURNAL).write_bytes(b"".join(lines[:left]))
+    before = content(folder)
+    with pytest.raises(InputError, match="pieces.jsonl is missing or cut off"):
+        Index(folder) if read == "load" else IndexWriter(folder, header, append=True)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("change", [
+    lambda header: header.pop("model"), lambda header: header.update(columns=5), lambda header: header["columns"].update(codes=["zz", 64]),
+    lambda header: header["columns"].pop("codes"), lambda header: header["settings"].update(resize=[56, "56"]),
+    lambda header: header["model"].update(hashing="yes"), lambda header: header.update(weights=3),
+])
+@pytest.mark.parametrize("read", ["load", "append"])
+def test_a_header_that_is_none(tmp_path, header, change, read):
+    folder = write(tmp_path / "index", header, [2])
+    changed = json.loads((folder / HEADER).read_text())
+    change(changed)
+    (folder / HEADER).write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="header.json is damaged"):
+        Index(folder) if read == "load" else IndexWriter(folder, header, append=True)
+
+
+def test_a_header_with_another_number_is_noticed(tmp_path, header):
+    folder = write(tmp_path / "index", header, [2])
+    (folder / HEADER).write_text((folder / HEADER).read_text().replace("56", "70"))
+    with pytest.raises(InputError, match="header.json is damaged"):
+        Index(folder)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, header, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="utms.bin: No space left"), IndexWriter(tmp_path / "index", header) as writer:
+        writer.append(*make_piece(0, 3))
+        monkeypatch.setattr(os, "fsync", refuse)
+        writer.append(*make_piece(3, 3))
+    assert len(Index(tmp_path / "index")) == 3
+
+
+def test_a_name_that_is_no_utf8(tmp_path, header):
+    photos, utms, features = make_piece(0, 2)
+    name = os.fsdecode(b"/photos/\xff.jpg")
+    with IndexWriter(tmp_path / "index", header) as writer:
+        writer.append([photos[0], name], utms, features)
+    assert list(Index(tmp_path / "index").photos) == [photos[0], name]
+
+
+def try_to_append(folder, header, sender):
+    try:
+        with IndexWriter(folder, header, append=True):
+            sender.send("")
+    except InputError as error:
+        sender.send(str(error))
 
 
 def test_two_writers_keep_out_of_each_others_way(tmp_path, header):
-    with IndexWriter(tmp_path / "index", header), pytest.raises(InputError, match="another process"):
-        IndexWriter(tmp_path / "index", header, append=True)
-    write(tmp_path / "index", header, [2], append=True)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def message_of_another_process():
+        process = context.Process(target=try_to_append, args=(tmp_path / "index", header, sender))
+        process.start()
+        process.join()
+        return receiver.recv()
+
+    with IndexWriter(tmp_path / "index", header):
+        assert "another process" in message_of_another_process()
+    assert message_of_another_process() == ""
 
 
 def test_a_name_with_a_line_break_is_refused(tmp_path, header):
@@ -199,8 +283,7 @@ def test_the_fingerprint_sees_every_value():
 
 
 def test_pieces():
-    assert [list(map(len, pieces_of(count))) for count in (0, 1, 1024, 2050)] == [[], [1], [1024], [1024, 1024, 2]]
-    assert list(pieces_of(1030, 7)) == [range(7, 1031), range(1031, 1037)]
+    assert [list(pieces_of(count)) for count in (0, 1, 1030)] == [[], [range(1)], [range(1024), range(1024, 1030)]]
 
 
 def test_names_around_the_blocks_in_which_they_are_read(tmp_path):
@@ -250,7 +333,14 @@ def test_a_part_then_the_rest(tmp_path, tiny_benchmark, checkpoints):
 
 def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, checkpoints):
     """kill -9 after some pieces; --append then gives the files of one run. Pieces of 2 photos, so that there are several."""
-    code = "import runpy, sys, utils.index as i; i.PIECE = 2; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = """
+import runpy, sys, time, utils.index as index
+index.PIECE = 2
+append = index.IndexWriter.append
+index.IndexWriter.append = lambda *arguments: (time.sleep(0.1), append(*arguments))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     flags = list(map(str, flags_for(tiny_benchmark, checkpoints["two_branch"], "--infer_batch_size=1")))
     command = [sys.executable, "-c", code, str(ROOT / "eval_rerank.py"), *flags]
@@ -275,6 +365,7 @@ def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, chec
     (["--save_index=a", "--load_index=b"], ["not allowed"]),
     (["--load_index=missing"], ["no index", "missing"]),
     (["--descriptor_dtype=fp8"], ["fp8", "fp16"]),
+    (["--load_index=missing", "--descriptor_dtype=fp16"], ["kept already"]),
     (["--ivf", 4, 5], ["--ivf 4 5"]),
     (["--ivf", 17, 5], ["17 lists", "16"]),
 ])
@@ -293,6 +384,7 @@ def test_half_precision_descriptors_give_all_but_the_same_distances(tmp_path, ti
     expected, found = (evaluate("two_branch", tiny_benchmark, checkpoints["two_branch"], tmp_path, f"--descriptor_dtype={dtype}", "--rerank_num=5")
                        for dtype in ("fp32", "fp16"))
     first, second = ([line.split(",") for line in text.splitlines()[1:]] for text in (expected, found))
+    assert first != second
     assert [float(row[3]) for row in second] == pytest.approx([float(row[3]) for row in first], abs=2e-3)
 
 

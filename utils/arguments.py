@@ -37,6 +37,8 @@ def parse_evaluation(description: str, hashing: bool = False, rerank: bool = Fal
         parser.error("--append adds to the index of --save_index DIR: give that too")
     if args.trust_index and not args.load_index:
         parser.error("--trust_index is about the index of --load_index DIR: give that too")
+    if args.load_index and getattr(args, "descriptor_dtype", None):
+        parser.error("--descriptor_dtype is about descriptors to keep; those of --load_index are kept already")
     if hashing and args.ivf:
         args.ivf = InvertedFile(*args.ivf)
         if args.ivf.probes > args.ivf.lists:
@@ -118,7 +120,8 @@ def add_index_arguments(parser: argparse.ArgumentParser, hashing: bool, rerank: 
     parser.add_argument("--append", action="store_true", help="add photos that the index of --save_index lacks, or go on where that was broken off")
     parser.add_argument("--trust_index", action="store_true", help="do not check every byte of the index to load: faster with large ones")
     if rerank or not hashing:
-        parser.add_argument("--descriptor_dtype", choices=tuple(DESCRIPTOR_DTYPES), default="fp32", help="of the float descriptors kept")
+        parser.add_argument("--descriptor_dtype", choices=tuple(DESCRIPTOR_DTYPES),
+                            help="of the float descriptors kept (default: fp32; an index to load has its own)")
     if hashing:
         parser.add_argument("--ivf", type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"),
                             help="approximate search, for 10 million photos or more: sort the codes into NLIST lists and look through NPROBE of them")
@@ -126,7 +129,8 @@ def add_index_arguments(parser: argparse.ArgumentParser, hashing: bool, rerank: 
 
 def index_store(args: argparse.Namespace, model: GeoLocalizationNet) -> Store:
     """The index that the flags of `add_index_arguments` ask for, for this model."""
-    header = make_header(model, args.backbone, args.aggregation, args.resume, extraction_settings(args), getattr(args, "descriptor_dtype", "fp32"))
+    dtype = getattr(args, "descriptor_dtype", None) or "fp32"
+    header = make_header(model, args.backbone, args.aggregation, args.resume, extraction_settings(args), dtype)
     return Store(header, args.save_index, args.append, args.load_index, not args.trust_index)
 
 

@@ -80,7 +80,7 @@ def evaluate(run: Run | None, model: GeoLocalizationNet, benchmark: Benchmark, s
         return
     run.log(benchmark)
     most = max(recall_values)
-    with tempfile.TemporaryDirectory(prefix=".index_", dir=run.folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".index_", dir=run.folder, ignore_cleanup_errors=True) as scratch:
 
         # ---- Features
         with run.phase("extraction"):

@@ -14,6 +14,7 @@ from datasets.photos import PhotoDataset, collate_photos
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, HashingOutput, InputError, TwoBranchOutput
 from utils import distributed
+from utils.retrieval import NOT_FINITE
 from utils.signals import ignore_stop_signals
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,6 +107,10 @@ def _forward(model: GeoLocalizationNet, images: Tensor, settings: ExtractionSett
 
 
 def _to_features(output: Tensor | HashingOutput | TwoBranchOutput) -> Features:
+    """Raises InputError for what is not finite: an index would keep it, and codes do not show it."""
+    numbers = (output,) if isinstance(output, Tensor) else (output.logits, getattr(output, "descriptor", output.logits))
+    if not all(bool(tensor.isfinite().all()) for tensor in numbers):
+        raise InputError(NOT_FINITE)
     if isinstance(output, Tensor):
         return Features(None, output.cpu().numpy())
     descriptor = getattr(output, "descriptor", None)

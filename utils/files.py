@@ -7,6 +7,8 @@ from typing import IO
 
 from model.errors import InputError
 
+TEXT = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # file names may hold bytes that are no UTF-8
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
@@ -17,7 +19,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, **({} if "b" in mode else {"newline": "", "encoding": "utf-8"})) as file:
+        with open(temporary, mode, **({} if "b" in mode else TEXT)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

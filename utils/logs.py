@@ -2,7 +2,9 @@
 import contextlib
 import json
 import logging
+import os
 import platform
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -66,12 +68,18 @@ def plain_values(arguments: Namespace) -> dict[str, str | int | float | bool | l
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130, a training run
-    that stopped for a signal with the signal's status."""
+    """Runs a script's main function. Bad input and failing files end it with one or two lines and status 2, Ctrl-C with 130, SIGTERM with 143,
+    with no temporary files left."""
+    if "RANK" not in os.environ:  # a rank of several may be waiting for others, where no handler of Python's would run
+        signal.signal(signal.SIGTERM, _stop)
     status = _status(main)
     # Only here is the error freed, and with it the frames that it went through: a loader in one of them ends its processes now. Exit would
     # wait for them for ever.
     sys.exit(status)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(number)
 
 
 def _status(main: Callable[[], None]) -> int:

@@ -35,14 +35,18 @@ def draw_curves(path: Path, history: list[dict]) -> None:
 
 def draw_matches(path: Path, photo: Path, matches: Sequence[str], captions: Sequence[str]) -> None:
     """A PNG of a photo and its matches, best first, each under its caption; a match that cannot be read is an empty frame that says so."""
-    figure, axes = plt.subplots(1, 1 + len(matches), figsize=(3 * (1 + len(matches)), 3.2), squeeze=False, layout="constrained")
-    for axis, shown, caption in zip(axes[0], (photo, *matches), (textwrap.fill(photo.name, 32), *captions), strict=True):
-        axis.set_title(caption, fontsize=10)
-        axis.set(xticks=[], yticks=[])
+    columns = min(1 + len(matches), 6)
+    rows = -(-(1 + len(matches)) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, shown, caption in zip(axes.flat, (photo, *matches), (textwrap.fill(photo.name, 32), *captions), strict=False):
+        axis.set_title(caption, fontsize=10, parse_math=False)
         try:
             axis.imshow(read_photo(shown))
         except InputError:
-            axis.text(0.5, 0.5, textwrap.fill(f"cannot be read: {shown}", 28, break_on_hyphens=False), ha="center", va="center", fontsize=7)
+            message = textwrap.fill(f"cannot be read: {shown}", 28, break_on_hyphens=False)
+            axis.text(0.5, 0.5, message, ha="center", va="center", fontsize=7, parse_math=False)
     _save(figure, path)
 
 

@@ -49,7 +49,7 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, progress: 
     parts = min(threads, len(database) // LEAST_SPLIT_CODES) if len(queries) < threads else 1
     if parts > 1:
         bounds = [len(database) * i // parts for i in range(parts + 1)]
-        with ThreadPoolExecutor(parts) as pool:
+        with ThreadPoolExecutor(parts, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:  # else each starts threads of its own
             found = list(pool.map(lambda first, last: _knn_hamming(queries, database[first:last], min(k, last - first)), bounds, bounds[1:]))
         return _best(np.hstack([distances for distances, _ in found]),
                      np.hstack([ids + first for first, (_, ids) in zip(bounds, found, strict=False)]), k)
