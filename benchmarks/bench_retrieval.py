@@ -21,7 +21,7 @@ from utils.recall import recalls_at
 from utils.retrieval import build_inverted_file, rerank, search_hamming, search_inverted_file
 
 DIM, CODE_BYTES, K = 4096, 64, 100
-PHOTOS, PHOTOS_PER_PLACE = 100_000, 10
+PHOTOS, PHOTOS_PER_PLACE, SINGLE_QUERIES = 100_000, 10, 5
 LATENT_DIM, NOISE = 32, 0.3  # of a place, and between its photos: codes that differ in about 60 bits of 512
 ROUNDS = 15
 
@@ -61,18 +61,21 @@ def two_stage(codes: np.ndarray, descriptors: np.ndarray, query_code: np.ndarray
 def search_rows() -> list[Row]:
     """Single queries among 100,000 photos."""
     descriptors, codes = make_descriptors(PHOTOS, 0), make_codes(PHOTOS, 1)
-    query, query_code = descriptors[[7]] + make_descriptors(1, 2) / 4, make_codes(1, 3, of=np.array([0]))
+    places = np.arange(SINGLE_QUERIES) * 1000
+    asked, asked_codes = descriptors[places * PHOTOS_PER_PLACE] + make_descriptors(SINGLE_QUERIES, 2) / 4, make_codes(SINGLE_QUERIES, 3, of=places)
+    queries = [(asked_codes[[i]], asked[[i]]) for i in range(SINGLE_QUERIES)]
+    query_code, query = queries[0]
     flat = faiss.IndexFlatL2(DIM)
     flat.add(descriptors)
     candidates = search_hamming(codes, query_code, K, progress=False)[1]
     distances = np.zeros(candidates.shape, np.int32)
     same = (rerank(distances, candidates, descriptors, query, K, progress=False)[1][0] == plain_rerank(candidates[0], descriptors, query[0])).all()
+    row = compare(f"two-stage search, {SINGLE_QUERIES} single queries", lambda: [flat.search(query, K) for _, query in queries],
+                  lambda: [two_stage(codes, descriptors, code, query) for code, query in queries], ROUNDS, 300,
+                  f"one after another, of places of their own; plain: flat L2 search of {PHOTOS:,} x {DIM} floats; ours: codes, then {K} descriptors",
+                  memory=False)
     return [
-        compare("two-stage search, one query", lambda: flat.search(query, K), lambda: two_stage(codes, descriptors, query_code, query), ROUNDS, 300,
-                f"plain: flat L2 search of {PHOTOS:,} x {DIM} floats, which faiss gives to one thread; ours: codes, by all threads, then {K} "
-                "descriptors", memory=False),
-        compare("  its Hamming search", lambda: flat.search(query, K), lambda: search_hamming(codes, query_code, K, progress=False), ROUNDS,
-                memory=False),
+        row._replace(plain=row.plain / SINGLE_QUERIES, ours=row.ours / SINGLE_QUERIES, unit="ms/query"),
         compare(f"re-ranking {K} candidates", lambda: plain_rerank(candidates[0], descriptors, query[0]),
                 lambda: rerank(distances, candidates, descriptors, query, K, progress=False), 10 * ROUNDS, 2,
                 f"plain: a loop of norms; the order is {'the same' if same else 'ANOTHER'}", memory=False),

@@ -22,7 +22,7 @@ from utils.losses import float_losses, hashing_losses
 from utils.training import freeze, make_scaler, set_training_mode, training_step
 
 SIZE, PHOTOS_PER_PLACE = 224, 4
-BATCH, ROUNDS = 8, 3
+BATCH, STAGE_TWO_BATCH, ROUNDS = 8, 16, 3
 SALAD_BATCH, SALAD_GRID = 16, (16, 16)
 GPU_STEPS, GPU_WARM_UP = 5, 3
 STAGES = ("stage one", "stage two", "full fine-tuning", "trunk's forward alone")
@@ -119,12 +119,12 @@ def salad_rows() -> list[Row]:
 def cpu_rows() -> list[Row]:
     """dinov2-base on this CPU. Memory is what a step adds to the model."""
     full, one = (make_step("dinov2-base", stage, BATCH) for stage in ("full fine-tuning", "stage one"))
-    steps = compare("stage one", full, one, ROUNDS, note="plain: --train_backbone, a graph through the trunk")
-    both, two = (make_step("dinov2-base", "stage two", BATCH, float_branch=float_branch) for float_branch in (True, False))
+    steps = compare("stage one", full, one, ROUNDS, note=f"batch {BATCH}; plain: --train_backbone, a graph through the trunk")
+    both, two = (make_step("dinov2-base", "stage two", STAGE_TWO_BATCH, float_branch=float_branch) for float_branch in (True, False))
     return [
         Row("stage one, memory of a step", steps.plain_mb, steps.ours_mb, "MB", steps.plain_mb / steps.ours_mb, note="plain: --train_backbone"),
         steps._replace(plain_mb=None, ours_mb=None),
-        compare("stage two", both, two, ROUNDS, 1.1, "plain: the float branch computed too"),
+        compare("stage two", both, two, ROUNDS, 1.1, f"batch {STAGE_TWO_BATCH}; plain: the float branch computed too"),
         *salad_rows(),
     ]
 

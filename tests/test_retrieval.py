@@ -136,7 +136,7 @@ def test_search_float_never_answers_with_minus_one(where):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rerank_num", [1, 5, 12, 13, 100])  # 12 is k
 def test_rerank(seed, rerank_num, monkeypatch):
-    monkeypatch.setattr(retrieval, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(retrieval, "RERANK_BLOCK", 4)
     random = np.random.default_rng(seed)
     database, queries = random.standard_normal((30, 16)).astype(np.float32), random.standard_normal((10, 16)).astype(np.float32)
     database /= np.linalg.norm(database, axis=1, keepdims=True)
@@ -154,7 +154,7 @@ def test_rerank(seed, rerank_num, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rerank_reads_a_memory_mapped_database_and_gives_its_pages_back(tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr(retrieval, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(retrieval, "RERANK_BLOCK", 2)
     monkeypatch.setattr(retrieval, "RELEASE_BYTES", 100)
     random = np.random.default_rng(0)
     database, queries = random.standard_normal((30, 16)).astype(dtype), random.standard_normal((9, 16)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Search on arrays: exact L2, exact Hamming, an inverted file, and re-ranking (paper, section III-D). Databases may be memory-mapped files."""
 import mmap
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -8,11 +9,11 @@ from tqdm import tqdm
 
 from model import InputError
 
-QUERY_BLOCK = 32
-RELEASE_BYTES = 256 << 20  # of a memory-mapped database that may lie in memory before it is given back
+QUERY_BLOCK, RERANK_BLOCK = 32, 8
+RELEASE_BYTES = 8 << 20  # of a memory-mapped database that are read before its pages are given back; Linux maps many times as much
 NOT_FINITE = "descriptors that are not finite numbers cannot be searched: are the weights whole? fp16 overflows with some models, bf16 does not"
 DATABASE_BLOCK_BYTES = 256 << 20
-LEAST_SPLIT_CODES = 20_000  # fewer than this a thread, and starting the thread costs more than it gives
+LEAST_SPLIT_CODES = 500_000  # fewer than this a thread, and starting the thread costs more than it gives
 
 
 def search_float(database: np.ndarray, queries: np.ndarray, k: int, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +28,7 @@ def search_float(database: np.ndarray, queries: np.ndarray, k: int, progress: bo
     rows = max(1, DATABASE_BLOCK_BYTES // (4 * database.shape[1]))
     best_squares = np.empty((len(queries), 0), np.float32)
     best_ids = np.empty((len(queries), 0), np.int64)
-    for start in tqdm(range(0, len(database), rows), desc="Searching", unit="block", disable=not progress):
+    for start in _starts(len(database), rows, "Searching", progress):
         block = np.ascontiguousarray(database[start:start + rows], np.float32)
         if not np.isfinite(block).all():
             raise InputError(NOT_FINITE)
@@ -55,7 +56,7 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, progress: 
                      np.hstack([ids + first for first, (_, ids) in zip(bounds, found, strict=False)]), k)
     distances = np.empty((len(queries), k), np.int32)
     predictions = np.empty((len(queries), k), np.int64)
-    for start in tqdm(range(0, len(queries), QUERY_BLOCK), desc="Searching", unit="block", disable=not progress):
+    for start in _starts(len(queries), QUERY_BLOCK, "Searching", progress):
         block = slice(start, start + QUERY_BLOCK)
         distances[block], predictions[block] = _knn_hamming(queries[block], database, k)
     return distances, predictions
@@ -76,7 +77,7 @@ def build_inverted_file(database: np.ndarray, lists: int, progress: bool = True)
     index.cp.seed = 1
     sample = np.random.default_rng(0).choice(len(database), min(len(database), 64 * lists), replace=False)
     index.train(np.ascontiguousarray(database[np.sort(sample)]))
-    for start in tqdm(range(0, len(database), 1 << 17), desc="Filling the lists", unit="block", disable=not progress):
+    for start in _starts(len(database), 1 << 17, "Filling the lists", progress):
         index.add(np.ascontiguousarray(database[start:start + (1 << 17)]))
     return index
 
@@ -92,7 +93,7 @@ def search_inverted_file(index: faiss.IndexBinaryIVF, queries: np.ndarray, k: in
     index.nprobe = probes
     distances = np.empty((len(queries), k), np.int32)
     predictions = np.empty((len(queries), k), np.int64)
-    for start in tqdm(range(0, len(queries), QUERY_BLOCK), desc="Searching", unit="block", disable=not progress):
+    for start in _starts(len(queries), QUERY_BLOCK, "Searching", progress):
         block = slice(start, start + QUERY_BLOCK)
         distances[block], predictions[block] = index.search(np.ascontiguousarray(queries[block]), k)
     if (predictions < 0).any():
@@ -111,13 +112,11 @@ def rerank(distances: np.ndarray, predictions: np.ndarray, database: np.ndarray,
     distances, predictions = distances.astype(np.float32), predictions.copy()
     queries = np.ascontiguousarray(queries, np.float32)
     touched = 0
-    for start in tqdm(range(0, len(queries), QUERY_BLOCK), desc="Re-ranking", unit="block", disable=not progress):
-        block = slice(start, start + QUERY_BLOCK)
+    for start in _starts(len(queries), RERANK_BLOCK, "Re-ranking", progress):
+        block = slice(start, start + RERANK_BLOCK)
         candidates = np.ascontiguousarray(predictions[block, :rerank_num])
         lengths = _candidate_distances(database, queries[block], candidates)
-        order = np.argsort(lengths, axis=1, kind="stable")
-        predictions[block, :rerank_num] = np.take_along_axis(candidates, order, 1)
-        distances[block, :rerank_num] = np.take_along_axis(lengths, order, 1)
+        distances[block, :rerank_num], predictions[block, :rerank_num] = _best(lengths, candidates, rerank_num)
         touched += candidates.size * database.shape[1] * database.itemsize
         if touched > RELEASE_BYTES:
             _release(database)
@@ -143,8 +142,15 @@ def _candidate_distances(database: np.ndarray, queries: np.ndarray, candidates: 
 
 def _best(distances: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k smallest of each row [Q, n], with their ids, smallest first; equals keep their order."""
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    order = distances.argsort(axis=1, kind="stable")[:, :k]
+    rows = np.arange(len(order))[:, None]
+    return distances[rows, order], ids[rows, order]
+
+
+def _starts(count: int, size: int, what: str, progress: bool) -> Iterable[int]:
+    """The first numbers of blocks. Without a bar a bare range: for a single query, making a bar takes longer than the search."""
+    starts = range(0, count, size)
+    return tqdm(starts, desc=what, unit="block") if progress else starts
 
 
 def _release(database: np.ndarray) -> None:
