@@ -1,6 +1,6 @@
 # Every target sets up .venv from requirements.txt when it is missing or older than that file.
 PYTHON ?= python3
-TOOLS = pytest ruff
+TOOLS = pytest pytest-xdist ruff
 
 .PHONY: demo corridor-demo bench bench-gpu test lint clean
 
@@ -28,7 +28,7 @@ bench-gpu: .venv/installed
 	.venv/bin/python -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
 
 test: .venv/installed
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto --dist loadfile
 
 lint: .venv/installed
 	.venv/bin/ruff check .
