@@ -145,7 +145,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
+        "system": platform.system(),
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
     }
 
