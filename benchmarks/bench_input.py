@@ -46,6 +46,7 @@ def write_photos(folder: Path) -> list[Path]:
 
 
 def plain_read(path: Path) -> Image.Image:
+    """The decoded RGB photo, at full size."""
     with Image.open(path) as photo:
         return photo.convert("RGB")
 

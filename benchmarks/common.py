@@ -23,8 +23,6 @@ from utils.arguments import positive_int
 from utils.files import atomic_write
 from utils.logs import LIBRARIES
 
-UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}  # how many of it a second has
-
 
 class Row(NamedTuple):
     """A line of a table: what is compared, the plain way's and our figure in `unit`, and how many times better ours is.
@@ -100,11 +98,11 @@ def peak_memory_mb(function: Callable[[], object], warm: bool = True) -> float:
 
 
 def compare(what: str, plain: Callable[[], object], ours: Callable[[], object], rounds: int, target: float | None = None, note: str = "",
-            unit: str = "ms", memory: bool = True) -> Row:
-    """A row of the median times of both, in a unit of UNITS, with the peak memory of both unless `memory` is False."""
+            memory: bool = True) -> Row:
+    """A row of the median times of both, in milliseconds, with the peak memory of both unless `memory` is False."""
     plain_time, our_time = measure(plain, ours, rounds)
     peaks = (peak_memory_mb(plain), peak_memory_mb(ours)) if memory else (None, None)
-    return Row(what, plain_time * UNITS[unit], our_time * UNITS[unit], unit, plain_time / our_time, target, *peaks, note)
+    return Row(what, 1e3 * plain_time, 1e3 * our_time, "ms", plain_time / our_time, target, *peaks, note)
 
 
 def print_table(title: str, rows: Sequence[Row]) -> None:

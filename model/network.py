@@ -33,10 +33,12 @@ class STE_binary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
+        """The sign."""
         return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
+        """The identity."""
         return gradient
 
 

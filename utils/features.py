@@ -44,8 +44,8 @@ def extract(model: GeoLocalizationNet, paths: Sequence[str | Path], settings: Ex
     Under torchrun each rank extracts its share, and the main process gets them all; the others get None. Raises InputError for a photo
     that cannot be read.
     """
-    pieces = list(extract_pieces(model, paths, [range(len(paths))], settings, float_branch))
-    return pieces[0]
+    (features,) = extract_pieces(model, paths, [range(len(paths))], settings, float_branch)
+    return features
 
 
 def extract_pieces(model: GeoLocalizationNet, paths: Sequence[str | Path], pieces: Sequence[range], settings: ExtractionSettings,

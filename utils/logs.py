@@ -59,6 +59,7 @@ class _StrictFileHandler(logging.FileHandler):
     """A log that cannot be written stops the run, as any other file does."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Raises the error that logging would only have printed."""
         raise
 
 
