@@ -48,11 +48,19 @@ def gather(sizes):
     return gathered.detach(), rows.grad
 
 
+def copied():
+    """What copy_from_main makes of a number that is each rank's own."""
+    number = torch.tensor([float(distributed.rank() + 5)])
+    distributed.copy_from_main([number])
+    return number
+
+
 if __name__ == "__main__":
     distributed.start("cpu")
     found = {}
     for name, sizes in (("even", [8, 8]), ("uneven", [11, 5])):
         found[name] = {"float": train(False, sizes), "hashing": train(True, sizes), "gather": gather(sizes)}
+    found["copied"] = copied()
     everyone = distributed.gather_to_main(found)
     if distributed.is_main():
         torch.save(everyone, sys.argv[1])

@@ -70,6 +70,10 @@ def test_gather_batch(found, split, sizes):
         first += size
 
 
+def test_copy_from_main(found):
+    assert [float(rank["copied"]) for rank in found] == [5, 5]
+
+
 # ---- The scripts
 
 def test_train(tmp_path):

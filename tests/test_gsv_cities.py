@@ -259,6 +259,8 @@ def test_all_missing_cities_in_one_error(folder):
     for city in ("Rome", "Bergen"):
         (folder / "Images" / city).rename(folder / "Images" / f"{city}_")
     refuse("Rome, Bergen", "2", "Images", make=lambda: GSVCities(folder, list(CITIES), SIZE))
+    refuse("Dataframes/<City>.csv of 2 cities: Paris, SFXL", "Images/<City> of 3 cities: Paris, Rome, SFXL",
+           make=lambda: GSVCities(folder, ["Oslo", "Paris", "Rome", "SFXL"], SIZE))
 
 
 def test_missing_columns(folder):

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -331,32 +330,56 @@ def test_a_part_then_the_rest(tmp_path, tiny_benchmark, checkpoints):
     assert list(Index(tmp_path / "index").photos) == list(map(str, photos))
 
 
-def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, checkpoints):
-    """kill -9 after some pieces; --append then gives the files of one run. Pieces of 2 photos, so that there are several."""
-    code = """
+SLOWLY = """
 import runpy, sys, time, utils.index as index
 index.PIECE = 2
 append = index.IndexWriter.append
 index.IndexWriter.append = lambda *arguments: (time.sleep(0.1), append(*arguments))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+"""  # pieces of 2 photos, so that there are several, each after a while
+
+
+def start_slowly(datasets, checkpoint, cwd, *more):
+    """A process of eval_rerank.py that writes its index slowly."""
+    flags = map(str, flags_for(datasets, checkpoint, "--infer_batch_size=1", *more))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    flags = list(map(str, flags_for(tiny_benchmark, checkpoints["two_branch"], "--infer_batch_size=1")))
-    command = [sys.executable, "-c", code, str(ROOT / "eval_rerank.py"), *flags]
-    subprocess.run([*command, "--save_index=whole"], cwd=tmp_path, env=env, check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--save_index=index", "--append"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
-    journal = tmp_path / "index" / JOURNAL
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+    return subprocess.Popen([sys.executable, "-c", SLOWLY, str(ROOT / "eval_rerank.py"), *flags], cwd=cwd, env=env,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_pieces(process, cwd, pattern, count):
+    """The journal that the pattern finds, once it has so many lines."""
+    while True:
+        for journal in cwd.glob(pattern):
+            if journal.read_bytes().count(b"\n") >= count:
+                return journal
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+
+
+def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, checkpoints):
+    """kill -9 after some pieces; --append then gives the files of one run."""
+    arguments = tiny_benchmark, checkpoints["two_branch"], tmp_path
+    assert start_slowly(*arguments, "--save_index=whole").wait() == 0
+    process = start_slowly(*arguments, "--save_index=index", "--append")
+    journal = wait_for_pieces(process, tmp_path, f"index/{JOURNAL}", 2)
+    process.kill()
     process.wait()
     there = journal.read_bytes().count(b"\n")
     assert 2 <= there < 8, "killed too late to test anything"
     assert len(Index(tmp_path / "index")) == 2 * there
-    subprocess.run([*command, "--save_index=index", "--append"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    assert start_slowly(*arguments, "--save_index=index", "--append").wait() == 0
     assert content(tmp_path / "index") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_ends_an_evaluation_and_leaves_no_index_behind(tmp_path, tiny_benchmark, checkpoints, workers):
+    process = start_slowly(tiny_benchmark, checkpoints["two_branch"], tmp_path, f"--num_workers={workers}")
+    wait_for_pieces(process, tmp_path, f"logs/eval/*/.index_*/{JOURNAL}", 1)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert [path.name for path in tmp_path.glob("logs/eval/*/*")] == ["log.txt"]
 
 
 @pytest.mark.parametrize(("flags", "words"), [
