@@ -19,6 +19,9 @@ CONSTRAINT_TOLERANCES = [1e-5, 1e-4, 0.1]
 COUNT_TOLERANCES = [0, 0, 0.1]
 # Sinkhorn's scaling of rows absorbs a constant added to a cluster's scores: the gradient is 0 but for rounding, and only that moves them.
 MOVED_BY_ROUNDING = {"aggregation.dust_bin", "aggregation.score.3.bias"}
+# One number, alone in its entry, that goes up in two steps and back in the third, whose gradient depends on the flipped bits: on one CPU its
+# distance was 1.0 to 1.4 % off in float32, with one thread or two, with oneDNN or without, and 0.7 % in float64.
+MOVED_TOLERANCES = {"aggregation_hashing.1.p": 3e-2}
 
 
 def start_of_training(backbone, aggregation, mode):
@@ -68,6 +71,6 @@ def test_three_steps(spec):
     wrong = []
     for name, expected in moved.items():
         distance = float((after[name] - before[name]).norm())
-        if distance >= 1e-4 if name in MOVED_BY_ROUNDING else abs(distance - expected) > 1e-2 * expected:
+        if distance >= 1e-4 if name in MOVED_BY_ROUNDING else abs(distance - expected) > MOVED_TOLERANCES.get(name, 1e-2) * expected:
             wrong.append((name, distance, expected))
     assert not wrong
