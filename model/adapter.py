@@ -39,7 +39,8 @@ class MulConvAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         u = torch.relu(self.D_fc1(tokens))
-        patches = u[:, 1:].transpose(1, 2).unflatten(2, grid)
+        # Tokens are a map with the channels last already; made contiguous once, the convolutions need no copy each.
+        patches = u[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
         patches = torch.cat([self.branch1(patches), self.branch2(patches), self.branch3(patches)], dim=1)
         # The class token has no place on the grid: its own hidden value stands in for the convolutions' output.
         convolved = torch.cat([u[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

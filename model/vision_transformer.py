@@ -10,6 +10,7 @@ from model.errors import InputError
 
 PATCH_SIZE = 14
 POSITION_GRID = 37  # DINOv2 was trained at 518 x 518, that is 37 x 37 patches
+CPU_TOKENS = 1024  # that a block takes at once on a CPU: what it computes of them stays in the caches
 
 
 class Trunk(NamedTuple):
@@ -160,7 +161,7 @@ class VisionTransformer(nn.Module):
             if j == 0:
                 float_tokens = x if adapters is not None else None
                 binary_tokens = x if self.adapters_hashing is not None else None
-            x = block(x)
+            x = _run_block(block, x)
             if j >= 0 and float_tokens is not None:
                 float_tokens = float_tokens + adapters[j](float_tokens + x, (h, w))
             if j >= 0 and binary_tokens is not None:
@@ -181,6 +182,14 @@ def patch_grid(height: int, width: int) -> tuple[int, int]:
             f"the size of a patch; the nearest is {near[0]} x {near[1]}"
         )
     return height // PATCH_SIZE, width // PATCH_SIZE
+
+
+def _run_block(block: Block, x: Tensor) -> Tensor:
+    """block(x), on a CPU without a graph a few images at a time. A compiled block is left whole: it has less between its matrix products."""
+    if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+        return block(x)
+    images = max(1, round(CPU_TOKENS / x.shape[1]))
+    return torch.cat([block(part) for part in x.split(images)])
 
 
 def _adapters(trunk: Trunk) -> nn.ModuleList:

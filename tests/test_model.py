@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import GOLDEN, MODES, NOT_TORCH, filled, image_batch, run_python
 
-from model import CODE_BITS, HashingOutput, InputError, TwoBranchOutput, build_model
+from model import CODE_BITS, HashingOutput, InputError, TwoBranchOutput, build_model, vision_transformer
 from model.adapter import MulConvAdapter
 from model.aggregation import SALAD, GeM, sinkhorn_assignment
 from model.network import STE_binary
@@ -185,6 +185,25 @@ def test_the_walk_of_a_branch_beside_the_trunk(depth):
                 y = y + adapters[i - first](y + outputs[i], (3, 2))
             torch.testing.assert_close(branch, model.norm(y), rtol=1e-4, atol=1e-5)
     assert (tokens.float_tokens - tokens.binary_tokens).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(1, 7), (21, 7), (42, 4), (63, 3), (1000, 1)])
+def test_a_frozen_trunk_takes_a_few_images_at_a_time_on_a_cpu(tokens, parts, monkeypatch):
+    model = filled(build_model("vit-tiny"))
+    for parameter in model.backbone.trunk_parameters():
+        parameter.requires_grad_(False)
+    images = torch.from_numpy(image_batch(4, 7, 56, 70))  # 21 tokens each
+    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", 10**9)
+    whole = model(images)
+    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", tokens)
+    calls = []
+    model.backbone.blocks[3].register_forward_pre_hook(lambda block, inputs: calls.append(len(inputs[0])))
+    torch.testing.assert_close(model(images), whole, atol=1e-6, rtol=0)
+    assert len(calls) == parts and sum(calls) == 7
+    model.backbone.blocks[0].mlp.fc1.weight.requires_grad_(True)  # a graph: gradients would be added up part by part
+    calls.clear()
+    torch.testing.assert_close(model(images), whole, atol=1e-6, rtol=0)
+    assert calls == [7]
 
 
 # ---- Parts, against naive formulas in float64
