@@ -398,6 +398,18 @@ def test_bad_flags(tmp_path, tiny_benchmark, checkpoints, flags, words):
     assert "Traceback" not in result.stderr
 
 
+def test_more_lists_than_photos_are_refused_before_anything_is_extracted(tmp_path, tiny_benchmark, checkpoints):
+    def refused(*flags):
+        result = run_script("eval_rerank.py", *flags_for(tiny_benchmark, checkpoints["two_branch"], "--ivf", 17, 5, *flags), cwd=tmp_path)
+        assert result.status == 2 and "17 lists" in result.stderr and "Extracting" not in result.stderr, result.stderr
+
+    refused("--save_index=index")
+    assert not (tmp_path / "index" / JOURNAL).read_bytes()
+    evaluate("two_branch", tiny_benchmark, checkpoints["two_branch"], tmp_path, "--save_index=index", "--append")
+    refused("--load_index=index")
+    refused("--save_index=index", "--append")
+
+
 def test_an_inverted_file_that_probes_every_list_is_exact(tmp_path, tiny_benchmark, checkpoints):
     exact = evaluate("two_branch", tiny_benchmark, checkpoints["two_branch"], tmp_path, "--rerank_num=16")
     assert evaluate("two_branch", tiny_benchmark, checkpoints["two_branch"], tmp_path, "--rerank_num=16", "--ivf", 2, 2) == exact

@@ -152,6 +152,24 @@ def test_rerank(seed, rerank_num, monkeypatch):
         np.testing.assert_allclose(distances[q], [d for d, _ in head] + hamming[q, rerank_num:].tolist(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("threads", [1, 3, 4, 16])
+@pytest.mark.parametrize("rerank_num", [1, 7, 12])
+def test_rerank_of_fewer_queries_than_threads(seed, threads, rerank_num, monkeypatch):
+    """Each query's candidates are spread over the threads: none is lost, and none is measured against another query."""
+    monkeypatch.setattr(retrieval.faiss, "omp_get_max_threads", lambda: threads)
+    random = np.random.default_rng(seed)
+    database = random.standard_normal((30, 16)).astype(np.float32)
+    for count in (1, 2):
+        queries = random.standard_normal((count, 16)).astype(np.float32)
+        first = np.array([random.permutation(30)[:12] for _ in queries])
+        distances, predictions = retrieval.rerank(np.zeros((count, 12), np.int32), first, database, queries, rerank_num, progress=False)
+        for q in range(count):
+            head = sorted((naive_length(queries[q], database[i]), i) for i in first[q, :rerank_num])
+            assert predictions[q].tolist() == [i for _, i in head] + first[q, rerank_num:].tolist()
+            np.testing.assert_allclose(distances[q, :rerank_num], [d for d, _ in head], rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rerank_reads_a_memory_mapped_database_and_gives_its_pages_back(tmp_path, dtype, monkeypatch):
     monkeypatch.setattr(retrieval, "RERANK_BLOCK", 2)

@@ -19,7 +19,7 @@ from utils.files import atomic_write
 from utils.index import Index, IndexWriter, pieces_of
 from utils.logs import Run
 from utils.recall import correct_predictions, format_recalls, recalls_at
-from utils.retrieval import build_inverted_file, rerank, search_float, search_hamming, search_inverted_file
+from utils.retrieval import build_inverted_file, check_lists, rerank, search_float, search_hamming, search_inverted_file
 
 
 class Store(NamedTuple):
@@ -84,7 +84,7 @@ def evaluate(run: Run | None, model: GeoLocalizationNet, benchmark: Benchmark, s
 
         # ---- Features
         with run.phase("extraction"):
-            index, queries = extract_benchmark(model, benchmark, settings, store, Path(scratch))
+            index, queries = extract_benchmark(model, benchmark, settings, store, Path(scratch), inverted_file.lists if inverted_file else 0)
 
         # ---- Search
         if inverted_file is None:
@@ -108,17 +108,19 @@ def evaluate(run: Run | None, model: GeoLocalizationNet, benchmark: Benchmark, s
 
 
 def extract_benchmark(model: GeoLocalizationNet, benchmark: Benchmark, settings: ExtractionSettings, store: Store,
-                      scratch: Path | None) -> tuple[Index | None, Features | None]:
+                      scratch: Path | None, lists: int = 0) -> tuple[Index | None, Features | None]:
     """The database's index and the queries' features; None in processes other than the main one.
 
     Database photos that the index does not hold yet and queries are extracted as one stream, the database's features going to the index
-    piece by piece. `scratch` is the folder for an index that is not kept.
+    piece by piece. `scratch` is the folder for an index that is not kept. Raises InputError, before anything is extracted, where the
+    index will hold fewer photos than an inverted file is to have lists.
     """
     if store.load is not None:
         index = None
         if distributed.is_main():
             index = Index(store.load, store.check)
             index.check_made_by(store.header)
+            check_lists(lists, len(index))
         return index, extract(model, benchmark.queries_paths, settings)
     if not distributed.is_main():
         for _ in extract_pieces(model, *_photos_and_pieces(benchmark, distributed.from_main(None)), settings):
@@ -127,7 +129,9 @@ def extract_benchmark(model: GeoLocalizationNet, benchmark: Benchmark, settings:
     folder = store.save or scratch
     with IndexWriter(folder, store.header, store.append) as writer:
         photos = [os.path.abspath(path) for path in benchmark.database_paths]
-        new = distributed.from_main([i for i, photo in enumerate(photos) if photo not in writer.known])
+        new = [i for i, photo in enumerate(photos) if photo not in writer.known]
+        check_lists(lists, len(writer.known) + len(new))
+        distributed.from_main(new)
         paths, pieces = _photos_and_pieces(benchmark, new)
         with closing(extract_pieces(model, paths, pieces, settings)) as features:
             for piece in pieces[:-1]:

@@ -62,13 +62,18 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, progress: 
     return distances, predictions
 
 
+def check_lists(lists: int, codes: int) -> None:
+    """Raises InputError for an inverted file of more lists than codes."""
+    if lists > codes:
+        raise InputError(f"an inverted file of {lists} lists needs as many codes or more; the database has {codes}")
+
+
 def build_inverted_file(database: np.ndarray, lists: int, progress: bool = True) -> faiss.IndexBinaryIVF:
     """Packed codes [N, b] uint8 sorted into `lists` lists by their nearest centre; faiss keeps a copy, b + 8 bytes a code.
 
     Raises InputError for more lists than codes.
     """
-    if lists > len(database):
-        raise InputError(f"an inverted file of {lists} lists needs as many codes or more; the database has {len(database)}")
+    check_lists(lists, len(database))
     bits = 8 * database.shape[1]
     quantizer = faiss.IndexBinaryFlat(bits)
     index = faiss.IndexBinaryIVF(quantizer, bits, lists)
@@ -135,8 +140,11 @@ def _candidate_distances(database: np.ndarray, queries: np.ndarray, candidates: 
     if database.dtype != np.float32:
         return np.stack([np.linalg.norm(database[rows].astype(np.float32) - query, axis=1) for rows, query in zip(candidates, queries, strict=True)])
     assert database.flags.c_contiguous, "faiss reads the database's rows in place"
+    # faiss gives each query to one thread: of fewer queries than threads, each stands in several rows, with a part of its candidates in each.
+    parts = next(parts for parts in range(max(1, faiss.omp_get_max_threads() // Q), 0, -1) if R % parts == 0)
+    queries = np.repeat(queries, parts, axis=0)
     squares = np.empty((Q, R), np.float32)
-    faiss.fvec_L2sqr_by_idx(*map(faiss.swig_ptr, (squares, queries, database, candidates)), d, Q, R)
+    faiss.fvec_L2sqr_by_idx(*map(faiss.swig_ptr, (squares, queries, database, candidates)), d, Q * parts, R // parts)
     return np.sqrt(squares)
 
 
