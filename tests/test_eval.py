@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers import ROOT, run_python, run_script
 
+from utils.arguments import warn_of_slow_precision
+
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
 VALUES = [1, 5, 10, 100]  # the default, more than the 16 database photos
 
@@ -166,6 +168,17 @@ def test_flags_that_change_the_descriptors(outcomes, tiny_benchmark, checkpoints
     assert re.fullmatch(r"R@1: \d+\.\d, R@5: \d+\.\d, R@10: \d+\.\d, R@100: 80\.0", outcome.lines[-1])
     changes = [abs(float(new["distance"]) - float(old["distance"])) for new, old in zip(outcome.rows, outcomes["float"].rows, strict=True)]
     assert 1e-5 < max(changes) < 0.7
+
+
+@pytest.mark.parametrize("capability", [{}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"bf16": True}])
+def test_bf16_on_a_cpu_without_instructions_for_it_warns(capability, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capability)
+    for precision in ("fp32", "bf16", "fp16"):
+        caplog.clear()
+        warn_of_slow_precision("cuda", precision)
+        assert not caplog.records
+        warn_of_slow_precision("cpu", precision)
+        assert len(caplog.records) == (precision == "fp16" or (precision == "bf16" and True not in capability.values()))
 
 
 def test_flags_of_the_scripts_that_change_nothing(outcomes, tiny_benchmark, checkpoints, tmp_path):
