@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.bench_input import GPU_WORKERS, PHOTOS, PlainDataset, plain_evaluation_input, write_photos
 from benchmarks.common import Row, compare, measure, parse_arguments, report
+from benchmarks.plain_model import plain_forward
 from model import build_model
-from utils.features import ExtractionSettings, extract
+from utils.features import ExtractionSettings, cpu_computes, extract
 from utils.logs import run_script
 
 SIZE = (322, 322)
@@ -42,7 +43,8 @@ def plain_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
     descriptors = []
     with torch.no_grad():
         for i in range(0, len(paths), BATCH):
-            descriptors.append(model(torch.stack([plain_evaluation_input(path) for path in paths[i:i + BATCH]])).numpy())
+            images = torch.stack([plain_evaluation_input(path) for path in paths[i:i + BATCH]])
+            descriptors.append(plain_forward(model, images)[0].numpy())
     return np.concatenate(descriptors)
 
 
@@ -50,7 +52,7 @@ def plain_gpu_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
     """Descriptors, float32: photos prepared the plain way by as many workers, batches in a loop."""
     loader = DataLoader(PlainDataset(paths), GPU_BATCH, num_workers=GPU_WORKERS)
     with torch.no_grad():
-        return np.concatenate([model(images.to("cuda")).cpu().numpy() for images in loader])
+        return np.concatenate([plain_forward(model, images.to("cuda"))[0].cpu().numpy() for images in loader])
 
 
 def our_extract(model: nn.Module, paths: list[Path], settings: ExtractionSettings) -> np.ndarray:
@@ -66,11 +68,15 @@ def row(what: str, plain: Callable[[], np.ndarray], ours: Callable[[], np.ndarra
 
 
 def cpu_rows(paths: list[Path]) -> list[Row]:
-    """dinov2-base on this CPU."""
+    """dinov2-base on this CPU; in bf16 where it has instructions for that."""
     model = make_model("dinov2-base", "cpu")
     rows = []
-    for what, precision, compiled, target in (("base, fp32", "fp32", False, None), ("base, --precision bf16", "bf16", False, 2.5),
-                                              ("base, --precision bf16 --compile", "bf16", True, None)):
+    ways = [("base, fp32", "fp32", False, None)]
+    if cpu_computes("bf16"):
+        ways += [("base, --precision bf16", "bf16", False, 2.5), ("base, --precision bf16 --compile", "bf16", True, None)]
+    else:
+        print("This CPU has no bf16 instructions: --precision bf16 is not measured")
+    for what, precision, compiled, target in ways:
         settings = ExtractionSettings(SIZE, True, BATCH, 0, "cpu", precision)
         ready = make_model("dinov2-base", "cpu", compiled)
         rows.append(row(what, partial(plain_extract, model, paths), partial(our_extract, ready, paths, settings), target))

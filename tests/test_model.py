@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import GOLDEN, MODES, NOT_TORCH, filled, image_batch, run_python
 
+from benchmarks.plain_model import plain_forward
 from model import CODE_BITS, HashingOutput, InputError, TwoBranchOutput, build_model, vision_transformer
 from model.adapter import MulConvAdapter
 from model.aggregation import SALAD, GeM, sinkhorn_assignment
@@ -185,6 +186,18 @@ def test_the_walk_of_a_branch_beside_the_trunk(depth):
                 y = y + adapters[i - first](y + outputs[i], (3, 2))
             torch.testing.assert_close(branch, model.norm(y), rtol=1e-4, atol=1e-5)
     assert (tokens.float_tokens - tokens.binary_tokens).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_model_is_what_the_benchmarks_call_plain(tiny, mode):
+    images = torch.from_numpy(image_batch(5, 3, 56, 70))
+    with torch.inference_mode():
+        plain = plain_forward(tiny["gem", mode], images)
+    for name, value in zip(("descriptor", "logits", "code"), plain, strict=True):
+        if name in (output := run(tiny["gem", mode], images.numpy())):
+            torch.testing.assert_close(value, output[name])
+        else:
+            assert value is None
 
 
 @pytest.mark.parametrize(("tokens", "parts"), [(1, 7), (21, 7), (42, 4), (63, 3), (1000, 1)])
