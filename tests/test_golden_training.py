@@ -21,7 +21,7 @@ COUNT_TOLERANCES = [0, 0, 0.1]
 MOVED_BY_ROUNDING = {"aggregation.dust_bin", "aggregation.score.3.bias"}
 # One number, alone in its entry, that goes up in two steps and back in the third, whose gradient depends on the flipped bits: on one CPU its
 # distance was 1.0 to 1.4 % off in float32, with one thread or two, with oneDNN or without, and 0.7 % in float64.
-MOVED_TOLERANCES = {"aggregation_hashing.1.p": 3e-2}
+MOVED_TOLERANCES = {"aggregation_hashing.1.p": 2e-2}
 
 
 def start_of_training(backbone, aggregation, mode):
