@@ -1,25 +1,35 @@
 """The procedural city: repeatable bytes, both formats on disk, no shared places, clear errors."""
+
 import csv
 import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from datasets import scenes, synthetic
+from datasets.synthetic import CityConfig, PlaceId, contact_sheet, draw_photo, draw_place, make_city
+from datasets.synthetic.__main__ import main
+from datasets.synthetic.camera import draw_camera
+from datasets.synthetic.city import PLACE_SPACING, place_position
+from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
+from datasets.synthetic.light import Light
+from datasets.synthetic.rendering import Shot, paint
+from datasets.synthetic.scene import Surface
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"cities": ("Alder", "Birch"), "places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2,
-         "size": (64, 48), "seed": 19, "progress": False}  # a seed with headings below 100
-FLAGS = ["--cities", "2", "--places", "5", "--val_places", "3", "--test_places", "10", "--photos_per_place", "2",
-         "--size", "64", "48", "--seed", "19"]
+COUNTS = {"places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2}
+SMALL = CityConfig(cities=("Alder", "Birch"), size=(64, 48), seed=19, **COUNTS)  # a seed with headings below 100
+FLAGS = ["--cities=2", "--size", "64", "48", "--seed=19", *(f"--{name}={count}" for name, count in COUNTS.items())]
 
 
-def digest(folder):
+def digest(folder: Path) -> str:
     """One hash over the names and the bytes of all files under `folder`."""
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -27,42 +37,55 @@ def digest(folder):
     return total.hexdigest()
 
 
-def run(arguments, hash_seed="0"):
-    return subprocess.run([sys.executable, "-m", "datasets.synthetic", *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+def run(output: Path, hash_seed: str = "0") -> subprocess.CompletedProcess:
+    """Runs the command with FLAGS in a process of its own."""
+    command = [sys.executable, "-m", "datasets.synthetic", str(output), *FLAGS]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
 
 
-def utm_positions(folder):
+def render(place: PlaceId, number: int, size: tuple[int, int], role: str = "train") -> np.ndarray:
+    """The pixels of one photo: uint8 [H, W, 3]."""
+    return draw_photo(draw_place(place, size), number, role).pixels
+
+
+def utm_positions(folder: Path) -> np.ndarray:
     """The UTM positions in the names of a folder: float [n, 2]."""
     names = sorted(path.name for path in folder.iterdir())
     return np.array([[float(text) for text in name.split("@")[1:3]] for name in names])
 
 
 @pytest.fixture(scope="module")
-def city(tmp_path_factory):
+def city(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("synthetic") / "city"
-    synthetic.make_city(output, **SMALL)
+    make_city(output, SMALL, progress=False)
     return output
 
 
+# ---- Repeatable bytes
+
+
 def test_same_seed_same_bytes_in_another_process(city, tmp_path):
-    (tmp_path / "again").mkdir()  # an empty folder may be there already
-    result = run([tmp_path / "again", *FLAGS], hash_seed="7")
+    (tmp_path / "again").mkdir()  # the folder may exist if it is empty
+    result = run(tmp_path / "again", hash_seed="7")
     assert result.returncode == 0, result.stderr
     assert digest(tmp_path / "again") == digest(city)
 
 
 def test_other_seed_other_photos(city, tmp_path):
-    synthetic.make_city(tmp_path / "other", **{**SMALL, "seed": 1})
+    make_city(tmp_path / "other", replace(SMALL, seed=1), progress=False)
     same = {p.read_bytes() for p in city.rglob("*.jpg")} & {p.read_bytes() for p in tmp_path.rglob("*.jpg")}
     assert not same
 
 
 def test_a_photo_does_not_depend_on_what_else_is_drawn(city, tmp_path):
-    synthetic.make_city(tmp_path / "more", **{**SMALL, "places": 7, "photos_per_place": 3})
-    kept = {p.name: p.read_bytes() for p in (city / "gsv_cities").rglob("*.jpg")}
+    make_city(tmp_path / "more", replace(SMALL, places=7, photos_per_place=3), progress=False)
+    few = {p.name: p.read_bytes() for p in (city / "gsv_cities").rglob("*.jpg")}
     more = {p.name: p.read_bytes() for p in (tmp_path / "more" / "gsv_cities").rglob("*.jpg")}
-    assert kept.items() <= more.items()
+    assert few.items() <= more.items()
+
+
+# ---- The two formats
 
 
 def test_gsv_cities_format(city):
@@ -78,10 +101,12 @@ def test_gsv_cities_format(city):
         places += max(ids) + 1
         for row in rows:
             assert row["city_id"] == table.stem
-            assert 1 <= int(row["month"]) <= 12 and 0 <= int(row["northdeg"]) < 360
-            listed.add(root / "Images" / row["city_id"] / (
-                f"{row['city_id']}_{int(row['place_id']):07d}_{int(row['year']):04d}_{int(row['month']):02d}_"
-                f"{int(row['northdeg']):03d}_{float(row['lat'])}_{float(row['lon'])}_{row['panoid']}.jpg"))
+            assert 1 <= int(row["month"]) <= 12
+            assert 0 <= int(row["northdeg"]) < 360
+            taken = f"{int(row['year']):04d}_{int(row['month']):02d}_{int(row['northdeg']):03d}"
+            position = f"{float(row['lat'])}_{float(row['lon'])}"
+            name = f"{row['city_id']}_{int(row['place_id']):07d}_{taken}_{position}_{row['panoid']}.jpg"
+            listed.add(root / "Images" / row["city_id"] / name)
     assert places == 5
     assert listed == set((root / "Images").rglob("*.jpg"))
     for path in listed:
@@ -92,121 +117,248 @@ def test_gsv_cities_format(city):
 def test_benchmark_positions(city, split, places):
     folder = city / "synthetic" / "images" / split
     database, queries = utm_positions(folder / "database"), utm_positions(folder / "queries")
-    assert len(database) == 2 * places and len(queries) == places
+    assert len(database) == 2 * places
+    assert len(queries) == places
     everything = np.concatenate([database, queries])
-    numbers = np.array([int(path.name.split("@")[3].split("_")[0]) for kind in ("database", "queries")
-                        for path in sorted((folder / kind).iterdir())])
-    apart = np.linalg.norm(everything[:, None] - everything[None], axis=2)
+    paths = [path for kind in ("database", "queries") for path in sorted((folder / kind).iterdir())]
+    numbers = np.array([int(path.name.split("@")[3].split("_")[0]) for path in paths])
+    distances = np.linalg.norm(everything[:, None] - everything[None], axis=2)
     same = numbers[:, None] == numbers[None]
-    assert apart[same].max() <= 10 and apart[~same].min() > 30
-    assert ((apart[len(database):, :len(database)] <= 25).sum(axis=1) == 2).all()
+    assert distances[same].max() <= 10
+    assert distances[~same].min() > 30
+    assert ((distances[len(database) :, : len(database)] <= 25).sum(axis=1) == 2).all()
 
 
 def test_positions_stay_apart_over_many_streets():
-    positions = np.array([synthetic.place_position(place) for place in range(1000)])
-    apart = np.linalg.norm(positions[:, None] - positions[None], axis=2)
-    assert apart[~np.eye(1000, dtype=bool)].min() >= synthetic.PLACE_SPACING
+    positions = np.array([place_position(number) for number in range(1000)])
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    assert distances[~np.eye(1000, dtype=bool)].min() >= PLACE_SPACING
+
+
+def test_a_written_photo_is_the_drawn_one(city):
+    folder = city / "synthetic" / "images" / "test" / "queries"
+    (path,) = (p for p in folder.iterdir() if p.name.split("@")[3] == "0000004_02")
+    drawn = render(PlaceId(SMALL.seed, "test", 4), 2, SMALL.size, role="query").astype(float)
+    assert np.abs(np.asarray(Image.open(path)) - drawn).mean() < 15  # JPEG changes this much
+
+
+# ---- Places and photos
 
 
 def test_training_and_benchmark_share_no_place():
-    views = [scenes.draw_place(0, name, place, (32, 32)) for name in ("Alder", "Birch", "val", "test")
-             for place in (0, 9)]
-    walls = [next(s for s in scene.surfaces if s.kind == "wall").colour.tobytes() for scene in views]
+    names = ("Alder", "Birch", "val", "test")
+    scenes = [draw_place(PlaceId(0, name, number), (32, 32)) for name in names for number in (0, 9)]
+    walls = [next(s for s in scene.surfaces if s.kind == "wall").colour.tobytes() for scene in scenes]
     assert len(set(walls)) == len(walls)
-    assert len({scene.style for scene in views}) == len(views)  # 0 and 9 lie in different streets
-    with pytest.raises(ValueError, match="neither val nor test"):
-        synthetic.make_city("unused", **{**SMALL, "cities": ("Alder", "test")})
+    assert len({scene.style for scene in scenes}) == len(scenes)  # 0 and 9 lie in different streets
 
 
 def test_neighbours_share_their_street():
-    first, neighbour = (scenes.draw_place(0, "Alder", place, (32, 32)) for place in (0, 1))
-    assert first.style == neighbour.style and first.heading == neighbour.heading
+    first, neighbour = (draw_place(PlaceId(0, "Alder", number), (32, 32)) for number in (0, 1))
+    assert first.style == neighbour.style
+    assert first.heading == neighbour.heading
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 57), (201, 64), (64, 201), (320, 240)])
 def test_sizes(size):
-    for place in (0, 8, 16, 24):
-        pixels = scenes.render_photo(0, "Cedar", place, 0, size)
-        assert pixels.dtype == np.uint8 and pixels.shape == (size[1], size[0], 3)
+    for number in (0, 8, 16, 24):
+        pixels = render(PlaceId(0, "Cedar", number), 0, size)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (size[1], size[0], 3)
         assert pixels.std() > 10
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_painted_mark_lies_where_the_camera_sees_it(number):
-    scene, rng = scenes.draw_place(0, "Elm", 0, (160, 120)), np.random.default_rng(number)
-    camera, _ = scenes.draw_camera(rng, scene, 1.0)
-    white, black = scenes.planes((1, 1, 1)), scenes.planes((0, 0, 0))
-    light = scenes.Light(white, black, np.zeros(3), black, black, 0.0, 0.0, "noon", None)
+    rng = np.random.default_rng(number)
+    camera = draw_camera(rng, draw_place(PlaceId(0, "Elm", 0), (160, 120)), 1.0)
     texture = Image.new("RGBA", (200, 100))
     texture.paste((255, 0, 0, 255), (98, 48, 102, 52))
-    wall = scenes.Surface("wall", texture.convert("RGBa"), None, np.array((-10.0, 7.0, 12.0)),
-                             np.array((0.1, 0, 0)), np.array((0, -0.1, 0)))
+    wall = Surface(
+        kind="wall",
+        colour=texture.convert("RGBa"),
+        label=None,
+        origin=np.array((-10.0, 7.0, 12.0)),
+        right=np.array((0.1, 0, 0)),
+        down=np.array((0, -0.1, 0)),
+    )
+    white, black = planes((1, 1, 1)), planes((0, 0, 0))
+    light = Light(
+        ambient=white,
+        sun=black,
+        direction=np.zeros(3),
+        zenith=black,
+        horizon=black,
+        dark=0.0,
+        haze=0.0,
+        weather="noon",
+        leaf=None,
+    )
     canvas = np.zeros((3, 120, 160), np.float32)
-    scenes.paint(canvas, rng, wall, camera, light, [0] * 256, canvas)
+    paint(canvas, rng, wall, shot=Shot(camera=camera, light=light, glow=[0] * 256, lamps=np.zeros_like(canvas)))
     u, v, depth = camera.intrinsics @ camera.rotation @ (np.array((0.0, 2.0, 12.0)) - camera.position)
     rows, columns = np.nonzero(canvas[0] > 60)
-    assert abs(columns.mean() + 0.5 - u / depth) < 0.7 and abs(rows.mean() + 0.5 - v / depth) < 0.7
+    assert abs(columns.mean() + 0.5 - u / depth) < 0.7
+    assert abs(rows.mean() + 0.5 - v / depth) < 0.7
     assert 0.7 < canvas[0].sum() / 255 / (0.4 * camera.intrinsics[0, 0] / depth) ** 2 < 1.5
 
 
-def test_written_photo_is_the_rendered_one(city):
-    folder = city / "synthetic" / "images" / "test" / "queries"
-    path, = (p for p in folder.iterdir() if p.name.split("@")[3] == "0000004_02")
-    drawn = scenes.render_photo(SMALL["seed"], "test", 4, 2, (64, 48), role="query").astype(float)
-    assert np.abs(np.asarray(Image.open(path)) - drawn).mean() < 15  # what JPEG changes
-
-
 def test_photos_of_a_place_differ_and_resemble():
-    """Photos by day of one place lie nearer to each other than to those of other streets, in coarse colours."""
-    def coarse(place, photo):
-        pixels = Image.fromarray(scenes.render_photo(0, "val", place, photo, (64, 48), "database"))
+    """Photos by day of one place are more alike than those of other streets, in coarse colours."""
+
+    def coarse(number: int, photo: int) -> np.ndarray:
+        pixels = Image.fromarray(render(PlaceId(0, "val", number), photo, (64, 48), "database"))
         return np.asarray(pixels.resize((8, 6), Image.Resampling.BOX), float)
-    drawn = np.array([[coarse(place, photo) for photo in range(4)] for place in range(0, 64, 8)])
+
+    drawn = np.array([[coarse(number, photo) for photo in range(4)] for number in range(0, 64, 8)])
     within = np.abs(drawn[:, :, None] - drawn[:, None]).mean((3, 4, 5))[:, ~np.eye(4, dtype=bool)]
     between = np.abs(drawn[:, None, :, None] - drawn[None, :, None]).mean((4, 5, 6))[~np.eye(8, dtype=bool)]
-    assert within.min() > 1 and within.mean() < 0.95 * between.mean()
+    assert within.min() > 1
+    assert within.mean() < 0.95 * between.mean()
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--places", "0"], "places is 0"), (["--test_places", "-1"], "test_places is -1"),
-    (["--size", "31", "64"], "31 x 64"), (["--cities", "99"], "--cities"),
-    (["--cities", "9", "--places", "3"], "9 cities"), (["--seed", "-1"], "seed is -1"),
-    (["--places", "many"], "--places")])
+def test_contact_sheet(tmp_path):
+    contact_sheet(tmp_path / "sheet.png", places=range(2), roles=("train", "database", "query"), size=(40, 32))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (64, 120, 3)
+    assert (sheet[32:, 80:] == render(PlaceId(0, "Alder", 1), 2, (40, 32), "query")).all()
+
+
+# ---- Every supported version of Pillow
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 57), (64, 201), (160, 120)])
+def test_shapes_are_drawn_with_sorted_corners_only(size, monkeypatch):
+    """Pillow refuses swapped corners, and up to version 12.0 its own rounded_rectangle can produce them."""
+    drawn = []
+
+    def check(name: str) -> None:
+        original = getattr(ImageDraw.ImageDraw, name)
+
+        def sorted_only(self: ImageDraw.ImageDraw, box: Sequence[float], *args: object, **options: object) -> None:
+            x0, y0, x1, y1 = box
+            assert x0 <= x1 and y0 <= y1, f"{name} {box}"
+            drawn.append(name)
+            original(self, box, *args, **options)
+
+        monkeypatch.setattr(ImageDraw.ImageDraw, name, sorted_only)
+
+    def refuse(self: ImageDraw.ImageDraw, *args: object, **options: object) -> None:
+        pytest.fail("use fill_rounded_rectangle; rounded_rectangle fails in older versions of Pillow")
+
+    for name in ("rectangle", "ellipse", "pieslice"):
+        check(name)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rounded_rectangle", refuse)
+    for number in range(0, 96, 4):
+        scene = draw_place(PlaceId(number % 3, "test", number), size)
+        for index, role in enumerate(("train", "database", "query", "query")):
+            draw_photo(scene, index, role)
+    assert set(drawn) == {"rectangle", "ellipse", "pieslice"}
+
+
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="earlier versions draw other pixels")
+def test_rounded_rectangles_are_those_of_pillow_13():
+    def difference(box: Box, radius: float, bottom: bool) -> np.ndarray:
+        actual, expected = Image.new("L", (100, 100)), Image.new("L", (100, 100))
+        fill_rounded_rectangle(ImageDraw.Draw(actual), box, radius, fill=255, bottom=bottom)
+        corners = (True, True, bottom, bottom)
+        ImageDraw.Draw(expected).rounded_rectangle(box, radius, 255, corners=corners)
+        return np.argwhere(np.asarray(actual) != np.asarray(expected))
+
+    rng = np.random.default_rng(0)
+    for (x, y), size, radius in zip(
+        rng.uniform(-40, 90, (1000, 2)), 2 ** rng.uniform(-2, 6, (1000, 2)), rng.uniform(0, 40, 1000), strict=True
+    ):
+        for bottom in (True, False):
+            width, height = size if bottom else size + 2  # Pillow fails on less if only the upper corners are round
+            box = (x, y, x + width, y + height)
+            assert not difference(box, radius, bottom).size, (box, radius, bottom)
+
+
+# ---- Bad input and broken runs
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        *(({name: 0}, f"{name} is 0; it must be 1 or more") for name in (*COUNTS, "database_photos", "queries")),
+        ({"test_places": -1}, "test_places is -1"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"cities": ()}, "0 cities for 5 places"),
+        ({"places": 1}, "2 cities for 1 places; give 1 city or more, and a place for each"),
+        ({"cities": ("Alder", "Alder")}, "must differ"),
+        ({"cities": ("Alder", "test")}, "neither val nor test"),
+        ({"cities": ("val",)}, "neither val nor test"),
+        ({"size": (31, 64)}, "31 x 64 pixels; both must be 32 or more"),
+        ({"size": (64, 31)}, "64 x 31 pixels"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_a_config_shares_out_all_places_and_counts_all_photos(city):
+    config = CityConfig(cities=("A", "B", "C"), places=11)
+    assert [config.places_of(name) for name in config.cities] == [4, 4, 3]
+    assert SMALL.num_photos == len(list(city.rglob("*.jpg")))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--places", "0"], "places is 0"),
+        (["--test_places", "-1"], "test_places is -1"),
+        (["--size", "31", "64"], "31 x 64"),
+        (["--cities", "99"], "--cities"),
+        (["--cities", "9", "--places", "3"], "9 cities"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--places", "many"], "--places"),
+    ],
+)
 def test_bad_arguments(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        synthetic.main([str(tmp_path / "city"), *flags])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+        main([str(tmp_path / "city"), *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    result = run([tmp_path, *FLAGS])
-    assert result.returncode == 2 and len(result.stderr.splitlines()) <= 2 and "not an empty folder" in result.stderr
+    result = run(tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) <= 2
+    assert "not an empty folder" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_output_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    result = run([tmp_path / "file" / "city", *FLAGS])
-    assert result.returncode == 2 and len(result.stderr.splitlines()) <= 2 and "Traceback" not in result.stderr
+    result = run(tmp_path / "file" / "city")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) <= 2
+    assert "Traceback" not in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("error, status", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
-def test_nothing_is_left_of_a_run_that_broke_off(error, status, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_leaves_nothing(error, status, tmp_path, monkeypatch, capsys):
     saved = []
 
-    def break_off(photo, path):
+    def interrupt(photo, path):
         saved.append(path)
         if len(saved) == 7:
             raise error
 
-    monkeypatch.setattr(synthetic, "save", break_off)
-    assert synthetic.main([str(tmp_path / "city"), *FLAGS]) == status
-    assert not list(tmp_path.iterdir()) and "Traceback" not in capsys.readouterr().err
+    monkeypatch.setattr("datasets.synthetic.city.save_photo", interrupt)
+    assert main([str(tmp_path / "city"), *FLAGS]) == status
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capsys.readouterr().err
 
 
-def test_contact_sheet(tmp_path):
-    synthetic.contact_sheet(tmp_path / "sheet.png", places=range(2), photos_per_place=3, size=(40, 32))
-    assert Image.open(tmp_path / "sheet.png").size == (120, 64)
+def test_drawing_needs_neither_torch_nor_the_rest_of_the_project():
+    code = "import sys, datasets.synthetic.__main__; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert not {"torch", "torchvision", "faiss", "sklearn", "matplotlib", "model", "utils"} & set(result.stdout.split())

@@ -1,0 +1,81 @@
+"""The command that makes a procedural city.
+
+Example: `python -m datasets.synthetic OUTPUT --places 400 --val_places 60 --test_places 100 --seed 0`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+
+from datasets.synthetic.city import contact_sheet, make_city
+from datasets.synthetic.config import CITIES, CityConfig
+
+DESCRIPTION = "A procedural city of street places, in the GSV-Cities format and in the benchmark format."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line. Its defaults are those of CityConfig."""
+    default = CityConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.synthetic",
+        description=DESCRIPTION,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("output", help="new or empty folder; gets gsv_cities/ and synthetic/")
+    for name, subject in (
+        ("places", "training places, over all cities"),
+        ("val_places", "places of the benchmark's val split"),
+        ("test_places", "places of the benchmark's test split"),
+        ("photos_per_place", "photos of each training place"),
+        ("database_photos", "database photos of each benchmark place"),
+        ("queries", "queries of each benchmark place"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=subject)
+    parser.add_argument(
+        "--cities",
+        type=int,
+        default=len(default.cities),
+        choices=range(1, len(CITIES) + 1),
+        metavar="N",
+        help=f"training cities, 1 to {len(CITIES)}",
+    )
+    parser.add_argument("--size", type=int, nargs=2, default=default.size, metavar=("WIDTH", "HEIGHT"), help="pixels")
+    parser.add_argument("--seed", type=int, default=default.seed, help="0 or more; the same seed gives the same bytes")
+    parser.add_argument("--contact_sheet", metavar="FILE", help="also draw eight places in one picture")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after an interrupt."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        config = CityConfig(
+            cities=CITIES[: args.cities],
+            places=args.places,
+            val_places=args.val_places,
+            test_places=args.test_places,
+            photos_per_place=args.photos_per_place,
+            database_photos=args.database_photos,
+            queries=args.queries,
+            size=tuple(args.size),
+            seed=args.seed,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        make_city(args.output, config)
+        if args.contact_sheet:
+            contact_sheet(args.contact_sheet, size=config.size, seed=config.seed)
+    except (OSError, ValueError, BrokenExecutor) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

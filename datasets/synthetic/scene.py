@@ -1,0 +1,188 @@
+"""A place as textured planes in space.
+
+x runs to the right of the place's view, y up and z into the view, in metres. A place is drawn once; each photo
+looks at its planes through another camera, in other light, weather and season.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
+from datasets.synthetic.drawing import Box, Sheet
+from datasets.synthetic.randomness import PlaceId, Purpose, between, random_stream
+from datasets.synthetic.style import Style, draw_heading, draw_style
+from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
+
+TEXTURE_DETAIL = 1.35  # texture pixels per photo pixel, at the nearest wall
+HALF_VIEW = math.radians(36)  # half the horizontal angle of view, before zoom
+PAVEMENT = 2.2  # metres, its width in a view along the street
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A textured plane: pixel (s, t) of the texture lies at `origin + s * right + t * down`.
+
+    origin, right, down: float64 [3], metres.
+    colour: RGBa image (premultiplied); for a tree an RGB image of wood, leaves and the leaves' brightness.
+    label: L image of the same size, the label map; None for a tree.
+    """
+
+    kind: Literal["wall", "ground", "skyline", "tree"]
+    colour: Image.Image
+    label: Image.Image | None
+    origin: np.ndarray
+    right: np.ndarray
+    down: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A place, ready for photos of `size` = (width, height) pixels.
+
+    surfaces: from far to near. lamps: float64 [n, 3], positions of the street lamps in metres.
+    yaw: of the usual view, in radians. heading: compass heading of the z axis, in degrees.
+    """
+
+    place: PlaceId
+    style: Style
+    surfaces: list[Surface]
+    lamps: np.ndarray
+    yaw: float
+    size: tuple[int, int]
+    heading: float
+
+
+def focal_length(size: tuple[int, int]) -> float:
+    """The focal length in pixels, before zoom, for photos of `size` = (width, height) pixels."""
+    return 0.5 * max(size[0], 4 / 3 * size[1]) / math.tan(HALF_VIEW)
+
+
+def draw_place(place: PlaceId, size: tuple[int, int]) -> Scene:
+    """Draws a place for photos of `size` = (width, height) pixels."""
+    style = draw_style(place)
+    rng = random_stream(place.seed, place.city, purpose=Purpose.PLACE, number=place.number)
+    focal = focal_length(size)
+    yaw = between(rng, -0.12, 0.12) if style.along else between(rng, -0.45, 0.45)
+    scale = TEXTURE_DETAIL * focal / (9.0 if style.along else style.distance)
+    if style.along:
+        surfaces, spots = draw_view_along(rng, style, scale=scale, focal=focal)
+    else:
+        surfaces, spots = draw_view_across(rng, style, scale=scale, yaw=yaw)
+    surfaces.insert(0, place_skyline(draw_skyline(rng, (400.0, 45.0), TEXTURE_DETAIL * focal / 150), yaw))
+    order = rng.permutation(len(spots))
+    for spot in sorted((spots[i] for i in order[: style.trees]), key=lambda spot: -spot[2]):
+        surfaces.append(plant_tree(rng, spot, scale))
+    lit = [spots[i] for i in order[style.trees : style.trees + 2]]
+    return Scene(
+        place=place,
+        style=style,
+        surfaces=surfaces,
+        lamps=np.array(lit).reshape(-1, 3) + (0, 5.0, 0),
+        yaw=yaw,
+        size=size,
+        heading=draw_heading(place),
+    )
+
+
+def draw_view_along(
+    rng: np.random.Generator, style: Style, *, scale: float, focal: float
+) -> tuple[list[Surface], list[Vector]]:
+    """A view along a street that a row of houses closes: its surfaces, and spots for trees and lamps."""
+    length, half = between(rng, 26, 48), style.distance
+    row = draw_row(rng, style, length=40.0, scale=TEXTURE_DETAIL * focal / length)
+    depth = length + 4
+    kerbs: list[Box] = [(0, 0, PAVEMENT, depth), (2 * half - PAVEMENT, 0, 2 * half, depth)]
+    ground = draw_ground(rng, style, size=(2 * half, depth), kerbs=kerbs, scale=0.6 * scale)
+    surfaces = [
+        hang("wall", row, origin=(-20, SHEET_HEIGHT, length + 6)),
+        hang("ground", ground, origin=(-half, 0, length + 1), down=(0, 0, -1)),
+        *draw_side_walls(rng, style, scale=scale, length=length),
+    ]
+    spots = [(side * (half - 1.5), 0.0, z) for side in (-1, 1) for z in (9.0, 17.0, 25.0)]
+    return surfaces, spots
+
+
+def draw_side_walls(rng: np.random.Generator, style: Style, *, scale: float, length: float) -> list[Surface]:
+    """Both sides of a street that runs away from the camera, the far part at less detail."""
+    surfaces, near = [], 15.0
+    for side in (-1, 1):
+        row = draw_row(rng, style, length=length, scale=scale)
+        for start, end, reduce in ((near, length, (3, 2)), (0.0, near, (1, 1))):
+            # The x axis of the left wall's sheet runs away from the camera, that of the right wall's towards it.
+            part = row.crop(start, end) if side < 0 else row.crop(length - end, length - start)
+            origin = (side * style.distance, SHEET_HEIGHT, 1.0 + (start if side < 0 else end))
+            surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
+    return surfaces
+
+
+def draw_view_across(
+    rng: np.random.Generator, style: Style, *, scale: float, yaw: float
+) -> tuple[list[Surface], list[Vector]]:
+    """A view of the houses on the other side of a street: its surfaces, and spots for trees and lamps."""
+    far = style.distance
+    left = far * math.tan(min(max(yaw - 0.85, -1.2), 1.2)) - 3
+    right = far * math.tan(min(max(yaw + 0.85, -1.2), 1.2)) + 3
+    width, depth = right - left, far + 4
+    row = draw_row(rng, style, length=width, scale=scale)
+    ground = draw_ground(rng, style, size=(width, depth), kerbs=[(0, far + 1, width, depth)], scale=0.6 * scale)
+    surfaces = [
+        hang("wall", row, origin=(left, SHEET_HEIGHT, far)),
+        hang("ground", ground, origin=(left, 0, far), down=(0, 0, -1)),
+    ]
+    middle = far * math.tan(yaw)
+    spots = [(middle + x + between(rng, -1.5, 1.5), 0.0, far - 2.3) for x in (-9.0, -3.0, 3.0, 9.0)]
+    return surfaces, spots
+
+
+def hang(
+    kind: Literal["wall", "ground", "skyline"],
+    sheet: Sheet,
+    *,
+    origin: Vector,
+    right: Vector | np.ndarray = (1, 0, 0),
+    down: Vector = (0, -1, 0),
+    reduce: tuple[int, int] = (1, 1),
+) -> Surface:
+    """Hangs a sheet into space: its upper left corner at `origin` (metres), its edges along two unit vectors.
+
+    `reduce` divides the texture's width and height by whole numbers.
+    """
+    colour, label = sheet.colour.convert("RGBa"), sheet.label
+    if reduce != (1, 1):
+        colour = colour.reduce(reduce)
+        label = label.resize(colour.size, Image.Resampling.NEAREST)
+    metres = np.array(reduce, float) / sheet.scale  # per pixel of the texture
+    return Surface(
+        kind=kind,
+        colour=colour,
+        label=label,
+        origin=np.array(origin, float),
+        right=metres[0] * np.array(right, float),
+        down=metres[1] * np.array(down, float),
+    )
+
+
+def place_skyline(sheet: Sheet, yaw: float) -> Surface:
+    """The skyline, 150 m away and square to the usual view."""
+    towards, right = np.array((math.sin(yaw), 0, math.cos(yaw))), np.array((math.cos(yaw), 0, -math.sin(yaw)))
+    return hang("skyline", sheet, origin=150 * towards - 200 * right + (0, 45, 0), right=right)
+
+
+def plant_tree(rng: np.random.Generator, spot: Vector, scale: float) -> Surface:
+    """A tree that stands at `spot` (metres), drawn at `scale` pixels per metre."""
+    image = draw_tree(rng, scale)
+    grown = between(rng, 0.8, 1.25) / scale  # metres per pixel
+    return Surface(
+        kind="tree",
+        colour=image,
+        label=None,
+        origin=np.array(spot) + grown * np.array((-0.5 * image.width, image.height, 0)),
+        right=np.array((grown, 0, 0)),
+        down=np.array((0, -grown, 0)),
+    )
