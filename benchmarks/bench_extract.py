@@ -1,36 +1,39 @@
-"""Extraction of descriptors: float32, eager, photos prepared the plain way, against --precision and --compile.
+"""Extraction of descriptors: float32, eager, with images prepared by the baseline, against --precision and --compile.
 
     python -m benchmarks.bench_extract [--threads N] [--json FILE] [--gpu]
 
-dinov2-base with gem at 322 x 322, random weights, on drawn photos of 640 x 480; on a GPU dinov2-large too.
+dinov2-base with gem at 322 x 322, random weights, on drawn images of 640 x 480; with --gpu dinov2-large as well.
 """
-import os
+
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.bench_input import GPU_WORKERS, PHOTOS, PlainDataset, plain_evaluation_input, write_photos
-from benchmarks.common import Row, compare, measure, parse_arguments, report
-from benchmarks.plain_model import plain_forward
-from model import build_model
-from utils.features import ExtractionSettings, cpu_computes, extract
-from utils.logs import run_script
+from benchmarks.baseline_model import baseline_forward
+from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
+from benchmarks.common import Row, compare, parse_arguments, report
+from datasets.benchmark import ImageSet
+from model import GeoLocalizationNet, ModelConfig
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import cpu_supports, extract
+from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
 BATCH, ROUNDS = 8, 3
-GPU_PHOTOS, GPU_BATCH = 2048, 128
+GPU_IMAGES, GPU_BATCH = 2048, 128
 
 
-def make_model(backbone: str, device: str, compiled: bool = False) -> nn.Module:
-    """A model of random weights, the adapters' too, the same each time."""
+def make_model(backbone: str, device: str, compiled: bool = False) -> GeoLocalizationNet:
+    """A model with random weights, the same each time. The adapters, which start at zero, are random too."""
     torch.manual_seed(0)
-    model = build_model(backbone, "gem").eval().to(device)
+    model = GeoLocalizationNet(ModelConfig(backbone=backbone)).eval().to(device)
     for parameter in model.backbone.adapters.parameters():
         nn.init.normal_(parameter, std=0.02)
     if compiled:
@@ -38,77 +41,104 @@ def make_model(backbone: str, device: str, compiled: bool = False) -> nn.Module:
     return model
 
 
-def plain_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
-    """Descriptors, float32: photos prepared one after the other, batches in a loop."""
-    descriptors = []
+# ---- The baseline and ours: descriptors [N, 2048 or 4096], float32
+
+
+def baseline_descriptors(model: GeoLocalizationNet, images: Tensor) -> np.ndarray:
+    """The descriptors of a batch of images [B, 3, H, W]."""
+    descriptors, _, _ = baseline_forward(model, images)
+    assert descriptors is not None
+    return descriptors.cpu().numpy()
+
+
+def baseline_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.ndarray:
+    """On the CPU: prepares the images one after another, and loops over batches."""
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     with torch.no_grad():
-        for i in range(0, len(paths), BATCH):
-            images = torch.stack([plain_evaluation_input(path) for path in paths[i:i + BATCH]])
-            descriptors.append(plain_forward(model, images)[0].numpy())
-    return np.concatenate(descriptors)
+        images = (torch.stack([baseline_evaluation_input(path) for path in batch]) for batch in batches)
+        return np.concatenate([baseline_descriptors(model, batch) for batch in images])
 
 
-def plain_gpu_extract(model: nn.Module, paths: list[Path]) -> np.ndarray:
-    """Descriptors, float32: photos prepared the plain way by as many workers, batches in a loop."""
-    loader = DataLoader(PlainDataset(paths), GPU_BATCH, num_workers=GPU_WORKERS)
+def baseline_gpu_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.ndarray:
+    """On the GPU: the baseline prepares the images in as many workers as ours has, and loops over batches."""
+    loader: DataLoader = DataLoader(BaselineDataset(paths), GPU_BATCH, num_workers=GPU_WORKERS)
     with torch.no_grad():
-        return np.concatenate([plain_forward(model, images.to("cuda"))[0].cpu().numpy() for images in loader])
+        return np.concatenate([baseline_descriptors(model, images.to("cuda")) for images in loader])
 
 
-def our_extract(model: nn.Module, paths: list[Path], settings: ExtractionSettings) -> np.ndarray:
-    """Descriptors, float32, as the scripts extract them."""
-    return extract(model, paths, settings).descriptors
+def our_extract(model: GeoLocalizationNet, paths: list[Path], config: ExtractionConfig) -> np.ndarray:
+    """As the scripts extract them."""
+    features = extract(model, ImageSet.without_positions(paths), config)
+    assert features is not None
+    return features.descriptors
 
 
-def row(what: str, plain: Callable[[], np.ndarray], ours: Callable[[], np.ndarray], target: float | None) -> Row:
-    """Time a photo; the note says how far the descriptors lie apart."""
-    apart = np.linalg.norm(plain() - ours(), axis=1).max()
-    result = compare(what, plain, ours, ROUNDS, target, f"descriptors of length 1 lie {apart:.1e} apart at most", memory=False)
-    return result._replace(plain=result.plain / PHOTOS, ours=result.ours / PHOTOS, unit="ms/photo")
+# ---- Tables
+
+
+def cpu_row(name: str, baseline: Callable[[], np.ndarray], ours: Callable[[], np.ndarray]) -> Row:
+    """Time per image, with a note on how far apart the descriptors are."""
+    distance = np.linalg.norm(baseline() - ours(), axis=1).max()
+    note = f"descriptors of length 1 differ by at most {distance:.1e}"
+    return compare(name, baseline, ours, rounds=ROUNDS, note=note).per_item(IMAGES, "ms/image")
 
 
 def cpu_rows(paths: list[Path]) -> list[Row]:
-    """dinov2-base on this CPU; in bf16 where it has instructions for that."""
-    model = make_model("dinov2-base", "cpu")
-    rows = []
-    ways = [("base, fp32", "fp32", False, None)]
-    if cpu_computes("bf16"):
-        ways += [("base, --precision bf16", "bf16", False, 2.5), ("base, --precision bf16 --compile", "bf16", True, None)]
+    """dinov2-base on this CPU; in bf16 only if the CPU has instructions for it."""
+    baseline = partial(baseline_extract, make_model("dinov2-base", "cpu"), paths)
+
+    def row(name: str, precision: str, compiled: bool = False) -> Row:
+        config = ExtractionConfig(resize=SIZE, batch_size=BATCH, precision=precision)
+        return cpu_row(name, baseline, partial(our_extract, make_model("dinov2-base", "cpu", compiled), paths, config))
+
+    rows = [row("base, fp32", "fp32")]
+    if cpu_supports("bf16"):
+        rows.append(replace(row("base, --precision bf16", "bf16"), target=2.5))
+        rows.append(row("base, --precision bf16 --compile", "bf16", compiled=True))
     else:
-        print("This CPU has no bf16 instructions: --precision bf16 is not measured")
-    for what, precision, compiled, target in ways:
-        settings = ExtractionSettings(SIZE, True, BATCH, 0, "cpu", precision)
-        ready = make_model("dinov2-base", "cpu", compiled)
-        rows.append(row(what, partial(plain_extract, model, paths), partial(our_extract, ready, paths, settings), target))
+        print("This CPU has no bf16 instructions: --precision bf16 is not measured.")
     return rows
+
+
+def gpu_row(backbone: str, precision: str, *, compiled: bool, paths: list[Path]) -> Row:
+    """Time per image, with workers that read ahead, and the peak of the GPU's memory."""
+    baseline = partial(baseline_gpu_extract, make_model(backbone, "cuda"), paths)
+    config = ExtractionConfig(
+        resize=SIZE, batch_size=GPU_BATCH, num_workers=GPU_WORKERS, device="cuda", precision=precision
+    )
+    ours = partial(our_extract, make_model(backbone, "cuda", compiled), paths, config)
+    row = compare(
+        f"{backbone}, {precision}{' --compile' if compiled else ''}",
+        baseline,
+        ours,
+        rounds=ROUNDS,
+        note=f"{GPU_WORKERS} workers each, batches of {GPU_BATCH}",
+    )
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ours()
+    memory = (torch.cuda.max_memory_allocated() - before) / 1e6
+    return replace(row.per_item(len(paths), "ms/image"), ours_mb=memory)
 
 
 def gpu_rows(paths: list[Path]) -> list[Row]:
-    """base and large on the GPU, with workers that read ahead."""
-    rows = []
-    paths = paths * (GPU_PHOTOS // len(paths))
-    for backbone in ("dinov2-base", "dinov2-large"):
-        model = make_model(backbone, "cuda")
-        for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)):
-            settings = ExtractionSettings(SIZE, True, GPU_BATCH, GPU_WORKERS, "cuda", precision)
-            ready = make_model(backbone, "cuda", compiled)
-            ours = partial(our_extract, ready, paths, settings)
-            plain_time, our_time = (1e3 * seconds / len(paths) for seconds in measure(partial(plain_gpu_extract, model, paths), ours, ROUNDS))
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            ours()
-            rows.append(Row(f"{backbone}, {precision}{' --compile' if compiled else ''}", plain_time, our_time, "ms/photo", plain_time / our_time,
-                            ours_mb=(torch.cuda.max_memory_allocated() - before) / 1e6, note=f"{GPU_WORKERS} workers each, batches of {GPU_BATCH}"))
-    return rows
+    """dinov2-base and dinov2-large on the GPU."""
+    paths = paths * (GPU_IMAGES // len(paths))
+    return [
+        gpu_row(backbone, precision, compiled=compiled, paths=paths)
+        for backbone in ("dinov2-base", "dinov2-large")
+        for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True))
+    ]
 
 
 def main() -> None:
-    args = parse_arguments("Extraction of descriptors.", "measure on the GPU, base and large", threads=os.cpu_count())
+    args = parse_arguments("Extraction of descriptors.", threads=None, gpu_help="measure base and large on the GPU")
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_photos(Path(folder))
+        paths = write_images(Path(folder))
         rows = gpu_rows(paths) if args.gpu else cpu_rows(paths)
-    report(f"Extraction at {SIZE[0]} x {SIZE[1]}, batches of {GPU_BATCH if args.gpu else BATCH}", rows, args.json)
+    batch = GPU_BATCH if args.gpu else BATCH
+    report(f"Extraction at {SIZE[0]} x {SIZE[1]}, batches of {batch}", rows, args.json)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli_main(main)
