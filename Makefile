@@ -1,15 +1,15 @@
 # Every target sets up .venv from requirements.txt when it is missing or older than that file.
 PYTHON ?= python3
-TOOLS = pytest pytest-xdist ruff
+TOOLS = pytest pytest-xdist ruff mypy
 
 .PHONY: demo corridor-demo bench bench-gpu test lint clean
 
 demo: .venv/installed
-	.venv/bin/python -m utils.demo
+	.venv/bin/python -m examples.demo
 
-# Trains longer on a procedural city and evaluates on real photos: make corridor-demo DATASETS_FOLDER=/data/vpr
+# Trains longer on a synthetic city and evaluates on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
 corridor-demo: .venv/installed
-	.venv/bin/python -m utils.demo --real_photos "$(DATASETS_FOLDER)" corridor
+	.venv/bin/python -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor
 
 # Tables on the terminal, and as JSON in benchmarks/results
 bench: export CUDA_VISIBLE_DEVICES =
@@ -32,6 +32,8 @@ test: .venv/installed
 
 lint: .venv/installed
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; this is " + sys.version'

@@ -1,28 +1,56 @@
-"""Evaluate a float SelaVPR++ model: exact search of each query among the database's descriptors by L2 distance."""
+"""Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
+
+import logging
+
 import torch
 
 from datasets.benchmark import Benchmark
-from utils import distributed
-from utils.arguments import extraction_settings, index_store, parse_evaluation
-from utils.evaluation import evaluate, load_model
-from utils.logs import Run, run_script
+from model.weights import load_model
+from utils.cli import parse_evaluation
+from utils.retrieval.extraction import extract
+from utils.retrieval.index import open_index
+from utils.retrieval.report import report
+from utils.retrieval.search import search_l2
+from utils.runtime import distributed
+from utils.runtime.run_dir import RunDir
+from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    # ---- Arguments
     args = parse_evaluation(__doc__)
-    args.device = distributed.start(args.device)
+    distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
 
     # ---- Dataset and model
-    benchmark = Benchmark(args.datasets_folder, args.dataset_name, args.split, args.val_positive_dist_threshold,
-                          has_database=args.load_index is None)
-    model = load_model(args.backbone, args.aggregation, args.hashing, args.rerank, args.resume, args.device, args.compile)
-    run = Run(args) if distributed.is_main() else None
+    dataset = Benchmark(
+        args.datasets_folder,
+        args.dataset_name,
+        args.split,
+        threshold=args.val_positive_dist_threshold,
+        has_database=args.load_index is None,
+    )
+    model = load_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
+    run = RunDir(args.save_dir, args.flags)
+    logging.info("%s", dataset)
 
-    # ---- Extraction, search, report
-    evaluate(run, model, benchmark, extraction_settings(args), args.recall_values, index_store(args, model))
+    # ---- Descriptors (under torchrun, of every rank's share)
+    with run.phase("extraction"):
+        if args.load_index:
+            database = open_index(args.load_index, model, args.extraction, verify=not args.trust_index)
+        else:
+            database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
+        queries = extract(model, dataset.queries, args.extraction)
+    if database is None or queries is None:  # only the main rank receives the features
+        return
+
+    # ---- Search
+    with run.phase("search"):
+        results = search_l2(database.descriptors, queries.descriptors, max(args.recall_values))
+
+    # ---- Recalls, predictions.csv, results.json
+    dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
+    report(run, dataset, {"Float": results}, recall_values=args.recall_values, descriptor_dim=model.descriptor_dim)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli_main(main)

@@ -1,55 +1,67 @@
-"""Find the places of single photos: the best matches of each in an index, with positions and distances."""
+"""Find the places of single images: the best matches of each in an index, with positions and distances."""
+
+from datasets.benchmark import ImageSet
 from model import InputError
-from utils.arguments import parse_search
-from utils.evaluation import load_model, search
-from utils.features import ExtractionSettings, extract
-from utils.files import make_folder
-from utils.index import Index, make_header
-from utils.logs import run_script
-from utils.pictures import draw_matches
-from utils.retrieval import rerank
+from model.weights import load_model
+from utils.cli import parse_search
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import extract
+from utils.retrieval.index import Index, IndexMetadata
+from utils.retrieval.search import rerank, search
+from utils.runtime.atomic_files import make_folder
+from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    # ---- Arguments
     args = parse_search(__doc__)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)
 
-    # ---- Index, and the model that made it
-    index = Index(args.index, check=not args.trust_index)
-    made = index.header["model"]
-    settings = ExtractionSettings(tuple(index.header["settings"]["resize"]), index.header["settings"]["antialias"], args.infer_batch_size,
-                                  device=args.device, precision=args.precision)
+    # ---- The index, and the model that it was built with
+    index = Index(args.index, verify=not args.trust_index)
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
-        raise InputError(f"the weights {weights} of the model that made {args.index} are not there: say with --resume where they are")
-    model = load_model(made["backbone"], made["aggregation"], made["hashing"], made["rerank"], weights, args.device)
-    index.check_made_by(make_header(model, made["backbone"], made["aggregation"], weights, settings, "fp32"))
+        raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
+    model = load_model(index.metadata.model_config, weights, device=args.device)
+    settings = ExtractionConfig(
+        resize=index.metadata.size,
+        antialias=index.metadata.antialias,
+        batch_size=args.infer_batch_size,
+        device=args.device,
+        precision=args.precision,
+    )
+    index.require_compatible(IndexMetadata.of(model, settings))
 
-    # ---- Extraction, search, re-ranking
-    queries = extract(model, args.photos, settings)
-    found = search(index.features(), queries, max(args.results, args.rerank_num if model.rerank else 0), progress=False)
-    distances, predictions, metric = found
-    if model.rerank:
-        distances, predictions = rerank(distances, predictions, index.descriptors, queries.descriptors, args.rerank_num, progress=False)
+    # ---- Search, and re-ranking if the model is a two-branch one
+    database = index.features()
+    queries = extract(model, ImageSet.without_positions(args.images), settings)
+    assert queries is not None, "this script has one process"
+    rerank_num = args.rerank_num if model.config.rerank else 0
+    results = search(database, queries, max(args.results, rerank_num))
+    if rerank_num:
+        results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
 
     # ---- Report
-    for i, photo in enumerate(args.photos):
-        print(f"\n{photo}")
-        print(f"{'rank':>4}  {'distance':>16}  {'easting':>12}  {'northing':>12}  photo")
-        matches = predictions[i, :args.results]
-        for rank, (match, distance) in enumerate(zip(matches, distances[i], strict=False)):
-            kind = "l2" if model.rerank and rank < args.rerank_num else metric
-            easting, northing = index.utms[match]
-            print(f"{rank + 1:>4}  {distance:>8.4g} {kind:<7}  {easting:>12.2f}  {northing:>12.2f}  {index.photos[match]}")
+    distances, indices, metric = results.first(args.results)
+    for i, image in enumerate(args.images):
+        matches = [index.images.paths[match] for match in indices[i]]
+        positions = index.images.utms[indices[i]]
+        print(f"\n{image}")
+        print(f"{'rank':>4}  {'distance':>16}  {'easting':>12}  {'northing':>12}  image")
+        for rank, (match, (easting, northing)) in enumerate(zip(matches, positions, strict=True)):
+            distance = f"{distances[i, rank]:>8.4g} {metric[rank]:<7}"
+            print(f"{rank + 1:>4}  {distance}  {easting:>12.2f}  {northing:>12.2f}  {match}")
         if args.save_pictures:
-            captions = [f"{rank + 1}: {distance:.4g}\n{easting:.0f} E  {northing:.0f} N"
-                        for rank, (distance, (easting, northing)) in enumerate(zip(distances[i], index.utms[matches], strict=False))]
-            path = args.save_pictures / f"{i + 1:03d}_{photo.stem}.png"
-            draw_matches(path, photo, [index.photos[match] for match in matches], captions)
-            print(f"Picture: {path}")
+            from utils.visualization import draw_matches  # loads matplotlib
+
+            captions = [
+                f"{rank + 1}: {distances[i, rank]:.4g}\n{easting:.0f} E  {northing:.0f} N"
+                for rank, (easting, northing) in enumerate(positions)
+            ]
+            picture = args.save_pictures / f"{i + 1:03d}_{image.stem}.png"
+            draw_matches(picture, image, matches, captions=captions)
+            print(f"Picture: {picture}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli_main(main)

@@ -1,34 +1,77 @@
-"""Train a binary SelaVPR++ model alone: adapters and hashing head beside a frozen DINOv2 trunk, 512-bit codes."""
+"""Train a hashing-only SelaVPR++ model: adapters and a head for 512-bit codes beside a frozen DINOv2 backbone."""
+
 from functools import partial
 
 import torch
 
-from model import build_model
-from utils import distributed
-from utils.arguments import parse_training
-from utils.checkpoint import read_training_checkpoint
-from utils.logs import run_script
-from utils.losses import hashing_losses
-from utils.training import Training, load_trunk
+from datasets.benchmark import Benchmark
+from datasets.gsv_cities import GSVCities
+from model import CODE_BITS, GeoLocalizationNet
+from utils.cli import parse_training
+from utils.retrieval.extraction import extract
+from utils.retrieval.report import report
+from utils.retrieval.search import search_hamming
+from utils.runtime import distributed
+from utils.runtime.run_dir import RunDir
+from utils.runtime.script import cli_main
+from utils.training.checkpoints import TrainState, load_initial_weights, read_run_checkpoint, restore
+from utils.training.loader import PlaceLoader
+from utils.training.losses import hashing_losses
+from utils.training.step import TrainingStep
+from utils.training.trainer import Trainer
+from utils.training.validation import Validator, validation_sets
 
 
 def main() -> None:
-    # ---- Arguments
     args = parse_training(__doc__, hashing=True)
-    args.device = distributed.start(args.device)
-    torch.manual_seed(args.seed)
+    distributed.init(args.training.device)
+    torch.manual_seed(args.training.seed)
+    threshold = args.val_positive_dist_threshold
 
-    # ---- Model
-    model = build_model(args.backbone, args.aggregation, hashing=True)
-    checkpoint = read_training_checkpoint(args.resume) if args.resume else None
+    # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
+    model = GeoLocalizationNet(args.model)
+    checkpoint = read_run_checkpoint(args.resume) if args.resume else None
     if checkpoint is None:
-        load_trunk(model, args.backbone, args.foundation_model_path, args.train_backbone)
+        load_initial_weights(
+            model,
+            init_from=args.init_from,
+            foundation=args.foundation_model_path,
+            train_backbone=args.training.train_backbone,
+        )
 
-    # ---- Run: loss of the codes and the similarity constraint; the binary branch trains
+    # ---- Data: batches of places with several images each; datasets to validate and to test on
+    places = GSVCities(args.gsv_cities_folder, args.places)
+    loader = PlaceLoader(places, args.training, args.extraction.num_workers)
+    validate = Validator(validation_sets(args.datasets_folder, args.val_datasets, threshold), args.extraction)
+    test = Benchmark(args.datasets_folder, args.dataset_name, "test", threshold=threshold)
+
+    # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch learns
     generator = torch.Generator()
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
-    Training(args, model, criterion, binary_branch=True, train_backbone=args.train_backbone, generator=generator, checkpoint=checkpoint).run()
+    training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
+    state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
+    run = RunDir(args.save_dir, args.flags, folder=checkpoint.path.parent if checkpoint else None)
+    trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
+    for _ in trainer.epochs():
+        for images, labels, rank_sizes in trainer.batches():
+            losses = training_step(images, labels, rank_sizes)  # forward, loss over all ranks, backward, update
+            trainer.record(losses)
+        with trainer.interruptible():  # everything is saved by now
+            results = validate(model)
+        trainer.finish_epoch(results)  # metrics, the best model, a checkpoint
+
+    # ---- Test: the best model, as eval_hashing.py does
+    with trainer.interruptible():
+        trainer.load_best_model()
+        with run.phase("extraction"):
+            database = extract(model, test.database, args.extraction)
+            queries = extract(model, test.queries, args.extraction)
+        if database is None or queries is None:  # only the main rank receives the features
+            return
+        with run.phase("search"):
+            found = search_hamming(database.codes, queries.codes, max(args.recall_values))
+        report(run, test, {"Binary": found}, recall_values=args.recall_values, descriptor_dim=CODE_BITS)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli_main(main)

@@ -1,32 +1,78 @@
-"""Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model, which stays as it is."""
+"""Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model."""
+
 from functools import partial
 
 import torch
 
-from model import build_model
-from utils import distributed
-from utils.arguments import parse_training
-from utils.checkpoint import read_stage_two_start
-from utils.logs import run_script
-from utils.losses import hashing_losses
-from utils.training import Training
+from datasets.benchmark import Benchmark
+from datasets.gsv_cities import GSVCities
+from model import GeoLocalizationNet
+from utils.cli import parse_training
+from utils.retrieval.extraction import extract
+from utils.retrieval.report import report
+from utils.retrieval.search import rerank, search_hamming
+from utils.runtime import distributed
+from utils.runtime.run_dir import RunDir
+from utils.runtime.script import cli_main
+from utils.training.checkpoints import TrainState, restore, resume_or_load_float_model
+from utils.training.loader import PlaceLoader
+from utils.training.losses import hashing_losses
+from utils.training.step import TrainingStep
+from utils.training.trainer import Trainer
+from utils.training.validation import Validator, validation_sets
 
 
 def main() -> None:
-    # ---- Arguments
     args = parse_training(__doc__, hashing=True, rerank=True)
-    args.device = distributed.start(args.device)
-    torch.manual_seed(args.seed)
+    distributed.init(args.training.device)
+    torch.manual_seed(args.training.seed)
+    threshold = args.val_positive_dist_threshold
 
-    # ---- Model: the float model's, or the run's to go on with
-    model = build_model(args.backbone, args.aggregation, hashing=True, rerank=True)
-    checkpoint = read_stage_two_start(args.resume, model)
+    # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
+    model = GeoLocalizationNet(args.model)
+    checkpoint = resume_or_load_float_model(model, args.resume)  # type: ignore[arg-type]  # --resume is required here
 
-    # ---- Run: loss of the codes and the similarity constraint; the binary branch trains, the float branch is not computed
+    # ---- Data: batches of places with several images each; datasets to validate and to test on
+    places = GSVCities(args.gsv_cities_folder, args.places)
+    loader = PlaceLoader(places, args.training, args.extraction.num_workers)
+    validate = Validator(
+        validation_sets(args.datasets_folder, args.val_datasets, threshold),
+        args.extraction,
+        rerank_num=args.rerank_num if args.select_by == "reranked" else 0,
+    )
+    test = Benchmark(args.datasets_folder, args.dataset_name, "test", threshold=threshold)
+
+    # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch is computed
+    # and learns
     generator = torch.Generator()
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
-    Training(args, model, criterion, binary_branch=True, generator=generator, checkpoint=checkpoint).run()
+    training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
+    state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
+    run = RunDir(args.save_dir, args.flags, folder=checkpoint.path.parent if checkpoint else None)
+    trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
+    for _ in trainer.epochs():
+        for images, labels, rank_sizes in trainer.batches():
+            losses = training_step(images, labels, rank_sizes)  # forward, loss over all ranks, backward, update
+            trainer.record(losses)
+        with trainer.interruptible():  # everything is saved by now
+            results = validate(model)
+        trainer.finish_epoch(results)  # metrics, the best model, a checkpoint
+
+    # ---- Test: the best model, as eval_rerank.py does
+    with trainer.interruptible():
+        trainer.load_best_model()
+        with run.phase("extraction"):
+            database = extract(model, test.database, args.extraction)
+            queries = extract(model, test.queries, args.extraction)
+        if database is None or queries is None:  # only the main rank receives the features
+            return
+        with run.phase("search"):
+            candidates = search_hamming(database.codes, queries.codes, max(args.rerank_num, *args.recall_values))
+        with run.phase("rerank"):
+            found = rerank(candidates, database.descriptors, queries.descriptors, rerank_num=args.rerank_num)
+        stages = {"First stage, Hamming": candidates, "Re-ranked": found}
+        report(run, test, stages, recall_values=args.recall_values, descriptor_dim=model.descriptor_dim)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli_main(main)

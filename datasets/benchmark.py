@@ -1,56 +1,97 @@
 """VPR benchmarks on disk: a database and queries with UTM positions in their file names."""
+
+import copy
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from model.errors import InputError
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """N images: their paths, and their positions `utms` [N, 2], float64, easting and northing in metres."""
+
+    paths: Sequence[str | Path]
+    utms: np.ndarray
+
+    @staticmethod
+    def without_positions(paths: Sequence[str | Path]) -> "ImageSet":
+        """Images whose positions are unknown (NaN)."""
+        return ImageSet(paths, np.full((len(paths), 2), np.nan))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, selection: slice | np.ndarray) -> "ImageSet":
+        indices = range(len(self))[selection] if isinstance(selection, slice) else selection
+        return ImageSet([self.paths[i] for i in indices], self.utms[selection])
 
 
 class Benchmark:
-    """The photos of one split, in sorted order, their positions, and which database photos are right for each query.
+    """One split of a dataset:
+    `<datasets_folder>/<name>/images/<split>/{database,queries}/**/@<utm_easting>@<utm_northing>@...@.jpg`.
 
-    `<datasets_folder>/<name>/images/<split>/{database,queries}/**/@<utm_easting>@<utm_northing>@...@.jpg`
-
-    Attributes: folder, the split's; database_paths, queries_paths; database_utms, queries_utms, [N, 2] float64 in metres; threshold, within
-    which (inclusive) a database photo is right for a query, in metres. With `has_database` False the database folder is not looked at: an
-    index stands in for it. Raises InputError where a folder is missing or empty, or a file name holds no position.
+    Attributes: name; folder, the split's; database and queries, in sorted order; threshold, the distance in metres up
+    to which (inclusive) a database image is a positive of a query. With `has_database=False` the database folder is
+    not read and `database` is empty, for evaluations of an index. Raises InputError if a folder is missing or empty,
+    or a file name holds no position.
     """
 
-    def __init__(self, datasets_folder: str | Path, name: str, split: str, threshold: float = 25.0, has_database: bool = True) -> None:
+    def __init__(
+        self, datasets_folder: str | Path, name: str, split: str, *, threshold: float = 25.0, has_database: bool = True
+    ) -> None:
         self.name = name
         self.threshold = threshold
         self.folder = _existing_folder(Path(datasets_folder), name, split)
-        self.database_paths = list_photos(self.folder / "database") if has_database else []
-        self.queries_paths = list_photos(self.folder / "queries")
-        self.database_utms = np.array([utm_position(path) for path in self.database_paths]).reshape(-1, 2)
-        self.queries_utms = np.array([utm_position(path) for path in self.queries_paths])
+        self.database = read_image_set(self.folder / "database") if has_database else ImageSet([], np.empty((0, 2)))
+        self.queries = read_image_set(self.folder / "queries")
+
+    def with_database(self, database: ImageSet) -> "Benchmark":
+        """The same queries against another database, such as the images of an index."""
+        benchmark = copy.copy(self)
+        benchmark.database = database
+        benchmark.__dict__.pop("positives", None)
+        return benchmark
 
     @cached_property
     def positives(self) -> list[np.ndarray]:
-        """For each query the sorted numbers, int64, of the database photos that are right for it."""
-        return find_positives(self.database_utms, self.queries_utms, self.threshold)
+        """For each query, the indices of its positives in the database, int64, ascending."""
+        return find_positives(self.database.utms, self.queries.utms, self.threshold)
 
     def __str__(self) -> str:
-        database = f"{len(self.database_paths)} database photos, " if self.database_paths else ""
-        return f"{self.name} ({self.folder}): {database}{len(self.queries_paths)} queries"
+        database = f"{len(self.database)} database images, " if len(self.database) else ""
+        return f"{self.name} ({self.folder}): {database}{len(self.queries)} queries"
 
 
-def list_photos(folder: Path) -> list[str]:
-    """The paths of the photos below a folder, sorted. Raises InputError where the folder is missing or holds none.
+def read_image_set(folder: Path) -> ImageSet:
+    """The images below a folder, with the positions in their names. Raises InputError if one has none."""
+    paths = list_images(folder)
+    return ImageSet(paths, np.array([utm_position(path) for path in paths]))
 
-    Strings: of a database of millions, Path objects would take gigabytes.
+
+def list_images(folder: Path) -> list[str]:
+    """The paths of the images below a folder, sorted. Raises InputError if the folder is missing or contains none.
+
+    Paths are strings: for a database of millions of images, Path objects would take gigabytes.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}")
-    paths = sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name.lower().endswith(PHOTO_SUFFIXES))
+        raise InputError(f"No folder {folder}.")
+    paths = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES)
+    )
     if not paths:
-        raise InputError(f"no photos in {folder}: looked for {', '.join(PHOTO_SUFFIXES)} in it and below")
+        raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
     return paths
 
 
@@ -62,24 +103,31 @@ def utm_position(path: str | Path) -> tuple[float, float]:
         if not all(map(math.isfinite, position)):
             raise ValueError
     except (IndexError, ValueError):
-        raise InputError(f"no UTM position in the file name {path}: expected @<utm_easting>@<utm_northing>@...@.jpg with two numbers") from None
+        raise InputError(
+            f"No UTM position in the file name {path}. Expected @<utm_easting>@<utm_northing>@...@.jpg with two "
+            "numbers."
+        ) from None
     return position
 
 
-def find_positives(database_utms: np.ndarray, queries_utms: np.ndarray, threshold: float) -> list[np.ndarray]:
-    """For each query [Q, 2] the sorted numbers of the database photos [N, 2] at most `threshold` metres away."""
+def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """For each query [Q, 2], the ascending indices of the database images [N, 2] at most `threshold` metres away."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and --help does not need it
+
     neighbours = NearestNeighbors(radius=threshold).fit(database_utms)
-    found = neighbours.radius_neighbors(queries_utms, return_distance=False)
-    return [np.sort(positives) for positives in found]
+    indices = neighbours.radius_neighbors(query_utms, return_distance=False)
+    return [np.sort(positives) for positives in indices]
 
 
 def _existing_folder(datasets_folder: Path, name: str, split: str) -> Path:
-    """The split's folder, or an InputError that says which part of the path is missing and what is there instead."""
+    """The split's folder. Raises InputError, which says which part of the path is missing and what exists instead."""
     folder = datasets_folder
     for part in (".", name, "images", split):
         parent, folder = folder, folder / part
         if not folder.is_dir():
-            there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-            raise InputError(f"no folder {folder}; {parent} has {', '.join(there[:10]) if there else 'no folders'}. "
-                             "Expected <datasets_folder>/<dataset_name>/images/<split>/{database,queries}")
+            actual = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+            raise InputError(
+                f"No folder {folder}. {parent} contains {', '.join(actual[:10]) if actual else 'no folders'}. "
+                "Expected <datasets_folder>/<dataset_name>/images/<split>/{database,queries}."
+            )
     return folder

@@ -1,6 +1,10 @@
-"""GSV-Cities (Ali-bey et al., Neurocomputing 2022) and datasets of its format: places, each with several photos, for training."""
+"""GSV-Cities (Ali-bey et al., Neurocomputing 2022) and datasets of its format: places with several images each, for
+training.
+"""
+
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,30 +13,69 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.photos import read_photo
+from datasets.images import load_image
 from datasets.transforms import training_transform
 from model.errors import InputError
+from model.vision_transformer import patch_grid
 
 COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 GSV_CITIES = (
-    "Bangkok BuenosAires LosAngeles MexicoCity OSL Rome Barcelona Chicago Madrid Miami Phoenix TRT Boston Lisbon Medellin Minneapolis PRG "
-    "WashingtonDC Brussels London Melbourne Osaka PRS"
+    "Bangkok BuenosAires LosAngeles MexicoCity OSL Rome Barcelona Chicago Madrid Miami Phoenix TRT Boston Lisbon "
+    "Medellin Minneapolis PRG WashingtonDC Brussels London Melbourne Osaka PRS"
 ).split()
-_GROUPED = (
-    "Trondheim Amsterdam Helsinki Tokyo Toronto Saopaulo Moscow Zurich Paris Budapest Austin Berlin Ottawa Goa Amman Nairobi Manila bangkok "
-    "boston london melbourne phoenix Pitts30k"
+GROUPED_CITIES = (  # of the unified dataset, each split into groups 0 to 17
+    "Trondheim Amsterdam Helsinki Tokyo Toronto Saopaulo Moscow Zurich Paris Budapest Austin Berlin Ottawa Goa Amman "
+    "Nairobi Manila bangkok boston london melbourne phoenix Pitts30k"
 ).split()
-_WITHOUT_GROUP_17 = ("Amman", "Nairobi")
+WITHOUT_GROUP_17 = ("Amman", "Nairobi")
+# Same order as the authors' code. It matters, because batches are cut from this sequence: two groups of one city hold
+# neighbouring cells of a grid, that is, nearly the same places under different labels. Group by group,
+# they are far apart.
 TRAINING_DATASETS = {
-    "gsv_cities": (*GSV_CITIES,),
-    "unified_dataset": (
-        *GSV_CITIES, "SFXL", *(f"{name}{g}" for name in _GROUPED for g in range(18) if not (g == 17 and name in _WITHOUT_GROUP_17)),
-    ),
+    "gsv_cities": list(GSV_CITIES),
+    "unified_dataset": [
+        "SFXL",
+        *GSV_CITIES,
+        *(f"{c}{g}" for g in range(18) for c in GROUPED_CITIES if not (g == 17 and c in WITHOUT_GROUP_17)),
+    ],
 }
 
 
+def training_order(cities: Sequence[str]) -> list[str]:
+    """The cities in the order of the unified dataset, once each. Other cities come first, as given."""
+    position = {city: i for i, city in enumerate(TRAINING_DATASETS["unified_dataset"])}
+    return sorted(dict.fromkeys(cities), key=lambda city: position.get(city, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacesConfig:
+    """How training batches are made of places.
+
+    cities, in the order of the batches; image_size (H, W) in pixels, multiples of 14; images_per_place;
+    randaugment_ops, operations of RandAugment on each image; exact_decoding: decode JPEGs at full size even if
+    image_size is much smaller; seed. Raises InputError for other values.
+    """
+
+    cities: tuple[str, ...]
+    image_size: tuple[int, int] = (224, 224)
+    images_per_place: int = 4
+    randaugment_ops: int = 3
+    exact_decoding: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            patch_grid(*self.image_size)
+        except InputError as error:
+            raise InputError(f"--image_size: {error}") from None
+        if self.images_per_place < 2:
+            raise InputError(
+                f"--images_per_place {self.images_per_place}: a positive pair needs at least 2 images of a place."
+            )
+
+
 class PlaceSample(NamedTuple):
-    """K photos of a place, images [K, 3, H, W] uint8, or None where too few can be read; label, the place's number; unreadable photos."""
+    """Images [K, 3, H, W] uint8 of a place, or None if too few can be read; its label; unreadable files."""
 
     images: Tensor | None
     label: int
@@ -40,7 +83,7 @@ class PlaceSample(NamedTuple):
 
 
 class PlaceBatch(NamedTuple):
-    """P places x K photos: images [P*K, 3, H, W] uint8; labels [P*K] int64, the places' numbers; unreadable photos, with the reason."""
+    """P places x K images: images [P*K, 3, H, W] uint8; labels [P*K] int64; the unreadable images, with the reason."""
 
     images: Tensor
     labels: Tensor
@@ -48,39 +91,40 @@ class PlaceBatch(NamedTuple):
 
 
 class GSVCities(Dataset):
-    """Places with at least `images_per_place` photos. An item is asked for as (epoch, place): what is random depends on (seed, epoch, place).
+    """Places with at least `config.images_per_place` images each.
 
-    `<folder>/Dataframes/<City>.csv` and `<folder>/Images/<city_id>/<city_id>_<place_id>_<year>_<month>_<northdeg>_<lat>_<lon>_<panoid>.jpg`
+    `<folder>/Dataframes/<City>.csv` and
+    `<folder>/Images/<city_id>/<city_id>_<place_id>_<year>_<month>_<northdeg>_<lat>_<lon>_<panoid>.jpg`
 
-    Attributes: places, for each the photos' names below Images; city_places, for each city the range of its places' numbers, which are
-    distinct over all cities. Unless `exact_decoding` is set, JPEG photos are decoded at a fraction of their size, no smaller than image_size.
-    Raises InputError where a folder, CSV or column is missing, a number is none, or no place has enough photos.
+    Indexed by (epoch, place). The choice of images and the augmentation are seeded with (seed, epoch, place).
+    Attributes: places, the names of each place's images below Images; city_places, the range of each city's place
+    numbers, which are distinct over all cities. Raises InputError if a folder, CSV file or column is missing, a
+    number cannot be parsed, or no place has enough images.
     """
 
-    def __init__(self, folder: str | Path, cities: Sequence[str], image_size: tuple[int, int], images_per_place: int = 4, seed: int = 0,
-                 randaugment_ops: int = 3, exact_decoding: bool = False) -> None:
+    def __init__(self, folder: str | Path, config: PlacesConfig) -> None:
         self.folder = Path(folder)
-        self.images_per_place = images_per_place
-        self.seed = seed
-        self.draft_size = None if exact_decoding else image_size
-        self.transform = training_transform(image_size, randaugment_ops)
-        _check_folders(self.folder, cities)
+        self.config = config
+        self.transform = training_transform(config.image_size, config.randaugment_ops)
+        _check_folders(self.folder, config.cities)
         self.places: list[list[str]] = []
         self.city_places: list[range] = []
-        most = 0
-        for city in cities:
-            photos = _read_city(self.folder / "Dataframes" / f"{city}.csv")
-            most = max(most, *map(len, photos))
+        max_images = 0
+        for city in config.cities:
+            places = _read_city(self.folder / "Dataframes" / f"{city}.csv")
+            max_images = max([max_images, *map(len, places)])
             first = len(self.places)
-            self.places += [names for names in photos if len(names) >= images_per_place]
+            self.places += [names for names in places if len(names) >= config.images_per_place]
             self.city_places.append(range(first, len(self.places)))
         if not self.places:
-            raise InputError(f"no place of {', '.join(cities)} in {self.folder} has {images_per_place} photos or more (the most is {most}): "
-                             "give a smaller --images_per_place")
+            raise InputError(
+                f"No place of {', '.join(config.cities)} in {self.folder} has {config.images_per_place} or more "
+                f"images; the largest has {max_images}. Use a smaller --images_per_place."
+            )
 
     @property
-    def num_photos(self) -> int:
-        """Photos of all places."""
+    def num_images(self) -> int:
+        """Number of images of all places."""
         return sum(map(len, self.places))
 
     def __len__(self) -> int:
@@ -88,34 +132,42 @@ class GSVCities(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> PlaceSample:
         epoch, place = key
-        rng = np.random.default_rng([self.seed, epoch, place])
-        images, unreadable = [], []
-        with torch.random.fork_rng(devices=[]):  # RandAugment draws from PyTorch's own generator
+        config = self.config
+        draft_size = None if config.exact_decoding else config.image_size
+        rng = np.random.default_rng([config.seed, epoch, place])
+        images: list[Tensor] = []
+        unreadable = []
+        with torch.random.fork_rng(devices=[]):  # RandAugment draws from PyTorch's global generator
             torch.default_generator.manual_seed(int(rng.integers(2**62)))
             for i in rng.permutation(len(self.places[place])):
                 try:
-                    photo = read_photo(self.folder / "Images" / self.places[place][i], self.draft_size)
-                    images.append(self.transform(photo))
+                    image = load_image(self.folder / "Images" / self.places[place][i], draft_size)
+                    images.append(self.transform(image))
                 except InputError as error:
                     unreadable.append(str(error))
-                if len(images) == self.images_per_place:
+                if len(images) == config.images_per_place:
                     return PlaceSample(torch.stack(images), place, unreadable)
         return PlaceSample(None, place, unreadable)
 
 
 class PlaceBatches(Sampler):
-    """Batches of places, city by city, the places of each city in an order drawn from (seed, epoch); the incomplete last one is left out.
+    """Batches of places, city by city. Each city is shuffled with (seed, epoch); the last, smaller batch is dropped.
 
-    Yields lists of (epoch, place). Of each batch, rank r of `world_size` takes the r-th share. Raises InputError where a batch holds more
-    places than there are, or does not split over the ranks.
+    Yields lists of (epoch, place). Of each batch, rank r of `world_size` takes the r-th share. Raises InputError if a
+    batch is larger than all places together, or cannot be split evenly over the ranks.
     """
 
-    def __init__(self, city_places: Sequence[range], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, city_places: Sequence[range], batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
         places = sum(map(len, city_places))
         if batch_size > places:
-            raise InputError(f"--train_batch_size {batch_size} is more than the {places} places of all cities together")
+            raise InputError(f"--train_batch_size {batch_size} exceeds the {places} places of all cities.")
         if batch_size % world_size:
-            raise InputError(f"--train_batch_size {batch_size} places do not split over {world_size} ranks: give a multiple of {world_size}")
+            raise InputError(
+                f"--train_batch_size {batch_size} cannot be split over {world_size} ranks. Use a multiple of "
+                f"{world_size}."
+            )
         self.city_places = city_places
         self.batch_size = batch_size
         self.seed = seed
@@ -125,7 +177,7 @@ class PlaceBatches(Sampler):
         self.epoch = self.first_batch = 0
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """The next pass goes through this epoch from this batch on."""
+        """Makes the next iteration start at this batch of this epoch."""
         self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
@@ -137,50 +189,59 @@ class PlaceBatches(Sampler):
         share = self.batch_size // self.world_size
         for batch in range(self.first_batch, self.num_batches):
             start = batch * self.batch_size + self.rank * share
-            yield [(self.epoch, int(place)) for place in order[start:start + share]]
+            yield [(self.epoch, int(place)) for place in order[start : start + share]]
 
 
 def collate_places(samples: list[PlaceSample]) -> PlaceBatch:
-    """One batch of the places; those without enough readable photos are left out."""
-    whole = [sample for sample in samples if sample.images is not None]
+    """One batch of the places. Those without enough readable images are left out."""
+    complete = [(sample.images, sample.label) for sample in samples if sample.images is not None]
     unreadable = [name for sample in samples for name in sample.unreadable]
-    if not whole:
+    if not complete:
         return PlaceBatch(torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable)
-    labels = torch.tensor([sample.label for sample in whole]).repeat_interleave(len(whole[0].images))
-    return PlaceBatch(torch.cat([sample.images for sample in whole]), labels, unreadable)
+    images, labels = zip(*complete, strict=True)
+    return PlaceBatch(torch.cat(images), torch.tensor(labels).repeat_interleave(len(images[0])), unreadable)
 
 
 def _check_folders(folder: Path, cities: Sequence[str]) -> None:
     for needed in (folder, folder / "Dataframes", folder / "Images"):
         if not needed.is_dir():
-            raise InputError(f"no folder {needed}; expected <gsv_cities_folder>/Dataframes/<City>.csv and <gsv_cities_folder>/Images/<City>/*.jpg")
+            raise InputError(
+                f"No folder {needed}. Expected <gsv_cities_folder>/Dataframes/<City>.csv and "
+                "<gsv_cities_folder>/Images/<City>/*.jpg."
+            )
     missing = {
         "Dataframes/<City>.csv": [city for city in cities if not (folder / "Dataframes" / f"{city}.csv").is_file()],
         "Images/<City>": [city for city in cities if not (folder / "Images" / city).is_dir()],
     }
     if any(missing.values()):
-        there = sorted(path.stem for path in (folder / "Dataframes").glob("*.csv"))
-        lacks = "; and ".join(f"{what} of {len(names)} cities: {', '.join(names)}" for what, names in missing.items() if names)
-        raise InputError(f"{folder} lacks {lacks}. There are CSVs of: {', '.join(there) or 'no city'}. Choose with --cities")
+        available = sorted(path.stem for path in (folder / "Dataframes").glob("*.csv"))
+        problems = [f"{what} of {len(names)} cities ({', '.join(names)})" for what, names in missing.items() if names]
+        raise InputError(
+            f"{folder} lacks {' and '.join(problems)}. CSV files exist for: {', '.join(available) or 'no city'}. "
+            "Select cities with --cities."
+        )
 
 
 def _read_city(path: Path) -> list[list[str]]:
-    """The photos' names below Images for each place of a city, in the order of the place ids."""
+    """The names below Images of each place's images, in the order of the place ids."""
     places: dict[int, list[str]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
         if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(rows.fieldnames or ()) or 'none'}")
+            raise InputError(
+                f"{path} lacks the columns {', '.join(missing)}. It has: {', '.join(rows.fieldnames or ()) or 'none'}."
+            )
         for row in rows:
             try:
-                places.setdefault(int(row["place_id"]), []).append(_photo_name(row))
+                places.setdefault(int(row["place_id"]), []).append(_image_name(row))
             except (TypeError, ValueError):
-                raise InputError(f"{path}, line {rows.line_num}: a number is missing or is none: {', '.join(map(str, row.values()))}") from None
-    return [places[place_id] for place_id in sorted(places)] or [[]]
+                values = ", ".join(map(str, row.values()))
+                raise InputError(f"{path}, line {rows.line_num}: a number is missing or invalid: {values}") from None
+    return [places[place_id] for place_id in sorted(places)]
 
 
-def _photo_name(row: dict[str, str]) -> str:
+def _image_name(row: dict[str, str]) -> str:
     place, year, month, north = (int(row[column]) for column in ("place_id", "year", "month", "northdeg"))
     city, lat, lon = row["city_id"], float(row["lat"]), float(row["lon"])
     return f"{city}/{city}_{place:07d}_{year:04d}_{month:02d}_{north:03d}_{lat}_{lon}_{row['panoid']}.jpg"

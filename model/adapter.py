@@ -1,4 +1,5 @@
 """MultiConv adapter (paper, section III-B): convolutions of three sizes on the patch grid, in a bottleneck."""
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,10 @@ class ConvBnRelu(nn.Module):
 
 
 class MulConvAdapter(nn.Module):
-    """Tokens [B, 1+n, D] on an h x w grid, n = h*w -> [B, 1+n, D]. All zero at the start of training."""
+    """Tokens [B, 1+n, D] on an h x w grid, n = h*w -> [B, 1+n, D]. The output is zero at the start of training.
+
+    The names D_fc1, D_fc2 and branch1 to branch3 are fixed by the published weights.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -29,9 +33,9 @@ class MulConvAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the start of training: the adapter's output is 0, its convolutions are all but 0."""
+        """Initialises the convolutions to 1e-5 and the output projection to zero."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.constant_(module.weight, 1e-5)
                 nn.init.constant_(module.bias, 1e-5)
         nn.init.zeros_(self.D_fc2.weight)
@@ -39,9 +43,9 @@ class MulConvAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         u = torch.relu(self.D_fc1(tokens))
-        # Tokens are a map with the channels last already; made contiguous once, the convolutions need no copy each.
+        # Tokens are already laid out as a channels-last map. One contiguous copy here saves a copy in each convolution.
         patches = u[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
         patches = torch.cat([self.branch1(patches), self.branch2(patches), self.branch3(patches)], dim=1)
-        # The class token has no place on the grid: its own hidden value stands in for the convolutions' output.
+        # The class token is not on the grid, so its hidden value takes the place of the convolutions' output.
         convolved = torch.cat([u[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
         return self.D_fc2(convolved + u)

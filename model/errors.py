@@ -1,8 +1,8 @@
-"""The one error that means: what the user gave cannot be used."""
+"""InputError: what the user gave cannot be used."""
 
 
 class InputError(ValueError):
-    """Bad input: its message says what came, what is allowed and the likely cause, in one or two lines.
+    """Input, or a file or disk, that cannot be used. The message says what is wrong, what is expected and what to do.
 
-    Scripts print it without a traceback and exit with status 2.
+    Scripts print it, without a traceback, and exit with status 2.
     """

@@ -1,16 +1,16 @@
-"""The whole network: trunk, adapters, float head, binary head."""
-from typing import NamedTuple
+"""The whole network: backbone, adapters, float head, binary head."""
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.aggregation import SALAD, BoQ, GeM, L2Norm, patch_map
-from model.vision_transformer import Trunk, VisionTransformer
+from model.aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
+from model.config import BACKBONES, ModelConfig
+from model.vision_transformer import VisionTransformer, patch_grid
 
 CODE_BITS = 512
-AGGREGATIONS = ("gem", "boq", "salad")
-GEM_DIMS = {192: 512, 384: 1024, 768: 2048, 1024: 4096}  # of the float descriptor, by trunk width
 
 
 class HashingOutput(NamedTuple):
@@ -32,58 +32,72 @@ class STE_binary(torch.autograd.Function):
     """Sign with the straight-through estimator: forward sign(x) in {-1, +1}, sign(0) = +1; backward the identity."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        """The sign."""
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        """The identity."""
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
 class GeoLocalizationNet(nn.Module):
-    """SelaVPR++: images [B, 3, 14h, 14w], normalised by ImageNet's mean and deviation, to descriptors.
+    """SelaVPR++: images [B, 3, 14h, 14w], normalised with the ImageNet mean and standard deviation, to descriptors.
+
+    Newly constructed, its adapters and heads are initialised for training and its backbone is random; model.weights
+    loads weights. What it returns depends on `config`:
 
     | hashing | rerank | returns |
     | --- | --- | --- |
     | no  | no  | descriptor [B, descriptor_dim], L2-normalised |
     | yes | no  | HashingOutput (logits, code) |
     | yes | yes | TwoBranchOutput (logits, code, descriptor) |
+
+    The names of submodules (linear1 to linear4, aggregation, aggregation_hashing) are fixed by the published weights.
+    Attributes: config; descriptor_dim, 0 for a hashing-only model.
     """
 
-    def __init__(self, trunk: Trunk, aggregation: str = "gem", hashing: bool = False, rerank: bool = False) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.hashing = hashing
-        self.rerank = rerank
-        has_float_branch = rerank or not hashing
-        dim = trunk.embed_dim
-        self.backbone = VisionTransformer(trunk, float_branch=has_float_branch, binary_branch=hashing)
-        self.linear1 = self.linear2 = self.aggregation = None
+        self.config = config
+        vit = BACKBONES[config.backbone]
+        dim = vit.embed_dim
+        self.backbone = VisionTransformer(vit, float_branch=config.has_float_branch, binary_branch=config.hashing)
+        self.aggregation: Any = None
+        self.linear1: Any = None
+        self.linear2: Any = None
         self.descriptor_dim = 0
-        if has_float_branch and aggregation == "gem":
-            self.descriptor_dim = GEM_DIMS[dim]
-            self.aggregation = nn.Sequential(L2Norm(), GeM())
-            self.linear1 = nn.Linear(dim, dim)
-            self.linear2 = nn.Linear(dim, self.descriptor_dim)
-        elif has_float_branch:
-            self.aggregation = {"boq": BoQ, "salad": SALAD}[aggregation](dim)
-            self.descriptor_dim = self.aggregation.output_dim
-        if hashing:
+        if config.has_float_branch:
+            self.aggregation = AGGREGATIONS[config.aggregation](dim)
+            if config.aggregation == "gem":
+                self.descriptor_dim = vit.gem_dim
+                self.linear1 = nn.Linear(dim, dim)
+                self.linear2 = nn.Linear(dim, self.descriptor_dim)
+            else:
+                self.descriptor_dim = self.aggregation.output_dim
+        if config.hashing:
             self.aggregation_hashing = nn.Sequential(L2Norm(), GeM())
             self.linear3 = nn.Linear(dim, dim)
             self.linear4 = nn.Linear(dim, CODE_BITS)
 
-    def forward(self, images: Tensor, float_branch: bool = True) -> Tensor | HashingOutput | TwoBranchOutput:
-        """`float_branch=False` makes a two-branch model return HashingOutput, without computing its float branch.
+    @staticmethod
+    def branch_of(entry: str) -> str:
+        """The part of the model that a state-dict entry belongs to: "backbone", "binary" or "float" (branch)."""
+        if entry.startswith(("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")):
+            return "binary"
+        if entry.startswith("backbone.") and not entry.startswith("backbone.adapters."):
+            return "backbone"
+        return "float"
 
-        Raises InputError for sizes that are no multiple of 14, and from SALAD for 64 patches or fewer.
+    def forward(self, images: Tensor, float_branch: bool = True) -> Tensor | HashingOutput | TwoBranchOutput:
+        """With `float_branch=False` a two-branch model returns HashingOutput and does not compute its float branch.
+
+        Raises InputError for sizes that are not multiples of 14, and from SALAD for 64 patches or fewer.
         """
         tokens = self.backbone(images, float_branch)
-        descriptor = None
+        descriptor: Any = None
         if tokens.float_tokens is not None:
             descriptor = self._float_head(tokens.float_tokens, tokens.grid)
-        if not self.hashing:
+        if not self.config.hashing:
             return descriptor
         logits = self._binary_head(tokens.binary_tokens, tokens.grid)
         code = STE_binary.apply(logits)
@@ -98,3 +112,12 @@ class GeoLocalizationNet(nn.Module):
     def _binary_head(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         pooled = self.aggregation_hashing(patch_map(self.linear3(tokens), grid))
         return F.normalize(self.linear4(pooled).float(), dim=1)
+
+
+def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises InputError if the model cannot take images of size (H, W)."""
+    h, w = patch_grid(*size)
+    if config.has_float_branch and config.aggregation != "gem":
+        dim = BACKBONES[config.backbone].embed_dim
+        with torch.no_grad():
+            AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

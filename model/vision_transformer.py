@@ -1,37 +1,21 @@
 """DINOv2 vision transformer with adapter branches beside it. Entry names are those of Meta's published weights."""
-from typing import NamedTuple
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.adapter import MulConvAdapter
+from model.config import ViTConfig
 from model.errors import InputError
 
 PATCH_SIZE = 14
 POSITION_GRID = 37  # DINOv2 was trained at 518 x 518, that is 37 x 37 patches
-CPU_TOKENS = 1024  # that a block takes at once on a CPU: 7 to 10 % faster there than whole batches of 8 or 16, whose buffers are larger
-
-
-class Trunk(NamedTuple):
-    """Size of a trunk. `num_adapters` adapters stand beside its last blocks (paper: 12 of 12, 16 of 24)."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    num_adapters: int
-
-
-TRUNKS = {
-    "dinov2-base": Trunk(768, 12, 12, 12),
-    "dinov2-large": Trunk(1024, 24, 16, 16),
-    "dinov2-small": Trunk(384, 12, 6, 12),
-    "vit-tiny": Trunk(192, 12, 3, 12),
-}
 
 
 class BranchTokens(NamedTuple):
-    """Normalised tokens of the branches, each [B, 1+n, D] or None where the branch was not computed; grid is (h, w), n = h*w."""
+    """Normalised tokens of each branch, [B, 1+n, D], or None if it was not computed; grid (h, w), n = h*w."""
 
     float_tokens: Tensor | None
     binary_tokens: Tensor | None
@@ -105,28 +89,28 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2 trunk, and one row of MultiConv adapters for each branch asked for (paper, section III-B).
+    """DINOv2 backbone, and a sequence of MultiConv adapters beside it for each branch (paper, section III-B).
 
-    A branch starts from the tokens before its first adapter and walks beside the trunk: `y = y + adapter_i(y + x_i)`,
-    x_i being the output of block i. Gradients reach the adapters through y alone: with a frozen trunk, autograd keeps
-    no graph of the trunk.
+    A branch starts from the tokens before its first adapter: `y = y + adapter_i(y + x_i)`, where x_i is the output of
+    block i. Gradients reach the adapters through y alone. With a frozen backbone, autograd therefore keeps no graph
+    of it. The names adapters (float branch) and adapters_hashing (binary branch) are fixed by the published weights.
     """
 
-    def __init__(self, trunk: Trunk, float_branch: bool = True, binary_branch: bool = False) -> None:
+    def __init__(self, vit: ViTConfig, float_branch: bool = True, binary_branch: bool = False) -> None:
         super().__init__()
-        dim = trunk.embed_dim
+        dim = vit.embed_dim
         self.embed_dim = dim
-        self.first_adapted_block = trunk.depth - trunk.num_adapters
+        self.first_adapted_block = vit.depth - vit.num_adapters
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + POSITION_GRID**2, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # unused; DINOv2's weights hold it
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # unused, but part of DINOv2's weights
         self.patch_embed = PatchEmbed(dim)
-        self.blocks = nn.ModuleList(Block(dim, trunk.num_heads) for _ in range(trunk.depth))
+        self.blocks = nn.ModuleList(Block(dim, vit.num_heads) for _ in range(vit.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
-        self.adapters = _adapters(trunk) if float_branch else None
-        self.adapters_hashing = _adapters(trunk) if binary_branch else None
+        self.adapters: Any = _adapters(vit) if float_branch else None
+        self.adapters_hashing: Any = _adapters(vit) if binary_branch else None
         self.apply(_init_linear)
         for adapter in [*(self.adapters or []), *(self.adapters_hashing or [])]:
             adapter.reset_parameters()
@@ -141,27 +125,23 @@ class VisionTransformer(nn.Module):
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def trunk_parameters(self) -> list[nn.Parameter]:
-        """The parameters that DINOv2 has too: everything but the adapters."""
-        return [p for name, p in self.named_parameters() if not name.startswith(("adapters.", "adapters_hashing."))]
-
     def forward(self, images: Tensor, float_branch: bool = True) -> BranchTokens:
-        """[B, 3, 14h, 14w] normalised images -> the branches' tokens.
+        """Normalised images [B, 3, 14h, 14w] -> the branches' tokens.
 
-        `float_branch=False` leaves the float branch out, for training the binary branch of a two-branch model.
-        Raises InputError where height or width is no multiple of 14.
+        `float_branch=False` skips the float branch, for training the binary branch of a two-branch model.
+        Raises InputError if height or width is not a multiple of 14.
         """
         h, w = patch_grid(*images.shape[-2:])
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.position_embedding(h, w)
-        adapters = self.adapters if float_branch else None
+        adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
         for i, block in enumerate(self.blocks):
             j = i - self.first_adapted_block
             if j == 0:
                 float_tokens = x if adapters is not None else None
                 binary_tokens = x if self.adapters_hashing is not None else None
-            x = _run_block(block, x)
+            x = block(x)
             if j >= 0 and float_tokens is not None:
                 float_tokens = float_tokens + adapters[j](float_tokens + x, (h, w))
             if j >= 0 and binary_tokens is not None:
@@ -174,26 +154,18 @@ class VisionTransformer(nn.Module):
 
 
 def patch_grid(height: int, width: int) -> tuple[int, int]:
-    """Patches (h, w) of an image of that many pixels. Raises InputError where either is no multiple of 14."""
+    """Number of patches (h, w) of an image. Raises InputError if a side is not a multiple of 14 pixels."""
     if height < PATCH_SIZE or width < PATCH_SIZE or height % PATCH_SIZE or width % PATCH_SIZE:
         near = [max(1, round(side / PATCH_SIZE)) * PATCH_SIZE for side in (height, width)]
         raise InputError(
-            f"images of {height} x {width} pixels (height x width): both must be multiples of {PATCH_SIZE}, "
-            f"the size of a patch; the nearest is {near[0]} x {near[1]}"
+            f"Image size {height} x {width} (height x width): both sides must be multiples of {PATCH_SIZE}, the "
+            f"patch size. The nearest valid size is {near[0]} x {near[1]}."
         )
     return height // PATCH_SIZE, width // PATCH_SIZE
 
 
-def _run_block(block: Block, x: Tensor) -> Tensor:
-    """block(x), on a CPU without a graph a few images at a time. A compiler gets it whole: it would unroll the parts."""
-    if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
-        return block(x)
-    images = max(1, round(CPU_TOKENS / x.shape[1]))
-    return torch.cat([block(part) for part in x.split(images)])
-
-
-def _adapters(trunk: Trunk) -> nn.ModuleList:
-    return nn.ModuleList(MulConvAdapter(trunk.embed_dim) for _ in range(trunk.num_adapters))
+def _adapters(vit: ViTConfig) -> nn.ModuleList:
+    return nn.ModuleList(MulConvAdapter(vit.embed_dim) for _ in range(vit.num_adapters))
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -1,29 +1,32 @@
 """What several test files share: a tiny benchmark on disk and checkpoints for it."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import MODES, filled, save_published
+from helpers import MODES, build, filled, save_published
 from PIL import Image
-
-from model import build_model
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives, much more beside another busy process
 
 
-def draw_photo(place: int, view: int) -> Image.Image:
-    """A photo of a place: a pattern of its own, with the noise and the size of this view."""
+def draw_image(place: int, view: int) -> Image.Image:
+    """An image of a place: a pattern of its own, with the noise and the size of this view."""
     pattern = np.random.default_rng(place).uniform(0, 255, (3, 4, 3))
     random = np.random.default_rng([place, view])
     height, width = random.integers((56, 70), (121, 161))
-    photo = np.asarray(Image.fromarray(pattern.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC), float)
+    photo = np.asarray(
+        Image.fromarray(pattern.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC), float
+    )
     return Image.fromarray((photo + random.normal(0, 25, photo.shape)).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
 def tiny_benchmark(tmp_path_factory) -> Path:
-    """A datasets folder with the benchmark "tiny": 16 database photos of 8 places 50 m apart, 10 queries, 2 of them of no place near."""
+    """A datasets folder with the benchmark "tiny": 16 database images of 8 places 50 m apart, 10 queries, 2 of them
+    of no place near.
+    """
     datasets = tmp_path_factory.mktemp("datasets")
     for folder, views in (("database", (0, 1)), ("queries", (2,))):
         target = datasets / "tiny" / "images" / "test" / folder
@@ -31,18 +34,20 @@ def tiny_benchmark(tmp_path_factory) -> Path:
         for place in range(10 if folder == "queries" else 8):
             for view in views:
                 easting = 500000 + 50 * place + 7 * view + (5000 if place >= 8 else 0)
-                draw_photo(place, view).save(target / f"@{easting:.2f}@6950000.00@{place}_{view}@.jpg", quality=90)
+                draw_image(place, view).save(target / f"@{easting:.2f}@6950000.00@{place}_{view}@.jpg", quality=90)
     return datasets
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Checkpoints in the published form, vit-tiny with reference parameters: "float", "hashing", "two_branch", and "salad", a float one."""
+    """Checkpoints in the published form, vit-tiny with reference parameters: "float", "hashing", "two_branch", and
+    "salad", a float one.
+    """
     folder = tmp_path_factory.mktemp("checkpoints")
     models = {**{mode: ("gem", flags) for mode, flags in MODES.items()}, "salad": ("salad", {})}
     paths = {}
     for name, (aggregation, flags) in models.items():
         with torch.device("meta"):
-            model = build_model("vit-tiny", aggregation, **flags)
+            model = build("vit-tiny", aggregation, **flags)
         paths[name] = save_published(filled(model).state_dict(), folder / f"{name}.pth")
     return paths

@@ -1,4 +1,7 @@
-"""Reference parameters and images, checkpoints in the published form, and two ways to run the project's code apart from the tests."""
+"""Reference parameters and images, checkpoints in the published form, and two ways to run the project's code apart
+from the tests.
+"""
+
 import multiprocessing
 import os
 import resource
@@ -13,10 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from model import GeoLocalizationNet, ModelConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 MODES = {"float": {}, "hashing": {"hashing": True}, "two_branch": {"hashing": True, "rerank": True}}
 NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
+
+
+def build(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
+    """A model at the start of training."""
+    return GeoLocalizationNet(ModelConfig(backbone=backbone, aggregation=aggregation, **flags))
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -32,8 +42,17 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = random.standard_normal(shape)
     if kind == "weight" and len(shape) == 1:
         kind = "norm"
-    spread = {"running_mean": (0, 0.1), "gamma": (0.3, 0.05), "bias": (0, 0.02), "in_proj_bias": (0, 0.02), "norm": (1, 0.1),
-              "cls_token": (0, 0.3), "pos_embed": (0, 0.3), "mask_token": (0, 0.3), "queries": (0, 0.3)}
+    spread = {
+        "running_mean": (0, 0.1),
+        "gamma": (0.3, 0.05),
+        "bias": (0, 0.02),
+        "in_proj_bias": (0, 0.02),
+        "norm": (1, 0.1),
+        "cls_token": (0, 0.3),
+        "pos_embed": (0, 0.3),
+        "mask_token": (0, 0.3),
+        "queries": (0, 0.3),
+    }
     if kind in spread:
         mean, deviation = spread[kind]
         return (mean + deviation * normal).astype(np.float32)
@@ -49,7 +68,9 @@ def image_batch(seed: int, batch: int, height: int, width: int) -> np.ndarray:
 
 
 def filled(model: torch.nn.Module, cache: dict | None = None) -> torch.nn.Module:
-    """The model, one built on the "meta" device too, with reference parameters and in eval mode; `cache` keeps them for the next model."""
+    """The model, one built on the "meta" device too, with reference parameters and in eval mode; `cache` keeps them
+    for the next model.
+    """
     cache = {} if cache is None else cache
     for name, value in model.state_dict().items():
         key = name, tuple(value.shape)
@@ -62,20 +83,25 @@ def filled(model: torch.nn.Module, cache: dict | None = None) -> torch.nn.Module
 
 def save_published(state: dict[str, torch.Tensor], path: Path, numpy_version: int = 2) -> Path:
     """Saves a checkpoint as the published ones are: `module.` before each name, NumPy objects beside the model."""
-    torch.save({
-        "epoch_num": 3,
-        "model_state_dict": {f"module.{name}": value for name, value in state.items()},
-        "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 4e-4, "params": [0]}]},
-        "recalls": np.array([90.5, 95.25, 96.5]),
-        "best_r5": np.float64(95.25),
-        "not_improved_num": 0,
-    }, path)
+    torch.save(
+        {
+            "epoch_num": 3,
+            "model_state_dict": {f"module.{name}": value for name, value in state.items()},
+            "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 4e-4, "params": [0]}]},
+            "recalls": np.array([90.5, 95.25, 96.5]),
+            "best_r5": np.float64(95.25),
+            "not_improved_num": 0,
+        },
+        path,
+    )
     if numpy_version == 1:
         with zipfile.ZipFile(path) as archive:
             entries = {name: archive.read(name) for name in archive.namelist()}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, content in entries.items():
-                archive.writestr(name, content.replace(b"numpy._core.", b"numpy.core.") if name.endswith("/data.pkl") else content)
+                archive.writestr(
+                    name, content.replace(b"numpy._core.", b"numpy.core.") if name.endswith("/data.pkl") else content
+                )
     return path
 
 
@@ -87,15 +113,25 @@ class Result(NamedTuple):
     stderr: str
 
 
-def run_script(script: str, *flags: object, cwd: Path, env: dict[str, str] | None = None, file_limit: int | None = None,
-               threads: int = 1, timeout: float = 240) -> Result:
-    """Runs a script of the repository in a process of its own, forked from one that has the libraries loaded (several seconds less each).
+def run_script(
+    script: str,
+    *flags: object,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    file_limit: int | None = None,
+    threads: int = 1,
+    timeout: float = 240,
+) -> Result:
+    """Runs a script of the repository in a process of its own, forked from one that has the libraries loaded (several
+    seconds less each).
 
-    file_limit: the most bytes that any file written may have, as if the disk were full after them. threads: of PyTorch; for tiny
-    photos and models a second one costs more than it gives.
+    file_limit: the most bytes that any file written may have, as if the disk were full after them. threads: of
+    PyTorch; for tiny photos and models a second one costs more than it gives.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"])
+    context.set_forkserver_preload(
+        ["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"]
+    )
     stdout, stderr = cwd / "stdout.captured", cwd / "stderr.captured"
     argv = [str(ROOT / script), *map(str, flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, file_limit, threads, stdout, stderr))
@@ -110,15 +146,25 @@ def run_script(script: str, *flags: object, cwd: Path, env: dict[str, str] | Non
     return result
 
 
-def run_python(code: str, *flags: object, cwd: Path, without: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Result:
+def run_python(
+    code: str, *flags: object, cwd: Path, without: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> Result:
     """Runs Python code in a fresh interpreter in which the packages `without` cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
-    process = subprocess.run([sys.executable, "-c", blocked + code, *map(str, flags)], cwd=cwd, capture_output=True, text=True, timeout=240,
-                             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})})
+    process = subprocess.run(
+        [sys.executable, "-c", blocked + code, *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})},
+    )
     return Result(process.returncode, process.stdout, process.stderr)
 
 
-def _run(argv: list[str], cwd: Path, env: dict[str, str], file_limit: int | None, threads: int, stdout: Path, stderr: Path) -> None:
+def _run(
+    argv: list[str], cwd: Path, env: dict[str, str], file_limit: int | None, threads: int, stdout: Path, stderr: Path
+) -> None:
     """What the forked process does: becomes the script, as `python script flags` would be."""
     for path, number in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

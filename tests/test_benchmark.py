@@ -1,10 +1,11 @@
 """Benchmarks on disk: listing, positions from file names, positives, and what is refused."""
+
 import math
 
 import numpy as np
 import pytest
 
-from datasets.benchmark import Benchmark, find_positives, list_photos, utm_position
+from datasets.benchmark import Benchmark, find_positives, list_images, utm_position
 from model import InputError
 
 
@@ -19,20 +20,23 @@ def make_split(datasets, database=("@1@2@.jpg",), queries=("@1@2@.jpg",)):
     return split
 
 
-def test_photos_are_found_in_nested_folders_whatever_the_case_of_their_suffix(tmp_path):
+def test_images_are_found_in_nested_folders_whatever_the_case_of_their_suffix(tmp_path):
     names = ["@5@0@.jpg", "b/@4@0@.jpeg", "a/c/@3@0@.png", "a/@2@0@.JPG", "@1@0@.Png", "@6@0@.JPEG"]
     split = make_split(tmp_path, names + ["notes.txt", "a/@9@9@.gif", "jpg", ".jpg.swp"])
     benchmark = Benchmark(tmp_path, "town", "test")
-    assert [path.removeprefix(f"{split}/database/") for path in benchmark.database_paths] == sorted(names)
-    assert benchmark.database_utms[:, 0].tolist() == [float(name.split("@")[1]) for name in sorted(names)]
-    assert list_photos(split / "database") == benchmark.database_paths
+    assert [path.removeprefix(f"{split}/database/") for path in benchmark.database.paths] == sorted(names)
+    assert benchmark.database.utms[:, 0].tolist() == [float(name.split("@")[1]) for name in sorted(names)]
+    assert list_images(split / "database") == benchmark.database.paths
 
 
 def test_benchmark_attributes(tmp_path):
-    make_split(tmp_path, database=["@100@200@a@.jpg", "@130@200@b@.jpg", "@900@900@c@.jpg"],
-               queries=["x/@110.5@200@.jpg", "@500@-500.25@.jpg", "@900@875@.jpg"])
-    benchmark = Benchmark(tmp_path, "town", "test", 25)
-    assert benchmark.queries_utms.tolist() == [[500, -500.25], [900, 875], [110.5, 200]]
+    make_split(
+        tmp_path,
+        database=["@100@200@a@.jpg", "@130@200@b@.jpg", "@900@900@c@.jpg"],
+        queries=["x/@110.5@200@.jpg", "@500@-500.25@.jpg", "@900@875@.jpg"],
+    )
+    benchmark = Benchmark(tmp_path, "town", "test", threshold=25)
+    assert benchmark.queries.utms.tolist() == [[500, -500.25], [900, 875], [110.5, 200]]
     assert [positives.tolist() for positives in benchmark.positives] == [[], [2], [0, 1]]
     assert all(word in str(benchmark) for word in ("town", "3 database", "3 queries"))
 
@@ -40,21 +44,36 @@ def test_benchmark_attributes(tmp_path):
 def test_without_its_database_only_the_queries_are_looked_at(tmp_path):
     split = make_split(tmp_path, database=["no_position.jpg"], queries=["@1@2@.jpg"])
     benchmark = Benchmark(tmp_path, "town", "test", has_database=False)
-    assert benchmark.database_paths == [] and benchmark.queries_paths == [str(split / "queries" / "@1@2@.jpg")]
+    assert benchmark.database.paths == [] and benchmark.queries.paths == [str(split / "queries" / "@1@2@.jpg")]
     assert "database" not in str(benchmark).split(": ")[1]
 
 
-@pytest.mark.parametrize(("name", "position"), [
-    ("@500320.00@6950000.50@0000032@.jpg", (500320, 6950000.5)),
-    ("@-1.5@2@.jpg", (-1.5, 2)),
-    ("@1e3@0002@ place @ more @.png", (1000, 2)),
-])
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("@500320.00@6950000.50@0000032@.jpg", (500320, 6950000.5)),
+        ("@-1.5@2@.jpg", (-1.5, 2)),
+        ("@1e3@0002@ place @ more @.png", (1000, 2)),
+    ],
+)
 def test_position(tmp_path, name, position):
     assert utm_position(tmp_path / "@7@8@folder" / name) == position
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "@12@.jpg", "@12.jpg", "@here@there@.jpg", "@1@two@.jpg", "@@2@.jpg", "@nan@1@.jpg",
-                                  "@1@inf@.jpg", "@1@-inf@.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photo.jpg",
+        "@12@.jpg",
+        "@12.jpg",
+        "@here@there@.jpg",
+        "@1@two@.jpg",
+        "@@2@.jpg",
+        "@nan@1@.jpg",
+        "@1@inf@.jpg",
+        "@1@-inf@.jpg",
+    ],
+)
 def test_a_file_name_without_position_is_named(tmp_path, name):
     split = make_split(tmp_path / "@3@4@", queries=["@1@2@.jpg", name])  # the folder's numbers are not the file's
     with pytest.raises(InputError) as caught:
@@ -63,24 +82,27 @@ def test_a_file_name_without_position_is_named(tmp_path, name):
     assert "UTM" in str(caught.value)
 
 
-@pytest.mark.parametrize(("folder", "name", "split", "missing", "there"), [
-    ("nowhere", "town", "test", "nowhere", "sets"),
-    ("sets", "city", "test", "sets/city", "town"),
-    ("sets", "town", "val", "sets/town/images/val", "test"),
-])
+@pytest.mark.parametrize(
+    ("folder", "name", "split", "missing", "there"),
+    [
+        ("nowhere", "town", "test", "nowhere", "sets"),
+        ("sets", "city", "test", "sets/city", "town"),
+        ("sets", "town", "val", "sets/town/images/val", "test"),
+    ],
+)
 def test_what_is_missing_is_named_and_what_is_there_instead_too(tmp_path, folder, name, split, missing, there):
     make_split(tmp_path / "sets")
     with pytest.raises(InputError) as caught:
         Benchmark(tmp_path / folder, name, split)
-    assert f"no folder {tmp_path / missing};" in str(caught.value)
+    assert f"No folder {tmp_path / missing}." in str(caught.value)
     if there != "sets":  # what lies beside the datasets folder is no help
-        assert f" has {there}" in str(caught.value)
+        assert f" contains {there}" in str(caught.value)
 
 
 @pytest.mark.parametrize("which", ["database", "queries"])
-@pytest.mark.parametrize("state", ["empty", "missing", "no photos"])
+@pytest.mark.parametrize("state", ["empty", "missing", "no images"])
 def test_an_empty_database_or_queries(tmp_path, which, state):
-    split = make_split(tmp_path, **{which: ["notes.txt"] if state == "no photos" else []})
+    split = make_split(tmp_path, **{which: ["notes.txt"] if state == "no images" else []})
     if state == "missing":
         (split / which).rmdir()
     with pytest.raises(InputError) as caught:
@@ -96,10 +118,16 @@ def test_positives_are_those_at_most_the_threshold_away(seed, size):
     queries = origin + random.integers(-60, 60, (15, 2))
     exactly_25 = queries[:2] + [[15, -20], [0, 25]]  # right: the threshold is inclusive
     just_beyond = queries[:2] + [[25.001, 0], [-15.001, 20]]
-    database = np.concatenate([origin + random.integers(-60, 60, (size, 2)), exactly_25, just_beyond])[random.permutation(size + 4)]
+    database = np.concatenate([origin + random.integers(-60, 60, (size, 2)), exactly_25, just_beyond])[
+        random.permutation(size + 4)
+    ]
     for threshold in (25, 10, 0.5):
         found = find_positives(database, queries, threshold)
         for query, positives in zip(queries, found, strict=True):
-            naive = [i for i, point in enumerate(database) if math.hypot(point[0] - query[0], point[1] - query[1]) <= threshold]
+            naive = [
+                i
+                for i, point in enumerate(database)
+                if math.hypot(point[0] - query[0], point[1] - query[1]) <= threshold
+            ]
             assert positives.tolist() == naive
             assert positives.dtype == np.int64

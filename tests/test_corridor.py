@@ -1,27 +1,46 @@
-"""The three scripts on real photos: Milford's corridor, with reference parameters. A few minutes; needs CORRIDOR_DATASETS_FOLDER."""
+"""The three scripts on real photos: Milford's corridor, with reference parameters. A few minutes; needs
+CORRIDOR_DATASETS_FOLDER.
+"""
+
 import json
 import os
 
 import pytest
 import torch
-from helpers import MODES, filled, run_script, save_published
-
-from model import build_model
+from helpers import MODES, build, filled, run_script, save_published
 
 DATASETS = os.environ.get("CORRIDOR_DATASETS_FOLDER")
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
-EXPECTED = {"float": [24.32, 46.85, 63.06, 81.98], "hashing": [25.23, 52.25, 67.57, 83.78], "two_branch": [27.93, 50.45, 65.77, 83.78]}
+EXPECTED = {
+    "float": [24.32, 46.85, 63.06, 81.98],
+    "hashing": [25.23, 52.25, 67.57, 83.78],
+    "two_branch": [27.93, 50.45, 65.77, 83.78],
+}
 
 
-@pytest.mark.skipif(not DATASETS, reason="CORRIDOR_DATASETS_FOLDER does not name the folder that holds the dataset `corridor`")
+@pytest.mark.skipif(
+    not DATASETS, reason="CORRIDOR_DATASETS_FOLDER does not name the folder that holds the dataset `corridor`"
+)
 @pytest.mark.parametrize(("mode", "numpy_version"), [("float", 1), ("hashing", 2), ("two_branch", 2)])
 def test_recalls(tmp_path, mode, numpy_version):
     with torch.device("meta"):
-        model = build_model("dinov2-base", **MODES[mode])
+        model = build("dinov2-base", **MODES[mode])
     checkpoint = save_published(filled(model).state_dict(), tmp_path / "model.pth", numpy_version)
     flags = ["--rerank_num=20"] if mode == "two_branch" else []
-    flags += [f"--datasets_folder={DATASETS}", "--dataset_name=corridor", "--backbone=dinov2-base", f"--resume={checkpoint}",
-              "--resize", 224, 224, "--recall_values", 1, 5, 10, 20]
+    flags += [
+        f"--datasets_folder={DATASETS}",
+        "--dataset_name=corridor",
+        "--backbone=dinov2-base",
+        f"--resume={checkpoint}",
+        "--resize",
+        224,
+        224,
+        "--recall_values",
+        1,
+        5,
+        10,
+        20,
+    ]
     result = run_script(SCRIPTS[mode], *flags, cwd=tmp_path, threads=os.cpu_count() or 1, timeout=900)
     assert result.status == 0, result.stderr
     (path,) = tmp_path.glob("logs/eval/*/results.json")

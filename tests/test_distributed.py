@@ -1,4 +1,5 @@
 """Two processes (torchrun, gloo) against one: the same steps on the same batch, and the scripts from end to end."""
+
 import csv
 import os
 import socket
@@ -9,10 +10,9 @@ from pathlib import Path
 import distributed_worker
 import pytest
 import torch
-from helpers import ROOT, filled, run_script
+from helpers import ROOT, build, filled, run_script
 
-from datasets.synthetic import make_city
-from model import build_model
+from datasets.synthetic import CityConfig, make_city
 
 WORKER = Path(distributed_worker.__file__)
 
@@ -22,9 +22,19 @@ def torchrun(script, *flags, cwd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", script, *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        f"--master_port={port}",
+        script,
+        *flags,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{WORKER.parent}"}
-    result = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
+    result = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -48,9 +58,11 @@ def alone():
 @pytest.mark.parametrize("branch", ["float", "hashing"])
 def test_two_ranks_are_one(found, alone, branch, split):
     losses, state = alone[branch]
-    start = filled(build_model("vit-tiny", "gem", hashing=branch == "hashing")).state_dict()
+    start = filled(build("vit-tiny", "gem", hashing=branch == "hashing")).state_dict()
     assert losses[-1, 0] < losses[0, 0]
-    assert sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20  # there is something to compare
+    assert (
+        sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20
+    )  # there is something to compare
     for rank in found:
         assert torch.allclose(rank[split][branch][0], losses, rtol=1e-5, atol=1e-7)
         assert rank[split][branch][1].keys() == state.keys()
@@ -70,21 +82,50 @@ def test_gather_batch(found, split, sizes):
         first += size
 
 
-def test_copy_from_main(found):
-    assert [float(rank["copied"]) for rank in found] == [5, 5]
+def test_broadcast_tensors(found):
+    assert [float(rank["broadcast"]) for rank in found] == [5, 5]
 
 
 # ---- The scripts
 
+
 def test_train(tmp_path):
     city = tmp_path / "city"
-    make_city(city, cities=("Alder",), places=13, photos_per_place=2, val_places=3, test_places=3, size=(64, 64), progress=False)
-    printed = torchrun(ROOT / "train.py", f"--datasets_folder={city}", "--dataset_name=synthetic", "--val_datasets", "synthetic",
-                       "--cities", "Alder", "--backbone=vit-tiny", "--train_backbone", "--image_size", 56, 56, "--resize", 56, 56,
-                       "--train_batch_size=4", "--images_per_place=2", "--epochs_num=2", "--num_workers=0", "--device=cpu", cwd=tmp_path)
+    config = CityConfig(cities=("Alder",), places=13, photos_per_place=2, val_places=3, test_places=3, size=(64, 64))
+    make_city(city, config, progress=False)
+    printed = torchrun(
+        ROOT / "train.py",
+        f"--datasets_folder={city}",
+        "--dataset_name=synthetic",
+        "--val_datasets",
+        "synthetic",
+        "--cities",
+        "Alder",
+        "--backbone=vit-tiny",
+        "--train_backbone",
+        "--image_size",
+        56,
+        56,
+        "--resize",
+        56,
+        56,
+        "--train_batch_size=4",
+        "--images_per_place=2",
+        "--epochs_num=2",
+        "--num_workers=0",
+        "--device=cpu",
+        cwd=tmp_path,
+    )
     (folder,) = tmp_path.glob("logs/*/*")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "best_model.pth", "curves.png", "last_model.pth", "log.txt", "metrics.csv", "predictions.csv", "results.json"]
+        "best_model.pth",
+        "curves.png",
+        "last_model.pth",
+        "log.txt",
+        "metrics.csv",
+        "predictions.csv",
+        "results.json",
+    ]
     with open(folder / "metrics.csv", newline="") as file:
         assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [("1", "3"), ("2", "6")]
     lines = printed.splitlines()
@@ -98,8 +139,20 @@ def predictions(cwd):
 
 
 def test_eval(tiny_benchmark, checkpoints, tmp_path):
-    flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name=tiny", "--backbone=vit-tiny", f"--resume={checkpoints['two_branch']}",
-             "--resize", 56, 56, "--num_workers=0", "--device=cpu", "--rerank_num=5", "--infer_batch_size=4", "--save_index=index"]
+    flags = [
+        f"--datasets_folder={tiny_benchmark}",
+        "--dataset_name=tiny",
+        "--backbone=vit-tiny",
+        f"--resume={checkpoints['two_branch']}",
+        "--resize",
+        56,
+        56,
+        "--num_workers=0",
+        "--device=cpu",
+        "--rerank_num=5",
+        "--infer_batch_size=4",
+        "--save_index=index",
+    ]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     printed = torchrun(ROOT / "eval_rerank.py", *flags, cwd=tmp_path / "two")
@@ -111,5 +164,7 @@ def test_eval(tiny_benchmark, checkpoints, tmp_path):
     for left, right in zip(two, one, strict=True):
         assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
         assert left == right
-    for name in ("codes.bin", "descriptors.bin", "utms.bin", "photos.txt", "pieces.jsonl", "header.json"):
-        assert (tmp_path / "two" / "index" / name).read_bytes() == (tmp_path / "one" / "index" / name).read_bytes(), name
+    for name in ("codes.bin", "descriptors.bin", "utms.bin", "paths.txt", "manifest.jsonl", "metadata.json"):
+        assert (tmp_path / "two" / "index" / name).read_bytes() == (tmp_path / "one" / "index" / name).read_bytes(), (
+            name
+        )

@@ -1,15 +1,19 @@
-"""The three evaluation scripts on a tiny benchmark: what they print and write, their flags, and every kind of bad input."""
+"""The three evaluation scripts on a tiny benchmark: what they print and write, their flags, and every kind of bad
+input.
+"""
+
 import csv
 import json
 import math
 import re
 import shutil
 
+import faiss
 import pytest
 import torch
 from helpers import ROOT, run_python, run_script
 
-from utils.arguments import warn_of_slow_precision
+from utils.cli import warn_if_slow
 
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
 VALUES = [1, 5, 10, 100]  # the default, more than the 16 database photos
@@ -17,8 +21,18 @@ VALUES = [1, 5, 10, 100]  # the default, more than the 16 database photos
 
 def flags_for(datasets, checkpoint, *more):
     """A command line for the tiny benchmark; `more` comes last and overrides."""
-    return [f"--datasets_folder={datasets}", "--dataset_name=tiny", "--backbone=vit-tiny", f"--resume={checkpoint}",
-            "--resize", 56, 56, "--num_workers=0", "--device=cpu", *more]
+    return [
+        f"--datasets_folder={datasets}",
+        "--dataset_name=tiny",
+        "--backbone=vit-tiny",
+        f"--resume={checkpoint}",
+        "--resize",
+        56,
+        56,
+        "--num_workers=0",
+        "--device=cpu",
+        *more,
+    ]
 
 
 class Outcome:
@@ -45,7 +59,10 @@ def run_mode(mode, datasets, checkpoints, cwd, *more):
 def outcomes(tiny_benchmark, checkpoints, tmp_path_factory):
     """One run of each script with the default values; two-branch re-ranks 4."""
     more = {"two_branch": ["--rerank_num=4"]}
-    return {mode: run_mode(mode, tiny_benchmark, checkpoints, tmp_path_factory.mktemp(mode), *more.get(mode, [])) for mode in SCRIPTS}
+    return {
+        mode: run_mode(mode, tiny_benchmark, checkpoints, tmp_path_factory.mktemp(mode), *more.get(mode, []))
+        for mode in SCRIPTS
+    }
 
 
 def is_correct(row):
@@ -58,7 +75,9 @@ def recalls_of(rows, values, queries=10):
     """Recall@N in percent, counted from the rows of predictions.csv."""
     recalls = {}
     for n in values:
-        recalls[str(n)] = 100 * len({row["query"] for row in rows if is_correct(row) and int(row["rank"]) <= n}) / queries
+        recalls[str(n)] = (
+            100 * len({row["query"] for row in rows if is_correct(row) and int(row["rank"]) <= n}) / queries
+        )
     return recalls
 
 
@@ -69,6 +88,7 @@ def line_of(recalls):
 
 # ---- Runs that end well
 
+
 @pytest.mark.parametrize("mode", SCRIPTS)
 def test_last_line_results_and_predictions_agree(outcomes, mode):
     outcome = outcomes[mode]
@@ -77,8 +97,17 @@ def test_last_line_results_and_predictions_agree(outcomes, mode):
     assert list(results["recalls"]) == [str(n) for n in VALUES]
     assert outcome.lines[-1] == line_of(results["recalls"])
     assert results["recalls"]["100"] == 80  # two of the ten queries have no positive
-    assert {"recalls", "first_stage_recalls", "database", "queries", "queries_without_positives", "descriptor_dim", "seconds", "arguments",
-            "versions"} <= results.keys()
+    assert {
+        "recalls",
+        "first_stage_recalls",
+        "database",
+        "queries",
+        "queries_without_positives",
+        "descriptor_dim",
+        "seconds",
+        "arguments",
+        "versions",
+    } <= results.keys()
     assert (results["database"], results["queries"], results["queries_without_positives"]) == (16, 10, 2)
     assert results["descriptor_dim"] == 512
     assert all(seconds >= 0 for seconds in results["seconds"].values())
@@ -97,13 +126,13 @@ def test_predictions(outcomes, mode, tiny_benchmark):
     database = sorted(f"database/{path.name}" for path in (split / "database").iterdir())
     assert [row["query"] for row in rows] == [query for query in queries for _ in range(16)]
     for i in range(0, len(rows), 16):
-        ranked = rows[i:i + 16]
+        ranked = rows[i : i + 16]
         assert [int(row["rank"]) for row in ranked] == list(range(1, 17))
         assert sorted(row["database_photo"] for row in ranked) == database
         assert [row["correct"] for row in ranked] == [str(int(is_correct(row))) for row in ranked]
         stages = [4, 12] if mode == "two_branch" else [16]
         for start, length in zip((0, 4), stages, strict=False):
-            distances = [float(row["distance"]) for row in ranked[start:start + length]]
+            distances = [float(row["distance"]) for row in ranked[start : start + length]]
             assert distances == sorted(distances) and len(set(distances)) > 1
         if mode != "float":  # Hamming distances are whole numbers, those of unit vectors at most 2
             assert all(float(row["distance"]).is_integer() for row in (ranked[4:] if mode == "two_branch" else ranked))
@@ -112,7 +141,9 @@ def test_predictions(outcomes, mode, tiny_benchmark):
 
 
 def test_the_first_stage_is_the_hashing_models_result(outcomes):
-    """The parameters are the same, so the two-branch model's codes are the hashing model's, and its re-ranked photos the float model's."""
+    """The parameters are the same, so the two-branch model's codes are the hashing model's, and its re-ranked photos
+    the float model's.
+    """
     two_branch, hashing, single = (outcomes[mode] for mode in ("two_branch", "hashing", "float"))
     first_stage = two_branch.results["first_stage_recalls"]
     assert first_stage == hashing.results["recalls"]
@@ -120,15 +151,19 @@ def test_the_first_stage_is_the_hashing_models_result(outcomes):
     assert hashing.results["first_stage_recalls"] is None and single.results["first_stage_recalls"] is None
     lengths = {(row["query"], row["database_photo"]): float(row["distance"]) for row in single.rows}
     for i in range(0, 160, 16):
-        found, ranked = ([row["database_photo"] for row in outcome.rows[i:i + 16]] for outcome in (hashing, two_branch))
+        found, ranked = (
+            [row["database_photo"] for row in outcome.rows[i : i + 16]] for outcome in (hashing, two_branch)
+        )
         assert ranked[4:] == found[4:] and set(ranked[:4]) == set(found[:4])
-        assert [row["distance"] for row in two_branch.rows[i + 4:i + 16]] == [row["distance"] for row in hashing.rows[i + 4:i + 16]]
-        for row in two_branch.rows[i:i + 4]:
+        assert [row["distance"] for row in two_branch.rows[i + 4 : i + 16]] == [
+            row["distance"] for row in hashing.rows[i + 4 : i + 16]
+        ]
+        for row in two_branch.rows[i : i + 4]:
             assert float(row["distance"]) == pytest.approx(lengths[row["query"], row["database_photo"]], abs=1e-4)
     assert [row["database_photo"] for row in two_branch.rows] != [row["database_photo"] for row in hashing.rows]
 
 
-def test_photos_of_the_same_place_are_found_first(outcomes):
+def test_images_of_the_same_place_are_found_first(outcomes):
     """Even untrained models tell these places apart; a mix-up of rows would not."""
     assert outcomes["float"].results["recalls"]["1"] > 50
 
@@ -140,7 +175,9 @@ def test_recall_values_in_any_order(outcomes, tiny_benchmark, checkpoints, tmp_p
     assert outcome.lines[-1] == line_of(recalls_of(outcomes["float"].rows, [1, 2, 3]))
 
 
-def test_rerank_num_larger_than_the_database_gives_the_float_models_order(outcomes, tiny_benchmark, checkpoints, tmp_path):
+def test_rerank_num_larger_than_the_database_gives_the_float_models_order(
+    outcomes, tiny_benchmark, checkpoints, tmp_path
+):
     outcome = run_mode("two_branch", tiny_benchmark, checkpoints, tmp_path, "--rerank_num=1000", "--recall_values", 5)
     first_5 = [row for row in outcomes["float"].rows if int(row["rank"]) <= 5]
     assert [row["database_photo"] for row in outcome.rows] == [row["database_photo"] for row in first_5]
@@ -148,7 +185,9 @@ def test_rerank_num_larger_than_the_database_gives_the_float_models_order(outcom
 
 def test_threshold_folder_from_the_environment_and_save_dir(outcomes, tiny_benchmark, checkpoints, tmp_path):
     flags = flags_for("", checkpoints["float"], "--val_positive_dist_threshold=5", "--save_dir=my/runs")[1:]
-    outcome = Outcome(run_script("eval.py", *flags, cwd=tmp_path, env={"DATASETS_FOLDER": str(tiny_benchmark)}), tmp_path, "my/runs")
+    outcome = Outcome(
+        run_script("eval.py", *flags, cwd=tmp_path, env={"DATASETS_FOLDER": str(tiny_benchmark)}), tmp_path, "my/runs"
+    )
     assert outcome.results["queries_without_positives"] == 10
     assert outcome.lines[-1] == "R@1: 0.0, R@5: 0.0, R@10: 0.0, R@100: 0.0"
     assert [row["distance"] for row in outcome.rows] == [row["distance"] for row in outcomes["float"].rows]
@@ -159,14 +198,19 @@ def test_workers_and_batch_size_change_nothing(outcomes, tiny_benchmark, checkpo
     assert run_mode("float", tiny_benchmark, checkpoints, tmp_path / "workers", "--num_workers=2").rows == expected
     rows = run_mode("float", tiny_benchmark, checkpoints, tmp_path / "batch", "--infer_batch_size=5").rows
     assert [row["database_photo"] for row in rows] == [row["database_photo"] for row in expected]
-    assert [float(row["distance"]) for row in rows] == pytest.approx([float(row["distance"]) for row in expected], abs=1e-4)
+    assert [float(row["distance"]) for row in rows] == pytest.approx(
+        [float(row["distance"]) for row in expected], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("more", [["--no_antialias"], ["--precision=bf16"], ["--resize", 70, 98]])
 def test_flags_that_change_the_descriptors(outcomes, tiny_benchmark, checkpoints, tmp_path, more):
     outcome = run_mode("float", tiny_benchmark, checkpoints, tmp_path, *more)
     assert re.fullmatch(r"R@1: \d+\.\d, R@5: \d+\.\d, R@10: \d+\.\d, R@100: 80\.0", outcome.lines[-1])
-    changes = [abs(float(new["distance"]) - float(old["distance"])) for new, old in zip(outcome.rows, outcomes["float"].rows, strict=True)]
+    changes = [
+        abs(float(new["distance"]) - float(old["distance"]))
+        for new, old in zip(outcome.rows, outcomes["float"].rows, strict=True)
+    ]
     assert 1e-5 < max(changes) < 0.7
 
 
@@ -175,9 +219,9 @@ def test_bf16_on_a_cpu_without_instructions_for_it_warns(capability, monkeypatch
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capability)
     for precision in ("fp32", "bf16", "fp16"):
         caplog.clear()
-        warn_of_slow_precision("cuda", precision)
+        warn_if_slow("cuda", precision)
         assert not caplog.records
-        warn_of_slow_precision("cpu", precision)
+        warn_if_slow("cpu", precision)
         assert len(caplog.records) == (precision == "fp16" or (precision == "bf16" and True not in capability.values()))
 
 
@@ -196,11 +240,12 @@ def test_a_script_started_the_way_a_user_does(outcomes, tiny_benchmark, checkpoi
 
 # ---- Bad input
 
+
 def expect_refusal(result, cwd, *words):
     """Status 2, a short clear message with these words on stderr, no traceback, and no file but the log."""
     assert result.status == 2, result
     assert "Traceback" not in result.stdout + result.stderr
-    message = result.stderr[result.stderr.index("error: "):]
+    message = result.stderr[result.stderr.index("error: ") :]
     assert 1 <= len(message.splitlines()) <= 2, result.stderr
     assert len(message) < 1000
     for word in words:
@@ -211,7 +256,10 @@ def expect_refusal(result, cwd, *words):
 
 @pytest.fixture
 def refuse(tiny_benchmark, checkpoints, tmp_path):
-    """refuse(script, flags, words): runs the script with flags added to a good command line, and expects a refusal with these words."""
+    """refuse(script, flags, words): runs the script with flags added to a good command line, and expects a refusal
+    with these words.
+    """
+
     def run(script, flags, words, datasets=tiny_benchmark, checkpoint=None, env=None, file_limit=None):
         cwd = tmp_path / "run"
         cwd.mkdir()
@@ -219,6 +267,7 @@ def refuse(tiny_benchmark, checkpoints, tmp_path):
         command = flags_for(datasets, checkpoint or checkpoints[mode], *flags)
         expect_refusal(run_script(script, *command, cwd=cwd, env=env, file_limit=file_limit), cwd, *words)
         return cwd
+
     return run
 
 
@@ -229,13 +278,16 @@ def copied(tiny_benchmark, tmp_path):
     return tmp_path / "copied", tmp_path / "copied" / "tiny" / "images" / "test"
 
 
-@pytest.mark.parametrize(("script", "flags", "words"), [
-    ("eval.py", ["--datasets_folder=/nowhere"], ["/nowhere"]),
-    ("eval_hashing.py", ["--dataset_name=pitts30k"], ["pitts30k", "tiny"]),
-    ("eval_rerank.py", ["--split=val"], ["/val", "test"]),
-])
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("eval.py", ["--datasets_folder=/nowhere"], ["/nowhere"]),
+        ("eval_hashing.py", ["--dataset_name=pitts30k"], ["pitts30k", "tiny"]),
+        ("eval_rerank.py", ["--split=val"], ["/val", "test"]),
+    ],
+)
 def test_folder_or_split_missing(refuse, script, flags, words):
-    cwd = refuse(script, flags, ["no folder", *words])
+    cwd = refuse(script, flags, ["No folder", *words])
     assert list(cwd.iterdir()) == []
 
 
@@ -249,7 +301,7 @@ def test_empty(refuse, copied, which):
     datasets, split = copied
     shutil.rmtree(split / which)
     (split / which).mkdir()
-    refuse("eval.py", [], ["no photos", split / which], datasets)
+    refuse("eval.py", [], ["No images", split / which], datasets)
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "@east@6950000.00@7@.jpg"])
@@ -261,22 +313,22 @@ def test_file_name_without_position(refuse, copied, name):
 
 
 @pytest.mark.parametrize(("damage", "workers"), [("text", 0), ("empty", 0), ("truncated", 0), ("truncated", 2)])
-def test_unreadable_photo(refuse, copied, damage, workers):
+def test_unreadable_image(refuse, copied, damage, workers):
     datasets, split = copied
     path = sorted((split / "database").iterdir())[7]
     path.write_bytes({"text": b"no photo", "empty": b"", "truncated": path.read_bytes()[:800]}[damage])
-    refuse("eval.py", [f"--num_workers={workers}"], ["cannot read the photo", path], datasets)
+    refuse("eval.py", [f"--num_workers={workers}"], ["Cannot read the image", path], datasets)
 
 
-def test_photo_that_claims_to_be_enormous(refuse, copied):
+def test_image_that_claims_to_be_enormous(refuse, copied):
     """A damaged header: 65000 x 65000 pixels. Pillow refuses it with an error of its own kind."""
     datasets, split = copied
     path = sorted((split / "queries").iterdir())[2]
     content = bytearray(path.read_bytes())
     start = content.index(b"\xff\xc0")  # start of frame: length, precision, height, width
-    content[start + 5:start + 9] = (65000).to_bytes(2, "big") * 2
+    content[start + 5 : start + 9] = (65000).to_bytes(2, "big") * 2
     path.write_bytes(content)
-    refuse("eval.py", [], ["cannot read the photo", path], datasets)
+    refuse("eval.py", [], ["Cannot read the image", path], datasets)
 
 
 def test_checkpoint_missing(refuse, tmp_path):
@@ -294,12 +346,15 @@ def test_checkpoint_that_is_truncated(refuse, checkpoints, tmp_path, size):
     refuse("eval.py", [], ["truncated", tmp_path / "cut.pth"], checkpoint=tmp_path / "cut.pth")
 
 
-@pytest.mark.parametrize(("script", "of", "words"), [
-    ("eval.py", "two_branch", ["backbone.adapters_hashing.0", "--hashing --rerank"]),
-    ("eval.py", "salad", ["aggregation.dust_bin", "--aggregation=salad"]),
-    ("eval_hashing.py", "float", ["backbone.adapters_hashing.0", "--backbone=vit-tiny"]),
-    ("eval_rerank.py", "hashing", ["backbone.adapters.0", "--hashing", "eval_hashing.py"]),
-])
+@pytest.mark.parametrize(
+    ("script", "of", "words"),
+    [
+        ("eval.py", "two_branch", ["backbone.adapters_hashing.0", "--hashing --rerank"]),
+        ("eval.py", "salad", ["aggregation.dust_bin", "--aggregation=salad"]),
+        ("eval_hashing.py", "float", ["backbone.adapters_hashing.0", "--backbone=vit-tiny"]),
+        ("eval_rerank.py", "hashing", ["backbone.adapters.0", "--hashing", "eval_hashing.py"]),
+    ],
+)
 def test_checkpoint_for_another_model(refuse, checkpoints, script, of, words):
     refuse(script, [], [checkpoints[of], *words], checkpoint=checkpoints[of])
 
@@ -313,12 +368,16 @@ class Trap:
 
 def test_checkpoint_with_pickled_code(refuse, tmp_path):
     torch.save({"model_state_dict": {}, "recalls": Trap()}, tmp_path / "trap.pth")
-    refuse("eval.py", [], ["pickled code", tmp_path / "trap.pth"], checkpoint=tmp_path / "trap.pth")  # "trace" would be a file left
+    refuse(
+        "eval.py", [], ["pickled code", tmp_path / "trap.pth"], checkpoint=tmp_path / "trap.pth"
+    )  # "trace" would be a file left
 
 
 def test_no_published_weights(checkpoints, tiny_benchmark, tmp_path):
     flags = [flag for flag in flags_for(tiny_benchmark, "none") if flag != "--resume=none"]
-    expect_refusal(run_script("eval.py", *flags, "--pretrained", cwd=tmp_path), tmp_path, "vit-tiny", "dinov2-base gem float")
+    expect_refusal(
+        run_script("eval.py", *flags, "--pretrained", cwd=tmp_path), tmp_path, "vit-tiny", "dinov2-base gem float"
+    )
 
 
 def test_neither_resume_nor_pretrained(tiny_benchmark, tmp_path):
@@ -326,27 +385,30 @@ def test_neither_resume_nor_pretrained(tiny_benchmark, tmp_path):
     expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path, "--resume", "--pretrained")
 
 
-@pytest.mark.parametrize(("script", "flags", "words"), [
-    ("eval.py", ["--resize", 100, 322], ["100", "322", "14"]),
-    ("eval_rerank.py", ["--resize", 322, 7], ["322", "7", "14"]),
-    ("eval_hashing.py", ["--resize", 0, 322], ["0", "--resize"]),
-    ("eval.py", ["--recall_values", 1, 0], ["--recall_values", "'0'"]),
-    ("eval_hashing.py", ["--recall_values", -5], ["--recall_values"]),
-    ("eval_rerank.py", ["--rerank_num=0"], ["--rerank_num", "'0'"]),
-    ("eval.py", ["--infer_batch_size=0"], ["--infer_batch_size", "'0'"]),
-    ("eval.py", ["--num_workers=-1"], ["--num_workers", "'-1'"]),
-    ("eval.py", ["--val_positive_dist_threshold=nan"], ["--val_positive_dist_threshold", "'nan'"]),
-    ("eval.py", ["--precision=fp8"], ["--precision", "fp8", "bf16"]),
-    ("eval.py", ["--backbone=resnet50"], ["--backbone", "resnet50", "dinov2-base"]),
-    # Flags that a script would ignore, and branch flags that contradict it
-    ("eval.py", ["--rerank_num=5"], ["--rerank_num"]),
-    ("eval_hashing.py", ["--rerank_num=5"], ["--rerank_num"]),
-    ("eval.py", ["--hashing"], ["--hashing", "eval.py", "use eval_hashing.py"]),
-    ("eval.py", ["--rerank"], ["--rerank", "use eval_rerank.py"]),
-    ("eval.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
-    ("eval_hashing.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
-    ("eval_hashing.py", ["--aggregation=boq"], ["--aggregation", "boq", "gem"]),
-])
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("eval.py", ["--resize", 100, 322], ["100", "322", "14"]),
+        ("eval_rerank.py", ["--resize", 322, 7], ["322", "7", "14"]),
+        ("eval_hashing.py", ["--resize", 0, 322], ["0", "--resize"]),
+        ("eval.py", ["--recall_values", 1, 0], ["--recall_values", "'0'"]),
+        ("eval_hashing.py", ["--recall_values", -5], ["--recall_values"]),
+        ("eval_rerank.py", ["--rerank_num=0"], ["--rerank_num", "'0'"]),
+        ("eval.py", ["--infer_batch_size=0"], ["--infer_batch_size", "'0'"]),
+        ("eval.py", ["--num_workers=-1"], ["--num_workers", "'-1'"]),
+        ("eval.py", ["--val_positive_dist_threshold=nan"], ["--val_positive_dist_threshold", "'nan'"]),
+        ("eval.py", ["--precision=fp8"], ["--precision", "fp8", "bf16"]),
+        ("eval.py", ["--backbone=resnet50"], ["--backbone", "resnet50", "dinov2-base"]),
+        # Flags that a script would ignore, and branch flags that contradict it
+        ("eval.py", ["--rerank_num=5"], ["--rerank_num"]),
+        ("eval_hashing.py", ["--rerank_num=5"], ["--rerank_num"]),
+        ("eval.py", ["--hashing"], ["--hashing", "eval.py", "use eval_hashing.py"]),
+        ("eval.py", ["--rerank"], ["--rerank", "use eval_rerank.py"]),
+        ("eval.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
+        ("eval_hashing.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
+        ("eval_hashing.py", ["--aggregation=boq"], ["--aggregation", "boq", "gem"]),
+    ],
+)
 def test_arguments(refuse, script, flags, words):
     cwd = refuse(script, flags, words)
     assert list(cwd.iterdir()) == []
@@ -360,13 +422,64 @@ def test_salad_with_few_patches(refuse, checkpoints):
     refuse("eval.py", ["--aggregation=salad"], ["SALAD", "64", "4 x 4 = 16"], checkpoint=checkpoints["salad"])
 
 
-@pytest.mark.parametrize(("mode", "name"), [("float", "descriptors.bin"), ("hashing", "predictions.csv")])
-def test_disk_full(outcomes, refuse, checkpoints, mode, name):
-    """As if the disk were full after 8 KiB: enough for the log and the codes, too little for descriptors and predictions.csv."""
+@pytest.mark.parametrize(
+    ("mode", "flags", "words"),
+    [
+        ("float", [], ["predictions.csv"]),
+        ("hashing", [], ["predictions.csv"]),
+        ("float", ["--memory_share=1e-12"], ["temporary file in logs", "--memory_share"]),
+    ],
+)
+def test_disk_full(outcomes, refuse, checkpoints, mode, flags, words):
+    """As if the disk were full after 8 KiB: enough for the log, too little for descriptors and predictions.csv."""
     sizes = {path.name: path.stat().st_size for path in outcomes[mode].folder.iterdir()}
     assert sizes["log.txt"] < 8192 < sizes["predictions.csv"]
-    cwd = refuse(SCRIPTS[mode], [], [name], checkpoint=checkpoints[mode], file_limit=8192)
+    cwd = refuse(SCRIPTS[mode], flags, words, checkpoint=checkpoints[mode], file_limit=8192)
     assert [path.name for path in cwd.rglob("*") if path.is_file()] == ["log.txt"]
+
+
+def test_recalls_are_printed_even_if_no_file_can_be_written(tiny_benchmark, checkpoints, outcomes, tmp_path):
+    result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path, file_limit=8192)
+    assert result.status == 2
+    assert result.stdout.splitlines()[-1] == outcomes["float"].lines[-1]
+
+
+def test_descriptors_in_a_temporary_file_change_nothing(outcomes, tiny_benchmark, checkpoints, tmp_path):
+    for mode, more in (("float", []), ("two_branch", ["--rerank_num=4"])):
+        outcome = run_mode(mode, tiny_benchmark, checkpoints, tmp_path / mode, "--memory_share=1e-12", *more)
+        assert outcome.rows == outcomes[mode].rows
+        assert sorted(path.name for path in (tmp_path / mode / "logs").iterdir()) == ["eval"]
+
+
+WITHOUT_METADATA = """
+import importlib.metadata, runpy, sys
+version = importlib.metadata.version
+def without_faiss(name):
+    if "faiss" in name:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without_faiss
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_faiss_need_not_come_from_the_package_faiss_cpu(outcomes, tiny_benchmark, checkpoints, tmp_path):
+    flags = flags_for(tiny_benchmark, checkpoints["float"])
+    outcome = Outcome(run_python(WITHOUT_METADATA, ROOT / "eval.py", *flags, cwd=tmp_path), tmp_path)
+    assert outcome.rows == outcomes["float"].rows
+    assert outcome.results["versions"]["faiss"] == faiss.__version__
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS.values(), "train.py", "train_hashing.py", "train_rerank.py", "search.py"])
+def test_help_is_quick(script, tmp_path):
+    """It loads none of the libraries that it does not need."""
+    code = "import runpy\ntry:\n    runpy.run_path(sys.argv[1], run_name='__main__')\nexcept SystemExit:\n    pass\n"
+    code = f"import sys\nsys.argv = [sys.argv[1], '--help']\n{code.replace('sys.argv[1]', 'sys.argv[0]')}"
+    code += "print('loaded:', *sorted({'faiss', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
+    result = run_python(code, ROOT / script, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert "usage: " in result.stdout and result.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_disk_full_from_the_start(refuse):

@@ -1,34 +1,44 @@
-"""Three training steps of four models against figures made with the reference implementation, through the scripts' own step function."""
+"""Three training steps of four models against figures made with the reference implementation, through the scripts'
+own step function.
+"""
+
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, filled, image_batch
+from helpers import GOLDEN, build, filled, image_batch
 
-from model import build_model
 from model.weights import load_float_branch
-from utils.losses import float_losses, hashing_losses
-from utils.training import freeze, make_scaler, set_training_mode, training_step
+from utils.training.config import TrainingConfig
+from utils.training.losses import float_losses, hashing_losses
+from utils.training.step import TrainingStep, set_training_mode
 
-MODES = {"float": (False, False), "hashing": (True, False), "rerank": (True, True)}
-BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
+FLAGS = {"float": {}, "hashing": {"hashing": True}, "rerank": {"hashing": True, "rerank": True}}
 # Relative, at steps 0, 1 and 2: Adam's first steps divide gradients by their own size, which makes rounding grow.
 LOSS_TOLERANCES = [1e-5, 1e-4, 2e-3]
-# By step 2 rounding has flipped bits of the codes: the same code with one thread or two, with oneDNN or without, moves the constraint by
-# 0.3 to 6 % and the number of mined negatives by up to 4.
+# By step 2 rounding has flipped bits of the codes: the same code with one thread or two, with oneDNN or without,
+# moves the constraint by 0.3 to 6 % and the number of mined negatives by up to 4.
 CONSTRAINT_TOLERANCES = [1e-5, 1e-4, 0.1]
 COUNT_TOLERANCES = [0, 0, 0.1]
-# Sinkhorn's scaling of rows absorbs a constant added to a cluster's scores: the gradient is 0 but for rounding, and only that moves them.
+# Sinkhorn's scaling of rows absorbs a constant added to a cluster's scores: the gradient is 0 but for rounding, and
+# only that moves them.
 MOVED_BY_ROUNDING = {"aggregation.dust_bin", "aggregation.score.3.bias"}
-# One number, alone in its entry, that goes up in two steps and back in the third, whose gradient depends on the flipped bits: on one CPU its
-# distance was 1.0 to 1.4 % off in float32, with one thread or two, with oneDNN or without, and 0.7 % in float64.
+# One number, alone in its entry, that goes up in two steps and back in the third, whose gradient depends on the
+# flipped bits: on one CPU its distance was 1.0 to 1.4 % off in float32, with one thread or two, with oneDNN or
+# without, and 0.7 % in float64.
 MOVED_TOLERANCES = {"aggregation_hashing.1.p": 2e-2}
 
 
 def start_of_training(backbone, aggregation, mode):
-    """The model of the figures: reference parameters, no dropout; stage two's binary adapters are a copy of the float ones."""
-    model = filled(build_model(backbone, aggregation, *MODES[mode]))
+    """The model of the figures: reference parameters, no dropout; stage two's binary adapters are a copy of the float
+    ones.
+    """
+    model = filled(build(backbone, aggregation, **FLAGS[mode]))
     if mode == "rerank":
-        load_float_branch(model, {name: value for name, value in model.state_dict().items() if not name.startswith(BINARY)}, "the figures")
+        load_float_branch(
+            model,
+            {name: value for name, value in model.state_dict().items() if model.branch_of(name) != "binary"},
+            "the figures",
+        )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -36,27 +46,28 @@ def start_of_training(backbone, aggregation, mode):
 
 
 def places():
-    """Images [12, 3, 224, 224] of three places, each photo half its own and half its place's mean; labels [12]."""
+    """Images [12, 3, 224, 224] of three places, each image half its own and half its place's mean; labels [12]."""
     images = image_batch(7, 12, 224, 224).reshape(3, 4, 3, 224, 224)
     images = 0.5 * images + 0.5 * images.mean(axis=1, keepdims=True)
     return torch.from_numpy(images.reshape(12, 3, 224, 224).astype(np.float32)), torch.arange(3).repeat_interleave(4)
 
 
-@pytest.mark.parametrize("spec", ["dinov2-base:gem:float", "dinov2-base:gem:hashing", "dinov2-base:gem:rerank", "dinov2-base:salad:float"])
+@pytest.mark.parametrize(
+    "spec", ["dinov2-base:gem:float", "dinov2-base:gem:hashing", "dinov2-base:gem:rerank", "dinov2-base:salad:float"]
+)
 def test_three_steps(spec):
     golden = np.load(GOLDEN / "train.npz")
     backbone, aggregation, mode = spec.split(":")
     model = start_of_training(backbone, aggregation, mode)
-    trainable = freeze(model, binary_branch=mode != "float", train_backbone=False)
-    assert sum(parameter.numel() for parameter in trainable) == golden[f"{spec}/trainable"]
+    criterion, branch = (float_losses, "float") if mode == "float" else (hashing_losses, "binary")
+    training_step = TrainingStep(model, TrainingConfig(optim="adam", lr=4e-4), criterion=criterion, branch=branch)
+    assert sum(parameter.numel() for parameter in training_step.parameters) == golden[f"{spec}/trainable"]
     set_training_mode(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    criterion = float_losses if mode == "float" else hashing_losses
-    optimizer, scaler = torch.optim.Adam(trainable, lr=4e-4, fused=True), make_scaler("cpu", "fp32")
     images, labels = places()
 
     for step, expected in enumerate(golden[f"{spec}/trace"]):
-        losses = training_step(model, optimizer, scaler, criterion, images, labels, mode == "float")
+        losses = training_step(images, labels)
         multi_similarity, constraint, total, positives, negatives = expected
         assert float(losses.multi_similarity) == pytest.approx(multi_similarity, rel=LOSS_TOLERANCES[step]), step
         assert float(losses.total) == pytest.approx(total, rel=LOSS_TOLERANCES[step]), step
@@ -71,6 +82,10 @@ def test_three_steps(spec):
     wrong = []
     for name, expected in moved.items():
         distance = float((after[name] - before[name]).norm())
-        if distance >= 1e-4 if name in MOVED_BY_ROUNDING else abs(distance - expected) > MOVED_TOLERANCES.get(name, 1e-2) * expected:
+        if (
+            distance >= 1e-4
+            if name in MOVED_BY_ROUNDING
+            else abs(distance - expected) > MOVED_TOLERANCES.get(name, 1e-2) * expected
+        ):
             wrong.append((name, distance, expected))
     assert not wrong

@@ -1,4 +1,7 @@
-"""Training data: which photos make up places and batches, what is random and from what it is drawn, and every kind of bad input."""
+"""Training data: which images make up places and batches, what is random and from what it is drawn, and every kind of
+bad input.
+"""
+
 import csv
 
 import numpy as np
@@ -7,7 +10,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets.gsv_cities import COLUMNS, TRAINING_DATASETS, GSVCities, PlaceBatches, collate_places
+from datasets.gsv_cities import (
+    COLUMNS,
+    GROUPED_CITIES,
+    TRAINING_DATASETS,
+    GSVCities,
+    PlaceBatches,
+    PlacesConfig,
+    collate_places,
+    training_order,
+)
 from model import InputError
 
 SIZE = (28, 42)
@@ -18,7 +30,7 @@ CITIES = {  # photos of each place
 }
 
 
-def photo_name(city, place, number):
+def image_name(city, place, number):
     """The name that DESIGN.md gives for `row_of` the same photo."""
     return f"{city}/{city}_{place:07d}_2013_{number + 1:02d}_{10 * number:03d}_59.5_-10.25_pano{number}.jpg"
 
@@ -35,19 +47,27 @@ def write_csv(folder, city, rows, columns=COLUMNS):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The cities above. Red, green and blue of a photo are 50 x number of the city, 20 x place id and 25 x number in its place."""
+    """The cities above. Red, green and blue of a photo are 50 x number of the city, 20 x place id and 25 x number in
+    its place.
+    """
     for c, (city, places) in enumerate(CITIES.items()):
         (tmp_path / "Images" / city).mkdir(parents=True)
         numbers = [(place, number) for place, photos in places.items() for number in range(photos)]
         write_csv(tmp_path, city, [row_of(city, *photo) for photo in numbers])
         for place, number in numbers:  # PNGs, which keep the colours: the name decides nothing
-            Image.new("RGB", (60, 40), (50 * c, 20 * place, 25 * number)).save(tmp_path / "Images" / photo_name(city, place, number), "PNG")
+            Image.new("RGB", (60, 40), (50 * c, 20 * place, 25 * number)).save(
+                tmp_path / "Images" / image_name(city, place, number), "PNG"
+            )
     return tmp_path
+
+
+def dataset(folder, cities=CITIES, **settings):
+    return GSVCities(folder, PlacesConfig(cities=tuple(cities), image_size=SIZE, **settings))
 
 
 @pytest.fixture
 def data(folder):
-    return GSVCities(folder, list(CITIES), SIZE)
+    return dataset(folder)
 
 
 def without_augmentation(data):
@@ -64,7 +84,8 @@ def colours(images):
 def same_batches(left, right):
     return len(left) == len(right) and all(
         torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.unreadable == b.unreadable
-        for a, b in zip(left, right, strict=True))
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 def load(data, batches, num_workers=0):
@@ -74,14 +95,21 @@ def load(data, batches, num_workers=0):
 
 # ---- Places
 
-def test_names_of_the_photos(tmp_path):
+
+def test_names_of_the_images(tmp_path):
     (tmp_path / "Images" / "Oslo").mkdir(parents=True)
-    write_csv(tmp_path, "Oslo", [
-        [12, 2013, 5, 7, "Oslo", "59.910", "-10.70", "a_b-c"],
-        [12, 987, 11, 359, "Oslo", "60", "1e1", "d"],
-    ])
-    data = GSVCities(tmp_path, ["Oslo"], SIZE, images_per_place=2)
-    assert data.places == [["Oslo/Oslo_0000012_2013_05_007_59.91_-10.7_a_b-c.jpg", "Oslo/Oslo_0000012_0987_11_359_60.0_10.0_d.jpg"]]
+    write_csv(
+        tmp_path,
+        "Oslo",
+        [
+            [12, 2013, 5, 7, "Oslo", "59.910", "-10.70", "a_b-c"],
+            [12, 987, 11, 359, "Oslo", "60", "1e1", "d"],
+        ],
+    )
+    data = dataset(tmp_path, ["Oslo"], images_per_place=2)
+    assert data.places == [
+        ["Oslo/Oslo_0000012_2013_05_007_59.91_-10.7_a_b-c.jpg", "Oslo/Oslo_0000012_0987_11_359_60.0_10.0_d.jpg"]
+    ]
 
 
 def test_columns_in_another_order_and_more_of_them(tmp_path):
@@ -89,14 +117,18 @@ def test_columns_in_another_order_and_more_of_them(tmp_path):
     row = dict(zip(COLUMNS, row_of("Oslo", 3, 1), strict=True)) | {"note": "x"}
     columns = ["note", *reversed(COLUMNS)]
     write_csv(tmp_path, "Oslo", [[row[column] for column in columns]] * 2, columns)
-    assert GSVCities(tmp_path, ["Oslo"], SIZE, 2).places == [[photo_name("Oslo", 3, 1)] * 2]
+    assert dataset(tmp_path, ["Oslo"], images_per_place=2).places == [[image_name("Oslo", 3, 1)] * 2]
 
 
-def test_places_with_too_few_photos_are_left_out_and_numbers_are_distinct_over_cities(data):
-    expected = [(city, place, photos) for city, places in CITIES.items() for place, photos in places.items() if photos >= 4]
-    assert data.places == [[photo_name(city, place, number) for number in range(photos)] for city, place, photos in expected]
+def test_places_with_too_few_images_are_left_out_and_numbers_are_distinct_over_cities(data):
+    expected = [
+        (city, place, photos) for city, places in CITIES.items() for place, photos in places.items() if photos >= 4
+    ]
+    assert data.places == [
+        [image_name(city, place, number) for number in range(photos)] for city, place, photos in expected
+    ]
     assert len(data) == len(expected) == 10
-    assert data.num_photos == sum(photos for _, _, photos in expected)
+    assert data.num_images == sum(photos for _, _, photos in expected)
     assert data.city_places == [range(0, 4), range(4, 7), range(7, 10)]
     without_augmentation(data)
     for label, (city, place, _) in enumerate(expected):  # three cities share the place id 1
@@ -105,7 +137,7 @@ def test_places_with_too_few_photos_are_left_out_and_numbers_are_distinct_over_c
         assert {photo[:2] for photo in colours(sample.images)} == {(list(CITIES).index(city), place)}
 
 
-def test_photos_of_a_place_are_different_and_drawn_from_all(data):
+def test_images_of_a_place_are_different_and_drawn_from_all(data):
     without_augmentation(data)
     seen, order = set(), set()
     for epoch in range(30):
@@ -122,13 +154,14 @@ def test_an_item_depends_on_seed_epoch_and_place_alone(folder, data):
     torch.manual_seed(99)
     state = torch.get_rng_state()
     data[0, 1]
-    assert torch.equal(GSVCities(folder, list(CITIES), SIZE)[3, 5].images, first)
+    assert torch.equal(dataset(folder)[3, 5].images, first)
     assert torch.equal(torch.get_rng_state(), state)  # nor does it change what others draw
-    for other in (data[4, 5], GSVCities(folder, list(CITIES), SIZE, seed=1)[3, 5]):
+    for other in (data[4, 5], dataset(folder, seed=1)[3, 5]):
         assert not torch.equal(other.images, first)
 
 
 # ---- Batches
+
 
 def order_of(batches, epoch):
     batches.set_position(epoch)
@@ -143,8 +176,8 @@ def test_batches_run_city_by_city_in_a_new_order_every_epoch():
     orders = [order_of(batches, epoch) for epoch in range(4)]
     for order in orders:
         for city in cities:
-            assert sorted(order[city.start:city.stop]) == list(city)
-            assert order[city.start:city.stop] != list(city)
+            assert sorted(order[city.start : city.stop]) == list(city)
+            assert order[city.start : city.stop] != list(city)
     assert len(set(map(tuple, orders))) == 4
     assert order_of(PlaceBatches(cities, 10, seed=5), 2) == orders[2]
     assert order_of(PlaceBatches(cities, 10, seed=6), 2) != orders[2]
@@ -198,11 +231,12 @@ def test_samples_do_not_depend_on_workers_nor_on_a_restart(data, num_workers):
     assert same_batches(load(data, batches, num_workers), expected[3:])
 
 
-# ---- Unreadable photos
+# ---- Unreadable images
 
-def test_an_unreadable_photo_is_replaced_by_another_of_its_place(folder, data):
+
+def test_an_unreadable_image_is_replaced_by_another_of_its_place(folder, data):
     without_augmentation(data)
-    broken, missing = photo_name("Bergen", 8, 2), photo_name("Bergen", 8, 5)
+    broken, missing = image_name("Bergen", 8, 2), image_name("Bergen", 8, 5)
     (folder / "Images" / broken).write_bytes((folder / "Images" / broken).read_bytes()[:60])
     (folder / "Images" / missing).unlink()
     reported = set()
@@ -216,17 +250,18 @@ def test_an_unreadable_photo_is_replaced_by_another_of_its_place(folder, data):
         assert sum(name in reason for reason in reported) == 1
 
 
-def test_a_place_with_too_few_readable_photos_is_skipped(folder, data):
-    (folder / "Images" / photo_name("Rome", 1, 3)).write_text("no photo")
+def test_a_place_with_too_few_readable_images_is_skipped(folder, data):
+    (folder / "Images" / image_name("Rome", 1, 3)).write_text("no photo")
     batch = collate_places([data[0, 4], data[0, 5], data[0, 6]])
     assert batch.labels.tolist() == [4] * 4 + [6] * 4
     assert batch.images.shape == (8, 3, *SIZE)
-    assert len(batch.unreadable) == 1 and photo_name("Rome", 1, 3) in batch.unreadable[0]
+    assert len(batch.unreadable) == 1 and image_name("Rome", 1, 3) in batch.unreadable[0]
     nothing = collate_places([data[0, 5]])
     assert len(nothing.images) == len(nothing.labels) == 0 and len(nothing.unreadable) == 1
 
 
 # ---- The datasets' cities
+
 
 def test_cities_of_the_datasets():
     gsv, unified = TRAINING_DATASETS["gsv_cities"], TRAINING_DATASETS["unified_dataset"]
@@ -236,7 +271,61 @@ def test_cities_of_the_datasets():
     assert not {"Amman17", "Nairobi17", "Trondheim18", "Trondheim"} & set(unified)
 
 
+def base_city(name):
+    """The city of a group, "Trondheim" of "Trondheim3"; another name as it is."""
+    return next((city for city in GROUPED_CITIES if name.removeprefix(city).isdigit()), name)
+
+
+def shared_batches(cities, batch_size, places=53):
+    """How many batches hold two groups of one city."""
+    batches = PlaceBatches([range(places * i, places * (i + 1)) for i in range(len(cities))], batch_size)
+    count = 0
+    for batch in batches:
+        groups = {cities[place // places] for _, place in batch}
+        count += len({base_city(name) for name in groups}) < len(groups)
+    return count
+
+
+def test_the_order_of_the_unified_dataset_is_the_references():
+    """SFXL, the 23 cities of GSV-Cities, then all cities' group 0, all cities' group 1, ..."""
+    unified = TRAINING_DATASETS["unified_dataset"]
+    assert unified[:24] == ["SFXL", *TRAINING_DATASETS["gsv_cities"]]
+    assert unified[24:28] == ["Trondheim0", "Amsterdam0", "Helsinki0", "Tokyo0"] and unified[46:48] == [
+        "Pitts30k0",
+        "Trondheim1",
+    ]
+    assert unified[-1] == "Pitts30k17"
+    groups = [int(name.removeprefix(base_city(name))) for name in unified[24:]]
+    assert groups == sorted(groups)
+
+
+@pytest.mark.parametrize("batch_size", [7, 50, 120, 500])
+def test_no_batch_holds_two_groups_of_one_city_where_that_can_be_avoided(batch_size):
+    """Two groups hold neighbouring cells of one grid, that is, one place under two labels."""
+    unified = TRAINING_DATASETS["unified_dataset"]
+    assert shared_batches(unified, batch_size) == 0
+    assert shared_batches(sorted(unified), batch_size) > 0  # the order decides
+    some = [
+        f"{city}{group}" for city in ("Tokyo", "Paris", "Goa", "boston", "Pitts30k", "Berlin") for group in range(4)
+    ]
+    if batch_size < 5 * 53:  # otherwise a batch is larger than the cities between two groups
+        assert shared_batches(training_order(some), batch_size) == 0
+        assert shared_batches(some, batch_size) > 0
+
+
+def test_chosen_cities_come_in_the_order_of_the_unified_dataset():
+    assert training_order(["Tokyo1", "Rome", "Tokyo0", "SFXL", "Paris1", "Rome"]) == [
+        "SFXL",
+        "Rome",
+        "Tokyo0",
+        "Tokyo1",
+        "Paris1",
+    ]
+    assert training_order(["Cedar", "Alder", "Cedar", "Bangkok"]) == ["Cedar", "Alder", "Bangkok"]
+
+
 # ---- Bad input
+
 
 def refuse(*words, make):
     with pytest.raises(InputError) as caught:
@@ -246,49 +335,55 @@ def refuse(*words, make):
 
 
 def test_missing_folders(folder, tmp_path):
-    refuse(tmp_path / "nowhere", make=lambda: GSVCities(tmp_path / "nowhere", ["Oslo"], SIZE))
+    refuse(tmp_path / "nowhere", make=lambda: dataset(tmp_path / "nowhere", ["Oslo"]))
     (folder / "Images").rename(folder / "Pictures")
-    refuse(folder / "Images", make=lambda: GSVCities(folder, ["Oslo"], SIZE))
+    refuse(folder / "Images", make=lambda: dataset(folder, ["Oslo"]))
     (folder / "Dataframes").rename(folder / "Tables")
-    refuse(folder / "Dataframes", make=lambda: GSVCities(folder, ["Oslo"], SIZE))
+    refuse(folder / "Dataframes", make=lambda: dataset(folder, ["Oslo"]))
 
 
 def test_all_missing_cities_in_one_error(folder):
     wanted = ["Oslo", "Paris", "Rome", "SFXL", "Goa0"]
-    refuse("Paris, SFXL, Goa0", "3", "Dataframes", "Oslo", "Rome", make=lambda: GSVCities(folder, wanted, SIZE))
+    refuse("Paris, SFXL, Goa0", "3", "Dataframes", "Oslo", "Rome", make=lambda: dataset(folder, wanted))
     for city in ("Rome", "Bergen"):
         (folder / "Images" / city).rename(folder / "Images" / f"{city}_")
-    refuse("Rome, Bergen", "2", "Images", make=lambda: GSVCities(folder, list(CITIES), SIZE))
-    refuse("Dataframes/<City>.csv of 2 cities: Paris, SFXL", "Images/<City> of 3 cities: Paris, Rome, SFXL",
-           make=lambda: GSVCities(folder, ["Oslo", "Paris", "Rome", "SFXL"], SIZE))
+    refuse("Rome, Bergen", "2", "Images", make=lambda: dataset(folder))
+    refuse(
+        "Dataframes/<City>.csv of 2 cities (Paris, SFXL)",
+        "Images/<City> of 3 cities (Paris, Rome, SFXL)",
+        make=lambda: dataset(folder, ["Oslo", "Paris", "Rome", "SFXL"]),
+    )
 
 
 def test_missing_columns(folder):
     write_csv(folder, "Rome", [[1, 2013, "Rome", 12.5]], ["place_id", "year", "city_id", "lon"])
-    refuse("Rome.csv", "month, northdeg, lat, panoid", make=lambda: GSVCities(folder, list(CITIES), SIZE))
+    refuse("Rome.csv", "month, northdeg, lat, panoid", make=lambda: dataset(folder))
     (folder / "Dataframes" / "Rome.csv").write_text("")
-    refuse("Rome.csv", "place_id", make=lambda: GSVCities(folder, list(CITIES), SIZE))
+    refuse("Rome.csv", "place_id", make=lambda: dataset(folder))
 
 
-@pytest.mark.parametrize("broken", [
-    [1, 2013, 5, "north", "Rome", 1.0, 2.0, "x"],
-    [1, 2013, 5, 90, "Rome", 1.0],
-    ["", 2013, 5, 90, "Rome", 1.0, 2.0, "x"],
-])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [1, 2013, 5, "north", "Rome", 1.0, 2.0, "x"],
+        [1, 2013, 5, 90, "Rome", 1.0],
+        ["", 2013, 5, 90, "Rome", 1.0, 2.0, "x"],
+    ],
+)
 def test_a_number_that_is_none(folder, broken):
     write_csv(folder, "Rome", [row_of("Rome", 1, 0), broken])
-    refuse("Rome.csv", "line 3", make=lambda: GSVCities(folder, list(CITIES), SIZE))
+    refuse("Rome.csv", "line 3", make=lambda: dataset(folder))
 
 
-def test_no_place_with_enough_photos(folder):
-    refuse("10", "9", "--images_per_place", "Oslo, Rome, Bergen", make=lambda: GSVCities(folder, list(CITIES), SIZE, images_per_place=10))
+def test_no_place_with_enough_images(folder):
+    refuse("10", "9", "--images_per_place", "Oslo, Rome, Bergen", make=lambda: dataset(folder, images_per_place=10))
     write_csv(folder, "Rome", [])
-    refuse("Rome", "4", "0", make=lambda: GSVCities(folder, ["Rome"], SIZE))
+    refuse("Rome", "4", "0", make=lambda: dataset(folder, ["Rome"]))
 
 
-def test_a_city_without_enough_photos_beside_others(folder):
+def test_a_city_without_enough_images_beside_others(folder):
     write_csv(folder, "Rome", [])
-    assert GSVCities(folder, list(CITIES), SIZE).city_places == [range(0, 4), range(4, 4), range(4, 7)]
+    assert dataset(folder).city_places == [range(0, 4), range(4, 4), range(4, 7)]
 
 
 def test_a_batch_larger_than_all_places():
@@ -303,5 +398,7 @@ def test_a_batch_that_does_not_split_over_the_ranks():
 def test_the_augmentation_is_on(data):
     """RandAugment changes most of the plainly coloured photos; without it a photo of one colour stays one."""
     images = torch.cat([data[epoch, 9].images for epoch in range(10)])
-    changed = [image for image in images.numpy() if np.ptp(image, axis=(1, 2)).any() or tuple(image[:2, 0, 0]) != (100, 160)]
+    changed = [
+        image for image in images.numpy() if np.ptp(image, axis=(1, 2)).any() or tuple(image[:2, 0, 0]) != (100, 160)
+    ]
     assert len(changed) > len(images) / 2

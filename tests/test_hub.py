@@ -1,9 +1,12 @@
-"""The torch.hub entry: every kind of model, where only torch is installed too, and beside another package named `model`."""
+"""The torch.hub entry: every kind of model, where only torch is installed too, and beside another package named
+`model`.
+"""
+
 import pytest
 import torch
-from helpers import MODES, NOT_TORCH, ROOT, image_batch, run_python, save_published
+from helpers import MODES, NOT_TORCH, ROOT, build, image_batch, run_python, save_published
 
-from model import HashingOutput, InputError, TwoBranchOutput, build_model
+from model import HashingOutput, InputError, TwoBranchOutput
 
 LOAD = f"""
 import torch
@@ -16,8 +19,17 @@ def load(**flags):
     return torch.hub.load(str(ROOT), "SelaVPRplusplus", source="local", trust_repo=True, **flags)
 
 
-@pytest.mark.parametrize(("aggregation", "mode"), [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"),
-                                                   ("gem", "two_branch"), ("salad", "two_branch")])
+@pytest.mark.parametrize(
+    ("aggregation", "mode"),
+    [
+        ("gem", "float"),
+        ("boq", "float"),
+        ("salad", "float"),
+        ("gem", "hashing"),
+        ("gem", "two_branch"),
+        ("salad", "two_branch"),
+    ],
+)
 def test_every_kind_of_model(aggregation, mode):
     flags = {"hashing": False, "rerank": False, **MODES[mode]}
     network = load(backbone="vit-tiny", aggregation=aggregation, pretrained=False, **flags)
@@ -32,15 +44,21 @@ def test_every_kind_of_model(aggregation, mode):
 
 def test_two_branch_is_what_you_get_without_flags():
     network = load(backbone="vit-tiny", pretrained=False)
-    assert network.hashing and network.rerank
+    assert network.config.hashing and network.config.rerank
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    ({"backbone": "resnet50"}, ["'resnet50'", "dinov2-large"]),
-    ({"backbone": "vit-tiny", "aggregation": "vlad"}, ["'vlad'", "salad"]),
-    ({"backbone": "vit-tiny", "pretrained": True}, ["vit-tiny", "Published: dinov2-base gem float", "pretrained=False"]),
-    ({"backbone": "vit-tiny", "hashing": False}, ["rerank", "hashing"]),
-])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"backbone": "resnet50"}, ["'resnet50'", "dinov2-large"]),
+        ({"backbone": "vit-tiny", "aggregation": "vlad"}, ["'vlad'", "salad"]),
+        (
+            {"backbone": "vit-tiny", "pretrained": True},
+            ["vit-tiny", "Published: dinov2-base gem float", "pretrained=False"],
+        ),
+        ({"backbone": "vit-tiny", "hashing": False}, ["rerank", "hashing"]),
+    ],
+)
 def test_names_that_do_not_exist(flags, words):
     with pytest.raises(InputError) as caught:
         load(**{"pretrained": False, **flags})
@@ -53,26 +71,37 @@ def test_keywords_that_do_not_exist():
 
 
 def test_torch_alone_suffices(tmp_path):
-    code = LOAD.replace("FLAGS", 'backbone="vit-tiny", pretrained=False') + """
+    code = (
+        LOAD.replace("FLAGS", 'backbone="vit-tiny", pretrained=False')
+        + """
 with torch.inference_mode():
     print(*(tuple(part.shape) for part in network(torch.rand(2, 3, 70, 56))))
 """
+    )
     result = run_python(code, cwd=tmp_path, without=NOT_TORCH, env={"PYTHONPATH": ""})
     assert result.stdout == "(2, 512) (2, 512) (2, 512)\n", result.stderr
 
 
 def test_published_weights_where_torch_alone_is_installed(tmp_path):
     with torch.device("meta"):
-        state = build_model("dinov2-base").state_dict()
+        state = build("dinov2-base").state_dict()
     # One value an entry, so that the file is small.
-    state = {name: torch.tensor(i, dtype=value.dtype).expand(value.shape) for i, (name, value) in enumerate(state.items())}
+    state = {
+        name: torch.tensor(i, dtype=value.dtype).expand(value.shape) for i, (name, value) in enumerate(state.items())
+    }
     cached = tmp_path / "home" / "hub" / "checkpoints" / "SelaVPRplusplus_base.pth"
     cached.parent.mkdir(parents=True)
     save_published(state, cached)
-    code = LOAD.replace("FLAGS", 'backbone="dinov2-base", hashing=False, rerank=False') + """
-print(type(network).__name__, network.training, all((value == i).all().item() for i, value in enumerate(network.state_dict().values())))
+    code = (
+        LOAD.replace("FLAGS", 'backbone="dinov2-base", hashing=False, rerank=False')
+        + """
+print(type(network).__name__, network.training, all((value == i).all().item() for i, value in
+enumerate(network.state_dict().values())))
 """
-    result = run_python(code, cwd=tmp_path, without=NOT_TORCH, env={"TORCH_HOME": str(tmp_path / "home"), "PYTHONPATH": ""})
+    )
+    result = run_python(
+        code, cwd=tmp_path, without=NOT_TORCH, env={"TORCH_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    )
     assert result.stdout == "GeoLocalizationNet False True\n", result.stderr
 
 
@@ -83,9 +112,11 @@ def test_another_package_named_model(tmp_path, form):
     else:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / ("__init__.py" if form == "package" else "notes.txt")).touch()
-    code = LOAD.replace("import torch", "import torch, model", 1).replace("FLAGS", 'backbone="vit-tiny", pretrained=False')
+    code = LOAD.replace("import torch", "import torch, model", 1).replace(
+        "FLAGS", 'backbone="vit-tiny", pretrained=False'
+    )
     result = run_python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert result.status == 1
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: SelaVPR++") and "imported already: <module 'model'" in last, result.stderr
+    assert last.startswith("ImportError: SelaVPR++") and "already imported: <module 'model'" in last, result.stderr
     assert form == "namespace" or str(tmp_path) in last

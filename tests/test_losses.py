@@ -1,4 +1,5 @@
 """Losses and miner against naive double loops over the pairs, written from the papers' formulas."""
+
 import math
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 import torch
 
 from model import HashingOutput
-from utils import losses
-from utils.losses import float_losses, hashing_losses, mine_pairs, multi_similarity_loss, similarity_constraint
+from utils.training import losses
+from utils.training.losses import float_losses, hashing_losses, mine_pairs, multi_similarity_loss, similarity_constraint
 
 BATCHES = {
     "even": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2],
@@ -19,7 +20,9 @@ SEEDS = range(4)
 
 
 def vectors(labels, seed, dim=12, spread=0.8):
-    """Unit vectors [B, dim], float64: the photos of a place lie about its own direction, and all of them about a common one."""
+    """Unit vectors [B, dim], float64: the photos of a place lie about its own direction, and all of them about a
+    common one.
+    """
     random = np.random.default_rng(seed)
     common, centres = random.standard_normal(dim), random.standard_normal((10, dim))
     x = 0.5 * common + centres[labels] + spread * random.standard_normal((len(labels), dim))
@@ -36,11 +39,16 @@ def naive_cosines(x):
     """Cosine similarities [B, B] as a list of lists."""
     x = x.tolist()
     norms = [math.sqrt(sum(v * v for v in row)) for row in x]
-    return [[sum(a * b for a, b in zip(x[i], x[j], strict=True)) / (norms[i] * norms[j]) for j in range(len(x))] for i in range(len(x))]
+    return [
+        [sum(a * b for a, b in zip(x[i], x[j], strict=True)) / (norms[i] * norms[j]) for j in range(len(x))]
+        for i in range(len(x))
+    ]
 
 
 def naive_mining(similarity, labels, epsilon=0.1):
-    """Sets of ordered pairs (i, j): positives less similar than the most similar negative + epsilon, negatives the other way round."""
+    """Sets of ordered pairs (i, j): positives less similar than the most similar negative + epsilon, negatives the
+    other way round.
+    """
     positives, negatives = set(), set()
     for i in range(len(labels)):
         own = [j for j in range(len(labels)) if j != i and labels[j] == labels[i]]
@@ -92,14 +100,16 @@ def test_float_losses(labels, seed):
     mined = mine_pairs(torch.tensor(similarity, dtype=torch.float64), torch.tensor(labels))
     assert torch.equal(mined[0], mask(positives, len(labels))) and torch.equal(mined[1], mask(negatives, len(labels)))
     expected = naive_multi_similarity(similarity, positives, negatives)
-    assert multi_similarity_loss(torch.tensor(similarity, dtype=torch.float64), *mined).item() == pytest.approx(expected, rel=1e-12)
+    assert multi_similarity_loss(torch.tensor(similarity, dtype=torch.float64), *mined).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
     result = float_losses(3 * x, torch.tensor(labels))  # cosines: the length does not count
     assert result.total.item() == result.multi_similarity.item() == pytest.approx(expected, rel=1e-12)
     assert result.constraint.item() == 0
     assert (int(result.positives), int(result.negatives)) == (len(positives), len(negatives))
     pairs = len(labels) * (len(labels) - 1)
-    assert result.informative.item() == pytest.approx((len(positives) + len(negatives)) / pairs)
+    assert result.mined_pair_fraction.item() == pytest.approx((len(positives) + len(negatives)) / pairs)
 
 
 def test_the_batches_above_have_pairs_mined_and_pairs_left_out():
@@ -120,7 +130,9 @@ def test_hashing_losses(labels, seed):
     similarity = naive_cosines(output.code)
     positives, negatives = naive_mining(similarity, labels)
     constraint = naive_constraint(*output, positives | negatives)
-    assert similarity_constraint(*output, mask(positives | negatives, len(labels))).item() == pytest.approx(constraint, rel=1e-10)
+    assert similarity_constraint(*output, mask(positives | negatives, len(labels))).item() == pytest.approx(
+        constraint, rel=1e-10
+    )
     result = hashing_losses(output, torch.tensor(labels))
     expected = naive_multi_similarity(similarity, positives, negatives)
     assert result.multi_similarity.item() == pytest.approx(expected, rel=1e-10)
@@ -129,16 +141,22 @@ def test_hashing_losses(labels, seed):
     assert (int(result.positives), int(result.negatives)) == (len(positives), len(negatives))
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [5, 5, 5], [2], [0, 0, 1, 1]],
-                         ids=["no place twice", "one place", "one photo", "far apart"])
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1, 2, 3], [5, 5, 5], [2], [0, 0, 1, 1]],
+    ids=["no place twice", "one place", "one photo", "far apart"],
+)
 def test_no_mined_pair_gives_loss_0_and_finite_gradients(labels):
     rows = torch.tensor([[1.0]])
     for _ in range(3):  # Hadamard's matrix: rows at right angles
         rows = torch.cat([torch.cat([rows, rows], dim=1), torch.cat([rows, -rows], dim=1)])
     x = rows[labels].requires_grad_()
-    for result in (float_losses(x, torch.tensor(labels)), hashing_losses(HashingOutput(x / 8**0.5, x), torch.tensor(labels))):
+    for result in (
+        float_losses(x, torch.tensor(labels)),
+        hashing_losses(HashingOutput(x / 8**0.5, x), torch.tensor(labels)),
+    ):
         assert int(result.positives) == int(result.negatives) == 0
-        assert result.total.item() == result.constraint.item() == result.informative.item() == 0
+        assert result.total.item() == result.constraint.item() == result.mined_pair_fraction.item() == 0
         (gradient,) = torch.autograd.grad(result.total, x)
         assert torch.equal(gradient, torch.zeros_like(x))
 
@@ -158,8 +176,11 @@ def test_gradient_of_multi_similarity_by_finite_differences():
 def test_large_similarities_do_not_overflow():
     similarity = torch.ones(4, 4)
     masks = mine_pairs(similarity, torch.tensor([0, 0, 1, 1]))
-    expected = naive_multi_similarity(similarity.tolist(), {(0, 1), (1, 0), (2, 3), (3, 2)}, {(i, j) for i in range(4) for j in range(4)
-                                                                                              if i // 2 != j // 2})
+    expected = naive_multi_similarity(
+        similarity.tolist(),
+        {(0, 1), (1, 0), (2, 3), (3, 2)},
+        {(i, j) for i in range(4) for j in range(4) if i // 2 != j // 2},
+    )
     assert multi_similarity_loss(similarity, *masks).item() == pytest.approx(expected, rel=1e-6)
     assert multi_similarity_loss(20 * similarity, *masks).isfinite()  # exp(1000) would not be
 
@@ -178,8 +199,9 @@ def drawn_pairs(monkeypatch):
     monkeypatch.setattr(losses, "similarity_constraint", constraint)
 
     def draw(fraction, seed=0):
-        result = hashing_losses(output, labels, fraction, torch.Generator().manual_seed(seed))
+        result = hashing_losses(output, labels, pair_fraction=fraction, generator=torch.Generator().manual_seed(seed))
         return seen[-1], result, output
+
     return draw
 
 

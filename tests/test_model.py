@@ -1,30 +1,39 @@
 """The model against the reference figures and against naive formulas."""
+
 import gzip
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GOLDEN, MODES, NOT_TORCH, filled, image_batch, run_python
+from helpers import GOLDEN, MODES, NOT_TORCH, build, filled, image_batch, run_python
 
-from benchmarks.plain_model import plain_forward
-from model import CODE_BITS, HashingOutput, InputError, TwoBranchOutput, build_model, vision_transformer
+from benchmarks.baseline_model import baseline_forward
+from model import BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput
 from model.adapter import MulConvAdapter
 from model.aggregation import SALAD, GeM, sinkhorn_assignment
-from model.network import STE_binary
-from model.vision_transformer import TRUNKS, VisionTransformer
+from model.network import STE_binary, check_image_size
+from model.vision_transformer import VisionTransformer
 
 MODE_NAMES = {"float": "float", "hashing": "hashing", "rerank": "two_branch"}  # golden's -> ours
-TINY = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch"), ("boq", "two_branch")]
+TINY = [
+    ("gem", "float"),
+    ("boq", "float"),
+    ("salad", "float"),
+    ("gem", "hashing"),
+    ("gem", "two_branch"),
+    ("boq", "two_branch"),
+]
 
 
 def build_filled(backbone, aggregation, mode, cache=None):
     """A model with reference parameters in eval mode; fast: its start-of-training values are never computed."""
     with torch.device("meta"):
-        model = build_model(backbone, aggregation, **MODES[mode])
+        model = build(backbone, aggregation, **MODES[mode])
     return filled(model, cache)
 
 
@@ -43,6 +52,7 @@ def run(model, images):
 
 # ---- Names, shapes, what is refused
 
+
 def golden_keys():
     """The reference lists: {model: [[entry, shape], ...]}."""
     return json.loads(gzip.decompress((GOLDEN / "keys.json.gz").read_bytes()))
@@ -52,7 +62,7 @@ def golden_keys():
 def test_entries_are_the_published_ones(name):
     backbone, *aggregation, mode = name.split("_")
     with torch.device("meta"):
-        model = build_model(backbone, *aggregation, **MODES[MODE_NAMES[mode]])
+        model = build(backbone, *aggregation, **MODES[MODE_NAMES[mode]])
     assert [[entry, list(value.shape)] for entry, value in model.state_dict().items()] == golden_keys()[name]
 
 
@@ -60,26 +70,37 @@ def test_all_fourteen_models_are_compared():
     assert len(golden_keys()) == 14
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({"backbone": "resnet50"}, ["backbone", "'resnet50'", "dinov2-base, dinov2-large, dinov2-small, vit-tiny"]),
-    ({"backbone": "vit-tiny", "aggregation": "netvlad"}, ["aggregation", "'netvlad'", "gem, boq, salad"]),
-    ({"backbone": "vit-tiny", "rerank": True}, ["rerank", "hashing"]),
-    ({"backbone": "vit-tiny", "aggregation": "boq", "hashing": True}, ["boq", "gem", "hashing"]),
-])
-def test_build_model_refuses(arguments, words):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"backbone": "resnet50"}, ["backbone", "'resnet50'", "dinov2-base, dinov2-large, dinov2-small, vit-tiny"]),
+        ({"backbone": "vit-tiny", "aggregation": "netvlad"}, ["aggregation", "'netvlad'", "gem, boq, salad"]),
+        ({"backbone": "vit-tiny", "rerank": True}, ["rerank", "hashing"]),
+        ({"backbone": "vit-tiny", "aggregation": "boq", "hashing": True}, ["boq", "gem", "hashing"]),
+    ],
+)
+def test_model_config_refuses(arguments, words):
     with pytest.raises(InputError) as caught:
-        build_model(**arguments)
+        build(**arguments)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize(("backbone", "aggregation", "dim"), [
-    ("dinov2-base", "gem", 2048), ("dinov2-large", "gem", 4096), ("dinov2-small", "gem", 1024), ("vit-tiny", "gem", 512),
-    ("vit-tiny", "boq", 12288), ("dinov2-large", "boq", 12288), ("vit-tiny", "salad", 8448),
-])
+@pytest.mark.parametrize(
+    ("backbone", "aggregation", "dim"),
+    [
+        ("dinov2-base", "gem", 2048),
+        ("dinov2-large", "gem", 4096),
+        ("dinov2-small", "gem", 1024),
+        ("vit-tiny", "gem", 512),
+        ("vit-tiny", "boq", 12288),
+        ("dinov2-large", "boq", 12288),
+        ("vit-tiny", "salad", 8448),
+    ],
+)
 def test_descriptor_dim(backbone, aggregation, dim):
     with torch.device("meta"):
-        assert build_model(backbone, aggregation).descriptor_dim == dim
-        assert build_model(backbone, aggregation, hashing=True, rerank=True).descriptor_dim == dim
+        assert build(backbone, aggregation).descriptor_dim == dim
+        assert build(backbone, aggregation, hashing=True, rerank=True).descriptor_dim == dim
 
 
 def test_a_hashing_model_has_no_float_descriptor(tiny):
@@ -88,12 +109,13 @@ def test_a_hashing_model_has_no_float_descriptor(tiny):
 
 # ---- Whole models, vit-tiny
 
+
 @pytest.mark.parametrize("key", TINY)
 def test_non_square_images_give_unit_vectors_independent_of_the_batch(tiny, key):
     images = image_batch(3, 5, 126, 154)
     whole = run(tiny[key], images)
     for i in (0, 3):
-        alone = run(tiny[key], images[i:i + 1])
+        alone = run(tiny[key], images[i : i + 1])
         for name, value in whole.items():
             if name == "code":
                 continue
@@ -107,13 +129,13 @@ def test_height_and_width_are_not_swapped(tiny):
     """An image and its transpose must differ, and a model that takes h for w would fail or mix rows up."""
     model = tiny["gem", "float"]
     images = torch.from_numpy(image_batch(3, 1, 70, 126))
-    trunk = model.backbone
+    backbone = model.backbone
     with torch.inference_mode():
-        tokens = trunk(images)
+        tokens = backbone(images)
         assert tokens.grid == (5, 9)
         h, w = tokens.grid
-        position = trunk.position_embedding(h, w)[:, 1:].reshape(h, w, -1)
-        grid = trunk.pos_embed[0, 1:].reshape(37, 37, -1).permute(2, 0, 1)[None]
+        position = backbone.position_embedding(h, w)[:, 1:].reshape(h, w, -1)
+        grid = backbone.pos_embed[0, 1:].reshape(37, 37, -1).permute(2, 0, 1)[None]
         expected = F.interpolate(grid, scale_factor=(5.1 / 37, 9.1 / 37), mode="bicubic")[0].permute(1, 2, 0)
     torch.testing.assert_close(position, expected)
 
@@ -129,6 +151,16 @@ def test_a_size_that_is_no_multiple_of_14_is_refused(tiny, size):
 def test_salad_refuses_64_patches_or_fewer(tiny, size, patches):
     with pytest.raises(InputError, match=f"SALAD.*64.* {patches}[^0-9]"):
         tiny["salad", "float"](torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize("aggregation", ["gem", "boq", "salad"])
+def test_sizes_are_checked_without_the_backbone(aggregation):
+    config = ModelConfig(backbone="dinov2-large", aggregation=aggregation)
+    check_image_size(config, (126, 126))
+    for size in [(126, 127), (112, 112)] if aggregation == "salad" else [(126, 127)]:
+        with pytest.raises(InputError, match="14" if size[1] == 127 else "SALAD needs more than 64 patches"):
+            check_image_size(config, size)
+    check_image_size(ModelConfig(backbone="dinov2-large", hashing=True), (14, 14))
 
 
 def test_salad_takes_65_patches(tiny):
@@ -152,23 +184,25 @@ def test_named_tuples_unpack(tiny):
     assert isinstance(without_float, HashingOutput)
 
 
-def test_no_gradient_reaches_a_frozen_trunk_and_all_else_has_one():
-    model = filled(build_model("vit-tiny", hashing=True, rerank=True)).train()
-    for parameter in model.backbone.trunk_parameters():
-        parameter.requires_grad_(False)
+def test_a_frozen_backbone_gets_no_gradient_and_everything_else_does():
+    model = filled(build("vit-tiny", hashing=True, rerank=True)).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(model.branch_of(name) != "backbone")
     logits, code, descriptor = model(torch.from_numpy(image_batch(1, 2, 56, 56)))
     (logits[0].sum() + code[0].sum() + descriptor[0].sum()).backward()
     for name, parameter in model.named_parameters():
-        trunk = name.startswith("backbone.") and not name.startswith(("backbone.adapters.", "backbone.adapters_hashing."))
-        assert parameter.requires_grad is not trunk, name
-        assert (parameter.grad is not None) is not trunk, name
+        backbone = name.startswith("backbone.") and not name.startswith(
+            ("backbone.adapters.", "backbone.adapters_hashing.")
+        )
+        assert parameter.requires_grad is not backbone, name
+        assert (parameter.grad is not None) is not backbone, name
 
 
 @pytest.mark.parametrize("depth", [12, 24])
-def test_the_walk_of_a_branch_beside_the_trunk(depth):
+def test_a_branch_beside_the_backbone(depth):
     """DESIGN.md 3: y = x_0 (x_8 of 24 blocks), then y = y + adapter_i(y + x_i), from the blocks' own outputs."""
-    trunk = {12: TRUNKS["dinov2-base"], 24: TRUNKS["dinov2-large"]}[depth]._replace(embed_dim=96, num_heads=3)
-    model = VisionTransformer(trunk, float_branch=True, binary_branch=True).eval()
+    vit = replace(BACKBONES[{12: "dinov2-base", 24: "dinov2-large"}[depth]], embed_dim=96, num_heads=3)
+    model = VisionTransformer(vit, float_branch=True, binary_branch=True).eval()
     images, outputs = torch.from_numpy(image_batch(2, 1, 42, 28)), []
     with torch.inference_mode():
         for adapter in [*model.adapters, *model.adapters_hashing]:
@@ -189,37 +223,19 @@ def test_the_walk_of_a_branch_beside_the_trunk(depth):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_model_is_what_the_benchmarks_call_plain(tiny, mode):
+def test_the_model_equals_the_baseline_of_the_benchmarks(tiny, mode):
     images = torch.from_numpy(image_batch(5, 3, 56, 70))
     with torch.inference_mode():
-        plain = plain_forward(tiny["gem", mode], images)
-    for name, value in zip(("descriptor", "logits", "code"), plain, strict=True):
+        baseline = baseline_forward(tiny["gem", mode], images)
+    for name, value in zip(("descriptor", "logits", "code"), baseline, strict=True):
         if name in (output := run(tiny["gem", mode], images.numpy())):
             torch.testing.assert_close(value, output[name])
         else:
             assert value is None
 
 
-@pytest.mark.parametrize(("tokens", "parts"), [(1, 7), (21, 7), (42, 4), (63, 3), (1000, 1)])
-def test_a_frozen_trunk_takes_a_few_images_at_a_time_on_a_cpu(tokens, parts, monkeypatch):
-    model = filled(build_model("vit-tiny"))
-    for parameter in model.backbone.trunk_parameters():
-        parameter.requires_grad_(False)
-    images = torch.from_numpy(image_batch(4, 7, 56, 70))  # 21 tokens each
-    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", 10**9)
-    whole = model(images)
-    monkeypatch.setattr(vision_transformer, "CPU_TOKENS", tokens)
-    calls = []
-    model.backbone.blocks[3].register_forward_pre_hook(lambda block, inputs: calls.append(len(inputs[0])))
-    torch.testing.assert_close(model(images), whole, atol=1e-6, rtol=0)
-    assert len(calls) == parts and sum(calls) == 7
-    model.backbone.blocks[0].mlp.fc1.weight.requires_grad_(True)  # a graph: gradients would be added up part by part
-    calls.clear()
-    torch.testing.assert_close(model(images), whole, atol=1e-6, rtol=0)
-    assert calls == [7]
-
-
 # ---- Parts, against naive formulas in float64
+
 
 def naive_sinkhorn(scores, dust_bin):
     """SALAD's assignment of one image, scores [m][n], by loops: rows, then columns, three times."""
@@ -257,6 +273,7 @@ def test_salad():
         actual = salad(tokens, (h, w))
     state = {name: value.numpy().squeeze() for name, value in salad.state_dict().items()}
     for image in range(2):
+
         def mlp(x, name, last):
             hidden = np.maximum(state[f"{name}.0.weight"] @ x + state[f"{name}.0.bias"], 0)
             return state[f"{name}.{last}.weight"] @ hidden + state[f"{name}.{last}.bias"]
@@ -272,7 +289,9 @@ def test_salad():
             clusters.append(cluster / np.linalg.norm(cluster))
         # "the 128 axis first": all clusters' first feature, all clusters' second feature, ...
         expected = [*(token / np.linalg.norm(token)), *(cluster[axis] for axis in range(128) for cluster in clusters)]
-        np.testing.assert_allclose(actual[image], expected / np.linalg.norm(expected), atol=1e-6)  # the head ends in float32
+        np.testing.assert_allclose(
+            actual[image], expected / np.linalg.norm(expected), atol=1e-6
+        )  # the head ends in float32
     assert actual.shape == (2, 256 + 128 * 64)
 
 
@@ -308,8 +327,11 @@ def test_adapter():
     for image in range(2):
         u = [np.maximum(state["D_fc1.weight"] @ token + state["D_fc1.bias"], 0) for token in tokens[image].numpy()]
         maps = {(row, column): u[1 + row * w + column] for row in range(h) for column in range(w)}
-        branches = [convolve("branch1", maps), convolve("branch2.1", convolve("branch2.0", maps)),
-                    convolve("branch3.1", convolve("branch3.0", maps))]
+        branches = [
+            convolve("branch1", maps),
+            convolve("branch2.1", convolve("branch2.0", maps)),
+            convolve("branch3.1", convolve("branch3.0", maps)),
+        ]
         hidden = [2 * u[0]] + [np.concatenate([branch[place] for branch in branches]) + maps[place] for place in maps]
         expected = [state["D_fc2.weight"] @ value + state["D_fc2.bias"] for value in hidden]
         np.testing.assert_allclose(actual[image], expected, rtol=1e-9)
@@ -343,7 +365,7 @@ def test_position_embedding_at_its_own_size_is_used_as_it_is(tiny):
 
 def test_start_of_training():
     torch.manual_seed(0)
-    model = build_model("vit-tiny", hashing=True, rerank=True)
+    model = build("vit-tiny", hashing=True, rerank=True)
     backbone = model.backbone
     assert model.training
     for adapter in [*backbone.adapters, *backbone.adapters_hashing]:
@@ -352,33 +374,42 @@ def test_start_of_training():
         assert 0.015 < adapter.D_fc1.weight.std() < 0.025
         convolutions = [module for module in adapter.modules() if isinstance(module, torch.nn.Conv2d)]
         assert len(convolutions) == 5
-        assert all((value == 1e-5).all() for convolution in convolutions for value in (convolution.weight, convolution.bias))
+        assert all(
+            (value == 1e-5).all() for convolution in convolutions for value in (convolution.weight, convolution.bias)
+        )
     assert all((block.ls1.gamma == 1).all() and (block.ls2.gamma == 1).all() for block in backbone.blocks)
     assert model.aggregation[1].p.item() == model.aggregation_hashing[1].p.item() == 3
 
 
 def test_dropout_of_salad_is_in_its_patch_branches_alone():
-    dropouts = {name: module.p for name, module in build_model("vit-tiny", "salad").named_modules() if isinstance(module, torch.nn.Dropout)}
+    dropouts = {
+        name: module.p
+        for name, module in build("vit-tiny", "salad").named_modules()
+        if isinstance(module, torch.nn.Dropout)
+    }
     assert dropouts == {"aggregation.cluster_features.1": 0.3, "aggregation.score.1": 0.3}
 
 
 def test_model_needs_torch_alone(tmp_path):
     code = """
 import torch
-from model import build_model
 import model.weights
+config = model.ModelConfig(backbone="vit-tiny", aggregation="salad", hashing=True, rerank=True)
 with torch.inference_mode():
-    print(*build_model("vit-tiny", "salad", hashing=True, rerank=True).eval()(torch.rand(1, 3, 126, 126)).descriptor.shape)
+    print(*model.GeoLocalizationNet(config).eval()(torch.rand(1, 3, 126, 126)).descriptor.shape)
 """
     result = run_python(code, cwd=tmp_path, without=(*NOT_TORCH, "tqdm", "scipy", "datasets", "utils"))
     assert result.stdout == "1 8448\n", result.stderr
 
 
-# ---- The reference outputs (slow: base and large trunks)
+# ---- The reference outputs (slow: base and large backbones)
+
 
 def golden_specs():
     """backbone:aggregation:mode:seed:size of the reference outputs, large last."""
-    return sorted({key.split("/")[0] for key in np.load(GOLDEN / "forward.npz").files}, key=lambda spec: ("large" in spec, spec))
+    return sorted(
+        {key.split("/")[0] for key in np.load(GOLDEN / "forward.npz").files}, key=lambda spec: ("large" in spec, spec)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +430,10 @@ def test_reference_outputs(spec, parameters):
     outputs = run(build_filled(backbone, aggregation, MODE_NAMES[mode], parameters), images)
     golden = np.load(GOLDEN / "forward.npz")
     names = [key.split("/")[1] for key in golden.files if key.startswith(spec + "/")]
-    assert sorted(names) == {"float": ["global"], "hashing": ["code", "logits"], "rerank": ["code", "global", "logits"]}[mode]
+    assert (
+        sorted(names)
+        == {"float": ["global"], "hashing": ["code", "logits"], "rerank": ["code", "global", "logits"]}[mode]
+    )
     for name in names:
         expected, actual = golden[f"{spec}/{name}"], outputs["descriptor" if name == "global" else name].numpy()
         assert actual.shape == expected.shape

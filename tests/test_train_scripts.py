@@ -1,4 +1,7 @@
-"""The three training scripts on a tiny synthetic city: what they leave, stopping and going on, and every kind of bad input."""
+"""The three training scripts on a tiny synthetic city: what they leave, interrupting and resuming, and every kind of
+bad input.
+"""
+
 import contextlib
 import csv
 import json
@@ -12,40 +15,66 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, Result, filled, run_script
+from helpers import MODES, ROOT, Result, build, filled, run_script
 from PIL import Image
 
-from datasets.synthetic import make_city
-from model import build_model
+from datasets.benchmark import Benchmark
+from datasets.synthetic import CityConfig, make_city
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import extract
+from utils.training import validation
 
-PLACES, PHOTOS, BATCHES = 26, 104, 6  # of the city, and batches of 4 places
+PLACES, IMAGES, BATCHES = 26, 104, 6  # of the city, and batches of 4 places
 FILES = ["best_model.pth", "curves.png", "last_model.pth", "log.txt", "metrics.csv", "predictions.csv", "results.json"]
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
 
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory):
-    """A datasets folder: 2 cities x 13 places x 4 photos to train on, and "synthetic" with 3 places in val and 4 in test."""
+    """A datasets folder: 2 cities x 13 places x 4 images to train on, and "synthetic" with 3 places in val and 4 in
+    test.
+    """
     folder = tmp_path_factory.mktemp("city") / "city"
-    make_city(folder, cities=("Alder", "Birch"), places=PLACES, photos_per_place=4, val_places=3, test_places=4, size=(64, 64),
-              progress=False)
+    config = CityConfig(
+        cities=("Alder", "Birch"), places=PLACES, photos_per_place=4, val_places=3, test_places=4, size=(64, 64)
+    )
+    make_city(folder, config, progress=False)
     return folder
 
 
 @pytest.fixture(scope="session")
-def trunk(tmp_path_factory):
-    """DINOv2-like weights for vit-tiny: the reference parameters of its trunk."""
-    state = filled(build_model("vit-tiny")).backbone.state_dict()
-    path = tmp_path_factory.mktemp("trunk") / "vit_tiny.pth"
+def foundation(tmp_path_factory):
+    """DINOv2-like weights for vit-tiny: the reference parameters of its backbone."""
+    state = filled(build("vit-tiny")).backbone.state_dict()
+    path = tmp_path_factory.mktemp("foundation") / "vit_tiny.pth"
     torch.save({name: value for name, value in state.items() if not name.startswith("adapters")}, path)
     return path
 
 
 def flags_for(city, *more):
     """A command line for two epochs of six batches; `more` comes last and overrides."""
-    return [f"--datasets_folder={city}", "--dataset_name=synthetic", "--val_datasets", "synthetic", "--cities", "Alder", "Birch",
-            "--backbone=vit-tiny", "--image_size", 56, 56, "--resize", 56, 56, "--train_batch_size=4", "--images_per_place=2",
-            "--epochs_num=2", "--num_workers=0", "--device=cpu", *more]
+    return [
+        f"--datasets_folder={city}",
+        "--dataset_name=synthetic",
+        "--val_datasets",
+        "synthetic",
+        "--cities",
+        "Alder",
+        "Birch",
+        "--backbone=vit-tiny",
+        "--image_size",
+        56,
+        56,
+        "--resize",
+        56,
+        56,
+        "--train_batch_size=4",
+        "--images_per_place=2",
+        "--epochs_num=2",
+        "--num_workers=0",
+        "--device=cpu",
+        *more,
+    ]
 
 
 def run_well(script, flags, cwd):
@@ -84,17 +113,24 @@ def same(left, right):
 
 # ---- The three stages, one after the other
 
+
 @pytest.fixture(scope="module")
-def stages(city, trunk, tmp_path_factory):
+def stages(city, foundation, tmp_path_factory):
     """One run of each script, by name: (printed lines, run folder)."""
     float_run = run_well("train.py", flags_for(city, "--train_backbone"), tmp_path_factory.mktemp("float"))
     resume = f"--resume={float_run[1] / 'best_model.pth'}"
     return {
         "train.py": float_run,
-        "train_hashing.py": run_well("train_hashing.py", flags_for(city, f"--foundation_model_path={trunk}", "--val_datasets", "none"),
-                                     tmp_path_factory.mktemp("hashing")),
-        "train_rerank.py": run_well("train_rerank.py", flags_for(city, resume, "--hashing", "--rerank", "--rerank_num=3"),
-                                    tmp_path_factory.mktemp("rerank")),
+        "train_hashing.py": run_well(
+            "train_hashing.py",
+            flags_for(city, f"--foundation_model_path={foundation}", "--val_datasets", "none"),
+            tmp_path_factory.mktemp("hashing"),
+        ),
+        "train_rerank.py": run_well(
+            "train_rerank.py",
+            flags_for(city, resume, "--hashing", "--rerank", "--rerank_num=3"),
+            tmp_path_factory.mktemp("rerank"),
+        ),
     }
 
 
@@ -105,35 +141,59 @@ def test_what_a_run_leaves(stages, script):
     results = json.loads((folder / "results.json").read_text())
     assert lines[-1] == ", ".join(f"R@{n}: {value:.1f}" for n, value in results["recalls"].items())
     assert re.fullmatch(r"R@1: [\d.]+, R@5: [\d.]+, R@10: [\d.]+, R@100: [\d.]+", lines[-1])
-    assert any(f"{PLACES} places, {PHOTOS} photos, {BATCHES} batches" in line for line in lines)
-    assert any(re.search(r"Parameters: [\d.]+ M, [\d.]+ M of them trainable; the trunk has 5\.\d+ M", line) for line in lines)
+    assert any(f"{PLACES} places, {IMAGES} images, {BATCHES} batches" in line for line in lines)
+    assert any(
+        re.search(r"Parameters: [\d.]+ M, of which [\d.]+ M trainable; backbone 5\.\d+ M", line) for line in lines
+    )
     rows = metrics_of(folder)
-    assert [row["epoch"] for row in rows] == ["1", "2"] and [row["step"] for row in rows] == [str(BATCHES), str(2 * BATCHES)]
+    assert [row["epoch"] for row in rows] == ["1", "2"] and [row["step"] for row in rows] == [
+        str(BATCHES),
+        str(2 * BATCHES),
+    ]
     for row in rows:
-        assert {"multi_similarity", "constraint", "learning_rate", "unreadable_photos"} < row.keys()
-        assert float(row["loss"]) > 0 and 0 < float(row["informative_pairs"]) <= 1
+        assert {"multi_similarity", "constraint", "learning_rate", "unreadable_images"} < row.keys()
+        assert float(row["loss"]) > 0 and 0 < float(row["mined_pair_fraction"]) <= 1
         assert float(row["seconds"]) > 0 and float(row["peak_memory_mb"]) > 50
         assert float(row["loss"]) == pytest.approx(float(row["multi_similarity"]) + 0.1 * float(row["constraint"]))
         assert (float(row["constraint"]) > 0) == (script != "train.py")
         recalls = [key for key in row if "_R@" in key]
-        assert recalls == ([] if script == "train_hashing.py" else ["synthetic_R@1", "synthetic_R@5", "synthetic_R@10"])
+        names = {"train.py": [""], "train_hashing.py": [], "train_rerank.py": ["", "first_stage_"]}[script]
+        assert recalls == [f"synthetic_{name}R@{n}" for name in names for n in (1, 5, 10)]
     with Image.open(folder / "curves.png") as picture:
         assert picture.format == "PNG" and len(picture.convert("RGB").getcolors(2**24)) > 10
     assert not list(folder.parents[2].rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("script", "evaluation"), [
-    ("train.py", "eval.py"), ("train_hashing.py", "eval_hashing.py"), ("train_rerank.py", "eval_rerank.py"),
-])
+@pytest.mark.parametrize(
+    ("script", "evaluation"),
+    [
+        ("train.py", "eval.py"),
+        ("train_hashing.py", "eval_hashing.py"),
+        ("train_rerank.py", "eval_rerank.py"),
+    ],
+)
 def test_best_model_is_bare_weights_that_evaluate_to_the_same(stages, city, tmp_path, script, evaluation):
     folder = stages[script][1]
     best = load(folder / "best_model.pth")
     assert all(isinstance(value, torch.Tensor) for value in best.values())
     assert best.keys() == load(folder / "last_model.pth")["model_state_dict"].keys()
     more = ["--rerank_num=3"] if script == "train_rerank.py" else []
-    lines, evaluated = run_well(evaluation, [
-        f"--datasets_folder={city}", "--dataset_name=synthetic", "--backbone=vit-tiny", "--resize", 56, 56, "--num_workers=0",
-        "--device=cpu", f"--resume={folder / 'best_model.pth'}", *more], tmp_path)
+    lines, evaluated = run_well(
+        evaluation,
+        [
+            f"--datasets_folder={city}",
+            "--dataset_name=synthetic",
+            "--backbone=vit-tiny",
+            "--resize",
+            56,
+            56,
+            "--num_workers=0",
+            "--device=cpu",
+            f"--resume={folder / 'best_model.pth'}",
+            *more,
+        ],
+        tmp_path,
+    )
     assert lines[-1] == stages[script][0][-1]
     assert (evaluated / "predictions.csv").read_text() == (folder / "predictions.csv").read_text()
 
@@ -143,15 +203,20 @@ def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
     assert same(load(folder / "best_model.pth"), load(folder / "last_model.pth")["model_state_dict"])
 
 
-def test_a_frozen_trunk_is_the_foundation_and_a_trained_one_moves(stages, trunk):
-    foundation = load(trunk)
+def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, foundation):
+    foundation = load(foundation)
     frozen = load(stages["train_hashing.py"][1] / "last_model.pth")["model_state_dict"]
     assert same({name: frozen[f"backbone.{name}"] for name in foundation}, foundation)
     last = load(stages["train.py"][1] / "last_model.pth")
-    assert last["progress"]["step"] == 2 * BATCHES
+    assert last["train_state"]["step"] == 2 * BATCHES
     torch.manual_seed(0)
-    start = build_model("vit-tiny").state_dict()
-    for name in ("backbone.blocks.0.attn.qkv.weight", "backbone.patch_embed.proj.weight", "backbone.norm.bias", "linear1.weight"):
+    start = build("vit-tiny").state_dict()
+    for name in (
+        "backbone.blocks.0.attn.qkv.weight",
+        "backbone.patch_embed.proj.weight",
+        "backbone.norm.bias",
+        "linear1.weight",
+    ):
         assert not torch.equal(last["model_state_dict"][name], start[name]), name
     assert torch.equal(last["model_state_dict"]["backbone.mask_token"], start["backbone.mask_token"])
 
@@ -168,10 +233,17 @@ def test_stage_two_leaves_the_float_branch_bit_for_bit(stages):
 
 def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
     """Stage two's: the float model, whose adapters the binary branch starts with."""
-    lines, folder = run_well("train_rerank.py", flags_for(city, f"--resume={checkpoints['float']}", "--epochs_num=0"), tmp_path)
+    lines, folder = run_well(
+        "train_rerank.py", flags_for(city, f"--resume={checkpoints['float']}", "--epochs_num=0"), tmp_path
+    )
     assert lines[-1].startswith("R@1: ")
-    assert sorted(path.name for path in folder.iterdir()) == ["best_model.pth", "log.txt", "predictions.csv", "results.json"]
-    best, start = load(folder / "best_model.pth"), filled(build_model("vit-tiny")).state_dict()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best_model.pth",
+        "log.txt",
+        "predictions.csv",
+        "results.json",
+    ]
+    best, start = load(folder / "best_model.pth"), filled(build("vit-tiny")).state_dict()
     assert same({name: best[name] for name in start}, start)
     adapters = [name for name in start if name.startswith("backbone.adapters.")]
     assert adapters
@@ -179,40 +251,140 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
         assert torch.equal(best[name.replace("adapters", "adapters_hashing")], start[name])
 
 
-# ---- Stopping and going on
+# ---- Fine-tuning, and the choice of the best model
 
-def whole_run(script, city, trunk, checkpoints, workers=0):
+
+@pytest.mark.parametrize(("script", "mode"), [("train.py", "float"), ("train_hashing.py", "hashing")])
+def test_a_new_run_starts_from_given_weights(city, checkpoints, tmp_path, script, mode):
+    """Published ones here; the foundation is not needed."""
+    flags = flags_for(city, f"--init_from={checkpoints[mode]}", "--epochs_num=0")
+    _, folder = run_well(script, flags, tmp_path / "start")
+    start = load(folder / "best_model.pth")
+    assert same(start, dict(filled(build(**MODES[mode])).state_dict()))
+    _, folder = run_well(script, [*flags, "--epochs_num=1", "--val_datasets", "none"], tmp_path / "run")
+    tuned = load(folder / "last_model.pth")
+    assert tuned["train_state"]["step"] == BATCHES
+    branch = {"float": "linear1.weight", "hashing": "linear3.weight"}[mode]
+    assert not torch.equal(tuned["model_state_dict"][branch], start[branch])
+    assert torch.equal(tuned["model_state_dict"]["backbone.norm.weight"], start["backbone.norm.weight"])
+
+
+def recalls_of(row, stage=""):
+    return [float(row[f"synthetic_{stage}R@{n}"]) for n in (1, 5, 10)]
+
+
+def test_stage_two_selects_by_the_recall_after_re_ranking(stages, city, tmp_path):
+    """Validation gives what eval_rerank.py gives, and decides by its second stage."""
+    folder = stages["train_rerank.py"][1]
+    last = load(folder / "last_model.pth")
+    torch.save(last["model_state_dict"], tmp_path / "last.pth")
+    evaluated = run_well(
+        "eval_rerank.py",
+        [
+            f"--datasets_folder={city}",
+            "--dataset_name=synthetic",
+            "--split=val",
+            "--backbone=vit-tiny",
+            "--resize",
+            56,
+            56,
+            "--num_workers=0",
+            "--device=cpu",
+            f"--resume={tmp_path / 'last.pth'}",
+            "--rerank_num=3",
+            "--recall_values",
+            1,
+            5,
+            10,
+        ],
+        tmp_path / "run",
+    )[1]
+    results = json.loads((evaluated / "results.json").read_text())
+    row = metrics_of(folder)[-1]
+    assert recalls_of(row) == list(results["recalls"].values())
+    assert recalls_of(row, "first_stage_") == list(results["first_stage_recalls"].values())
+    scores = [sum(recalls_of(row)[:2]) for row in metrics_of(folder)]
+    assert last["train_state"]["best_score"] == pytest.approx(max(scores))
+
+
+def test_stage_two_can_select_by_the_codes_alone(stages, city, tmp_path):
+    resume = f"--resume={stages['train.py'][1] / 'best_model.pth'}"
+    _, folder = run_well("train_rerank.py", flags_for(city, resume, "--rerank_num=3", "--select_by=binary"), tmp_path)
+    for binary, reranked in zip(metrics_of(folder), metrics_of(stages["train_rerank.py"][1]), strict=True):
+        assert recalls_of(binary) == recalls_of(reranked, "first_stage_")
+        assert not [column for column in binary if "first_stage" in column]
+
+
+def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, monkeypatch):
+    computed = []
+    monkeypatch.setattr(
+        validation,
+        "extract",
+        lambda model, images, config, float_branch=True: (
+            computed.append(float_branch) or extract(model, images, config, float_branch=float_branch)
+        ),
+    )
+    model = filled(build(**MODES["two_branch"]))
+    benchmark = Benchmark(city, "synthetic", "val")
+    validate = validation.Validator([benchmark], ExtractionConfig(resize=(56, 56)), rerank_num=3)
+    results = [validate(model) for _ in range(3)]
+    assert computed == [True, True, False, False, False, False]
+    assert results[0] == results[1] == results[2]
+    assert results[0][0].first_stage is not None
+    model.linear4.weight.data.neg_()  # the codes change, and with them the candidates; the cached descriptors do not
+    assert validate(model)[0].first_stage is not None and len(computed) == 8
+
+
+# ---- Interrupting and resuming
+
+
+def complete_run(script, city, foundation, checkpoints, workers=0):
     """The flags of the runs that are stopped. SALAD draws its dropout, --pair_fraction its pairs."""
     more = {
-        "train.py": ["--aggregation=salad", "--image_size", 126, 126, "--resize", 126, 126, f"--foundation_model_path={trunk}"],
+        "train.py": [
+            "--aggregation=salad",
+            "--image_size",
+            126,
+            126,
+            "--resize",
+            126,
+            126,
+            f"--foundation_model_path={foundation}",
+        ],
         "train_rerank.py": [f"--resume={checkpoints['float']}", "--pair_fraction=0.5"],
     }
     return flags_for(city, f"--num_workers={workers}", *more[script])
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(city, trunk, checkpoints, tmp_path_factory):
+def uninterrupted(city, foundation, checkpoints, tmp_path_factory):
     """Run folders of runs that nobody stopped, without worker processes, by script."""
-    return {script: run_well(script, whole_run(script, city, trunk, checkpoints), tmp_path_factory.mktemp("whole"))[1]
-            for script in ("train.py", "train_rerank.py")}
+    return {
+        script: run_well(script, complete_run(script, city, foundation, checkpoints), tmp_path_factory.mktemp("whole"))[
+            1
+        ]
+        for script in ("train.py", "train_rerank.py")
+    }
 
 
 def outcome(folder):
     """What must be the same after an interruption: all but times, memory, and arguments that may change."""
     checkpoint = load(folder / "last_model.pth")
-    del checkpoint["arguments"]
-    for row in checkpoint["progress"]["history"]:
+    for row in checkpoint["train_state"]["history"]:
         row["seconds"] = row["peak_memory_mb"] = 0
     return checkpoint, load(folder / "best_model.pth"), (folder / "predictions.csv").read_text()
 
 
 def interrupt(script, flags, cwd, number, moment):
-    """Runs a script until moment(stderr so far) holds, sends it and its workers the signal, as a terminal does, and waits for the end."""
+    """Runs a script until moment(stderr so far) holds, sends it and its workers the signal, as a terminal does, and
+    waits for the end.
+    """
     stdout, stderr = cwd / "stdout.captured", cwd / "stderr.captured"
     with open(stdout, "w") as out, open(stderr, "w") as err:
         command = [sys.executable, str(ROOT / script), *map(str, flags)]
-        process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err, start_new_session=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            command, cwd=cwd, stdout=out, stderr=err, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
     deadline = time.monotonic() + 240
     try:
         while not moment(stderr.read_text(errors="replace")):
@@ -230,47 +402,54 @@ def shows(pattern):
     return lambda stderr: re.search(pattern, stderr) is not None
 
 
-def go_on_and_compare(script, flags, cwd, expected):
+def resume_and_compare(script, flags, cwd, expected):
     """Resumes the run below cwd and compares what it leaves with the folder of the uninterrupted run."""
     folder = the_folder(cwd)
     lines, again = run_well(script, [*flags, f"--resume={folder / 'last_model.pth'}"], cwd)
     assert again == folder
-    for mine, whole in zip(outcome(folder), outcome(expected), strict=True):
-        assert same(mine, whole)
+    for resumed, complete in zip(outcome(folder), outcome(expected), strict=True):
+        assert same(resumed, complete)
     assert [row["epoch"] for row in metrics_of(folder)] == ["1", "2"]
     assert lines[-1].startswith("R@1: ")
 
 
-@pytest.mark.parametrize(("script", "number", "status", "workers", "moment", "epoch", "batches"), [
-    ("train.py", signal.SIGTERM, 143, 0, r"Epoch 1/2[^\r\n]*loss=", 0, range(1, BATCHES)),
-    ("train.py", signal.SIGINT, 130, 2, r"Epoch 2/2[^\r\n]*loss=", 1, range(1, BATCHES)),
-    ("train_rerank.py", signal.SIGUSR1, 143, 2, r"Epoch 1/2[^\r\n]*loss=", 0, range(1, BATCHES)),
-    ("train_rerank.py", signal.SIGTERM, 143, 0, r"Epoch 1/2[\s\S]*Extracting", 0, [BATCHES]),  # in validation
-])
-def test_stopped_and_resumed_is_uninterrupted(uninterrupted, city, trunk, checkpoints, tmp_path, script, number, status, workers, moment,
-                                              epoch, batches):
-    flags = whole_run(script, city, trunk, checkpoints, workers)
+@pytest.mark.parametrize(
+    ("script", "number", "status", "workers", "moment", "epoch", "batches"),
+    [
+        ("train.py", signal.SIGTERM, 143, 0, r"Epoch 1/2[^\r\n]*loss=", 0, range(1, BATCHES)),
+        ("train.py", signal.SIGINT, 130, 2, r"Epoch 2/2[^\r\n]*loss=", 1, range(1, BATCHES)),
+        ("train_rerank.py", signal.SIGUSR1, 143, 2, r"Epoch 1/2[^\r\n]*loss=", 0, range(1, BATCHES)),
+        ("train_rerank.py", signal.SIGTERM, 143, 0, r"Epoch 1/2[\s\S]*Extracting", 0, [BATCHES]),  # in validation
+    ],
+)
+def test_stopped_and_resumed_is_uninterrupted(
+    uninterrupted, city, foundation, checkpoints, tmp_path, script, number, status, workers, moment, epoch, batches
+):
+    flags = complete_run(script, city, foundation, checkpoints, workers)
     result = interrupt(script, flags, tmp_path, number, shows(moment))
     assert result.status == status, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     folder = the_folder(tmp_path)
     assert str(folder.relative_to(tmp_path) / "last_model.pth") in result.stdout.splitlines()[-1]
-    progress = load(folder / "last_model.pth")["progress"]
+    progress = load(folder / "last_model.pth")["train_state"]
     assert progress["epoch"] == epoch and progress["batch"] in batches
-    go_on_and_compare(script, flags, tmp_path, uninterrupted[script])
+    resume_and_compare(script, flags, tmp_path, uninterrupted[script])
 
 
 @pytest.mark.parametrize(("script", "workers"), [("train.py", 2), ("train_rerank.py", 0)])
-def test_killed_while_it_writes_and_resumed_is_uninterrupted(uninterrupted, city, trunk, checkpoints, tmp_path, script, workers):
+def test_killed_while_it_writes_and_resumed_is_uninterrupted(
+    uninterrupted, city, foundation, checkpoints, tmp_path, script, workers
+):
     def writes_its_second_checkpoint(stderr):
-        return (list(tmp_path.glob("logs/*/*/last_model.pth")) and list(tmp_path.glob("logs/*/*/.last_model.pth.*.tmp"))) \
-            or re.search(r"Epoch 2/2[^\r\n]*loss=", stderr)  # where the moment was missed
+        return (
+            list(tmp_path.glob("logs/*/*/last_model.pth")) and list(tmp_path.glob("logs/*/*/.last_model.pth.*.tmp"))
+        ) or re.search(r"Epoch 2/2[^\r\n]*loss=", stderr)  # where the moment was missed
 
-    flags = whole_run(script, city, trunk, checkpoints, workers)
+    flags = complete_run(script, city, foundation, checkpoints, workers)
     result = interrupt(script, flags, tmp_path, signal.SIGKILL, writes_its_second_checkpoint)
     assert result.status == -signal.SIGKILL
-    assert load(the_folder(tmp_path) / "last_model.pth")["progress"]["step"] == BATCHES
-    go_on_and_compare(script, flags, tmp_path, uninterrupted[script])
+    assert load(the_folder(tmp_path) / "last_model.pth")["train_state"]["step"] == BATCHES
+    resume_and_compare(script, flags, tmp_path, uninterrupted[script])
 
 
 @pytest.fixture
@@ -283,6 +462,7 @@ def finished(uninterrupted, tmp_path):
         checkpoint = load(folder / "last_model.pth")
         change(checkpoint)
         torch.save(checkpoint, folder / "last_model.pth")
+
     return folder, edit
 
 
@@ -290,34 +470,46 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--lr=0.001"], "--lr 0.001 (was 0.0004)"),
-    (["--train_batch_size=5"], "--train_batch_size 5 (was 4)"),
-    (["--seed=1", "--optim=sgd"], "--optim sgd (was adam), --seed 1 (was 0)"),
-    (["--cities", "Alder"], "--cities ['Alder'] (was ['Alder', 'Birch'])"),
-])
-def test_resuming_with_other_arguments_is_refused(finished, city, checkpoints, trunk, tmp_path, flags, words):
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr=0.001"], "--lr 0.001 (was 0.0004)"),
+        (["--train_batch_size=5"], "--train_batch_size 5 (was 4)"),
+        (["--seed=1", "--optim=sgd"], "--optim sgd (was adam), --seed 1 (was 0)"),
+        (["--cities", "Alder"], "--cities ['Alder'] (was ['Alder', 'Birch'])"),
+    ],
+)
+def test_resuming_with_other_arguments_is_refused(finished, city, checkpoints, foundation, tmp_path, flags, words):
     folder, _ = finished
     before = contents(folder)
     cwd = tmp_path / "run"
     cwd.mkdir()
-    command = [*whole_run("train_rerank.py", city, trunk, checkpoints), f"--resume={folder / 'last_model.pth'}", "--epochs_num=3", *flags]
+    command = [
+        *complete_run("train_rerank.py", city, foundation, checkpoints),
+        f"--resume={folder / 'last_model.pth'}",
+        "--epochs_num=3",
+        *flags,
+    ]
     expect_refusal(run_script("train_rerank.py", *command, cwd=cwd), cwd, words)
     assert contents(folder) == before
 
 
-def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, city, checkpoints, trunk, tmp_path):
+def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, city, checkpoints, foundation, tmp_path):
     folder, edit = finished
-    edit(lambda checkpoint: checkpoint["progress"].update(best_score=1000.0, not_improved=0))
+    edit(lambda checkpoint: checkpoint["train_state"].update(best_score=1000.0, not_improved=0))
     best = (folder / "best_model.pth").read_bytes()
-    command = [*whole_run("train_rerank.py", city, trunk, checkpoints), f"--resume={folder / 'last_model.pth'}", "--epochs_num=9"]
+    command = [
+        *complete_run("train_rerank.py", city, foundation, checkpoints),
+        f"--resume={folder / 'last_model.pth'}",
+        "--epochs_num=9",
+    ]
     result = run_script("train_rerank.py", *command, "--patience=2", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert (folder / "best_model.pth").read_bytes() == best
-    assert load(folder / "last_model.pth")["progress"]["best_score"] == 1000
+    assert load(folder / "last_model.pth")["train_state"]["best_score"] == 1000
     assert [row["epoch"] for row in metrics_of(folder)] == ["1", "2", "3", "4"]
 
-    edit(lambda checkpoint: checkpoint["progress"].update(best_score=-1.0, not_improved=0))
+    edit(lambda checkpoint: checkpoint["train_state"].update(best_score=-1.0, not_improved=0))
     result = run_script("train_rerank.py", *command[:-1], "--epochs_num=5", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert (folder / "best_model.pth").read_bytes() != best
@@ -325,19 +517,26 @@ def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, city, c
     row = metrics_of(folder)[-1]
     assert row["epoch"] == "5" and float(row["learning_rate"]) == 2e-4
     score = float(row["synthetic_R@1"]) + float(row["synthetic_R@5"])
-    assert load(folder / "last_model.pth")["progress"]["best_score"] == pytest.approx(score)
+    assert load(folder / "last_model.pth")["train_state"]["best_score"] == pytest.approx(score)
 
 
 # ---- Runs that end on the way
 
-def test_losses_that_are_not_finite_end_the_run_and_the_last_checkpoint_stays(finished, city, checkpoints, trunk, tmp_path):
+
+def test_losses_that_are_not_finite_end_the_run_and_the_last_checkpoint_stays(
+    finished, city, checkpoints, foundation, tmp_path
+):
     folder, edit = finished
     edit(lambda checkpoint: checkpoint["model_state_dict"]["linear4.bias"].fill_(torch.nan))
     before = contents(folder)
-    command = [*whole_run("train_rerank.py", city, trunk, checkpoints), f"--resume={folder / 'last_model.pth'}", "--epochs_num=3"]
+    command = [
+        *complete_run("train_rerank.py", city, foundation, checkpoints),
+        f"--resume={folder / 'last_model.pth'}",
+        "--epochs_num=3",
+    ]
     result = run_script("train_rerank.py", *command, cwd=tmp_path)
     assert result.status == 2 and "Traceback" not in result.stderr
-    message = result.stderr[result.stderr.index("error: "):]
+    message = result.stderr[result.stderr.index("error: ") :]
     for word in ("not finite", "3 steps in a row", "--lr", str(folder / "last_model.pth")):
         assert word in message
     assert re.search(rf"step {2 * BATCHES + 3}\b|step {2 * BATCHES + 4}\b", message), message
@@ -345,52 +544,57 @@ def test_losses_that_are_not_finite_end_the_run_and_the_last_checkpoint_stays(fi
     assert {name for name in before if after[name] != before[name]} == {"log.txt"}
 
 
-def test_losses_that_are_not_finite_before_the_first_checkpoint(city, trunk, tmp_path):
-    broken = load(trunk)
+def test_losses_that_are_not_finite_before_the_first_checkpoint(city, foundation, tmp_path):
+    broken = load(foundation)
     broken["norm.bias"].fill_(torch.nan)
     torch.save(broken, tmp_path / "broken.pth")
-    result = run_script("train.py", *flags_for(city, f"--foundation_model_path={tmp_path / 'broken.pth'}"), cwd=tmp_path)
+    result = run_script(
+        "train.py", *flags_for(city, f"--foundation_model_path={tmp_path / 'broken.pth'}"), cwd=tmp_path
+    )
     assert result.status == 2 and "Traceback" not in result.stderr
-    message = result.stderr[result.stderr.index("error: "):]
+    message = result.stderr[result.stderr.index("error: ") :]
     assert "not finite" in message and "3 steps in a row" in message
     assert not (the_folder(tmp_path) / "last_model.pth").exists()
     assert "last_model.pth" not in message, "there is no such checkpoint to go on from"
 
 
-def break_photos(city, tmp_path, count):
-    """A copy of the city with that many photos of one place cut short; their names."""
+def break_images(city, tmp_path, count):
+    """A copy of the city with that many images of one place cut short; their names."""
     shutil.copytree(city, tmp_path / "broken")
-    photos = sorted((tmp_path / "broken" / "gsv_cities" / "Images" / "Birch").glob("Birch_0000003_*.jpg"))
-    assert len(photos) == 4
-    for path in photos[:count]:
+    images = sorted((tmp_path / "broken" / "gsv_cities" / "Images" / "Birch").glob("Birch_0000003_*.jpg"))
+    assert len(images) == 4
+    for path in images[:count]:
         path.write_bytes(path.read_bytes()[:200])
-    return tmp_path / "broken", [path.name for path in photos[:count]]
+    return tmp_path / "broken", [path.name for path in images[:count]]
 
 
-def test_a_few_unreadable_photos_are_counted_and_named(city, trunk, tmp_path):
-    broken, names = break_photos(city, tmp_path, 1)  # of 104
-    lines, folder = run_well("train.py", flags_for(broken, "--images_per_place=3", f"--foundation_model_path={trunk}"), tmp_path / "run")
-    assert metrics_of(folder)[-1]["unreadable_photos"] == "1"
+def test_a_few_unreadable_images_are_counted_and_named(city, foundation, tmp_path):
+    broken, names = break_images(city, tmp_path, 1)  # of 104
+    lines, folder = run_well(
+        "train.py", flags_for(broken, "--images_per_place=3", f"--foundation_model_path={foundation}"), tmp_path / "run"
+    )
+    assert metrics_of(folder)[-1]["unreadable_images"] == "1"
     assert sum(names[0] in line for line in (folder / "log.txt").read_text().splitlines()) == 1
 
 
-def test_more_than_1_percent_unreadable_ends_the_run(city, trunk, tmp_path):
-    broken, names = break_photos(city, tmp_path, 2)
+def test_more_than_1_percent_unreadable_ends_the_run(city, foundation, tmp_path):
+    broken, names = break_images(city, tmp_path, 2)
     (tmp_path / "run").mkdir()
-    command = flags_for(broken, "--images_per_place=3", f"--foundation_model_path={trunk}")
+    command = flags_for(broken, "--images_per_place=3", f"--foundation_model_path={foundation}")
     result = run_script("train.py", *command, cwd=tmp_path / "run")
     assert result.status == 2 and "Traceback" not in result.stderr
-    message = result.stderr[result.stderr.index("error: "):]
+    message = result.stderr[result.stderr.index("error: ") :]
     assert "2 of 104" in message and "1%" in message and str(broken) in message
 
 
 # ---- Bad input
 
+
 def expect_refusal(result, cwd, *words):
     """Status 2, a short clear message with these words on stderr, no traceback, and nothing written."""
     assert result.status == 2, result
     assert "Traceback" not in result.stdout + result.stderr
-    message = result.stderr[result.stderr.index("error: "):]
+    message = result.stderr[result.stderr.index("error: ") :]
     assert 1 <= len(message.splitlines()) <= 3 and len(message) < 1200, result.stderr
     for word in words:
         assert str(word) in message, (word, message)
@@ -399,30 +603,43 @@ def expect_refusal(result, cwd, *words):
 
 @pytest.fixture
 def refuse(city, tmp_path):
-    """refuse(script, flags, words): runs a script with flags added to a command line that is good but for the weights."""
+    """refuse(script, flags, words): runs a script with flags added to a command line that is good but for the
+    weights.
+    """
+
     def run(script, flags, words, env=None):
         cwd = tmp_path / "run"
         cwd.mkdir()
         expect_refusal(run_script(script, *flags_for(city, *flags), cwd=cwd, env=env), cwd, *words)
+
     return run
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--gsv_cities_folder=/nowhere"], ["/nowhere", "Dataframes"]),
-    (["--cities", "Alder", "Elm", "Fir"], ["Elm, Fir", "Alder, Birch", "--cities"]),
-    (["--images_per_place=5"], ["5 photos", "--images_per_place", "4"]),
-    (["--images_per_place=1"], ["--images_per_place 1", "2"]),
-    (["--train_batch_size=27"], ["--train_batch_size 27", "26 places"]),
-    (["--val_datasets", "synthetic", "pitts30k"], ["pitts30k", "synthetic", "--val_datasets NAME", "--val_datasets none"]),
-    (["--dataset_name=tokyo247"], ["tokyo247", "synthetic"]),
-    (["--datasets_folder=/nowhere"], ["/nowhere"]),
-    (["--image_size", 56, 100], ["--image_size", "56 x 100", "14"]),
-    (["--lr=0"], ["--lr", "'0'"]),
-    (["--optim=lion"], ["--optim", "lion", "adamw"]),
-    (["--pair_fraction=0.5"], ["--pair_fraction"]),
-    (["--hashing"], ["--hashing", "use train_hashing.py"]),
-    (["--resume=/nowhere/last_model.pth"], ["/nowhere/last_model.pth", "does not exist"]),
-])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gsv_cities_folder=/nowhere"], ["/nowhere", "Dataframes"]),
+        (["--cities", "Alder", "Elm", "Fir"], ["Elm, Fir", "Alder, Birch", "--cities"]),
+        (["--images_per_place=5"], ["5 or more images", "--images_per_place", "4"]),
+        (["--images_per_place=1"], ["--images_per_place 1", "2"]),
+        (["--train_batch_size=27"], ["--train_batch_size 27", "26 places"]),
+        (
+            ["--val_datasets", "synthetic", "pitts30k"],
+            ["pitts30k", "synthetic", "--val_datasets NAME", "--val_datasets none"],
+        ),
+        (["--dataset_name=tokyo247"], ["tokyo247", "synthetic"]),
+        (["--datasets_folder=/nowhere"], ["/nowhere"]),
+        (["--image_size", 56, 100], ["--image_size", "56 x 100", "14"]),
+        (["--lr=0"], ["--lr", "'0'"]),
+        (["--optim=lion"], ["--optim", "lion", "adamw"]),
+        (["--pair_fraction=0.5"], ["--pair_fraction"]),
+        (["--seed=-1"], ["--seed", "'-1'"]),
+        (["--weight_decay=-0.1"], ["--weight_decay", "'-0.1'"]),
+        (["--foundation_model_path=a", "--init_from=b"], ["--init_from", "--foundation_model_path"]),
+        (["--hashing"], ["--hashing", "use train_hashing.py"]),
+        (["--resume=/nowhere/last_model.pth"], ["/nowhere/last_model.pth", "does not exist"]),
+    ],
+)
 def test_bad_arguments_of_train(refuse, flags, words):
     refuse("train.py", ["--train_backbone", *flags], words)
 
@@ -431,12 +648,20 @@ def test_the_command_line_that_those_above_break_is_good(stages):
     assert stages["train.py"][0][-1].startswith("R@1: ")
 
 
-@pytest.mark.parametrize(("columns", "images", "words"), [
-    (["place_id", "year", "northdeg", "city_id", "lat", "panoid"], True, ["Alder.csv", "month, lon"]),
-    (["place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid"], False, ["Images"]),
-    (["place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid"], True, ["no place", "Alder", "--images_per_place"]),
-    (None, True, ["Dataframes", "Alder"]),
-], ids=["column", "Images", "places", "CSV"])
+@pytest.mark.parametrize(
+    ("columns", "images", "words"),
+    [
+        (["place_id", "year", "northdeg", "city_id", "lat", "panoid"], True, ["Alder.csv", "month, lon"]),
+        (["place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid"], False, ["Images"]),
+        (
+            ["place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid"],
+            True,
+            ["No place", "Alder", "--images_per_place"],
+        ),
+        (None, True, ["Dataframes", "Alder"]),
+    ],
+    ids=["column", "Images", "places", "CSV"],
+)
 def test_bad_training_data(refuse, tmp_path, columns, images, words):
     folder = tmp_path / "gsv"
     (folder / "Dataframes").mkdir(parents=True)
@@ -447,11 +672,13 @@ def test_bad_training_data(refuse, tmp_path, columns, images, words):
     refuse("train.py", ["--train_backbone", f"--gsv_cities_folder={folder}", "--cities", "Alder"], words)
 
 
-def test_foundation_weights(refuse, trunk, tmp_path):
+def test_foundation_weights(refuse, foundation, tmp_path):
     with torch.device("meta"):
-        small = build_model("dinov2-small").backbone.state_dict()
+        small = build("dinov2-small").backbone.state_dict()
     path = tmp_path / "small.pth"
-    torch.save({name: torch.zeros(value.shape) for name, value in small.items() if name in ("cls_token", "norm.weight")}, path)
+    torch.save(
+        {name: torch.zeros(value.shape) for name, value in small.items() if name in ("cls_token", "norm.weight")}, path
+    )
     refuse("train.py", [f"--foundation_model_path={path}"], [path, "384", "192", "--backbone=vit-tiny"])
 
 
@@ -459,7 +686,9 @@ def test_no_foundation_weights(refuse):
     refuse("train_hashing.py", [], ["vit-tiny", "--train_backbone"])
 
 
-@pytest.mark.parametrize(("fraction", "words"), [("0", ["--pair_fraction", "'0'"]), ("1.5", ["--pair_fraction", "'1.5'"])])
+@pytest.mark.parametrize(
+    ("fraction", "words"), [("0", ["--pair_fraction", "'0'"]), ("1.5", ["--pair_fraction", "'1.5'"])]
+)
 def test_pair_fraction(refuse, fraction, words):
     refuse("train_hashing.py", ["--train_backbone", f"--pair_fraction={fraction}"], words)
 
@@ -468,25 +697,44 @@ def test_stage_two_without_a_start(refuse):
     refuse("train_rerank.py", ["--hashing", "--rerank"], ["--resume"])
 
 
-@pytest.mark.parametrize(("start", "words"), [
-    ("hashing", ["hashing.pth", "--hashing", "float model"]),
-    ("two_branch", ["two_branch.pth", "last_model.pth", "--rerank"]),
-    ("salad", ["salad.pth", "--aggregation=salad"]),
-])
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("hashing", ["hashing.pth", "--hashing", "float model"]),
+        ("two_branch", ["two_branch.pth", "last_model.pth", "--rerank"]),
+        ("salad", ["salad.pth", "--aggregation=salad"]),
+    ],
+)
 def test_stage_two_from_another_model(refuse, checkpoints, start, words):
     refuse("train_rerank.py", [f"--resume={checkpoints[start]}"], words)
 
 
-def test_bare_weights_are_nothing_to_go_on_from(refuse, stages):
-    path = stages["train.py"][1] / "best_model.pth"
-    refuse("train.py", ["--train_backbone", f"--resume={path}"], [path, "last_model.pth"])
+@pytest.mark.parametrize(
+    ("flag", "file", "words"),
+    [
+        ("--resume", "best_model.pth", ["no training state", "last_model.pth", "--init_from"]),
+        ("--init_from", "last_model.pth", ["training run", "--resume", "best_model.pth"]),
+    ],
+)
+def test_each_way_to_start_refuses_the_others_file(refuse, stages, flag, file, words):
+    path = stages["train.py"][1] / file
+    refuse("train.py", ["--train_backbone", f"{flag}={path}"], [path, *words])
+
+
+@pytest.mark.parametrize("of", ["two_branch", "salad"])
+def test_initial_weights_of_another_model(refuse, checkpoints, of):
+    refuse(
+        "train.py",
+        [f"--init_from={checkpoints[of]}"],
+        [checkpoints[of], "does not fit", f"--aggregation={'salad' if of == 'salad' else 'gem'}"],
+    )
 
 
 @pytest.mark.parametrize("script", ["train.py", "train_rerank.py"])
 def test_a_truncated_file_to_resume(refuse, stages, tmp_path, script):
-    whole = (stages[script][1] / "last_model.pth").read_bytes()
+    complete = (stages[script][1] / "last_model.pth").read_bytes()
     path = tmp_path / "last_model.pth"
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(complete[: len(complete) // 2])
     refuse(script, [f"--resume={path}"], [path, "truncated"])
     assert list(tmp_path.glob("*.pth")) == [path] and not list(tmp_path.glob("*.txt"))
 

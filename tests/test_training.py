@@ -1,15 +1,19 @@
-"""One step of each stage, in process: what trains and what stays as it is; the schedule, losses that are not finite, stop signals."""
+"""One step of each stage, in process: what trains and what stays as it is; the schedule, losses that are not finite,
+stop signals.
+"""
+
 import os
 import signal
 
 import pytest
 import torch
-from helpers import filled, image_batch
+from helpers import build, filled, image_batch
 
-from model import build_model
-from utils.losses import float_losses, hashing_losses
-from utils.signals import EXIT_STATUS, Stopped, StopSignals, ignore_stop_signals
-from utils.training import OPTIMIZERS, freeze, learning_rate, make_scaler, set_training_mode, training_step
+from utils.cli import parse_training
+from utils.runtime.signals import EXIT_STATUS, Stopped, StopSignals, ignore_stop_signals
+from utils.training.config import TrainingConfig
+from utils.training.losses import float_losses, hashing_losses
+from utils.training.step import OPTIMIZERS, TrainingStep, learning_rate, set_training_mode
 
 FLOAT = ("backbone.adapters.", "aggregation.", "linear1.", "linear2.")
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
@@ -27,36 +31,39 @@ SIDE = {"gem": 56, "boq": 56, "salad": 126}  # SALAD needs more than 64 patches
 
 
 class Stage:
-    """A stage's model with reference parameters (at the start of training D_fc2 is 0, which makes other gradients 0), ready for a step."""
+    """A stage's model with reference parameters (at the start of training D_fc2 is 0, which makes other gradients 0),
+    ready for a step.
+    """
 
     def __init__(self, name, optim="sgd", lr=0.01):
         (aggregation, hashing, rerank), self.train_backbone = STAGES[name]
-        self.model = filled(build_model("vit-tiny", aggregation, hashing, rerank))
+        self.model = filled(build("vit-tiny", aggregation, hashing=hashing, rerank=rerank))
         self.float_branch = not hashing
-        self.trainable = freeze(self.model, hashing, self.train_backbone)
+        criterion, branch = (hashing_losses, "binary") if hashing else (float_losses, "float")
+        config = TrainingConfig(optim=optim, lr=lr, train_backbone=self.train_backbone)
+        self.training_step = TrainingStep(self.model, config, criterion=criterion, branch=branch)
+        self.trainable, self.optimizer = self.training_step.parameters, self.training_step.optimizer
         set_training_mode(self.model)
-        self.optimizer = OPTIMIZERS[optim](self.trainable, lr=lr, fused=True)
-        self.scaler = make_scaler("cpu", "fp32")
-        self.criterion = float_losses if self.float_branch else hashing_losses
         self.images = torch.from_numpy(image_batch(7, 6, SIDE[aggregation], SIDE[aggregation]))
         self.labels = torch.tensor([0, 0, 0, 1, 1, 1])
 
     def trains(self, entry):
         """Whether the design has this entry of the state dict change in a step."""
-        in_trunk = entry.startswith("backbone.") and not entry.startswith((FLOAT[0], BINARY[0]))
-        if in_trunk:
+        in_backbone = entry.startswith("backbone.") and not entry.startswith((FLOAT[0], BINARY[0]))
+        if in_backbone:
             return self.train_backbone and entry != "backbone.mask_token"
         return entry.startswith(FLOAT if self.float_branch else BINARY)
 
     def step(self, criterion=None):
-        criterion = criterion or self.criterion
-        return training_step(self.model, self.optimizer, self.scaler, criterion, self.images, self.labels, self.float_branch)
+        self.training_step.criterion = criterion or self.training_step.criterion
+        return self.training_step(self.images, self.labels)
 
     def state(self):
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 
 # ---- What trains
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_what_a_step_changes_and_what_it_leaves(name):
@@ -81,7 +88,9 @@ def test_what_a_step_changes_and_what_it_leaves(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_modes(name):
-    """Eval mode for every module with frozen parameters only, training mode for every one with a trainable parameter."""
+    """Eval mode for every module with frozen parameters only, training mode for every one with a trainable
+    parameter.
+    """
     stage = Stage(name)
     for path, module in stage.model.named_modules():
         entries = [f"{path}.{entry}".lstrip(".") for entry, _ in module.named_parameters()]
@@ -110,6 +119,7 @@ def test_dropout_of_salad_is_on_where_it_trains(name, active):
 
 # ---- What is computed
 
+
 def calls_of(modules):
     """A list that grows by one for each call of a module."""
     calls = []
@@ -130,7 +140,7 @@ def test_stage_two_does_not_compute_the_float_branch():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_autograd_keeps_no_graph_of_a_frozen_trunk(name):
+def test_autograd_keeps_no_graph_of_a_frozen_backbone(name):
     stage = Stage(name)
     backbone = stage.model.backbone
     outputs = calls_of([backbone.patch_embed, *backbone.blocks])
@@ -141,7 +151,9 @@ def test_autograd_keeps_no_graph_of_a_frozen_trunk(name):
 
 @pytest.mark.parametrize("name", ["train.py", "train_hashing.py", "train_rerank.py"])
 def test_count_of_trainable_parameters(name):
-    """12 adapters of the design's shapes; a head of two Linear layers and p (vit-tiny has 512 floats as well as 512 bits)."""
+    """12 adapters of the design's shapes; a head of two Linear layers and p (vit-tiny has 512 floats as well as 512
+    bits).
+    """
     head = (192 * 192 + 192) + (192 * 512 + 512) + 1
 
     def convolution(inputs, outputs, side):
@@ -153,6 +165,7 @@ def test_count_of_trainable_parameters(name):
 
 
 # ---- Schedule and losses that are not finite
+
 
 def test_learning_rate_is_halved_every_3_epochs():
     batches = 7
@@ -170,14 +183,17 @@ def test_learning_rate_is_halved_every_3_epochs():
 def test_a_loss_that_is_not_finite_leaves_the_weights(optim, bad):
     stage = Stage("train.py", optim)
     stage.step()
-    before, state = stage.state(), {id(p): {k: v.clone() for k, v in s.items() if v is not None} for p, s in stage.optimizer.state.items()}
+    before, state = (
+        stage.state(),
+        {id(p): {k: v.clone() for k, v in s.items() if v is not None} for p, s in stage.optimizer.state.items()},
+    )
     losses = stage.step(lambda output, labels: float_losses(output, labels)._replace(total=output.sum() * bad))
     assert not losses.total.isfinite()
     for entry, parameter in stage.model.named_parameters():
         assert torch.equal(parameter, before[entry]), entry
     for parameter, values in stage.optimizer.state.items():
         assert all(torch.equal(values[key], value) for key, value in state[id(parameter)].items())
-    stage.step()
+    stage.step(float_losses)
     assert not torch.equal(stage.model.linear2.weight, before["linear2.weight"])
 
 
@@ -191,7 +207,28 @@ def test_the_scaler_of_fp32_changes_no_bit():
     assert all(torch.equal(value, plain.model.state_dict()[name]) for name, value in stage.model.state_dict().items())
 
 
+@pytest.mark.parametrize(("optim", "default"), [("adam", 0), ("adamw", 0.01), ("sgd", 0)])
+def test_weight_decay(optim, default, monkeypatch):
+    for flags, expected in (([], default), (["--weight_decay=0.3"], 0.3)):
+        monkeypatch.setattr("sys.argv", ["train.py", "--datasets_folder=x", "--device=cpu", f"--optim={optim}", *flags])
+        config = parse_training("A test.").training
+        assert config.weight_decay == expected
+        (group,) = TrainingStep(build(), config, criterion=float_losses, branch="float").optimizer.param_groups
+        assert group["weight_decay"] == expected
+
+
+@pytest.mark.parametrize("precision", [[], ["--precision=bf16"]])
+def test_validation_and_test_run_in_fp32_unless_asked(precision, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for flags, expected in (([], "fp32"), (["--eval_precision=fp16"], "fp16")):
+        monkeypatch.setattr("sys.argv", ["train.py", "--datasets_folder=x", "--device=cuda", *precision, *flags])
+        args = parse_training("A test.")
+        assert args.training.precision == ("bf16" if precision else "fp16")
+        assert args.extraction.precision == expected
+
+
 # ---- Stop signals
+
 
 @pytest.fixture
 def signals():
@@ -203,18 +240,18 @@ def signals():
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
-def test_a_signal_is_noted_and_breaks_off_only_where_it_may(signals, number, status):
+def test_a_signal_is_remembered_and_interrupts_only_where_it_may(signals, number, status):
     assert signals.received is None and EXIT_STATUS[number] == status
     os.kill(os.getpid(), number)
     assert signals.received == number
-    with pytest.raises(Stopped), signals.break_off():
+    with pytest.raises(Stopped), signals.interruptible():
         pytest.fail("a signal that came before must end the block at its start")
 
 
-def test_a_signal_in_a_block_that_may_be_broken_off(signals):
-    with signals.break_off():
+def test_a_signal_in_an_interruptible_block(signals):
+    with signals.interruptible():
         pass
-    with pytest.raises(Stopped), signals.break_off():
+    with pytest.raises(Stopped), signals.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the block went on")
     assert signals.received == signal.SIGTERM

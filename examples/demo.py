@@ -1,0 +1,157 @@
+"""The demo: draws a synthetic city, trains SelaVPR++ on it with a vit-tiny from scratch, and evaluates it on unseen
+places.
+
+    python -m examples.demo
+    python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME
+
+With --real_photos it trains longer, on a larger city and with RandAugment, and evaluates on that dataset, split test,
+none of whose images it trains on. It runs the repository's own scripts and prints their command lines. Everything
+goes to the folder `demo` or `demo_real`.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.runtime.script import cli_main
+
+ROOT = Path(__file__).resolve().parents[1]
+CITIES = ("Alder", "Birch", "Cedar", "Dogwood")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the two demos differ in: folder; flags of the city, of all scripts, of both trainings, and of each."""
+
+    folder: Path
+    city: list[str]
+    common: list[str]
+    training: list[str]
+    stage_one: list[str]
+    stage_two: list[str]
+
+
+QUICK = Recipe(
+    folder=Path("demo"),
+    city=["--places=1000", "--photos_per_place=4"],
+    common=["--resize", "84", "112"],
+    training=["--image_size", "56", "84", "--train_batch_size=40", "--randaugment_ops=0"],
+    stage_one=["--epochs_num=6", "--lr=0.002"],
+    stage_two=["--epochs_num=2", "--lr=0.002"],
+)
+LONG = Recipe(
+    folder=Path("demo_real"),
+    city=["--places=2000", "--photos_per_place=4"],
+    common=["--resize", "112", "154"],
+    training=["--image_size", "84", "112", "--train_batch_size=40"],
+    stage_one=["--epochs_num=6", "--lr=0.002"],
+    stage_two=["--epochs_num=2", "--lr=0.002"],
+)
+CITY = "--val_places=40 --test_places=100 --database_photos=4 --queries=2 --seed=1".split() + [
+    f"--cities={len(CITIES)}"
+]
+COMMON = (
+    "--backbone=vit-tiny --aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu"
+).split()
+SYNTHETIC = ["--datasets_folder=city", "--dataset_name=synthetic"]
+TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
+
+
+def main() -> None:
+    # ---- Arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--real_photos",
+        nargs=2,
+        metavar=("DATASETS_FOLDER", "DATASET_NAME"),
+        help="train longer, and evaluate on this dataset",
+    )
+    args = parser.parse_args()
+    recipe = LONG if args.real_photos else QUICK
+    common = [*COMMON, *recipe.common]
+    training = [*common, *SYNTHETIC, *TRAINING, *recipe.training]
+    test = SYNTHETIC
+    if args.real_photos:
+        test = [f"--datasets_folder={Path(args.real_photos[0]).resolve()}", f"--dataset_name={args.real_photos[1]}"]
+    folder = recipe.folder
+    folder.mkdir(exist_ok=True)
+    started = time.perf_counter()
+
+    # ---- A city: places to train on, and others to validate and test on
+    if not (folder / "city").exists():
+        run(folder, "-m", "datasets.synthetic", "city", *recipe.city, *CITY, "--contact_sheet=contact_sheet.png")
+
+    # ---- Before training
+    run(folder, "train.py", *training, "--train_backbone", "--epochs_num=0", "--save_dir=start")
+    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'start')}", "--save_dir=untrained")
+
+    # ---- Stage one: the float branch, and the backbone, which has no published weights
+    run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
+    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'stage_one')}", "--save_dir=float")
+
+    # ---- Stage two: the binary branch beside the float one, which stays as it is
+    resume = f"--resume={best_model(folder, 'stage_one')}"
+    run(folder, "train_rerank.py", *training, *recipe.stage_two, resume, "--save_dir=stage_two")
+    resume = f"--resume={best_model(folder, 'stage_two')}"
+    run(folder, "eval_rerank.py", *common, *test, resume, "--save_dir=two_stage")
+
+    # ---- Results
+    print_table(*(results(folder, name) for name in ("untrained", "float", "two_stage")))
+    curves = ", ".join(str(newest(folder, stage) / "curves.png") for stage in ("stage_one", "stage_two"))
+    print(f"Pictures: {folder / 'contact_sheet.png'} (places of the city), {curves}")
+    print(f"The demo took {time.perf_counter() - started:.0f} s.")
+
+
+def run(folder: Path, *command: str) -> None:
+    """Prints a command and runs it in the demo's folder: a script or module of the repository. Exits with its status
+    if it fails.
+    """
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    program = command if command[0] == "-m" else (str(ROOT / command[0]), *command[1:])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    status = subprocess.run([sys.executable, *program], cwd=folder, env=environment, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def newest(folder: Path, save_dir: str) -> Path:
+    """The folder of the last run."""
+    return max((folder / "logs" / save_dir).iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def best_model(folder: Path, save_dir: str) -> Path:
+    """The best model of the last run, relative to the demo's folder."""
+    return (newest(folder, save_dir) / "best_model.pth").relative_to(folder)
+
+
+def results(folder: Path, save_dir: str) -> dict:
+    """The results.json of the last run."""
+    return json.loads((newest(folder, save_dir) / "results.json").read_text())
+
+
+def print_table(untrained: dict, floats: dict, two_stage: dict) -> None:
+    """Prints recalls, bytes per database image, and milliseconds of search per query."""
+    float_bytes, code_bytes = 4 * floats["descriptor_dim"], 64
+    rows = (
+        ("untrained", untrained["recalls"], float_bytes, untrained, ("search",)),
+        ("float", floats["recalls"], float_bytes, floats, ("search",)),
+        ("binary alone", two_stage["first_stage_recalls"], code_bytes, two_stage, ("search",)),
+        ("two-stage", two_stage["recalls"], code_bytes + float_bytes, two_stage, ("search", "rerank")),
+    )
+    counts = f"{floats['queries']} queries, {floats['database']} database images"
+    print(f"\n{floats['dataset']}: {counts}, of places that were not trained on")
+    print(f"{'':14}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'bytes/image':>13}{'ms/query':>10}")
+    for name, recalls, size, source, phases in rows:
+        milliseconds = 1000 * sum(source["seconds"][phase] for phase in phases) / source["queries"]
+        figures = "".join(f"{recalls[n]:7.1f}" for n in ("1", "5", "10"))
+        print(f"{name:14}{figures}{size:13}{milliseconds:10.2f}")
+
+
+if __name__ == "__main__":
+    cli_main(main)

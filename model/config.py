@@ -1,0 +1,74 @@
+"""What a model is made of: the backbones, and the choice of backbone, aggregation and branches."""
+
+from dataclasses import dataclass
+
+from model.aggregation import AGGREGATIONS
+from model.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Size of a vision transformer. Its last `num_adapters` blocks have an adapter (paper: 12 of 12, 16 of 24).
+
+    gem_dim: dimension of the float descriptor with the aggregation gem.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    num_adapters: int
+    gem_dim: int
+
+
+BACKBONES = {
+    "dinov2-base": ViTConfig(embed_dim=768, depth=12, num_heads=12, num_adapters=12, gem_dim=2048),
+    "dinov2-large": ViTConfig(embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096),
+    "dinov2-small": ViTConfig(embed_dim=384, depth=12, num_heads=6, num_adapters=12, gem_dim=1024),
+    "vit-tiny": ViTConfig(embed_dim=192, depth=12, num_heads=3, num_adapters=12, gem_dim=512),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model to build.
+
+    backbone: a key of BACKBONES. aggregation: a key of AGGREGATIONS, for the float branch. Neither `hashing` nor
+    `rerank`: the float model; `hashing` alone: the hashing-only model; both: the two-branch model. Raises InputError
+    for anything else.
+    """
+
+    backbone: str = "dinov2-large"
+    aggregation: str = "gem"
+    hashing: bool = False
+    rerank: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, choices in (
+            ("backbone", self.backbone, BACKBONES),
+            ("aggregation", self.aggregation, AGGREGATIONS),
+        ):
+            if value not in choices:
+                raise InputError(f"Unknown {what} {value!r}. Choose from: {', '.join(choices)}.")
+        if self.rerank and not self.hashing:
+            raise InputError("rerank=True needs hashing=True: re-ranking orders what a search by binary codes found.")
+        if not self.has_float_branch and self.aggregation != "gem":
+            raise InputError(
+                f"{self.aggregation!r} applies to the float branch only; hashing-only models use GeM. Choose "
+                "aggregation 'gem', or add rerank=True for the two-branch model."
+            )
+
+    @property
+    def has_float_branch(self) -> bool:
+        """Whether the model gives float descriptors."""
+        return self.rerank or not self.hashing
+
+    @property
+    def kind(self) -> str:
+        """The model in a word: float, hashing or two-branch."""
+        return "two-branch" if self.rerank else "hashing" if self.hashing else "float"
+
+    @property
+    def flags(self) -> str:
+        """The model as the scripts' flags."""
+        branches = " --hashing" * self.hashing + " --rerank" * self.rerank
+        return f"--backbone={self.backbone} --aggregation={self.aggregation}{branches}"

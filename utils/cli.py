@@ -1,0 +1,397 @@
+"""The command lines: flags become typed, checked settings before anything is read."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from datasets.gsv_cities import TRAINING_DATASETS, PlacesConfig, training_order
+from model import AGGREGATIONS, BACKBONES, InputError, ModelConfig
+from model.network import check_image_size
+from utils.retrieval.config import DESCRIPTOR_DTYPES, PRECISIONS, ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.extraction import cpu_supports
+from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
+
+T = TypeVar("T")
+PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
+BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
+CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
+    "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path epochs_num "
+    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num"
+).split()
+
+
+def _number(kind: Callable[[str], Any], least: float, expected: str, most: float = sys.float_info.max) -> Callable:
+    """An argparse type."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}.")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, 1, "a whole number of 1 or more")
+non_negative_int = _number(int, 0, "a whole number of 0 or more")
+positive_float = _number(float, sys.float_info.min, "a number above 0")
+non_negative_float = _number(float, 0, "a number of 0 or more")
+fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", most=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArguments:
+    """The flags of an evaluation script. resume: None for the published weights. flags: all, as plain values."""
+
+    model: ModelConfig
+    resume: Path | None
+    datasets_folder: Path
+    dataset_name: str
+    split: str
+    val_positive_dist_threshold: float
+    extraction: ExtractionConfig
+    save_index: IndexConfig | None
+    load_index: Path | None
+    trust_index: bool
+    ivf: IVFConfig | None = None
+    rerank_num: int = 0
+    recall_values: list[int]
+    save_dir: str
+    compile: bool
+    seed: int
+    flags: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """The flags of a training script. flags: all, as plain values. must_match: those that a resumed run must repeat."""
+
+    model: ModelConfig
+    resume: Path | None
+    init_from: Path | None = None
+    foundation_model_path: Path | None = None
+    gsv_cities_folder: Path
+    places: PlacesConfig
+    training: TrainingConfig
+    pair_fraction: float = 1.0
+    select_by: str = "final"
+    val_datasets: list[str]
+    datasets_folder: Path
+    dataset_name: str
+    val_positive_dist_threshold: float
+    extraction: ExtractionConfig
+    rerank_num: int = 0
+    recall_values: list[int]
+    save_dir: str
+    must_match: dict[str, Any]
+    flags: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArguments:
+    """The flags of search.py. resume: None for the weights that the index names."""
+
+    images: list[Path]
+    index: Path
+    trust_index: bool
+    resume: Path | None
+    results: int
+    rerank_num: int
+    save_pictures: Path | None
+    infer_batch_size: int
+    device: str
+    precision: str
+
+
+def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: bool = False) -> EvaluationArguments:
+    """The flags of a script for float models (neither), hashing-only models (hashing) or two-branch models (both).
+
+    Exits with status 2 if they are not valid.
+    """
+    parser, add = _parser(description)
+    _add_model(add, hashing, rerank)
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument(
+        "--resume", type=Path, metavar="FILE", help="checkpoint to evaluate: ours, published, or bare weights"
+    )
+    weights.add_argument("--pretrained", action="store_true", help="use the published checkpoint, downloaded once")
+    _add_dataset(add)
+    add("--split", "split of the dataset", default="test")
+    add("--save_dir", "results go to logs/NAME/<time>/", default="eval", metavar="NAME")
+    if rerank:
+        add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
+    index = parser.add_mutually_exclusive_group()
+    index.add_argument("--save_index", type=Path, metavar="DIR", help="save the database's features to a new folder")
+    index.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; database images are not read")
+    add("--append", "add missing images to the existing index of --save_index", action="store_true")
+    add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
+    if rerank or not hashing:
+        text = "number format of the descriptors in --save_index (default: fp32)"
+        add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
+    if hashing:
+        text = "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images"
+        add("--ivf", text, type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"))
+    _add_extraction(add)
+    add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        _check_branches(parser, args, (hashing, rerank))
+        _resolve_common(args)
+        if args.append and not args.save_index:
+            raise InputError("--append adds to the index of --save_index DIR; give that too.")
+        if args.trust_index and not args.load_index:
+            raise InputError("--trust_index applies to the index of --load_index DIR; give that too.")
+        dtype = getattr(args, "descriptor_dtype", None)
+        if dtype and not args.save_index:
+            raise InputError("--descriptor_dtype applies to the index of --save_index DIR; give that too.")
+        save_index = None
+        if args.save_index:
+            options = {"append": args.append, "descriptor_dtype": dtype or "fp32", "weights": args.resume}
+            save_index = IndexConfig(folder=args.save_index, **options)
+        ivf = getattr(args, "ivf", None)
+        model, extraction = _build(ModelConfig, args), _extraction(args, args.precision)
+        check_image_size(model, extraction.resize)
+        return _build(
+            EvaluationArguments,
+            args,
+            model=model,
+            extraction=extraction,
+            save_index=save_index,
+            ivf=IVFConfig(nlist=ivf[0], nprobe=ivf[1]) if ivf else None,
+            flags=_plain_values(args),
+        )
+
+
+def parse_training(description: str | None, *, hashing: bool = False, rerank: bool = False) -> TrainingArguments:
+    """The flags of a script that trains float models (neither), hashing-only (hashing) or two-branch models (both).
+
+    Exits with status 2 if they are not valid.
+    """
+    parser, add = _parser(description)
+    _add_model(add, hashing, rerank)
+    if rerank:
+        text = "a trained float model to start from, or this script's last_model.pth to resume a run"
+        add("--resume", text, type=Path, metavar="FILE", required=True)
+        add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
+        text = "recall that selects the best model: after re-ranking, or of the binary codes alone"
+        add("--select_by", text, choices=("reranked", "binary"), default="reranked")
+    else:
+        add("--resume", "last_model.pth of the run to resume", type=Path, metavar="FILE")
+        add("--init_from", "start a new run from the weights of a trained model", type=Path, metavar="FILE")
+        add("--foundation_model_path", "DINOv2 weights (default: download them)", type=Path, metavar="FILE")
+        add("--train_backbone", "train the backbone too (vit-tiny: from scratch)", action="store_true")
+    _add_dataset(add)
+    _add_training(add)
+    if hashing:
+        add("--pair_fraction", "fraction of the mined pairs in the similarity constraint", type=fraction, default=1.0)
+    _add_extraction(add)
+    add("--precision", f"{PRECISION_HELP} (default: fp16 on CUDA, otherwise fp32)", choices=tuple(PRECISIONS))
+    add("--eval_precision", "--precision of validation and test", choices=tuple(PRECISIONS), default="fp32")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        _check_branches(parser, args, (hashing, rerank))
+        _resolve_common(args)
+        if getattr(args, "init_from", None) and args.foundation_model_path:
+            raise InputError("--init_from contains the backbone; give either that or --foundation_model_path.")
+        args.cities = training_order(args.cities or TRAINING_DATASETS[args.training_dataset])
+        args.gsv_cities_folder = args.gsv_cities_folder or args.datasets_folder / "gsv_cities"
+        args.precision = args.precision or ("fp16" if args.device.startswith("cuda") else "fp32")
+        args.val_datasets = [] if args.val_datasets == ["none"] else args.val_datasets
+        if args.weight_decay is None:
+            args.weight_decay = DEFAULT_WEIGHT_DECAY[args.optim]
+        flags = _plain_values(args)
+        model, extraction = _build(ModelConfig, args), _extraction(args, args.eval_precision)
+        places = _build(PlacesConfig, args, cities=tuple(args.cities), image_size=tuple(args.image_size))
+        for size in (extraction.resize, places.image_size):
+            check_image_size(model, size)
+        return _build(
+            TrainingArguments,
+            args,
+            model=model,
+            places=places,
+            training=_build(TrainingConfig, args, batch_size=args.train_batch_size),
+            extraction=extraction,
+            flags=flags,
+            must_match={name: value for name, value in flags.items() if name not in CHANGEABLE},
+        )
+
+
+def parse_search(description: str | None) -> SearchArguments:
+    """The flags of search.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    add("images", "image files to locate", nargs="+", type=Path, metavar="IMAGE")
+    add("--index", "an index built by eval*.py --save_index", type=Path, required=True, metavar="DIR")
+    add("--resume", "checkpoint, if it is no longer at the path that the index stores", type=Path, metavar="FILE")
+    add("--results", "matches to print for each image", type=positive_int, default=5, metavar="N")
+    text = "first-stage results to re-rank; ignored for models other than two-branch ones"
+    add("--rerank_num", text, type=positive_int, default=100, metavar="N")
+    add("--save_pictures", "save a PNG of each image with its matches in DIR", type=Path, metavar="DIR")
+    add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
+    add("--infer_batch_size", "images per batch", type=positive_int, default=16, metavar="N")
+    _add_device(add)
+    add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        _resolve_device(args)
+        return _build(SearchArguments, args)
+
+
+# ---- Groups of flags
+
+
+def _add_model(add: Callable, hashing: bool, rerank: bool) -> None:
+    add("--backbone", "vision transformer", choices=tuple(BACKBONES), default="dinov2-large")
+    aggregations = ("gem",) if hashing and not rerank else tuple(AGGREGATIONS)
+    add("--aggregation", "aggregation of the float descriptor", choices=aggregations, default="gem")
+    for flag, is_on in (("--hashing", hashing), ("--rerank", rerank)):
+        text = "always on here (accepted for compatibility)" if is_on else "not supported by this script"
+        add(flag, text, action="store_true")
+
+
+def _add_dataset(add: Callable) -> None:
+    text = "folder of the datasets (or set the environment variable DATASETS_FOLDER)"
+    add("--datasets_folder", text, type=Path, default=os.environ.get("DATASETS_FOLDER"))
+    add("--dataset_name", "name of the dataset's folder in --datasets_folder", default="pitts30k")
+    text = "a database image within this distance of a query counts as correct, in validation and test"
+    add("--val_positive_dist_threshold", text, type=positive_float, default=25, metavar="METRES")
+    text = "report Recall@N for these N"
+    add("--recall_values", text, type=positive_int, nargs="+", default=[1, 5, 10, 100], metavar="N")
+
+
+def _add_training(add: Callable) -> None:
+    add("--training_dataset", "cities to train on", choices=tuple(TRAINING_DATASETS), default="gsv_cities")
+    add("--gsv_cities_folder", "folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)", type=Path)
+    add("--cities", "train on these cities instead of those of --training_dataset", nargs="+", metavar="CITY")
+    text = "validation datasets (split val), or the word none; R@1 + R@5 of the last one selects the best model"
+    add("--val_datasets", text, nargs="+", default=["pitts30k", "msls"], metavar="NAME")
+    add("--epochs_num", "epochs; 0: test the initial model", type=non_negative_int, default=25, metavar="N")
+    add("--patience", "stop after N epochs without improvement", type=positive_int, default=12, metavar="N")
+    add("--train_batch_size", "places per batch, over all ranks", type=positive_int, default=120, metavar="N")
+    add("--images_per_place", "images per place; smaller places are skipped", type=positive_int, default=4, metavar="N")
+    text = "size of training images in pixels (height width), multiples of 14"
+    add("--image_size", text, type=positive_int, nargs=2, default=[224, 224], metavar=("H", "W"))
+    add("--randaugment_ops", "RandAugment operations per image", type=non_negative_int, default=3, metavar="N")
+    add("--exact_decoding", "decode JPEGs at full, not at reduced size; slower", action="store_true")
+    add("--optim", "optimizer", choices=tuple(DEFAULT_WEIGHT_DECAY), default="adam")
+    add("--lr", "initial learning rate, halved every 3 epochs", type=positive_float, default=4e-4)
+    add("--weight_decay", "weight decay (default: 0.01 for adamw, 0 for adam and sgd)", type=non_negative_float)
+    add("--save_dir", "a new run goes to logs/NAME/<time>/", default="train", metavar="NAME")
+
+
+def _add_extraction(add: Callable) -> None:
+    text = "size of images in evaluation in pixels (height width), multiples of 14"
+    add("--resize", text, type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"))
+    add("--no_antialias", "resize without antialiasing, as torchvision before 0.17 did", action="store_true")
+    add("--infer_batch_size", "images per batch in evaluation", type=positive_int, default=16, metavar="N")
+    text = "processes that read images; 0: the main one does"
+    add("--num_workers", text, type=non_negative_int, default=min(8, os.cpu_count() or 1), metavar="N")
+    text = "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file"
+    add("--memory_share", text, type=fraction, default=0.5, metavar="SHARE")
+    _add_device(add)
+    add("--compile", "torch.compile the model: slow at the start, faster afterwards", action="store_true")
+    add("--seed", "random seed", type=non_negative_int, default=0)
+
+
+def _add_device(add: Callable) -> None:
+    add("--device", "auto: a GPU if there is one", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+
+
+# ---- From flags to settings
+
+
+def _parser(description: str | None) -> tuple[argparse.ArgumentParser, Callable]:
+    """A parser, and its function to add a flag, whose default the help shows if it says anything."""
+    parser = argparse.ArgumentParser(description=description)
+
+    def add(flag: str, text: str, **options: Any) -> None:
+        shown = not any(options.get("default") is value for value in (None, False))
+        parser.add_argument(flag, help=text + " (default: %(default)s)" * shown, **options)
+
+    return parser, add
+
+
+@contextlib.contextmanager
+def _errors_of(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Ends the script as argparse does, with status 2, if settings are not valid."""
+    try:
+        yield
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _build(settings: Callable[..., T], args: argparse.Namespace, **others: Any) -> T:
+    """Builds a dataclass of settings from the flags of the same names; `others` are the remaining fields."""
+    names = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    return settings(**{name: value for name, value in vars(args).items() if name in names} | others)
+
+
+def _check_branches(parser: argparse.ArgumentParser, args: argparse.Namespace, branches: tuple[bool, bool]) -> None:
+    """Rejects branch flags of another script, naming it; otherwise sets args.hashing and args.rerank."""
+    hashing, rerank = branches
+    given = tuple(flag for flag, is_given in (("--hashing", args.hashing), ("--rerank", args.rerank)) if is_given)
+    if (args.hashing and not hashing) or (args.rerank and not rerank):
+        kind = parser.prog.split("_")[0].removesuffix(".py")
+        script = BRANCH_SCRIPTS.get(given, "eval_rerank.py").replace("eval", kind)
+        raise InputError(f"{' '.join(given)} does not apply to {parser.prog}; use {script}.")
+    args.hashing, args.rerank = hashing, rerank
+
+
+def _resolve_common(args: argparse.Namespace) -> None:
+    if args.datasets_folder is None:
+        raise InputError("Give --datasets_folder, or set the environment variable DATASETS_FOLDER.")
+    args.datasets_folder = Path(args.datasets_folder)
+    args.recall_values = sorted(set(args.recall_values))
+    _resolve_device(args)
+
+
+def _resolve_device(args: argparse.Namespace) -> None:
+    args.device = resolve_device(args.device)
+    for precision in {args.precision or "fp32", getattr(args, "eval_precision", "fp32")}:
+        warn_if_slow(args.device, precision)
+
+
+def resolve_device(name: str) -> str:
+    """The device for a --device; under torchrun, cuda is this rank's GPU. Raises InputError if it is absent."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in available if available[device])
+    if not available[name]:
+        choices = ", ".join(device for device in available if available[device])
+        raise InputError(f"--device {name}: PyTorch {torch.__version__} finds no such device. Available: {choices}.")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+def warn_if_slow(device: str, precision: str) -> None:
+    """Warns if the CPU has no instructions for the precision (measured slowdown: 4x for bf16, 200x for fp16)."""
+    if device == "cpu" and not cpu_supports(precision):
+        message = "--precision %s: this CPU has no instructions for it and will be many times slower than with fp32."
+        logging.warning(message, precision)
+
+
+def _extraction(args: argparse.Namespace, precision: str) -> ExtractionConfig:
+    return _build(
+        ExtractionConfig,
+        args,
+        resize=tuple(args.resize),
+        antialias=not args.no_antialias,
+        batch_size=args.infer_batch_size,
+        precision=precision,
+        temporary_folder=Path("logs"),
+    )
+
+
+def _plain_values(args: argparse.Namespace) -> dict[str, Any]:
+    """All flags as JSON and checkpoints can hold them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}

@@ -1,0 +1,74 @@
+"""Settings of extraction, index and search."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.errors import InputError
+from model.vision_transformer import patch_grid
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DESCRIPTOR_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """How images become features.
+
+    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; batch_size: in images; num_workers:
+    processes that read images; device: such as "cuda:0"; precision: a key of PRECISIONS. Float descriptors that take
+    more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the
+    system's). Raises InputError for other values.
+    """
+
+    resize: tuple[int, int] = (322, 322)
+    antialias: bool = True
+    batch_size: int = 16
+    num_workers: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    memory_share: float = 0.5
+    temporary_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            patch_grid(*self.resize)
+        except InputError as error:
+            raise InputError(f"--resize: {error}") from None
+        if self.precision not in PRECISIONS:
+            raise InputError(f"Unknown precision {self.precision!r}. Choose from: {', '.join(PRECISIONS)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """An index to write: its folder; whether it may exist already and be extended; a key of DESCRIPTOR_DTYPES; the
+    file of the model's weights, which the index names, or None for the published ones.
+    """
+
+    folder: Path
+    append: bool = False
+    descriptor_dtype: str = "fp32"
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.descriptor_dtype not in DESCRIPTOR_DTYPES:
+            choices = ", ".join(DESCRIPTOR_DTYPES)
+            raise InputError(f"Unknown descriptor type {self.descriptor_dtype!r}. Choose from: {choices}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IVFConfig:
+    """An approximate search: codes are sorted into `nlist` lists; a query searches the `nprobe` nearest."""
+
+    nlist: int
+    nprobe: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nprobe <= self.nlist:
+            raise InputError(f"--ivf {self.nlist} {self.nprobe}: NPROBE must not exceed NLIST ({self.nlist}).")
+
+    def check_size(self, codes: int) -> None:
+        """Raises InputError if there are fewer codes than lists."""
+        if self.nlist > codes:
+            raise InputError(f"--ivf: {self.nlist} lists need at least as many codes, but the database has {codes}.")

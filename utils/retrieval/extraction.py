@@ -1,0 +1,163 @@
+"""Extraction: images in, descriptors and packed codes out."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.benchmark import ImageSet
+from datasets.images import ImageDataset, collate_images
+from datasets.transforms import normalize
+from model import GeoLocalizationNet, InputError
+from utils.retrieval.config import PRECISIONS, ExtractionConfig, IndexConfig
+from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
+from utils.retrieval.index import IndexMetadata, IndexWriter
+from utils.runtime import distributed
+from utils.runtime.memory import memory_bytes
+from utils.runtime.signals import ignore_stop_signals
+
+CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+Arrays = tuple[np.ndarray | None, np.ndarray | None]  # codes [B, 64] uint8 and descriptors [B, dim] float32
+NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
+
+
+def extract(
+    model: GeoLocalizationNet,
+    images: ImageSet,
+    config: ExtractionConfig,
+    *,
+    float_branch: bool = True,
+    save_to: IndexConfig | None = None,
+) -> Features | None:
+    """Extracts features. The model must be in eval mode on config.device. Without `float_branch`: the codes only.
+
+    With `save_to`, the features go to that index, which may already contain some of the images, or others. Everything
+    that it then contains is returned. Under torchrun each rank extracts its share; the main rank returns the features,
+    the others None. Raises InputError if an image cannot be read.
+    """
+    with _open_store(images, model, config, save_to=save_to) as store:
+        indices: Any = store.to_extract(images) if store else None
+        remaining = images[distributed.broadcast_object(indices)]
+        for chunk in extract_chunks(model, remaining, config, float_branch=float_branch):
+            if store and chunk:
+                store.append(chunk)
+        return store.features() if store else None
+
+
+def extract_chunks(
+    model: nn.Module, images: ImageSet, config: ExtractionConfig, *, float_branch: bool = True
+) -> Iterator[Features | None]:
+    """The features of CHUNK_SIZE images at a time, as `extract` stores them; None on all but the main rank.
+
+    A batch never spans two chunks, so that the features of a chunk do not depend on the chunks before it.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    chunks = [range(start, min(start + CHUNK_SIZE, len(images))) for start in range(0, len(images), CHUNK_SIZE)]
+    shares = [chunk[len(chunk) * rank // world_size : len(chunk) * (rank + 1) // world_size] for chunk in chunks]
+    batches = [[s[i : i + config.batch_size] for i in range(0, len(s), config.batch_size)] for s in shares]
+    loader = DataLoader(
+        ImageDataset(images.paths, config.resize, config.antialias),
+        batch_sampler=[list(batch) for share in batches for batch in share],
+        num_workers=config.num_workers,
+        collate_fn=collate_images,
+        pin_memory=config.device.startswith("cuda"),
+        worker_init_fn=ignore_stop_signals,
+    )
+    forward = Forward(model, config, float_branch)
+    loaded = iter(loader)
+    with tqdm(total=sum(map(len, shares)), desc="Extracting", unit="image", disable=not distributed.is_main()) as bar:
+        for chunk, share in zip(chunks, batches, strict=True):
+            local = []
+            for batch in share:
+                local.append(forward(next(loaded)))
+                bar.update(len(batch))
+            gathered = distributed.gather_objects(local)
+            if gathered is None:
+                yield None
+            else:
+                codes, descriptors = _concatenate([arrays for part in gathered for arrays in part])
+                yield Features(images[chunk.start : chunk.stop], codes, descriptors)
+
+
+class Forward:
+    """Images [B, 3, H, W] in [0, 1], or the InputError of an unreadable one -> NumPy (codes, descriptors).
+
+    A batch that does not fit into the GPU's memory is halved, and so are all that follow.
+    """
+
+    def __init__(self, model: nn.Module, config: ExtractionConfig, float_branch: bool = True) -> None:
+        self.model = model
+        self.device = torch.device(config.device)
+        self.precision = config.precision
+        self.float_branch = float_branch
+        self.max_batch = config.batch_size
+
+    def __call__(self, images: Tensor | InputError) -> Arrays:
+        if isinstance(images, InputError):
+            raise images
+        while True:
+            try:
+                return _concatenate([self._forward(part) for part in images.split(self.max_batch)])
+            except torch.OutOfMemoryError:
+                if self.max_batch == 1:
+                    raise
+            # Outside the except block: the exception holds the frames, and so the tensors, that filled the memory.
+            torch.cuda.empty_cache()
+            smaller = -(-self.max_batch // 2)
+            logging.warning("GPU out of memory at batch size %d; retrying with %d.", self.max_batch, smaller)
+            self.max_batch = smaller
+
+    def _forward(self, images: Tensor) -> Arrays:
+        dtype, enabled = PRECISIONS[self.precision], self.precision != "fp32"
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=enabled):
+            output = self.model(normalize(images.to(self.device, non_blocking=True)), self.float_branch)
+        parts = {"descriptor": output} if isinstance(output, Tensor) else output._asdict()
+        if not all(
+            bool(part.isfinite().all()) for part in parts.values()
+        ):  # sign() would turn NaN into a valid-looking code
+            raise InputError(NOT_FINITE)
+        code, descriptor = parts.get("code"), parts.get("descriptor")
+        return (
+            pack_codes(code).cpu().numpy() if code is not None else None,
+            descriptor.cpu().numpy() if descriptor is not None else None,
+        )
+
+
+def pack_codes(codes: Tensor) -> Tensor:
+    """[B, 8*b] of -1 and +1 -> [B, b] uint8 on the same device, in np.packbits order, +1 as bit 1."""
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=codes.device)
+    return ((codes > 0).unflatten(1, (-1, 8)) * weights).sum(dim=2, dtype=torch.uint8)
+
+
+def cpu_supports(precision: str) -> bool:
+    """Whether this CPU has instructions for the precision. PyTorch emulates it otherwise, slowly."""
+    return precision == "fp32" or any(
+        torch.cpu.get_capabilities().get(name, False) for name in CPU_INSTRUCTIONS[precision]
+    )
+
+
+def _open_store(
+    images: ImageSet, model: GeoLocalizationNet, config: ExtractionConfig, *, save_to: IndexConfig | None
+) -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer | None]:
+    """Where the main rank stores features: in the index `save_to`, or in a buffer. None on the other ranks."""
+    if not distributed.is_main():
+        return contextlib.nullcontext()
+    if save_to is not None:
+        return IndexWriter(save_to, IndexMetadata.of(model, config, save_to))
+    return contextlib.nullcontext(FeatureBuffer(images, config.memory_share * memory_bytes(), config.temporary_folder))
+
+
+def _concatenate(parts: list[Arrays]) -> Arrays:
+    codes, descriptors = (
+        np.concatenate(arrays) if arrays[0] is not None else None for arrays in zip(*parts, strict=True)
+    )
+    return codes, descriptors

@@ -1,0 +1,206 @@
+"""The format of an index on disk, and the checks that reading and writing share.
+
+Format 2, little-endian, without pickled data:
+
+    metadata.json    written once: the fields of IndexMetadata
+    codes.bin        [N, 64] uint8, 512 bits packed in np.packbits order; for models with a binary branch
+    descriptors.bin  [N, dim] float32 or float16; for models with a float branch
+    utms.bin         [N, 2] float64: easting and northing in metres
+    paths.txt        absolute paths, one per line, in UTF-8 (or as the system's bytes, where they are not UTF-8)
+    manifest.jsonl   one line per chunk of up to 1024 images: {"images": count, "path_bytes": bytes in paths.txt,
+                     "sha256": {file: checksum of the chunk's bytes in it, and of the whole metadata.json}};
+                     after the last chunk {"complete": N}
+
+A chunk belongs to the index once its complete line is in the manifest. Anything beyond that in the other files is an
+unfinished chunk, which the next one overwrites. The files are therefore valid at any moment, and can be read while
+another process appends.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
+from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
+from utils.retrieval.features import CHUNK_SIZE
+
+FORMAT = 2
+METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
+REBUILD = "Rebuild the index with --save_index"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexMetadata:
+    """How an index was made.
+
+    The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias and
+    precision of the extraction; dimension (0: none) and type of the descriptors.
+    """
+
+    backbone: str
+    aggregation: str
+    hashing: bool
+    rerank: bool
+    weights_sha256: str
+    weights_file: str
+    resize: list
+    antialias: bool
+    precision: str
+    descriptor_dim: int
+    descriptor_dtype: str
+
+    @staticmethod
+    def of(model: GeoLocalizationNet, config: ExtractionConfig, index: IndexConfig | None = None) -> "IndexMetadata":
+        """The metadata of an index with this model and these settings."""
+        return IndexMetadata(
+            **asdict(model.config),
+            weights_sha256=fingerprint(model),
+            weights_file=str(index.weights.absolute()) if index and index.weights else "published",
+            resize=list(config.resize),
+            antialias=config.antialias,
+            precision=config.precision,
+            descriptor_dim=model.descriptor_dim,
+            descriptor_dtype=index.descriptor_dtype if index else "fp32",
+        )
+
+    @staticmethod
+    def read(folder: Path) -> "IndexMetadata":
+        """Raises InputError if metadata.json is missing, damaged or of another format."""
+        path = folder / METADATA
+        old = folder / "header.json"
+        try:
+            content = json.loads((old if old.exists() else path).read_text(encoding="utf-8"))
+            if (number := content.pop("format")) == FORMAT:
+                types = {field.name: field.type for field in fields(IndexMetadata)}
+                if any(type(value) is not types[name] for name, value in content.items()):
+                    raise TypeError("a value of the wrong type")
+                metadata = IndexMetadata(**content)
+                ExtractionConfig(resize=metadata.size, precision=metadata.precision)
+                np.dtype(DESCRIPTOR_DTYPES[metadata.descriptor_dtype])
+                if metadata.model_config.has_float_branch != (metadata.descriptor_dim > 0):
+                    raise ValueError(f"descriptors of dimension {metadata.descriptor_dim}")
+                return metadata
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"No index in {folder}: {path} is missing. eval*.py --save_index creates one.") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
+        raise InputError(f"The index {folder} has format {number}; this version reads format {FORMAT}. {REBUILD}.")
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model that made the index."""
+        return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`resize` as (H, W)."""
+        height, width = self.resize
+        return height, width
+
+    @property
+    def columns(self) -> dict[str, tuple[np.dtype, int]]:
+        """{name: (dtype, width)} of the files <name>.bin, which hold a row per image."""
+        columns: dict[str, tuple[np.dtype, int]] = {"utms": (np.dtype("<f8"), 2)}
+        if self.hashing:
+            columns["codes"] = (np.dtype("|u1"), CODE_BITS // 8)
+        if self.descriptor_dim:
+            columns["descriptors"] = (np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype]), self.descriptor_dim)
+        return columns
+
+    @property
+    def row_bytes(self) -> dict[str, int]:
+        """{file: bytes per image}."""
+        return {f"{name}.bin": dtype.itemsize * width for name, (dtype, width) in self.columns.items()}
+
+    def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
+        """Raises InputError, which begins with the message and lists the differences, if another index differs."""
+        saved, now = asdict(self), asdict(other)
+        changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
+        if changed:
+            raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--resume) and these flags.")
+
+
+class Manifest(NamedTuple):
+    """The chunks of an index; whether the end mark follows; the bytes of the chunks' lines in manifest.jsonl."""
+
+    chunks: list[dict[str, Any]]
+    complete: bool
+    size: int
+
+    @staticmethod
+    def read(folder: Path) -> "Manifest":
+        """The complete lines. Raises InputError if one of them is not a chunk."""
+        path = folder / MANIFEST
+        data = path.read_bytes() if path.exists() else b""
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        try:
+            entries = [json.loads(line) for line in lines]
+            complete = bool(entries) and "complete" in entries[-1]
+            chunks = entries[:-1] if complete else entries
+            for chunk in chunks:
+                if chunk["images"] < 1 or chunk["path_bytes"] < 1 or not isinstance(chunk["sha256"], dict):
+                    raise ValueError("a chunk without images or checksums")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}.") from error
+        return Manifest(chunks, complete, sum(map(len, lines[: len(chunks)])))
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(chunk["images"] for chunk in self.chunks)
+
+    @property
+    def path_bytes(self) -> int:
+        """Size of their paths in paths.txt."""
+        return sum(chunk["path_bytes"] for chunk in self.chunks)
+
+
+def fingerprint(model: GeoLocalizationNet) -> str:
+    """SHA-256 of a model's state: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
+    """Raises InputError if a file is missing, shorter than the manifest says, or longer by more than a chunk."""
+    expected = {name: manifest.images * row for name, row in metadata.row_bytes.items()} | {PATHS: manifest.path_bytes}
+    for name, size in expected.items():
+        path = folder / name
+        actual = path.stat().st_size if path.is_file() else 0
+        if actual < size:
+            state = "truncated" if path.is_file() else "missing"
+            raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REBUILD}, or copy it again.")
+        row = metadata.row_bytes.get(name)
+        if row and actual > size + CHUNK_SIZE * row:  # lines of the manifest are missing
+            raise InputError(
+                f"{folder / MANIFEST} is missing or truncated: {path} holds {actual // row} images, but the manifest "
+                f"lists {manifest.images}. Copy the index again, or rebuild it with --save_index."
+            )
+
+
+def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
+    """Raises InputError, which names the file, at the first checksum that differs."""
+    expected = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+    if any(chunk["sha256"].get(METADATA) != expected for chunk in manifest.chunks):
+        raise InputError(f"{folder / METADATA} is damaged: its checksum differs from {MANIFEST}. {REBUILD}.")
+    sizes = metadata.row_bytes
+    for name in (*sizes, PATHS) if manifest.chunks else ():
+        progress = tqdm(total=manifest.images, desc=f"Verifying {name}", unit="image", leave=False)
+        with open(folder / name, "rb") as file, progress:
+            for chunk in manifest.chunks:
+                data = file.read(chunk["path_bytes"] if name == PATHS else chunk["images"] * sizes[name])
+                if hashlib.sha256(data).hexdigest() != chunk["sha256"].get(name):
+                    last = progress.n + chunk["images"] - 1
+                    raise InputError(
+                        f"{folder / name} is damaged: the checksum of images {progress.n} to {last} differs from "
+                        f"{MANIFEST}. {REBUILD}, or copy it again."
+                    )
+                progress.update(chunk["images"])

@@ -1,0 +1,83 @@
+"""Reading an index."""
+
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.benchmark import ImageSet
+from model import InputError
+from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.index.format import PATHS, REBUILD, IndexMetadata, Manifest, check_sizes, verify_checksums
+
+READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
+
+
+class Index:
+    """An index opened for reading. In memory: codes, positions and offsets of paths, 88 bytes per image.
+
+    Attributes: folder; metadata; images. With `verify` every byte is read and its checksum compared. Raises
+    InputError, which names the file, if the folder is not an index, has another format, or is damaged.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+        self.folder = folder
+        self.metadata = IndexMetadata.read(folder)
+        manifest = Manifest.read(folder)
+        check_sizes(folder, self.metadata, manifest)
+        if not manifest.chunks:
+            raise InputError(f"The index {folder} is empty, probably because building it was interrupted. Rebuild it.")
+        if verify:
+            verify_checksums(folder, self.metadata, manifest)
+        self._columns = {
+            name: DiskArray(folder / f"{name}.bin", dtype, (manifest.images, width))
+            for name, (dtype, width) in self.metadata.columns.items()
+        }
+        paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images)
+        self.images = ImageSet(paths, self._columns["utms"][:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the model's weights when the index was built; None for the published ones."""
+        return None if self.metadata.weights_file == "published" else Path(self.metadata.weights_file)
+
+    def require_compatible(self, metadata: IndexMetadata) -> None:
+        """Raises InputError if the index was built with another model or resize than this metadata's."""
+        message = f"The index {self.folder} was built with another model or resize"
+        self.metadata.require_same(metadata, {"weights_file", "precision", "descriptor_dtype"}, message)
+
+    def features(self) -> Features:
+        """Codes, in memory, and descriptors, on disk."""
+        codes = self._columns["codes"][:] if "codes" in self._columns else None
+        return Features(self.images, codes, self._columns.get("descriptors"))
+
+
+class PathList(Sequence[str]):
+    """The lines of a file, read on demand: as strings, the paths of millions of images would take gigabytes."""
+
+    def __init__(self, path: Path, size: int, count: int) -> None:
+        with open(path, "rb") as file:  # read rather than mapped, so that the pages do not stay in memory
+            ends = [
+                np.flatnonzero(np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8) == ord("\n")) + start
+                for start in range(0, size, READ_BLOCK)
+            ]
+            self._text = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        self._ends = np.concatenate(ends)
+        if len(self._ends) != count:
+            raise InputError(f"{path} is damaged: it holds {len(self._ends)} paths for {count} images. {REBUILD}.")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        end = self._ends[i]
+        start = self._ends[i - 1] + 1 if i % len(self) else 0
+        return os.fsdecode(self._text[start:end])

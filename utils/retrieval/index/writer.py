@@ -1,0 +1,136 @@
+"""Writing an index."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from datasets.benchmark import ImageSet
+from model import InputError
+from utils.retrieval.config import IndexConfig
+from utils.retrieval.features import Features
+from utils.retrieval.index.format import (
+    FORMAT,
+    MANIFEST,
+    METADATA,
+    PATHS,
+    IndexMetadata,
+    Manifest,
+    check_sizes,
+    verify_checksums,
+)
+from utils.retrieval.index.reader import Index, PathList
+from utils.runtime.atomic_files import atomic_write, make_folder
+
+LOCK_SECONDS = 15  # worker processes of a killed writer hold the lock for some seconds
+
+
+class IndexWriter:
+    """Builds an index, or with `append` continues one. A context manager that locks out other writers.
+
+    Raises InputError if the folder is in use, cannot be written, contains something else, or contains an index that is
+    damaged or was built with another model, resize, precision or descriptor type.
+    """
+
+    def __init__(self, config: IndexConfig, metadata: IndexMetadata) -> None:
+        self.folder = folder = config.folder
+        self.metadata = metadata
+        _prepare_folder(folder, config.append)
+        self._lock = filelock.FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=LOCK_SECONDS)
+        except filelock.Timeout:
+            raise InputError(f"Another process is writing to the index {folder}.") from None
+        if (folder / METADATA).exists():
+            message = f"--append: the index {folder} was built differently"
+            IndexMetadata.read(folder).require_same(metadata, {"weights_file"}, message)
+        else:
+            with atomic_write(folder / METADATA) as file:
+                json.dump({"format": FORMAT, **asdict(metadata)}, file, indent=2)
+        manifest = Manifest.read(folder)
+        check_sizes(folder, metadata, manifest)
+        verify_checksums(folder, metadata, manifest)
+        self.count = manifest.images
+        self.known = set(PathList(folder / PATHS, manifest.path_bytes, manifest.images)) if manifest.chunks else set()
+        self._metadata_sha256 = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+        sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
+        sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
+        self._files = {name: open(folder / name, "ab", buffering=0) for name in sizes}  # noqa: SIM115 - until the end
+        for name, size in sizes.items():
+            self._files[name].truncate(size)  # removes an unfinished chunk, and the end mark
+
+    def to_extract(self, images: ImageSet) -> np.ndarray:
+        """The indices of the images that the index does not contain yet."""
+        return np.array([i for i, path in enumerate(images.paths) if os.path.abspath(path) not in self.known], int)
+
+    def append(self, chunk: Features) -> None:
+        """Adds the features of up to CHUNK_SIZE images: all of them or, if the process dies, none.
+
+        Raises InputError if it cannot write.
+        """
+        paths = [os.path.abspath(path) for path in chunk.images.paths]
+        broken = [path for path in paths if "\n" in path]
+        if broken:
+            raise InputError(f"The path {broken[0]!r} contains a line break, which an index cannot store.")
+        arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
+        content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
+        for name, (dtype, width) in self.metadata.columns.items():
+            array = np.ascontiguousarray(arrays[name], dtype)
+            assert array.shape == (len(paths), width), "one row per image"
+            content[f"{name}.bin"] = array.tobytes()
+        checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+        checksums[METADATA] = self._metadata_sha256
+        for name, data in content.items():
+            self._write(name, data)
+        # Last, because from here on the chunk belongs to the index.
+        self._write_manifest({"images": len(paths), "path_bytes": len(content[PATHS]), "sha256": checksums})
+        self.count += len(paths)
+
+    def features(self) -> Features:
+        """Marks the index as complete, and returns the features of all its images."""
+        self._write_manifest({"complete": self.count})
+        return Index(self.folder, verify=False).features()
+
+    def _write_manifest(self, entry: dict) -> None:
+        self._write(MANIFEST, json.dumps(entry).encode() + b"\n")
+
+    def _write(self, name: str, data: bytes) -> None:
+        file = self._files[name]
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {self.folder / name}: {error.strerror or error}. The index is valid up to the last "
+                "chunk; continue with --append once this is solved."
+            ) from error
+
+    def __enter__(self) -> "IndexWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._lock.release()
+
+
+def _prepare_folder(folder: Path, append: bool) -> None:
+    if folder.is_file():
+        raise InputError(f"{folder} is a file. An index is a folder.")
+    make_folder(folder, exist_ok=True)
+    entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if "header.json" in entries:
+        IndexMetadata.read(folder)  # raises the error for an index of format 1
+    if METADATA in entries and not append:
+        raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
+    if entries and METADATA not in entries:
+        raise InputError(
+            f"{folder} contains {', '.join(entries[:5])} but no {METADATA}: it is neither empty nor an index. "
+            "Choose a new folder."
+        )

@@ -1,0 +1,106 @@
+"""One process or several (torchrun): which rank writes, and how batches and gradients are combined."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+_cpu_group: Any = None  # gloo, for Python objects and CPU tensors: NCCL handles only GPU tensors
+
+
+def init(device: str) -> None:
+    """Joins the processes that torchrun started, if any. `device` is this rank's own, such as cuda:1."""
+    global _cpu_group
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    _cpu_group = dist.new_group(backend="gloo")
+
+
+def shutdown() -> None:
+    """Leaves the process group, and ends gloo's threads: one that outlives the interpreter aborts the process."""
+    global _cpu_group
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        _cpu_group = None
+
+
+def rank() -> int:
+    """The number of this process; 0 if there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints."""
+    return rank() == 0
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    return any(all_gather_int(int(flag)))
+
+
+def broadcast_object(value: T) -> T:
+    """The main rank's value, on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_cpu_group)
+    return values[0]
+
+
+def gather_objects(value: T) -> list[T] | None:
+    """Every rank's value, in the order of the ranks, on the main rank; None on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values, dst=0, group=_cpu_group)
+    return values
+
+
+def all_gather_int(number: int) -> list[int]:
+    """Every rank's number, in the order of the ranks, on every rank."""
+    if world_size() == 1:
+        return [number]
+    numbers = [torch.zeros((), dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(numbers, torch.tensor(number), group=_cpu_group)
+    return [int(n) for n in numbers]
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Overwrites the tensors with the main rank's values, on every rank."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
+    """[B_r, ...] of each rank -> all rows, on every rank; B_r = sizes[r]. Gradients flow to this rank's rows."""
+    padded = torch.cat([tensor.detach(), tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    parts[rank()] = tensor
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Adds up the gradients of all ranks. Not their mean: the loss is global, and each rank has its own rows'."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)

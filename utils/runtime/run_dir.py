@@ -1,0 +1,94 @@
+"""The folder of a run: log, settings, results."""
+
+import contextlib
+import importlib
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError
+from utils.runtime import distributed
+from utils.runtime.atomic_files import atomic_write, make_folder
+
+LIBRARIES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "faiss": "faiss",
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+}
+
+
+class RunDir:
+    """The folder `logs/<save_dir>/<time>/` with `log.txt`: terminal output and tracebacks.
+
+    A resumed run continues in its existing `folder`. Only the main rank writes. Attributes: folder, the same on every
+    rank; flags; seconds, {phase: seconds}. Raises InputError if the folder cannot be created.
+    """
+
+    def __init__(self, save_dir: str, flags: dict[str, Any], folder: Path | None = None) -> None:
+        self.flags = flags
+        self.seconds: dict[str, float] = {}
+        if distributed.is_main():
+            folder = folder or _new_folder(Path("logs") / save_dir)
+            _start_logging(folder / "log.txt")
+            logging.info("Run folder: %s", folder)
+            logging.debug("Command: %s", " ".join(sys.argv))
+            logging.debug("Flags: %s", flags)
+            logging.debug("Versions: %s", library_versions())  # also loads the libraries before anything is timed
+        self.folder: Path = distributed.broadcast_object(folder)  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measures the seconds that the block takes."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a JSON file into the folder: the content, then seconds per phase, arguments and library versions."""
+        content = {**content, "seconds": self.seconds, "arguments": self.flags, "versions": library_versions()}
+        with atomic_write(self.folder / name) as file:
+            json.dump(content, file, indent=2)
+
+
+class _StrictFileHandler(logging.FileHandler):
+    """A log that cannot be written ends the run, like any other file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raises the error that logging would only print."""
+        raise  # noqa: PLE0704 - called while the error is being handled
+
+
+def library_versions() -> dict[str, str]:
+    """{library: version} of Python and the libraries, which this loads.
+
+    Read from the modules, because the name of the package that provides faiss depends on where it came from.
+    """
+    versions = {name: importlib.import_module(module).__version__ for module, name in LIBRARIES.items()}
+    return {"python": platform.python_version(), **versions}
+
+
+def _new_folder(parent: Path) -> Path:
+    started = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for name in (started, *(f"{started}_{i}" for i in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):  # another run started in the same second
+            return make_folder(parent / name)
+    raise InputError(f"Cannot create the folder {parent / started}: a thousand folders of that name exist.")
+
+
+def _start_logging(path: Path) -> None:
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setLevel(logging.INFO)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    file = _StrictFileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG, handlers=[terminal, file], force=True)
+    for library in ("PIL", "matplotlib", "faiss"):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,0 +1,128 @@
+"""Training checkpoints: everything that a run needs to continue from the very next batch."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model import GeoLocalizationNet, InputError
+from model.weights import (
+    describe,
+    guess_config,
+    load_float_branch,
+    load_foundation,
+    load_state,
+    model_state,
+    read_checkpoint,
+)
+from model.zoo import DINOV2_NAMES
+from utils.runtime.atomic_files import save_tensors
+from utils.training.step import TrainingStep
+
+BEST_MODEL, LAST_MODEL = "best_model.pth", "last_model.pth"
+
+
+@dataclass
+class TrainState:
+    """Position of a run: next comes `batch` of `epoch` (both from 0) or, after an epoch's last batch, validation.
+
+    Everything random is drawn from the seed and this position. arguments: those that change the model or the
+    schedule, which a resumed run must repeat; history: the rows of metrics.csv; sums: the current epoch's losses so
+    far.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_score: float = -1.0
+    not_improved: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
+    """Writes a checkpoint atomically. Raises InputError, and keeps the old file, if that fails."""
+    states: dict[str, Any] = {"model": step.model, "optimizer": step.optimizer, "scaler": step.scaler}
+    content = {f"{name}_state_dict": part.state_dict() for name, part in states.items()}
+    save_tensors(path, {**content, "train_state": asdict(state)})
+
+
+class RunCheckpoint(NamedTuple):
+    """A checkpoint of `save_checkpoint`, and its file."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def read_run_checkpoint(path: Path) -> RunCheckpoint:
+    """The run to resume. Raises InputError, which names the right flag, for a file with weights only."""
+    checkpoint = read_checkpoint(path)
+    if "train_state" not in checkpoint:
+        raise InputError(
+            f"{path} holds weights but no training state: --resume continues a run from its last_model.pth. To start "
+            f"a new run from these weights, use --init_from. The file {describe(model_state(checkpoint, path))}."
+        )
+    return RunCheckpoint(path, checkpoint)
+
+
+def load_initial_weights(
+    model: GeoLocalizationNet, *, init_from: Path | None, foundation: Path | None, train_backbone: bool
+) -> None:
+    """Loads what a new run starts from: the weights of a trained model, or DINOv2's, from a file or by download.
+
+    A backbone without published weights (vit-tiny) starts from scratch if it is trained. Raises InputError for a file
+    that does not fit, and, naming the right flag, for the checkpoint of a run.
+    """
+    if init_from is not None:
+        checkpoint = read_checkpoint(init_from)
+        if "train_state" in checkpoint:
+            raise InputError(
+                f"{init_from} is the checkpoint of a training run, which --resume continues. --init_from starts a "
+                "new run from weights, such as the run's best_model.pth."
+            )
+        load_state(model, model_state(checkpoint, init_from), init_from)
+    elif foundation is not None or model.config.backbone in DINOV2_NAMES or not train_backbone:
+        load_foundation(model, foundation)
+
+
+def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunCheckpoint | None:
+    """The checkpoint of a two-branch run to resume; or None, after loading a float model into the two-branch `model`.
+
+    Raises InputError if the file is neither.
+    """
+    checkpoint = read_checkpoint(path)
+    state = model_state(checkpoint, path)
+    config = guess_config(state)
+    if config is not None and config.rerank and "train_state" in checkpoint:
+        return RunCheckpoint(path, checkpoint)
+    if config is not None and config.rerank:
+        raise InputError(
+            f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
+            f"last_model.pth, or start from a trained float model. The file {describe(state)}."
+        )
+    if config is not None and config.hashing:
+        raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
+    load_float_branch(model, state, path)
+    return None
+
+
+def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:
+    """Restores model, optimizer and position. Raises InputError if arguments differ or the best model is missing."""
+    source, content = checkpoint
+    state = TrainState(**content["train_state"])
+    saved = state.arguments
+    different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
+    changed = [f"--{name} {arguments.get(name)} (was {saved.get(name)})" for name in different]
+    if changed:
+        raise InputError(
+            f"{source} cannot be resumed with different values of flags that change the model or the schedule: "
+            f"{', '.join(changed)}."
+        )
+    if not (source.parent / BEST_MODEL).exists():
+        raise InputError(
+            f"There is no {BEST_MODEL} beside {source}. A run is resumed in its own folder, which holds both."
+        )
+    load_state(step.model, content["model_state_dict"], source)
+    step.optimizer.load_state_dict(content["optimizer_state_dict"])
+    step.scaler.load_state_dict(content["scaler_state_dict"])
+    return state

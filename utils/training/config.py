@@ -1,0 +1,34 @@
+"""Settings of training."""
+
+from dataclasses import dataclass
+
+from model.errors import InputError
+
+DEFAULT_WEIGHT_DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    batch_size: places per batch, over all ranks; epochs_num; patience: epochs without a better model before training
+    ends; optim: adam, adamw or sgd; lr: learning rate at the start, halved every 3 epochs; weight_decay; precision:
+    of the forward pass; train_backbone: train the backbone too; compile: compile the model; device; seed. Raises
+    InputError for other values.
+    """
+
+    batch_size: int = 120
+    epochs_num: int = 25
+    patience: int = 12
+    optim: str = "adam"
+    lr: float = 4e-4
+    weight_decay: float = 0.0
+    precision: str = "fp32"
+    train_backbone: bool = False
+    compile: bool = False
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optim not in DEFAULT_WEIGHT_DECAY:
+            raise InputError(f"Unknown optimizer {self.optim!r}. Choose from: {', '.join(DEFAULT_WEIGHT_DECAY)}.")

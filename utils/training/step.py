@@ -1,0 +1,94 @@
+"""One training step: forward, loss of the whole batch, backward, update."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import GeoLocalizationNet, HashingOutput
+from utils.retrieval.config import PRECISIONS
+from utils.runtime import distributed
+from utils.training.config import TrainingConfig
+from utils.training.losses import Losses
+
+EPOCHS_PER_HALVING = 3
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+Criterion = Callable[[Any, Tensor], Losses]  # (descriptors, or HashingOutput; labels [B])
+
+
+class TrainingStep:
+    """A callable that does one optimisation step on this rank's normalised images [B, 3, H, W] and labels [B].
+
+    branch: "float" or "binary", the branch that is trained; the binary branch of a two-branch model is trained
+    without computing the float one. criterion: the loss, called with the output for the whole batch and its labels.
+    Everything else is frozen and stays in eval mode, the backbone too unless config.train_backbone. The model moves
+    to config.device. Attributes: model, branch, optimizer, scaler, parameters (the trainable ones).
+    """
+
+    def __init__(self, model: GeoLocalizationNet, config: TrainingConfig, *, criterion: Criterion, branch: str) -> None:
+        if distributed.world_size() > 1 and config.device.startswith("cuda"):
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # before the optimizer takes the parameters
+        self.model = model.to(config.device)
+        self.criterion = criterion
+        self.branch = branch
+        self.precision = config.precision
+        self.parameters = set_trainable(model, branch, config.train_backbone)
+        if config.compile:
+            self.model.compile()  # in place, so that the names in checkpoints stay the same
+        optimizer = OPTIMIZERS[config.optim]
+        self.optimizer = optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.scaler = make_scaler(config.device, config.precision)
+
+    def __call__(self, images: Tensor, labels: Tensor, rank_sizes: list[int] | None = None) -> Losses:
+        """The losses of the whole batch, float32. rank_sizes: B of each rank, if there are several."""
+        float_branch = self.branch == "float"
+        with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            output = self.model(images, float_branch)
+        if rank_sizes is not None and len(rank_sizes) > 1:
+            labels = distributed.gather_batch(labels, rank_sizes)
+            gathered = [distributed.gather_batch(part, rank_sizes) for part in ([output] if float_branch else output)]
+            output = gathered[0] if float_branch else HashingOutput(*gathered)
+        losses = self.criterion(output, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses.total).backward()
+        distributed.sum_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Losses(*(value.detach() for value in losses))
+
+
+def set_trainable(model: GeoLocalizationNet, branch: str, train_backbone: bool) -> list[nn.Parameter]:
+    """Makes one branch, and the backbone if asked, trainable and nothing else. Returns these parameters."""
+    for name, parameter in model.named_parameters():
+        parts = {branch, "backbone"} if train_backbone and name != "backbone.mask_token" else {branch}
+        parameter.requires_grad_(model.branch_of(name) in parts)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def set_training_mode(module: nn.Module) -> None:
+    """Training mode for what trains and its parameterless parts (dropout), eval mode for what is frozen."""
+    module.training = any(parameter.requires_grad for parameter in module.parameters())
+    for child in module.children():
+        if any(True for _ in child.parameters()):
+            set_training_mode(child)
+        else:
+            child.train(module.training)
+
+
+def learning_rate(step: int, base: float, batches_per_epoch: int) -> float:
+    """The learning rate at a step: halved every 3 epochs."""
+    return base * 0.5 ** (step // (EPOCHS_PER_HALVING * batches_per_epoch))
+
+
+def make_scaler(device: str, precision: str) -> torch.amp.GradScaler:
+    """A scaler for fp16 or, for other precisions, one of constant scale 1, which skips non-finite steps."""
+    kind = torch.device(device).type
+    if precision == "fp16":
+        return torch.amp.GradScaler(kind)
+    return torch.amp.GradScaler(kind, init_scale=1.0, growth_interval=2**31 - 1)

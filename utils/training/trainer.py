@@ -1,0 +1,229 @@
+"""A training run around its steps: schedule, logging, checkpoints, the best model, stopping and resuming."""
+
+import csv
+import logging
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from model import InputError
+from model.weights import load_weights
+from utils.retrieval.metrics import format_recalls
+from utils.runtime import distributed
+from utils.runtime.atomic_files import atomic_write, save_tensors
+from utils.runtime.run_dir import RunDir
+from utils.runtime.signals import Stopped, StopSignals
+from utils.training.checkpoints import BEST_MODEL, LAST_MODEL, TrainState, save_checkpoint
+from utils.training.config import TrainingConfig
+from utils.training.loader import Batch, PlaceLoader, mix_seeds
+from utils.training.losses import Losses
+from utils.training.step import TrainingStep, learning_rate, set_training_mode
+from utils.training.validation import ValidationResult
+
+MAX_NON_FINITE = 3  # steps in a row
+
+
+class Trainer:
+    """Drives a training run from `state`; train.py shows the loop. A new run's best_model.pth is the initial model.
+
+    Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers;
+    `generator`, if the loss has one, with (seed, step). Raises Stopped after a stop signal, with everything saved.
+    """
+
+    def __init__(
+        self,
+        training_step: TrainingStep,
+        loader: PlaceLoader,
+        config: TrainingConfig,
+        *,
+        run: RunDir,
+        state: TrainState,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.training_step, self.loader, self.config = training_step, loader, config
+        self.run, self.state, self.generator = run, state, generator
+        self.non_finite_steps = 0
+        self.pending: Losses | None = None
+        self.signals = StopSignals()
+        self._log_summary()
+        if state.step == 0:
+            self._save_best_model()
+
+    def epochs(self) -> Iterator[int]:
+        """The remaining epochs, until epochs_num or until patience runs out. finish_epoch() advances the loop."""
+        while self.state.epoch < self.config.epochs_num and self.state.not_improved < self.config.patience:
+            yield self.state.epoch
+
+    def batches(self) -> Iterator[Batch]:
+        """The epoch's remaining batches, in training mode. Afterwards it saves a checkpoint and sets eval mode."""
+        state, num_batches = self.state, self.loader.num_batches
+        set_training_mode(self.training_step.model)
+        self.started = time.perf_counter()
+        with tqdm(
+            desc=f"Epoch {state.epoch + 1}/{self.config.epochs_num}",
+            unit="batch",
+            initial=state.batch,
+            total=num_batches,
+            disable=not distributed.is_main(),
+        ) as self.bar:
+            for batch in self.loader.batches(state.epoch, state.batch):
+                if batch is not None:
+                    self._prepare_step()
+                    yield batch
+                    state.step += 1
+                state.batch += 1
+                self.bar.update()
+                if distributed.any_rank(self.signals.received is not None):
+                    self._flush()
+                    self._save()
+                    with self.interruptible():
+                        raise Stopped(signal.SIGTERM)  # reached only if the signal came to another rank
+            self._flush()
+        self._save()
+        self.training_step.model.eval()
+        distributed.broadcast_tensors(
+            self.training_step.model.buffers()
+        )  # on CPUs each rank has its own BatchNorm statistics
+
+    def record(self, losses: Losses) -> None:
+        """Logs the losses of a step, one step late: while the host waits for them, a GPU computes the next step."""
+        self._flush()
+        self.pending = losses
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block before which everything is saved, so that a stop signal ends the script at once."""
+        try:
+            with self.signals.interruptible():
+                yield
+        except Stopped as stopped:
+            logging.info("Stopped by signal %d. Resume with --resume=%s", stopped.signal, self.run.folder / LAST_MODEL)
+            raise
+
+    def finish_epoch(self, results: list[ValidationResult]) -> None:
+        """Adds a row to the metrics, and saves the model if the last dataset's R@1 + R@5 is the best so far.
+
+        Without validation the latest model is the best.
+        """
+        state, sums = self.state, self.state.sums
+        steps = max(sums.get("steps", 0), 1)
+        losses = {"loss": "total", **{name: name for name in ("multi_similarity", "constraint", "mined_pair_fraction")}}
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            **{column: sums.get(name, 0.0) / steps for column, name in losses.items()},
+            "learning_rate": self.training_step.optimizer.param_groups[0]["lr"],
+            "seconds": sums.get("seconds", 0.0),
+            "unreadable_images": len(self.loader.unreadable),
+            "peak_memory_mb": peak_memory_mb(self.config.device),
+        }
+        score = None
+        for result in results:
+            logging.info("Epoch %d, %s, val: %s", state.epoch + 1, result.dataset, format_recalls(result.recalls))
+            row |= {f"{result.dataset}_R@{n}": value for n, value in result.recalls.items()}
+            row |= {f"{result.dataset}_first_stage_R@{n}": value for n, value in (result.first_stage or {}).items()}
+            score = result.recalls[1] + result.recalls[5]
+        improved = score is None or score > state.best_score
+        state.not_improved = 0 if improved else state.not_improved + 1
+        if improved:
+            state.best_score = state.best_score if score is None else score
+            self._save_best_model()
+        state.history.append(row)
+        state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+        if distributed.is_main():
+            write_metrics(self.run.folder, state.history)
+        self._save()
+
+    def load_best_model(self) -> None:
+        """Loads best_model.pth into the model, in eval mode."""
+        if distributed.is_main():
+            load_weights(self.training_step.model, self.run.folder / BEST_MODEL)
+        distributed.broadcast_tensors(self.training_step.model.state_dict().values())
+        self.training_step.model.eval()
+
+    def _prepare_step(self) -> None:
+        step, config = self.state.step, self.config
+        torch.manual_seed(mix_seeds(config.seed, step, distributed.rank()))
+        if self.generator is not None:
+            self.generator.manual_seed(mix_seeds(config.seed, step))
+        for group in self.training_step.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.lr, self.loader.num_batches)
+
+    def _flush(self) -> None:
+        """Adds the last step's losses to the sums. Raises InputError after three non-finite ones in a row."""
+        if self.pending is None:
+            return
+        values = {name: float(value) for name, value in self.pending._asdict().items()}
+        self.pending = None
+        self.non_finite_steps = 0 if math.isfinite(values["total"]) else self.non_finite_steps + 1
+        if self.non_finite_steps >= MAX_NON_FINITE:
+            last = self.run.folder / LAST_MODEL
+            raise InputError(
+                f"The loss was not finite in {MAX_NON_FINITE} steps in a row, the last of them before step "
+                f"{self.state.step}. Likely causes: --lr {self.config.lr} is too high, --precision "
+                f"{self.config.precision}, or damaged weights."
+                + (f" The last good checkpoint is {last}." if last.exists() else "")
+            )
+        if self.non_finite_steps:
+            return
+        now = time.perf_counter()
+        values |= {"steps": 1, "seconds": now - self.started}
+        self.started = now
+        sums = self.state.sums
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value
+        images = self.config.batch_size * self.loader.places.config.images_per_place
+        self.bar.set_postfix(
+            loss=f"{values['total']:.3f}",
+            lr=f"{self.training_step.optimizer.param_groups[0]['lr']:.1e}",
+            images_per_s=f"{images * sums['steps'] / sums['seconds']:.0f}",
+        )
+
+    def _save(self) -> None:
+        if distributed.is_main():
+            save_checkpoint(self.run.folder / LAST_MODEL, self.training_step, self.state)
+
+    def _save_best_model(self) -> None:
+        if distributed.is_main():
+            save_tensors(self.run.folder / BEST_MODEL, self.training_step.model.state_dict())
+
+    def _log_summary(self) -> None:
+        model, places, config = self.training_step.model, self.loader.places, self.config
+        backbone = [p for name, p in model.named_parameters() if model.branch_of(name) == "backbone"]
+        parts = (list(model.parameters()), self.training_step.parameters, backbone)
+        total, trainable, frozen = (sum(p.numel() for p in part) / 1e6 for part in parts)
+        logging.info(f"Parameters: {total:.2f} M, of which {trainable:.2f} M trainable; backbone {frozen:.2f} M")
+        logging.info(
+            f"Training data: {len(places)} places, {places.num_images} images, {self.loader.num_batches} batches of "
+            f"{config.batch_size} x {places.config.images_per_place} per epoch"
+        )
+        if self.state.step:
+            done = self.state.batch == self.loader.num_batches
+            where = "validation" if done else f"batch {self.state.batch + 1}"
+            logging.info(f"Resuming at epoch {self.state.epoch + 1}, {where}")
+
+
+def write_metrics(folder: Path, history: list[dict]) -> None:
+    """Writes metrics.csv, one row per epoch, and curves.png."""
+    from utils.visualization import draw_curves  # loads matplotlib
+
+    with atomic_write(folder / "metrics.csv") as file:
+        rows = csv.DictWriter(file, history[-1].keys())
+        rows.writeheader()
+        rows.writerows(history)
+    draw_curves(folder / "curves.png", history)
+
+
+def peak_memory_mb(device: str) -> float:
+    """The most memory in use at once so far: the GPU's, or this process's. In MB."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

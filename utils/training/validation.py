@@ -1,0 +1,73 @@
+"""Validation between epochs, with the functions that the evaluation scripts use."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets.benchmark import Benchmark, ImageSet
+from model import GeoLocalizationNet, InputError
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import extract
+from utils.retrieval.features import Features
+from utils.retrieval.metrics import correct_predictions, recalls_at
+from utils.retrieval.search import rerank, search
+from utils.runtime import distributed
+
+RECALL_VALUES = [1, 5, 10]
+
+
+class ValidationResult(NamedTuple):
+    """{N: Recall@N} on a dataset. first_stage: those before re-ranking, if there was any."""
+
+    dataset: str
+    recalls: dict[int, float]
+    first_stage: dict[int, float] | None = None
+
+
+class Validator:
+    """Called with a model in eval mode, it returns the results on each benchmark, on every rank.
+
+    Models with codes are searched by Hamming distance, others by L2. With `rerank_num` the first results of a
+    two-branch model are re-ranked. Its float branch is frozen, so that those descriptors are extracted only once.
+    """
+
+    def __init__(self, benchmarks: list[Benchmark], config: ExtractionConfig, rerank_num: int = 0) -> None:
+        self.benchmarks = benchmarks
+        self.config = config
+        self.rerank_num = rerank_num
+        self._float_features: dict[int, Features | None] = {}  # by the identity of the image set
+
+    def __call__(self, model: GeoLocalizationNet) -> list[ValidationResult]:
+        return [distributed.broadcast_object(self._validate(model, benchmark)) for benchmark in self.benchmarks]
+
+    def _validate(self, model: GeoLocalizationNet, benchmark: Benchmark) -> Any:
+        database, queries = (self._extract(model, images) for images in (benchmark.database, benchmark.queries))
+        if database is None or queries is None:
+            return None
+        candidates = search(database, queries, max(self.rerank_num, *RECALL_VALUES))
+        stages = [candidates]
+        if self.rerank_num:
+            stages.append(rerank(candidates, database.descriptors, queries.descriptors, rerank_num=self.rerank_num))
+        correct = [correct_predictions(result.indices, benchmark.positives) for result in stages]
+        recalls = [recalls_at(stage, RECALL_VALUES) for stage in correct]
+        return ValidationResult(benchmark.name, recalls[-1], recalls[0] if self.rerank_num else None)
+
+    def _extract(self, model: GeoLocalizationNet, images: ImageSet) -> Features | None:
+        if not model.config.rerank:
+            return extract(model, images, self.config)
+        if not self.rerank_num:
+            return extract(model, images, self.config, float_branch=False)
+        if id(images) not in self._float_features:
+            self._float_features[id(images)] = extract(model, images, self.config)
+            return self._float_features[id(images)]
+        features, frozen = extract(model, images, self.config, float_branch=False), self._float_features[id(images)]
+        return features._replace(descriptors=frozen.descriptors) if features and frozen else None
+
+
+def validation_sets(datasets_folder: Path, names: list[str], threshold: float) -> list[Benchmark]:
+    """The split `val` of each dataset. Raises InputError if one is missing."""
+    try:
+        return [Benchmark(datasets_folder, name, "val", threshold=threshold) for name in names]
+    except InputError as error:
+        raise InputError(
+            f"{error}\nChoose validation sets with --val_datasets NAME [NAME ...], or none with --val_datasets none."
+        ) from error
