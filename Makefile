@@ -1,45 +1,63 @@
-# Every target sets up .venv from requirements.txt when it is missing or older than that file.
+# `make help` lists the targets. They install into .venv whatever is missing.
 PYTHON ?= python3
+CONSTRAINTS ?=
 TOOLS = pytest pytest-xdist ruff mypy
+BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+VENV_PYTHON = .venv/$(BIN)/python
+PYTEST = -m pytest -q -n auto --dist loadfile
 
-.PHONY: demo corridor-demo bench bench-gpu test lint clean
+.PHONY: help demo corridor-demo teaser bench bench-gpu test test-unit test-oldest lint clean
 
-demo: .venv/installed
-	.venv/bin/python -m examples.demo
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
 
-# Trains longer on a synthetic city and evaluates on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
-corridor-demo: .venv/installed
-	.venv/bin/python -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor
+demo: .venv/installed  ## draw a city, train on it, evaluate: about five minutes on two CPU cores
+	$(VENV_PYTHON) -m examples.demo
 
-# Tables on the terminal, and as JSON in benchmarks/results
+corridor-demo: .venv/installed  ## train on synthetic cities, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
+	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor
+
+teaser: demo  ## draw the picture at the top of README.md
+	$(VENV_PYTHON) -m examples.teaser demo --output assets/teaser.png
+
+test: .venv/installed  ## run all tests: about five minutes on two CPU cores
+	$(VENV_PYTHON) $(PYTEST)
+
+test-unit: .venv/installed  ## run the quick tests, which start no scripts
+	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu"
+
+test-oldest: .venv-oldest/installed  ## run all tests with the versions of constraints/oldest.txt (Python 3.10 or 3.11)
+	.venv-oldest/$(BIN)/python $(PYTEST)
+
+lint: .venv/installed  ## check style (ruff) and types (mypy)
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
 bench: export CUDA_VISIBLE_DEVICES =
-bench: .venv/installed
+bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON in benchmarks/results
 	mkdir -p benchmarks/results
 	for name in input extract train retrieval; do \
-		.venv/bin/python -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
+		$(VENV_PYTHON) -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
 	done
 
-# The full-size tables of a machine with a CUDA GPU
-bench-gpu: .venv/installed
+bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a CUDA GPU
 	mkdir -p benchmarks/results
 	for name in input extract train; do \
-		.venv/bin/python -m benchmarks.bench_$$name --gpu --json benchmarks/results/$${name}_gpu.json || exit; \
+		$(VENV_PYTHON) -m benchmarks.bench_$$name --gpu --json benchmarks/results/$${name}_gpu.json || exit; \
 	done
-	.venv/bin/python -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
+	$(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
 
-test: .venv/installed
-	.venv/bin/python -m pytest -q -n auto --dist loadfile
-
-lint: .venv/installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+clean:  ## remove the environments and everything that the demo and the scripts wrote
+	rm -rf .venv .venv-oldest logs demo demo_real
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; this is " + sys.version'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --requirement requirements.txt $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
 	touch $@
 
-clean:
-	rm -rf .venv logs demo demo_real
+.venv-oldest/installed: requirements.txt constraints/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints/oldest.txt $(TOOLS)
+	touch $@

@@ -1,13 +1,11 @@
-"""torch.hub entry: torch.hub.load("<owner>/<repository>", "SelaVPRplusplus", backbone="dinov2-large",
-aggregation="gem", ...).
-"""
+"""torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint."""
 
 import sys
-from pathlib import Path
+from pathlib import Path as _Path
 
 _other = sys.modules.get("model")
 _origin = getattr(_other, "__file__", None) or str(list(getattr(_other, "__path__", ["an unknown location"])))
-if _other is not None and Path(_origin).resolve().parent != Path(__file__).resolve().parent / "model":
+if _other is not None and _Path(_origin).resolve().parent != _Path(__file__).resolve().parent / "model":
     raise ImportError(
         f"SelaVPR++ contains a package named 'model', but another module of that name is already imported: {_other} "
         f"from {_origin}. "
@@ -17,7 +15,10 @@ if _other is not None and Path(_origin).resolve().parent != Path(__file__).resol
 from model import GeoLocalizationNet as _GeoLocalizationNet  # noqa: E402
 from model import InputError as _InputError  # noqa: E402
 from model import ModelConfig as _ModelConfig  # noqa: E402
+from model.versions import check_torch_version as _check_torch_version  # noqa: E402
 from model.weights import load_published as _load_published  # noqa: E402
+
+_check_torch_version()
 
 dependencies = ["torch"]
 
@@ -29,7 +30,10 @@ def SelaVPRplusplus(
     rerank: bool = True,
     pretrained: bool = True,
 ) -> _GeoLocalizationNet:
-    """SelaVPR++ (Lu et al., T-PAMI 2026): a plain torch.nn.Module in eval mode on the CPU.
+    """SelaVPR++ (Lu et al., T-PAMI 2026): any model, a plain torch.nn.Module in eval mode on the CPU.
+
+    model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus", backbone="dinov2-large", aggregation="gem",
+                           hashing=True, rerank=True)
 
     Takes images [B, 3, H, W], normalised with the ImageNet mean and standard deviation, H and W multiples of 14 (322
     in the paper). Returns float32 tensors, as named tuples:
@@ -54,3 +58,43 @@ def SelaVPRplusplus(
                 f"{error}\nWith pretrained=False, the model is returned at the start of training."
             ) from error
     return network.eval()
+
+
+def SelaVPRplusplus_base(pretrained: bool = True) -> _GeoLocalizationNet:
+    """Float model, ViT-B/14, 97.9 M parameters: one descriptor per image.
+
+    model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base")
+    images = torch.rand(2, 3, 322, 322)  # RGB, normalised with the ImageNet mean and standard deviation
+    descriptor = model(images)  # [2, 2048]
+    """
+    return SelaVPRplusplus("dinov2-base", hashing=False, rerank=False, pretrained=pretrained)
+
+
+def SelaVPRplusplus_large(pretrained: bool = True) -> _GeoLocalizationNet:
+    """Float model, ViT-L/14, 331.3 M parameters: one descriptor per image.
+
+    model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_large")
+    images = torch.rand(2, 3, 322, 322)  # RGB, normalised with the ImageNet mean and standard deviation
+    descriptor = model(images)  # [2, 4096]
+    """
+    return SelaVPRplusplus("dinov2-large", hashing=False, rerank=False, pretrained=pretrained)
+
+
+def SelaVPRplusplus_base_rerank(pretrained: bool = True) -> _GeoLocalizationNet:
+    """Two-branch model, ViT-B/14, 108.0 M parameters: 512-bit codes to search, descriptors to re-rank.
+
+    model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank")
+    images = torch.rand(2, 3, 322, 322)  # RGB, normalised with the ImageNet mean and standard deviation
+    logits, code, descriptor = model(images)  # [2, 512], [2, 512] of -1 and +1, [2, 2048]
+    """
+    return SelaVPRplusplus("dinov2-base", hashing=True, rerank=True, pretrained=pretrained)
+
+
+def SelaVPRplusplus_large_rerank(pretrained: bool = True) -> _GeoLocalizationNet:
+    """Two-branch model, ViT-L/14, 354.5 M parameters: 512-bit codes to search, descriptors to re-rank.
+
+    model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_large_rerank")
+    images = torch.rand(2, 3, 322, 322)  # RGB, normalised with the ImageNet mean and standard deviation
+    logits, code, descriptor = model(images)  # [2, 512], [2, 512] of -1 and +1, [2, 4096]
+    """
+    return SelaVPRplusplus("dinov2-large", hashing=True, rerank=True, pretrained=pretrained)

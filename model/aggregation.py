@@ -31,7 +31,8 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.float().clamp(min=self.eps).pow(self.p).mean(dim=(-2, -1)).pow(1 / self.p)
+        p = self.p.float()
+        return x.float().clamp(min=self.eps).pow(p).mean(dim=(-2, -1)).pow(1 / p)
 
 
 def patch_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -54,7 +55,7 @@ class BoQBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.encoder(tokens)
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
         queries = self.norm_q(queries + self.self_attn(queries, queries, queries, need_weights=False)[0])
         outputs = self.norm_out(self.cross_attn(queries, tokens, tokens, need_weights=False)[0])
         return outputs, tokens

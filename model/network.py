@@ -28,12 +28,17 @@ class TwoBranchOutput(NamedTuple):
     descriptor: Tensor
 
 
+def sign(x: Tensor) -> Tensor:
+    """-1 or +1 of the dtype of x; +1 for 0."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
 class STE_binary(torch.autograd.Function):
     """Sign with the straight-through estimator: forward sign(x) in {-1, +1}, sign(0) = +1; backward the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        return sign(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -100,18 +105,19 @@ class GeoLocalizationNet(nn.Module):
         if not self.config.hashing:
             return descriptor
         logits = self._binary_head(tokens.binary_tokens, tokens.grid)
-        code = STE_binary.apply(logits)
+        # Without gradients, an operator that torch.jit.trace and exporters know.
+        code = STE_binary.apply(logits) if logits.requires_grad else sign(logits)
         return HashingOutput(logits, code) if descriptor is None else TwoBranchOutput(logits, code, descriptor)
 
     def _float_head(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.linear1 is None:
             return self.aggregation(tokens, grid)
         pooled = self.aggregation(patch_map(self.linear1(tokens), grid))
-        return F.normalize(self.linear2(pooled).float(), dim=1)
+        return F.normalize(self.linear2(pooled.to(self.linear2.weight.dtype)).float(), dim=1)
 
     def _binary_head(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         pooled = self.aggregation_hashing(patch_map(self.linear3(tokens), grid))
-        return F.normalize(self.linear4(pooled).float(), dim=1)
+        return F.normalize(self.linear4(pooled.to(self.linear4.weight.dtype)).float(), dim=1)
 
 
 def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:

@@ -131,9 +131,9 @@ class VisionTransformer(nn.Module):
         `float_branch=False` skips the float branch, for training the binary branch of a two-branch model.
         Raises InputError if height or width is not a multiple of 14.
         """
-        h, w = patch_grid(*images.shape[-2:])
+        h, w = patch_grid(*map(int, images.shape[-2:]))  # int: torch.jit.trace gives tensors
         x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.position_embedding(h, w)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.position_embedding(h, w)
         adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
         for i, block in enumerate(self.blocks):

@@ -8,6 +8,8 @@ import torch
 from helpers import MODES, build, filled, save_published
 from PIL import Image
 
+from datasets.synthetic import CityConfig, make_city
+
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives, much more beside another busy process
 
 
@@ -51,3 +53,25 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
             model = build("vit-tiny", aggregation, **flags)
         paths[name] = save_published(filled(model).state_dict(), folder / f"{name}.pth")
     return paths
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory):
+    """A datasets folder: 2 cities x 13 places x 4 images to train on, and "synthetic" with 3 places in val and 4 in
+    test.
+    """
+    folder = tmp_path_factory.mktemp("city") / "city"
+    config = CityConfig(
+        cities=("Alder", "Birch"), places=26, photos_per_place=4, val_places=3, test_places=4, size=(64, 64)
+    )
+    make_city(folder, config, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def foundation(tmp_path_factory):
+    """DINOv2-like weights for vit-tiny: the reference parameters of its backbone."""
+    state = filled(build("vit-tiny")).backbone.state_dict()
+    path = tmp_path_factory.mktemp("foundation") / "vit_tiny.pth"
+    torch.save({name: value for name, value in state.items() if not name.startswith("adapters")}, path)
+    return path

@@ -4,7 +4,6 @@ from the tests.
 
 import multiprocessing
 import os
-import resource
 import runpy
 import subprocess
 import sys
@@ -94,14 +93,12 @@ def save_published(state: dict[str, torch.Tensor], path: Path, numpy_version: in
         },
         path,
     )
-    if numpy_version == 1:
-        with zipfile.ZipFile(path) as archive:
-            entries = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in entries.items():
-                archive.writestr(
-                    name, content.replace(b"numpy._core.", b"numpy.core.") if name.endswith("/data.pkl") else content
-                )
+    old, new = (b"numpy._core.", b"numpy.core.") if numpy_version == 1 else (b"numpy.core.", b"numpy._core.")
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content.replace(old, new) if name.endswith("/data.pkl") else content)
     return path
 
 
@@ -176,5 +173,7 @@ def _run(
     sys.path[:0] = [str(ROOT)]
     sys.argv[:] = argv
     if file_limit is not None:
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     runpy.run_path(argv[0], run_name="__main__")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers import MODES, build, filled, run_script, save_published
 
+pytestmark = pytest.mark.slow
+
 DATASETS = os.environ.get("CORRIDOR_DATASETS_FOLDER")
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
 EXPECTED = {

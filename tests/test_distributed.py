@@ -14,6 +14,8 @@ from helpers import ROOT, build, filled, run_script
 
 from datasets.synthetic import CityConfig, make_city
 
+pytestmark = pytest.mark.distributed
+
 WORKER = Path(distributed_worker.__file__)
 
 

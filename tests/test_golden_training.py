@@ -12,6 +12,8 @@ from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
+pytestmark = pytest.mark.slow
+
 FLAGS = {"float": {}, "hashing": {"hashing": True}, "rerank": {"hashing": True, "rerank": True}}
 # Relative, at steps 0, 1 and 2: Adam's first steps divide gradients by their own size, which makes rounding grow.
 LOSS_TOLERANCES = [1e-5, 1e-4, 2e-3]
@@ -26,6 +28,8 @@ MOVED_BY_ROUNDING = {"aggregation.dust_bin", "aggregation.score.3.bias"}
 # flipped bits: on one CPU its distance was 1.0 to 1.4 % off in float32, with one thread or two, with oneDNN or
 # without, and 0.7 % in float64.
 MOVED_TOLERANCES = {"aggregation_hashing.1.p": 2e-2}
+if torch.__version__ < (2, 14):  # 1.2 % off with PyTorch 2.6, and less than 1 % with 2.14
+    MOVED_TOLERANCES["backbone.adapters_hashing.0.D_fc2.bias"] = 2e-2
 
 
 def start_of_training(backbone, aggregation, mode):

@@ -7,6 +7,7 @@ import torch
 from helpers import MODES, NOT_TORCH, ROOT, build, image_batch, run_python, save_published
 
 from model import HashingOutput, InputError, TwoBranchOutput
+from model.zoo import MODEL_ZOO
 
 LOAD = f"""
 import torch
@@ -68,6 +69,34 @@ def test_names_that_do_not_exist(flags, words):
 def test_keywords_that_do_not_exist():
     with pytest.raises(TypeError, match="resize"):
         load(backbone="vit-tiny", pretrained=False, resize=322)
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    """The repository as torch.hub finds it after a download: <owner>/<repository>:<branch> in its cache."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    (tmp_path / "owner_SelaVPRplusplus_main").symlink_to(ROOT)
+    yield "owner/SelaVPRplusplus:main"
+    torch.hub.set_dir(before)
+
+
+def test_torch_hub_lists_the_models_and_nothing_else(downloaded):
+    names = torch.hub.list(downloaded, trust_repo=True)
+    assert sorted(names) == sorted(["SelaVPRplusplus", *(entry.file.removesuffix(".pth") for entry in MODEL_ZOO)])
+
+
+@pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.file)
+def test_one_function_per_published_checkpoint(downloaded, entry):
+    name = entry.file.removesuffix(".pth")
+    assert f'"{name}")' in torch.hub.help(downloaded, name, trust_repo=True)  # an example to copy
+    with torch.device("meta"):
+        network = torch.hub.load(downloaded, name, trust_repo=True, pretrained=False)
+        outputs = network(torch.empty(2, 3, 70, 70))
+    assert network.config == entry.config
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == entry.parameters_m
+    descriptor = outputs if isinstance(outputs, torch.Tensor) else outputs[-1]
+    assert descriptor.shape == (2, entry.descriptor_dim)
 
 
 def test_torch_alone_suffices(tmp_path):

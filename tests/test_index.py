@@ -24,6 +24,8 @@ from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint
 from utils.retrieval.index.reader import PathList
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ExtractionConfig(resize=(56, 56))
 
 

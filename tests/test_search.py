@@ -7,6 +7,8 @@ from helpers import run_script
 from PIL import Image
 from test_eval import SCRIPTS, flags_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def indexes(tiny_benchmark, checkpoints, tmp_path_factory):

@@ -19,36 +19,15 @@ from helpers import MODES, ROOT, Result, build, filled, run_script
 from PIL import Image
 
 from datasets.benchmark import Benchmark
-from datasets.synthetic import CityConfig, make_city
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
 from utils.training import validation
 
-PLACES, IMAGES, BATCHES = 26, 104, 6  # of the city, and batches of 4 places
+pytestmark = pytest.mark.slow
+
+PLACES, IMAGES, BATCHES = 26, 104, 6  # of the fixture city, and batches of 4 places
 FILES = ["best_model.pth", "curves.png", "last_model.pth", "log.txt", "metrics.csv", "predictions.csv", "results.json"]
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
-
-
-@pytest.fixture(scope="session")
-def city(tmp_path_factory):
-    """A datasets folder: 2 cities x 13 places x 4 images to train on, and "synthetic" with 3 places in val and 4 in
-    test.
-    """
-    folder = tmp_path_factory.mktemp("city") / "city"
-    config = CityConfig(
-        cities=("Alder", "Birch"), places=PLACES, photos_per_place=4, val_places=3, test_places=4, size=(64, 64)
-    )
-    make_city(folder, config, progress=False)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def foundation(tmp_path_factory):
-    """DINOv2-like weights for vit-tiny: the reference parameters of its backbone."""
-    state = filled(build("vit-tiny")).backbone.state_dict()
-    path = tmp_path_factory.mktemp("foundation") / "vit_tiny.pth"
-    torch.save({name: value for name, value in state.items() if not name.startswith("adapters")}, path)
-    return path
 
 
 def flags_for(city, *more):

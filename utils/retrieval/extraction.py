@@ -139,10 +139,13 @@ def pack_codes(codes: Tensor) -> Tensor:
 
 
 def cpu_supports(precision: str) -> bool:
-    """Whether this CPU has instructions for the precision. PyTorch emulates it otherwise, slowly."""
-    return precision == "fp32" or any(
-        torch.cpu.get_capabilities().get(name, False) for name in CPU_INSTRUCTIONS[precision]
-    )
+    """Whether this CPU has instructions for the precision. PyTorch emulates it otherwise, slowly.
+
+    True if PyTorch is too old to tell (2.8 is).
+    """
+    if precision == "fp32" or not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    return any(torch.cpu.get_capabilities().get(name, False) for name in CPU_INSTRUCTIONS[precision])
 
 
 def _open_store(

@@ -1,15 +1,30 @@
 """Memory of the machine and of this process."""
 
 import ctypes
+import math
 import os
 import sys
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def memory_bytes() -> int:
-    """Physical memory of this machine, in bytes."""
+def memory_bytes() -> float:
+    """Physical memory of this machine, in bytes; infinity on Windows, where Python cannot tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory_bytes() -> float:
+    """The most memory that this process has used at once, in bytes; NaN on Windows, where Python cannot tell."""
+    if resource is None:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from model.errors import InputError
+from model.versions import check_torch_version
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.signals import EXIT_STATUS, Stopped, repeat_swallowed_signals
@@ -32,6 +33,7 @@ def cli_main(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> int:
     try:
+        check_torch_version()
         main()
         distributed.shutdown()
     except (InputError, OSError) as error:
@@ -59,7 +61,8 @@ def _find_stopped(error: BaseException | None) -> Stopped | None:
 
 def _kill_workers() -> None:
     """Ends the processes that read images. They ignore stop signals, and exiting would wait for them forever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for a killed worker
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for a killed worker
     for process in multiprocessing.active_children():
         process.kill()
 

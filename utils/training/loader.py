@@ -83,4 +83,4 @@ class PlaceLoader:
 
 def mix_seeds(*numbers: int) -> int:
     """One seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

@@ -3,9 +3,7 @@
 import csv
 import logging
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from model.weights import load_weights
 from utils.retrieval.metrics import format_recalls
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
+from utils.runtime.memory import peak_memory_bytes
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, StopSignals
 from utils.training.checkpoints import BEST_MODEL, LAST_MODEL, TrainState, save_checkpoint
@@ -226,4 +225,4 @@ def peak_memory_mb(device: str) -> float:
     """The most memory in use at once so far: the GPU's, or this process's. In MB."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return peak_memory_bytes() / 1e6
