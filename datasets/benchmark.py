@@ -122,12 +122,13 @@ def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold:
 def _existing_folder(datasets_folder: Path, name: str, split: str) -> Path:
     """The split's folder. Raises InputError, which says which part of the path is missing and what exists instead."""
     folder = datasets_folder
-    for part in (".", name, "images", split):
+    for part in ("", name, "images", split):
         parent, folder = folder, folder / part
         if not folder.is_dir():
-            actual = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+            actual = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else None
+            contents = f"{parent} contains {', '.join(actual[:10]) or 'no folders'}. " if actual is not None else ""
             raise InputError(
-                f"No folder {folder}. {parent} contains {', '.join(actual[:10]) if actual else 'no folders'}. "
+                f"No folder {folder}. {contents}"
                 "Expected <datasets_folder>/<dataset_name>/images/<split>/{database,queries}."
             )
     return folder

@@ -104,7 +104,7 @@ class SALAD(nn.Module):
         if grid[0] * grid[1] <= self.num_clusters:
             raise InputError(
                 f"SALAD needs more than {self.num_clusters} patches for its {self.num_clusters} clusters, but these "
-                f"images have {grid[0]} x {grid[1]} = {grid[0] * grid[1]}. Use images of at least 126 x 126 pixels."
+                f"images have {grid[0]} x {grid[1]} = {grid[0] * grid[1]}. Use larger images, such as 126 x 126 pixels."
             )
         patches = patch_map(tokens, grid)
         features = self.cluster_features(patches).flatten(2).float()

@@ -14,7 +14,7 @@ from model.aggregation import AGGREGATIONS
 from model.config import BACKBONES, ModelConfig
 from model.errors import InputError
 from model.network import GeoLocalizationNet
-from model.zoo import DINOV2_NAMES, DINOV2_URL, find_published
+from model.zoo import DINOV2_NAMES, DINOV2_URL, MODEL_ZOO, find_published
 
 
 class _NumPyPlaceholder:
@@ -104,6 +104,25 @@ def load_model(
     return model.eval().to(device)
 
 
+def load_any_model(source: str) -> GeoLocalizationNet:
+    """The model of a checkpoint, in eval mode: a published one by its name in MODEL_ZOO, or a file of any model.
+
+    Raises InputError if it is neither, or cannot be downloaded.
+    """
+    published = {entry.name: entry.config for entry in MODEL_ZOO}
+    if source in published:
+        return load_model(published[source], None)
+    if not Path(source).exists():
+        raise InputError(f"{source} is neither a file nor a published model. Choose from: {', '.join(published)}.")
+    state = model_state(read_checkpoint(source), source)
+    config = guess_config(state)
+    if config is None:
+        raise InputError(f"{source} {describe(state)}.")
+    model = GeoLocalizationNet(config)
+    load_state(model, state, source)
+    return model.eval()
+
+
 def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
     """Loads a checkpoint file into the model. Raises InputError, which names some, if entries or shapes differ."""
     load_state(model, model_state(read_checkpoint(path), path), path)
@@ -168,7 +187,7 @@ def load_published(model: GeoLocalizationNet) -> Path:
 
     Raises InputError if none are published, or if they cannot be downloaded.
     """
-    path = download(find_published(model.config).urls, flag="--resume")
+    path = download(find_published(model.config).urls, flag="--resume (in the examples, --model)")
     load_weights(model, path)
     return path
 

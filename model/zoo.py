@@ -26,6 +26,11 @@ class PublishedModel:
     descriptor_dim: int
 
     @property
+    def name(self) -> str:
+        """The name of its function in hubconf.py."""
+        return self.file.removesuffix(".pth")
+
+    @property
     def urls(self) -> list[str]:
         """Download addresses, in order of preference."""
         return [mirror.format(self.file) for mirror in MIRRORS]

@@ -83,12 +83,12 @@ def downloaded(tmp_path):
 
 def test_torch_hub_lists_the_models_and_nothing_else(downloaded):
     names = torch.hub.list(downloaded, trust_repo=True)
-    assert sorted(names) == sorted(["SelaVPRplusplus", *(entry.file.removesuffix(".pth") for entry in MODEL_ZOO)])
+    assert sorted(names) == sorted(["SelaVPRplusplus", *(entry.name for entry in MODEL_ZOO)])
 
 
-@pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.file)
+@pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.name)
 def test_one_function_per_published_checkpoint(downloaded, entry):
-    name = entry.file.removesuffix(".pth")
+    name = entry.name
     assert f'"{name}")' in torch.hub.help(downloaded, name, trust_repo=True)  # an example to copy
     with torch.device("meta"):
         network = torch.hub.load(downloaded, name, trust_repo=True, pretrained=False)

@@ -238,7 +238,7 @@ def parse_search(description: str | None) -> SearchArguments:
     text = "first-stage results to re-rank; ignored for models other than two-branch ones"
     add("--rerank_num", text, type=positive_int, default=100, metavar="N")
     add("--save_pictures", "save a PNG of each image with its matches in DIR", type=Path, metavar="DIR")
-    add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
+    add("--trust_index", "skip checksum verification of --index; saves time with a large one", action="store_true")
     add("--infer_batch_size", "images per batch", type=positive_int, default=16, metavar="N")
     _add_device(add)
     add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")

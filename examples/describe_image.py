@@ -1,0 +1,60 @@
+"""Describe image files with a published model or one of yours, and compare them with each other.
+
+python -m examples.describe_image street.jpg same_street.jpg another_street.jpg
+python -m examples.describe_image street.jpg --model my_run/best_model.pth --resize 84 112 --output features.npz
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.images import load_image
+from datasets.resizing import resize_image
+from datasets.transforms import normalize
+from model.weights import load_any_model
+from utils.runtime.atomic_files import atomic_write
+from utils.runtime.script import cli_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    text = "a published model, which is downloaded once, or a checkpoint file (default: %(default)s)"
+    parser.add_argument("--model", default="SelaVPRplusplus_large_rerank", help=text)
+    text = "size in pixels (height width), multiples of 14 (default: 322 322)"
+    parser.add_argument("--resize", type=int, nargs=2, default=[322, 322], metavar=("H", "W"), help=text)
+    parser.add_argument("--output", type=Path, metavar="FILE.npz", help="save the features as NumPy arrays")
+    args = parser.parse_args()
+
+    # ---- From files to a batch [B, 3, H, W]
+    model = load_any_model(args.model)
+    images = torch.stack([resize_image(load_image(path), tuple(args.resize)) for path in args.images])
+
+    # ---- A float model returns descriptors; a hashing-only one logits and codes; a two-branch one all three
+    with torch.inference_mode():
+        outputs = model(normalize(images))
+    features = {"descriptor": outputs} if isinstance(outputs, torch.Tensor) else outputs._asdict()
+    features.pop("logits", None)
+
+    # ---- Compare: descriptors have length 1, so that their product is the cosine; codes differ in some of 512 bits
+    for name, values in features.items():
+        print(f"{name}: {values.shape[0]} x {values.shape[1]}")
+    for j, path in enumerate(args.images[1:], start=1):
+        comparisons = []
+        if "descriptor" in features:
+            comparisons.append(f"cosine similarity {features['descriptor'][0] @ features['descriptor'][j]:.3f}")
+        if "code" in features:
+            comparisons.append(f"{int((features['code'][0] != features['code'][j]).sum())} of 512 bits differ")
+        print(f"{args.images[0]} and {path}: {', '.join(comparisons)}")
+
+    if args.output:
+        arrays: dict = {"paths": args.images, **{name: values.numpy() for name, values in features.items()}}
+        with atomic_write(args.output, "wb") as file:
+            np.savez(file, **arrays)
+        print(f"Saved {args.output}")
+
+
+if __name__ == "__main__":
+    cli_main(main)

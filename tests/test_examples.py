@@ -1,0 +1,102 @@
+"""The examples of the README: from image files to descriptors, and a search in any folder of images."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, run_python
+
+from datasets.benchmark import list_images
+
+pytestmark = pytest.mark.slow
+RUN = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module(sys.argv[0], run_name='__main__')"
+SIZE = ["--resize", 56, 56]
+
+
+@pytest.fixture
+def images(tiny_benchmark, tmp_path):
+    """A folder of images of a user: the tiny benchmark's database in subfolders, without positions in the names."""
+    folder = tmp_path / "my images"
+    for i, path in enumerate(list_images(tiny_benchmark / "tiny" / "images" / "test" / "database")):
+        (folder / f"place {i // 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"place {i // 2}" / f"view {i % 2}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"),
+    [
+        ("float", {"descriptor": (3, 512)}),
+        ("hashing", {"code": (3, 512)}),
+        ("two_branch", {"descriptor": (3, 512), "code": (3, 512)}),
+    ],
+)
+def test_describe_image(images, checkpoints, tmp_path, mode, parts):
+    first, same, other = images / "place 0/view 0.jpg", images / "place 0/view 1.jpg", images / "place 5/view 0.jpg"
+    flags = ["--model", checkpoints[mode], *SIZE, "--output=features.npz"]
+    result = run_python(RUN, "examples.describe_image", first, same, other, *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    with np.load(tmp_path / "features.npz") as features:
+        assert {name: features[name].shape for name in features if name != "paths"} == parts
+        for name in parts:
+            values = features[name].astype(float)
+            assert values[0] @ values[1] > values[0] @ values[2]  # more similar to its own place
+        if "descriptor" in parts:
+            similarities = [
+                float(text) for text in re.findall(r"cosine similarity (\S+)", result.stdout.replace(",", ""))
+            ]
+            assert similarities == pytest.approx(features["descriptor"][1:] @ features["descriptor"][0], abs=1e-3)
+        if "code" in parts:
+            bits = [int(text) for text in re.findall(r"(\d+) of 512 bits differ", result.stdout)]
+            assert bits == [(features["code"][0] != code).sum() for code in features["code"][1:]]
+
+
+@pytest.mark.parametrize("mode", ["float", "hashing", "two_branch"])
+def test_search_folder(images, checkpoints, tmp_path, mode):
+    queries = [images / "place 2/view 1.jpg", images / "place 6/view 0.jpg"]
+    flags = ["--model", checkpoints[mode], *SIZE, "--results=3", "--save_pictures=found", "--device=cpu"]
+    result = run_python(RUN, "examples.search_folder", images, *queries, *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    for query, block in zip(queries, result.stdout.strip().split("\n\n"), strict=True):
+        lines = block.splitlines()
+        assert lines[0] == str(query)
+        assert lines[1].endswith(str(query)) and re.match(r"  1: (0|\d\.\d+e-\d+) ", lines[1])  # it is in the folder
+        assert len(lines) == 5 and lines[4].startswith("  Picture: found/")
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["001_view 1.png", "002_view 0.png"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("examples.describe_image", ["no.jpg"], ["no.jpg", "no such file"]),
+        ("examples.describe_image", ["no.jpg", "--model=resnet"], ["resnet", "SelaVPRplusplus_base"]),
+        ("examples.search_folder", ["nowhere", "no.jpg"], ["No folder nowhere"]),
+        ("examples.search_folder", [".", "no.jpg"], ["No images in ."]),
+        ("examples.search_folder", ["my images", "no.jpg"], ["no.jpg", "no such file"]),
+        ("examples.search_folder", ["my images", "no.jpg", "--results=0"], ["--results", "'0'"]),
+        ("examples.search_folder", ["my images", "no.jpg", "--resize", 50, 50], ["50 x 50", "14"]),
+    ],
+)
+def test_bad_input(images, checkpoints, tmp_path, module, arguments, words):
+    if arguments[0] == ".":
+        shutil.rmtree(images)
+    result = run_python(RUN, module, "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
+    assert result.status == 2 and "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_the_python_example_of_the_readme(images, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    loading = re.search(r'torch\.hub\.load\("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank"\)', code)
+    local = f'torch.hub.load({str(ROOT)!r}, "SelaVPRplusplus_base_rerank", source="local", pretrained=False)'
+    shutil.copy(images / "place 0/view 0.jpg", tmp_path / "street.jpg")
+    namespace: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        exec(code.replace(loading[0], local), namespace)
+    assert namespace["logits"].shape == namespace["code"].shape == (1, 512)
+    assert set(namespace["code"].unique().tolist()) == {-1.0, 1.0}
+    assert namespace["descriptor"].shape == (1, 2048)
+    torch.testing.assert_close(namespace["descriptor"].norm(dim=1), torch.ones(1))
