@@ -1,0 +1,448 @@
+"""The documentation: its links lead somewhere, its commands have these flags, its code runs, and the messages that it
+quotes are those of the code.
+"""
+
+import contextlib
+import io
+import logging
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import types
+import urllib.error
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_aggregations
+import torch
+from helpers import MODES, ROOT, build, run_script
+from test_eval import SCRIPTS
+from test_eval import flags_for as evaluation_flags
+from test_train_scripts import flags_for as training_flags
+
+from datasets.benchmark import Benchmark, list_images, utm_position
+from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig
+from datasets.images import load_image
+from model import AGGREGATIONS, InputError, ModelConfig, aggregation
+from model.versions import check_torch_version
+from model.weights import download, load_foundation, load_model, read_checkpoint
+from model.zoo import MODEL_ZOO
+from utils.cli import parse_evaluation, resolve_device, warn_if_slow
+from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.extraction import Forward
+from utils.retrieval.index import Index, IndexWriter
+from utils.retrieval.index.inverted_file import InvertedFile
+from utils.runtime.atomic_files import atomic_write
+from utils.training.checkpoints import (
+    RunCheckpoint,
+    TrainState,
+    load_initial_weights,
+    read_run_checkpoint,
+    restore,
+    resume_or_load_float_model,
+)
+from utils.training.config import TrainingConfig
+from utils.training.loader import PlaceLoader
+from utils.training.validation import validation_sets
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+INLINE_CODE = re.compile(r"`([^`]+)`")
+SHELL = ("", "bash", "sh", "shell", "console")
+OTHER_PROGRAMS_FLAGS = {"--nproc_per_node", "--nnodes", "--standalone"}  # in prose; torchrun's
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages in a page."""
+    return [code for language, code in FENCE.findall(page.read_text()) if language in languages]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def title(page: Path) -> str:
+    """The name of a page in a test's id."""
+    return str(page.relative_to(ROOT))
+
+
+# ---- Links
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and images, except those on the web."""
+    text = INLINE_CODE.sub("", prose(page))
+    found = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"^\[[^\]]+\]: *(\S+)", text, re.MULTILINE)
+    found += re.findall(r'\b(?:href|src)="([^"]+)"', text)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments of a page's headings, as GitHub makes them, and of its HTML anchors."""
+    found = set(re.findall(r'\b(?:id|name)="([^"]+)"', prose(page)))
+    for heading in re.findall(r"^#+ +(.+?) *#*$", prose(page), re.MULTILINE):
+        heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        repeated = (f"{slug}-{i}" for i in range(1, 100))
+        found.add(slug if slug not in found else next(name for name in repeated if name not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    broken = []
+    for target in links(page):
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (fragment and fragment not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+# ---- Commands
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command line in a page's blocks and inline code."""
+    code = "\n".join(blocks(page, *SHELL)).replace("\\\n", " ").splitlines()
+    for line in code + [" ".join(span.split()) for span in INLINE_CODE.findall(prose(page))]:
+        with contextlib.suppress(ValueError):  # an apostrophe in text that is no command
+            yield shlex.split(line.removeprefix("$ "), comments=True)
+
+
+def called_script(words: list[str]) -> tuple[str, list[str]] | None:
+    """The script or module of this repository that a command runs, and what follows it; None if there is none."""
+    for i, word in enumerate(words):
+        path, rest = None, words[i + 1 :]
+        if word == "-m" and rest:
+            module = rest[0].replace(".", "/")
+            files = (f"{module}.py", f"{module}/__main__.py")
+            path, rest = next((file for file in files if (ROOT / file).is_file()), None), rest[1:]
+        elif word.endswith(".py"):
+            started = i and re.match(r"python|torchrun|--", Path(words[i - 1]).name)
+            if started or (i == 0 and rest and (ROOT / word).is_file()):
+                path = word
+        if path:
+            end = next((j for j, other in enumerate(rest) if other in ("|", "&&", "||", ";", ">")), len(rest))
+            return path, rest[:end]
+    return None
+
+
+def used_flags() -> dict[str, set[str]]:
+    """{script: its flags in the commands of all pages}."""
+    flags: dict[str, set[str]] = {}
+    for page in PAGES:
+        for script, rest in filter(None, map(called_script, commands(page))):
+            flags.setdefault(script, set()).update(word.partition("=")[0] for word in rest if word.startswith("--"))
+    return dict(sorted(flags.items()))
+
+
+@pytest.fixture(scope="module")
+def known_flags(tmp_path_factory) -> Callable[[str], set[str]]:
+    """known_flags(script): the flags that its --help lists."""
+    folder, known = tmp_path_factory.mktemp("help"), {}
+
+    def flags_of(script: str) -> set[str]:
+        if script not in known:
+            assert (ROOT / script).is_file(), f"there is no {script}"
+            result = run_script(script, "--help", cwd=folder)
+            assert result.status == 0, result.stderr
+            known[script] = set(re.findall(r"^ +(?:-\w[^\n-]*, )?(--[\w-]+)", result.stdout, re.MULTILINE))
+        return known[script]
+
+    return flags_of
+
+
+def test_the_commands_are_found():
+    """Otherwise the next test would check nothing."""
+    flags = used_flags()
+    assert {"eval_rerank.py", "train.py", "search.py", "datasets/synthetic/__main__.py"} <= flags.keys()
+    assert {"--datasets_folder", "--resume", "--backbone"} <= flags["eval_rerank.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", used_flags())
+def test_every_flag_in_a_command_is_one_of_the_script(known_flags, script):
+    assert not used_flags()[script] - known_flags(script)
+
+
+@pytest.mark.slow
+def test_every_flag_in_prose_is_one_of_some_script(known_flags):
+    scripts = [*(path.name for path in ROOT.glob("*.py") if "cli_main" in path.read_text()), *used_flags()]
+    known = set().union(OTHER_PROGRAMS_FLAGS, *map(known_flags, scripts))
+    unknown = {
+        (title(page), flag)
+        for page in PAGES
+        for span in INLINE_CODE.findall(prose(page))
+        if span.startswith("--")
+        for flag in re.findall(r"--[\w-]+", span)
+        if flag not in known
+    }
+    assert not unknown
+
+
+# ---- Code
+
+
+@pytest.fixture(scope="module")
+def indexes(tiny_benchmark, checkpoints, tmp_path_factory) -> dict[str, Path]:
+    """{kind: index folder}, built by the scripts."""
+    folder = tmp_path_factory.mktemp("indexes")
+    for kind, more in (*((mode, []) for mode in MODES), ("half", ["--descriptor_dtype=fp16"])):
+        mode = "two_branch" if kind == "half" else kind
+        flags = evaluation_flags(tiny_benchmark, checkpoints[mode], f"--save_index={folder / kind}", *more)
+        result = run_script(SCRIPTS[mode], *flags, cwd=folder)
+        assert result.status == 0, result.stderr
+    return {kind: folder / kind for kind in (*MODES, "half")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["complete", "with an unfinished chunk"])
+@pytest.mark.parametrize("kind", [*MODES, "half"])
+def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
+    folder = tmp_path / "index"
+    shutil.copytree(indexes[kind], folder)
+    expected = Index(folder).features()
+    if state != "complete":
+        for path in (*folder.glob("*.bin"), folder / "paths.txt"):
+            path.write_bytes(path.read_bytes() + b"/unfinished\n")
+        manifest = folder / "manifest.jsonl"
+        first_line = manifest.read_bytes().splitlines(keepends=True)[0]
+        manifest.write_bytes(first_line + first_line[:40])
+    (code,) = blocks(ROOT / "docs" / "index_format.md", "python")
+    assert '"/data/my_index"' in code
+    names: dict = {}
+    exec(code.replace('"/data/my_index"', repr(str(folder))), names)
+    assert names["paths"] == list(expected.images.paths) and len(names["paths"]) == 16
+    np.testing.assert_array_equal(names["positions"], expected.images.utms)
+    for name, features in (("codes", expected.codes), ("descriptors", expected.descriptors)):
+        if features is None:
+            assert names[name] is None
+        else:
+            assert names[name].dtype == features[:].dtype
+            np.testing.assert_array_equal(names[name], features[:])
+
+
+def test_the_example_aggregation_obeys_the_rules(monkeypatch):
+    code, entry = blocks(ROOT / "docs" / "extending.md", "python")
+    names = dict(vars(aggregation))
+    exec(code, names)
+    for name, module in eval("{" + entry + "}", names).items():
+        assert name not in AGGREGATIONS
+        monkeypatch.setitem(AGGREGATIONS, name, module)
+        test_aggregations.test_a_model_with_it_gives_unit_vectors_in_float32(name)
+        test_aggregations.test_their_entries_have_distinct_names()
+        assert build("vit-tiny", name).descriptor_dim == 512
+
+
+# ---- Messages
+
+
+@dataclass
+class Setting:
+    """What the functions below provoke errors with."""
+
+    folder: Path
+    benchmark: Path
+    checkpoints: dict[str, Path]
+    foundation: Path
+    city: Path
+    indexes: dict[str, Path]
+    monkeypatch: pytest.MonkeyPatch
+
+
+def refusal(call: Callable, *arguments: object, **options: object) -> str:
+    """The message of the error that a call raises."""
+    with pytest.raises((InputError, ImportError)) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+def script_refusal(script: str, *flags: object, cwd: Path) -> str:
+    """The message with which a script ends."""
+    result = run_script(script, *flags, cwd=cwd)
+    assert result.status == 2, result
+    return result.stderr.split("error: ", 1)[1].strip()
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """The messages that the block logs."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+class Trap:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+class SmallMemory(torch.nn.Module):
+    """Has memory for one image only."""
+
+    def forward(self, images, float_branch):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError
+        return images.mean(dim=(2, 3))
+
+
+class NaN(torch.nn.Module):
+    """A model whose output is NaN."""
+
+    def forward(self, images, float_branch):
+        return torch.full((len(images), 8), torch.nan)
+
+
+def data_messages(s: Setting) -> Iterator[str]:
+    yield script_refusal("eval.py", *evaluation_flags("", s.checkpoints["float"])[1:], cwd=s.folder)
+    yield refusal(Benchmark, s.benchmark, "pitts30k", "test")
+    yield refusal(validation_sets, s.benchmark, ["pitts30k"], 25)
+    (s.folder / "empty").mkdir()
+    yield refusal(list_images, s.folder / "empty")
+    yield refusal(utm_position, "images/photo.jpg")
+    yield refusal(load_image, s.folder / "missing.jpg")
+
+    broken = shutil.copytree(s.benchmark, s.folder / "benchmark")
+    image = sorted((broken / "tiny/images/test/database").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:800])
+    yield script_refusal("eval.py", *evaluation_flags(broken, s.checkpoints["float"]), cwd=s.folder)
+
+    broken = shutil.copytree(s.city / "gsv_cities", s.folder / "gsv_cities")
+    for path in sorted((broken / "Images" / "Birch").glob("Birch_0000003_*"))[:2]:
+        path.write_bytes(b"")
+    config = PlacesConfig(cities=("Alder", "Birch"), image_size=(56, 56), images_per_place=3)
+    loader = PlaceLoader(GSVCities(broken, config), TrainingConfig(batch_size=1))
+    with logged() as warnings:
+        yield refusal(list, loader.batches(0, 0))
+    yield from warnings
+    yield refusal(GSVCities, "/nowhere", config)
+    yield refusal(GSVCities, broken, replace(config, cities=("Alder", "Elm", "Fir")))
+
+
+def checkpoint_messages(s: Setting) -> Iterator[str]:
+    run, cut, trap = (s.folder / name for name in ("last_model.pth", "cut.pth", "trap.pth"))
+    torch.save({"train_state": asdict(TrainState(arguments={"lr": 0.1}))}, run)
+    cut.write_bytes(s.checkpoints["float"].read_bytes()[:20000])
+    torch.save({"model": Trap()}, trap)
+    tiny, two_branch = build("vit-tiny"), build("vit-tiny", **MODES["two_branch"])
+
+    yield script_refusal("eval.py", *evaluation_flags(s.benchmark, s.checkpoints["two_branch"]), cwd=s.folder)
+    yield refusal(load_model, ModelConfig(backbone="vit-tiny"), s.foundation)
+    yield refusal(read_checkpoint, s.folder / "none.pth")
+    yield refusal(read_checkpoint, cut)
+    yield refusal(read_checkpoint, trap)
+    yield refusal(torch.hub.load, str(ROOT), "SelaVPRplusplus", source="local", backbone="vit-tiny")
+
+    def offline(*arguments: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    s.monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    s.monkeypatch.setattr(torch.hub, "get_dir", lambda: str(s.folder))
+    yield refusal(download, MODEL_ZOO[0].urls, flag="--resume")
+
+    yield refusal(load_foundation, tiny)
+    yield script_refusal("train.py", *training_flags(s.city, f"--resume={s.checkpoints['float']}"), cwd=s.folder)
+    yield refusal(load_initial_weights, tiny, init_from=run, foundation=None, train_backbone=True)
+    yield refusal(resume_or_load_float_model, two_branch, s.checkpoints["two_branch"])
+    yield refusal(restore, RunCheckpoint(run, read_run_checkpoint(run).content), None, {"lr": 0.2})
+
+
+def flag_messages(s: Setting) -> Iterator[str]:
+    flags = evaluation_flags(s.benchmark, s.checkpoints["float"])
+    for more in (["--hashing"], ["--resize", "100", "322"], ["--aggregation=salad"]):
+        s.monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags), *more])
+        with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit):
+            parse_evaluation(None)
+        yield stderr.getvalue().split("error: ", 1)[1].strip()
+
+
+def index_messages(s: Setting) -> Iterator[str]:
+    folder = s.indexes["two_branch"]
+    flags = evaluation_flags(s.benchmark, s.checkpoints["two_branch"], f"--load_index={folder}", "--resize", 70, 56)
+    yield script_refusal("eval_rerank.py", *flags, cwd=s.folder)
+    other = replace(Index(folder).metadata, resize=[70, 56])
+    yield refusal(IndexWriter, IndexConfig(folder=folder, append=True), other)
+    yield refusal(IndexWriter, IndexConfig(folder=folder), other)
+    yield refusal(Index, s.folder / "nothing")
+    damaged, cut, old = (s.folder / name for name in ("damaged", "cut", "old"))
+    for copy in (damaged, cut):
+        shutil.copytree(folder, copy)
+    (damaged / "codes.bin").write_bytes(bytes((folder / "codes.bin").stat().st_size))
+    yield refusal(Index, damaged)
+    (cut / "utms.bin").write_bytes((folder / "utms.bin").read_bytes()[:-9])
+    yield refusal(Index, cut)
+    old.mkdir()
+    (old / "header.json").write_text('{"format": 1}')
+    yield refusal(Index, old)
+    codes = Index(folder).features().codes
+    yield refusal(InvertedFile, codes, IVFConfig(nlist=17, nprobe=5))
+    yield refusal(InvertedFile(codes, IVFConfig(nlist=4, nprobe=1)).search, codes, 16)
+
+
+def other_messages(s: Setting) -> Iterator[str]:
+    yield refusal(check_torch_version, "2.5.1+cu124")
+    s.monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield refusal(resolve_device, "cuda")
+    s.monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with logged() as warnings:
+        Forward(SmallMemory(), ExtractionConfig(batch_size=2))(torch.rand(2, 3, 14, 14))
+        s.monkeypatch.setattr("utils.cli.cpu_supports", lambda precision: False)
+        warn_if_slow("cpu", "bf16")
+    yield from warnings
+    yield refusal(Forward(NaN(), ExtractionConfig()), torch.rand(1, 3, 14, 14))
+    with s.monkeypatch.context() as patch:
+        another = types.ModuleType("model")
+        another.__file__ = "/elsewhere/model.py"
+        patch.setitem(sys.modules, "model", another)
+        yield refusal(runpy.run_path, str(ROOT / "hubconf.py"))
+    yield refusal(lambda: atomic_write(s.folder / "nowhere" / "results.json").__enter__())
+    yield refusal(PlaceBatches, [range(26)], 27)
+    yield script_refusal("train.py", *training_flags(s.city, "--train_backbone", "--lr=1e12"), cwd=s.folder)
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory, tiny_benchmark, checkpoints, foundation, city, indexes) -> list[str]:
+    """The messages that troubleshooting.md explains, provoked from the code."""
+    found: list[str] = []
+    for provoke in (data_messages, checkpoint_messages, flag_messages, index_messages, other_messages):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            folder = tmp_path_factory.mktemp("provoked")
+            found += provoke(Setting(folder, tiny_benchmark, checkpoints, foundation, city, indexes, monkeypatch))
+    return found
+
+
+QUOTED = [(page, block.rstrip("\n")) for page in PAGES for block in blocks(page, "text")]
+
+
+def matches(quoted: str, message: str) -> bool:
+    """Whether a quoted block is this message, or one line of it. [WORDS] in capitals stand for anything."""
+    pattern = ".+".join(map(re.escape, re.split(r"\[[A-Z]+\]", quoted)))
+    return any(re.fullmatch(pattern, part) for part in (message, *message.splitlines()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quoted", [block for _, block in QUOTED], ids=lambda block: block[:40])
+def test_every_quoted_message_is_one_of_the_code(messages, quoted):
+    assert any(matches(quoted, message) for message in messages)
+
+
+@pytest.mark.slow
+def test_every_provoked_message_is_explained(messages):
+    page = ROOT / "docs" / "troubleshooting.md"
+    quoted = [block for source, block in QUOTED if source == page]
+    assert len(quoted) > 30
+    assert not [message for message in messages if not any(matches(block, message) for block in quoted)]
