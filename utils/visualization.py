@@ -1,18 +1,39 @@
 """Pictures: the curves of a training run, and images with their matches. Importing this module loads matplotlib."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from datasets.images import load_image  # noqa: E402
 from model.errors import InputError  # noqa: E402
 from utils.runtime.atomic_files import atomic_write  # noqa: E402
+
+DPI = 110
+CORRECT, WRONG = "#009E73", "#CC3311"  # green and red that remain distinct with the common kinds of colour blindness
+DARK, GREY = "#1F2328", "#59636E"
+
+
+class MatchGroup(NamedTuple):
+    """The N matches of each of Q queries, best first: heading and unit, and [Q][N] image paths, distances as text, and
+    correct (bool).
+    """
+
+    heading: str
+    unit: str
+    images: Sequence[Sequence[str | Path]]
+    distances: Sequence[Sequence[str]]
+    correct: np.ndarray
 
 
 def draw_curves(path: Path, history: list[dict]) -> None:
@@ -57,7 +78,75 @@ def draw_matches(path: Path, query: Path, matches: Sequence[str], *, captions: S
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def draw_match_groups(path: Path, queries: Sequence[str | Path], groups: Sequence[MatchGroup], *, note: str) -> None:
+    """A PNG, 1760 pixels wide, with a row per query: the query, then its matches of each group with their distances.
+
+    A correct match has a green frame and a check mark, a wrong one a red frame and a cross. `note` stands below the
+    rows. Raises InputError if an image cannot be read.
+    """
+    count = max(len(row) for group in groups for row in group.images)
+    columns = [1.0] + [0.1, *[1.0] * count] * len(groups)  # widths in images; the narrow ones separate the groups
+    width, margin, gap = 16.0, 0.15, 0.13  # in inches, like all below
+    image_width = (width - 2 * margin - gap * (len(columns) - 1)) / sum(columns)
+    image_height, below_image = 0.75 * image_width, 0.47
+    header, footer = 0.86, 0.26 + 0.29 * (1 + note.count("\n"))
+    height = header + len(queries) * (image_height + below_image) + footer
+    layout = {
+        "width_ratios": columns,
+        "left": margin / width,
+        "right": 1 - margin / width,
+        "top": 1 - header / height,
+        "bottom": (footer + below_image) / height,
+        "wspace": gap / (image_width * sum(columns) / len(columns)),  # a fraction of the mean width
+        "hspace": below_image / image_height,
+    }
+    figure = plt.figure(figsize=(width, height), facecolor="white")
+    axes = figure.subplots(len(queries), len(columns), squeeze=False, gridspec_kw=layout)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    _draw_heading(axes[0, :1], "Query", "")
+    for axis, query in zip(axes[:, 0], queries, strict=True):
+        _draw_framed(axis, query, color=DARK, width=1)
+    for first, group in zip(range(2, len(columns), count + 1), groups, strict=True):
+        _draw_heading(axes[0, first : first + count], group.heading, f"{group.unit} below each match")
+        for row_axes, *row in zip(axes[:, first:], group.images, group.distances, group.correct, strict=True):
+            for axis, image, distance, correct in zip(row_axes, *row, strict=False):
+                color, mark = (CORRECT, "✔") if correct else (WRONG, "✘")
+                _draw_framed(axis, image, color=color, width=4)
+                axis.set_xlabel(f"{mark} {distance}", fontsize=17, color=color, labelpad=4)
+    note_text = figure.text(margin / width, 0.15 / height, note, fontsize=15, color=GREY, va="bottom", linespacing=1.35)
+    note_text.set_parse_math(False)
+    _save(figure, path, palette=True)
+
+
+def _draw_heading(axes: np.ndarray, text: str, unit: str) -> None:
+    """A heading, and the unit below it, centred above a row of axes."""
+    figure, first, last = axes[0].figure, axes[0].get_position(), axes[-1].get_position()
+    x, y, inch = (first.x0 + last.x1) / 2, first.y1, 1 / axes[0].figure.get_figheight()
+    figure.text(x, y + 0.42 * inch, text, fontsize=21, color=DARK, weight="bold", ha="center")
+    figure.text(x, y + 0.14 * inch, unit, fontsize=16, color=GREY, ha="center")
+
+
+def _draw_framed(axis: Axes, image: str | Path, *, color: str, width: float) -> None:
+    axis.imshow(load_image(image))
+    axis.spines[:].set(visible=True, edgecolor=color, linewidth=width)
+
+
+def _save(figure: Figure, path: Path, palette: bool = False) -> None:
+    """palette: reduce the picture to 256 colours, which makes one with many photos a third of the size."""
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+        if palette:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=DPI)
+            _reduce_colors(Image.open(buffer).convert("RGB")).save(file, format="png", optimize=True)
+        else:
+            figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
+
+
+def _reduce_colors(picture: Image.Image) -> Image.Image:
+    """The picture with the 256 colours that suit it best, from a ninth of its pixels: all of them take much longer."""
+    sample = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST)
+    colors = sample.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    return picture.quantize(palette=colors, dither=Image.Dither.NONE)

@@ -1,0 +1,128 @@
+"""The picture at the top of README.md: queries of the demo, their shortlists by binary codes, and after re-ranking.
+
+    python -m examples.teaser demo --output assets/teaser.png
+
+It repeats the last two-stage evaluation in the folder that `make demo` wrote. It shows queries whose first match is
+wrong by codes and correct after re-ranking, evenly spaced among all of these in the order of file names.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.benchmark import Benchmark
+from model import InputError, ModelConfig
+from model.weights import load_model
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import extract
+from utils.retrieval.metrics import correct_predictions
+from utils.retrieval.search import SearchResult, rerank, search_hamming
+from utils.runtime.atomic_files import make_folder
+from utils.runtime.script import cli_main
+
+ROWS = 3  # queries
+COLUMNS = 5  # matches of each stage
+
+
+def main() -> None:
+    # ---- Arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, help="the folder that `make demo` wrote")
+    parser.add_argument("--output", type=Path, default=Path("teaser.png"), metavar="FILE", help="the picture, a PNG")
+    args = parser.parse_args()
+
+    # ---- Dataset, model and settings of the demo's last two-stage evaluation
+    flags = last_flags(args.demo)
+    dataset = Benchmark(
+        args.demo / flags["datasets_folder"],
+        flags["dataset_name"],
+        flags["split"],
+        threshold=flags["val_positive_dist_threshold"],
+    )
+    config = ModelConfig(backbone=flags["backbone"], aggregation=flags["aggregation"], hashing=True, rerank=True)
+    model = load_model(config, args.demo / flags["resume"])
+    settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
+
+    # ---- Codes and descriptors
+    database = extract(model, dataset.database, settings)
+    queries = extract(model, dataset.queries, settings)
+    assert database is not None and queries is not None, "this script has one process"
+
+    # ---- Search by codes, then re-rank by descriptors
+    shortlist = search_hamming(database.codes, queries.codes, flags["rerank_num"])
+    reranked = rerank(shortlist, database.descriptors, queries.descriptors, rerank_num=flags["rerank_num"])
+
+    # ---- Choose queries
+    correct_codes = correct_predictions(shortlist.indices, dataset.positives)
+    correct_reranked = correct_predictions(reranked.indices, dataset.positives)
+    chosen = choose_queries(correct_codes, correct_reranked)
+
+    # ---- Draw
+    from utils.visualization import MatchGroup, draw_match_groups  # loads matplotlib
+
+    groups = [
+        MatchGroup(heading, unit, *matches(dataset, result, chosen), correct[chosen, :COLUMNS])
+        for heading, unit, result, correct in (
+            ("Shortlist by 512-bit codes", "Hamming distance", shortlist, correct_codes),
+            ("Re-ranked by float descriptors", "L2 distance", reranked, correct_reranked),
+        )
+    ]
+    make_folder(args.output.parent, exist_ok=True)
+    paths = [dataset.queries.paths[i] for i in chosen]
+    note = describe(dataset, correct_codes, correct_reranked, backbone=config.backbone)
+    draw_match_groups(args.output, paths, groups, note=note)
+    print(f"Picture: {args.output} ({args.output.stat().st_size / 1000:.0f} kB)")
+
+
+def last_flags(demo: Path) -> dict[str, Any]:
+    """The flags of the last two-stage evaluation in the demo's folder. Raises InputError if there is none."""
+    runs = sorted(demo.glob("logs/two_stage/*/results.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise InputError(
+            f"No results of the demo in {demo}: expected logs/two_stage/<time>/results.json in it. Run `make demo`, "
+            "and give the folder that it writes."
+        )
+    return json.loads(runs[-1].read_text())["arguments"]
+
+
+def choose_queries(correct_codes: np.ndarray, correct_reranked: np.ndarray) -> np.ndarray:
+    """The indices of up to ROWS queries whose first match is wrong by codes and correct after re-ranking, evenly spaced
+    among these. correct_...: bool [Q, K], of the matches of each stage. Raises InputError if there is no such query.
+    """
+    improved = np.flatnonzero(~correct_codes[:, 0] & correct_reranked[:, 0])
+    if len(improved) == 0:
+        raise InputError(
+            f"None of the {len(correct_codes)} queries has a wrong first match by codes and a correct one after "
+            "re-ranking. Train the model for longer, or evaluate more queries."
+        )
+    return improved[np.linspace(0, len(improved) - 1, min(ROWS, len(improved))).round().astype(int)]
+
+
+def matches(
+    dataset: Benchmark, result: SearchResult, chosen: np.ndarray
+) -> tuple[list[list[str | Path]], list[list[str]]]:
+    """The paths and the distances, as text, of the first COLUMNS matches of the chosen queries."""
+    distances, indices, metric = result.first(COLUMNS)
+    paths = [[dataset.database.paths[match] for match in indices[i]] for i in chosen]
+    formats = [".0f" if name == "hamming" else ".2f" for name in metric]
+    return paths, [[format(d, spec) for d, spec in zip(distances[i], formats, strict=True)] for i in chosen]
+
+
+def describe(dataset: Benchmark, correct_codes: np.ndarray, correct_reranked: np.ndarray, *, backbone: str) -> str:
+    """The note below the picture: what the frames mean, that the queries are chosen, and the recalls of all queries."""
+    first_codes, first_reranked = correct_codes[:, 0], correct_reranked[:, 0]
+    improved, worsened = (first_reranked & ~first_codes).sum(), (first_codes & ~first_reranked).sum()
+    r1_codes, r1_reranked = 100 * first_codes.mean(), 100 * first_reranked.mean()
+    return (
+        f"✔ green: within {dataset.threshold:g} m of the query.   ✘ red: farther away.   Selected examples, where "
+        "re-ranking corrects the first match.\n"
+        f"Re-ranking corrects {improved} of {len(first_codes)} first matches and worsens {worsened}. R@1 of {backbone} "
+        f"on the dataset {dataset.name}: {r1_codes:.1f} by codes, {r1_reranked:.1f} after re-ranking."
+    )
+
+
+if __name__ == "__main__":
+    cli_main(main)
