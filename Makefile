@@ -6,10 +6,12 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
 
-.PHONY: help demo corridor-demo teaser bench bench-gpu test test-unit test-oldest lint clean
+.PHONY: help install demo corridor-demo teaser bench bench-gpu test test-unit test-oldest lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
+
+install: .venv/installed  ## install everything into .venv; the other targets do so too
 
 demo: .venv/installed  ## draw a city, train on it, evaluate: about five minutes on two CPU cores
 	$(VENV_PYTHON) -m examples.demo
@@ -17,7 +19,7 @@ demo: .venv/installed  ## draw a city, train on it, evaluate: about five minutes
 corridor-demo: .venv/installed  ## train on synthetic cities, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor
 
-teaser: demo  ## draw the picture at the top of README.md
+teaser: .venv/installed  ## draw the picture at the top of README.md, after make demo
 	$(VENV_PYTHON) -m examples.teaser demo --output assets/teaser.png
 
 test: .venv/installed  ## run all tests: about five minutes on two CPU cores
@@ -48,7 +50,7 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 	done
 	$(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
 
-clean:  ## remove the environments and everything that the demo and the scripts wrote
+clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real
 
 .venv/installed: requirements.txt

@@ -57,7 +57,7 @@ def main() -> None:
         with run.phase("search"):
             candidates = search_hamming(database.codes, queries.codes, k)
 
-    # ---- Second stage: the first rerank_num results of each query, ordered by L2 distance of the descriptors
+    # ---- Second stage: the first rerank_num results of each query by L2 distance of the descriptors; the rest stay
     with run.phase("rerank"):
         results = rerank(candidates, database.descriptors, queries.descriptors, rerank_num=args.rerank_num)
 

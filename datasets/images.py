@@ -24,6 +24,8 @@ def load_image(path: str | Path, draft_size: tuple[int, int] | None = None) -> I
             return image.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"Cannot read the image {path}: there is no such file.") from None
+    except IsADirectoryError:
+        raise InputError(f"Cannot read the image {path}: this is a folder. Give image files.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise InputError(f"Cannot read the image {path}: {error}. The file may be damaged or truncated.") from error
 

@@ -29,8 +29,8 @@ def main() -> None:
     args = parser.parse_args()
 
     # ---- From files to a batch [B, 3, H, W]
-    model = load_any_model(args.model)
     images = torch.stack([resize_image(load_image(path), tuple(args.resize)) for path in args.images])
+    model = load_any_model(args.model)
 
     # ---- A float model returns descriptors; a hashing-only one logits and codes; a two-branch one all three
     with torch.inference_mode():

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from datasets.benchmark import ImageSet, list_images
+from datasets.images import load_image
 from model.weights import load_any_model
 from utils.cli import positive_int, resolve_device
 from utils.retrieval.config import ExtractionConfig
@@ -31,14 +32,16 @@ def main() -> None:
     parser.add_argument("--device", choices=choices, default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--save_pictures", type=Path, metavar="DIR", help="save a PNG of each query with its matches")
     args = parser.parse_args()
-    if args.save_pictures:
-        make_folder(args.save_pictures, exist_ok=True)
+    for query in args.queries:
+        load_image(query)  # fails now, not after the model has been downloaded
 
     # ---- Features of the queries and of the folder
     database_images = ImageSet.without_positions(list_images(args.folder))
     device = resolve_device(args.device)
     settings = ExtractionConfig(resize=tuple(args.resize), device=device)
     model = load_any_model(args.model).to(device)
+    if args.save_pictures:
+        make_folder(args.save_pictures, exist_ok=True)
     queries = extract(model, ImageSet.without_positions(args.queries), settings)
     database = extract(model, database_images, settings)
     assert database is not None and queries is not None, "this script has one process"

@@ -13,6 +13,7 @@ from datasets.benchmark import list_images
 pytestmark = pytest.mark.slow
 RUN = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module(sys.argv[0], run_name='__main__')"
 SIZE = ["--resize", 56, 56]
+IMAGE = "my images/place 0/view 0.jpg"
 
 
 @pytest.fixture
@@ -71,17 +72,17 @@ def test_search_folder(images, checkpoints, tmp_path, mode):
     ("module", "arguments", "words"),
     [
         ("examples.describe_image", ["no.jpg"], ["no.jpg", "no such file"]),
-        ("examples.describe_image", ["no.jpg", "--model=resnet"], ["resnet", "SelaVPRplusplus_base"]),
-        ("examples.search_folder", ["nowhere", "no.jpg"], ["No folder nowhere"]),
-        ("examples.search_folder", [".", "no.jpg"], ["No images in ."]),
+        ("examples.describe_image", [IMAGE, "--model=resnet"], ["resnet", "SelaVPRplusplus_base"]),
+        ("examples.describe_image", ["empty"], ["empty", "folder"]),
+        ("examples.search_folder", ["nowhere", IMAGE], ["No folder nowhere"]),
+        ("examples.search_folder", ["empty", IMAGE], ["No images in empty"]),
         ("examples.search_folder", ["my images", "no.jpg"], ["no.jpg", "no such file"]),
         ("examples.search_folder", ["my images", "no.jpg", "--results=0"], ["--results", "'0'"]),
-        ("examples.search_folder", ["my images", "no.jpg", "--resize", 50, 50], ["50 x 50", "14"]),
+        ("examples.search_folder", ["my images", IMAGE, "--resize", 50, 50], ["50 x 50", "14"]),
     ],
 )
 def test_bad_input(images, checkpoints, tmp_path, module, arguments, words):
-    if arguments[0] == ".":
-        shutil.rmtree(images)
+    (tmp_path / "empty").mkdir()
     result = run_python(RUN, module, "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
     assert result.status == 2 and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
