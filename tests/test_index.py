@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -464,15 +465,16 @@ def test_sigterm_ends_an_evaluation_and_leaves_nothing_behind(tmp_path, tiny_ben
 
 
 INTERRUPTED = """
-import os, signal, time
+import contextlib, os, signal, sys, time
 from utils.runtime.script import cli_main
+from utils.runtime.signals import StopSignals
 
 class Finalized:
     def __del__(self):
         signal_arrives()
 
 def signal_arrives():
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[2]))
     time.sleep(0.01)
 
 def inside_a_finalizer():  # Python discards the exception that the handler raises
@@ -485,15 +487,29 @@ def inside_an_import():  # an extension module that is loading turns it into an 
     except BaseException as error:
         raise ImportError("initialization failed") from error
 
-cli_main({})
+def main():
+    # Validation during training runs in such a block.
+    with StopSignals().interruptible() if sys.argv[3] == "training" else contextlib.nullcontext():
+        globals()[sys.argv[1]]()
+
+cli_main(main)
 """
 
 
 @pytest.mark.parametrize("place", ["inside_a_finalizer", "inside_an_import"])
-def test_sigterm_is_not_lost(place):
-    script = INTERRUPTED.format(place)
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=20)
-    assert (result.returncode, result.stderr) == (143, b"")
+@pytest.mark.parametrize(
+    ("number", "script", "status", "message"),
+    [
+        (signal.SIGTERM, "evaluation", 143, b""),
+        (signal.SIGINT, "evaluation", 130, b"interrupted\n"),
+        (signal.SIGTERM, "training", 143, b""),
+        (signal.SIGINT, "training", 130, b""),
+    ],
+)
+def test_a_stop_signal_is_not_lost(place, number, script, status, message):
+    command = [sys.executable, "-c", INTERRUPTED, place, str(int(number)), script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=20)
+    assert (result.returncode, result.stderr) == (status, message)
 
 
 @pytest.mark.parametrize(

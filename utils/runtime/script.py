@@ -41,20 +41,20 @@ def _run(main: Callable[[], None]) -> int:
         with contextlib.suppress(OSError):  # the disk may be full, and the message is on the terminal already
             logging.debug("The script ended with:", exc_info=error)
         return 2
-    except KeyboardInterrupt:
+    except BaseException as error:
+        interruption = _find_interruption(error)
+        if interruption is None:
+            raise
+        if isinstance(interruption, Stopped):
+            return EXIT_STATUS[signal.Signals(interruption.signal)]
         print("interrupted", file=sys.stderr)
         return 130
-    except BaseException as error:
-        stopped = _find_stopped(error)
-        if stopped is None:
-            raise
-        return EXIT_STATUS[signal.Signals(stopped.signal)]
     return 0
 
 
-def _find_stopped(error: BaseException | None) -> Stopped | None:
-    """The Stopped among an exception and its causes: extension modules turn it into an ImportError while they load."""
-    while error is not None and not isinstance(error, Stopped):
+def _find_interruption(error: BaseException | None) -> Stopped | KeyboardInterrupt | None:
+    """The interruption among an error and its causes. Extension modules turn it into an ImportError while they load."""
+    while error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
         error = error.__context__
     return error
 

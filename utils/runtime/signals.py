@@ -44,28 +44,30 @@ class StopSignals:
             self._interruptible = False
 
     def _handle(self, number: int, frame: object) -> None:
+        if self._interruptible:
+            self.received = self.received or number
+            raise Stopped(self.received)
         if self.received == number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
-        if self.received is None:
-            self.received = number
-        if self._interruptible:
-            raise Stopped(self.received)
+        self.received = self.received or number
         if number == signal.SIGINT:  # os.write, because print is not safe in a signal handler
             os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
 
 
 def repeat_swallowed_signals() -> None:
-    """Repeats a stop signal whose exception was lost.
+    """Repeats a stop signal, or Ctrl-C, whose exception was lost.
 
     Python discards exceptions raised inside a finalizer or a fork hook, where a signal may well arrive: DataLoader
     forks its workers.
     """
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if isinstance(unraisable.exc_value, Stopped):
+        error = unraisable.exc_value
+        if isinstance(error, (Stopped, KeyboardInterrupt)):
             # Later and from another thread, because a signal raised here would be lost in the same place.
-            threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.signal)).start()
+            number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         else:
             sys.__unraisablehook__(unraisable)
 
