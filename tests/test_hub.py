@@ -99,6 +99,16 @@ def test_one_function_per_published_checkpoint(downloaded, entry):
     assert descriptor.shape == (2, entry.descriptor_dim)
 
 
+@pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.name)
+def test_the_readme_lists_the_published_checkpoints(entry):
+    (row,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{entry.name}` |"))
+    _, _, backbone, parameters, returns, size, link, _ = (cell.strip() for cell in row.split("|"))
+    assert (backbone, parameters) == (entry.config.backbone, f"{entry.parameters_m} M")
+    assert returns == ("logits, code, descriptor" if entry.config.rerank else f"descriptor [B, {entry.descriptor_dim}]")
+    assert size == "64 + " * entry.config.rerank + str(4 * entry.descriptor_dim)
+    assert link == f"[download]({entry.urls[0]})"
+
+
 def test_torch_alone_suffices(tmp_path):
     code = (
         LOAD.replace("FLAGS", 'backbone="vit-tiny", pretrained=False')

@@ -1,5 +1,8 @@
 """Search, re-ranking, packed codes and recall against naive loops on random input."""
 
+import sys
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -191,12 +194,14 @@ def test_rerank(seed, rerank_num, where, dtype, tmp_path):
     assert metric == ["l2"] * min(rerank_num, 12) + ["hamming"] * max(12 - rerank_num, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_database_on_disk_does_not_stay_in_memory(tmp_path):
     database = disk_array(np.ones((1 << 13, 1 << 10), np.float32), tmp_path / "database")  # 32 MiB
     queries = np.zeros((4, 1 << 10), np.float32)
 
     def resident():
-        return int(next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()[1])  # noqa: SIM115
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssFile")).split()[1])
 
     search.rerank(candidates_of(np.random.default_rng(0), 4), database, queries, rerank_num=12)
     before = resident()
