@@ -487,6 +487,8 @@ def inside_an_import():  # an extension module that is loading turns it into an 
     except BaseException as error:
         raise ImportError("initialization failed") from error
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
+
 def main():
     # Validation during training runs in such a block.
     with StopSignals().interruptible() if sys.argv[3] == "training" else contextlib.nullcontext():
