@@ -1,6 +1,7 @@
 """One process or several (torchrun): which rank writes, and how batches and gradients are combined."""
 
 import os
+import time
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -27,6 +28,9 @@ def shutdown() -> None:
     """Leaves the process group, and ends gloo's threads: one that outlives the interpreter aborts the process."""
     global _cpu_group
     if dist.is_initialized():
+        # PyTorch 2.6 destroys the group while it holds the interpreter's lock, and waits for gloo's threads. One that
+        # is still releasing the tensors of the last collective needs that lock: give it time, or both wait forever.
+        time.sleep(0.2)
         dist.destroy_process_group()
         _cpu_group = None
 
