@@ -6,7 +6,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
 
-.PHONY: help install demo corridor-demo teaser bench bench-gpu test test-unit test-oldest lint clean
+.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-unit test-oldest lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ corridor-demo: .venv/installed  ## train on synthetic cities, evaluate on real i
 
 teaser: .venv/installed  ## draw the picture at the top of README.md, after make demo
 	$(VENV_PYTHON) -m examples.teaser demo --output assets/teaser.png
+
+reproduce: .venv/installed  ## compare the published models with published recalls: make reproduce DATASETS_FOLDER=/data/vpr
+	$(VENV_PYTHON) -m benchmarks.reproduce $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MSLS_QUERIES_LIST),--msls_queries_list "$(MSLS_QUERIES_LIST)")
 
 test: .venv/installed  ## run all tests: about five minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST)

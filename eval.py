@@ -1,16 +1,20 @@
 """Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
 
-import logging
+from functools import partial
 
 import torch
 
 from datasets.benchmark import Benchmark
+from model import GeoLocalizationNet
 from model.weights import load_model
-from utils.cli import parse_evaluation
+from utils.cli import EvaluationArguments, parse_evaluation
+from utils.retrieval.evaluation import Results, evaluate_each, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
+from utils.retrieval.pca import PCA, fit_pca_to_images
 from utils.retrieval.report import report
 from utils.retrieval.search import search_l2
+from utils.retrieval.test_methods import merge_crops
 from utils.runtime import distributed
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
@@ -21,35 +25,41 @@ def main() -> None:
     distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
 
-    # ---- Dataset and model
-    dataset = Benchmark(
-        args.datasets_folder,
-        args.dataset_name,
-        args.split,
-        threshold=args.val_positive_dist_threshold,
-        has_database=args.load_index is None,
-    )
+    # ---- Datasets (usually one) and model
+    benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
     model = load_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
     run = RunDir(args.save_dir, args.flags)
-    logging.info("%s", dataset)
+    pca = fit_pca_to_images(model, args.extraction, args.pca) if args.pca else None
+    evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model, pca=pca))
 
+
+def evaluate(
+    dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: GeoLocalizationNet, pca: PCA | None
+) -> Results | None:
+    """Writes the results to the run's folder, and returns them; None on all but the main rank."""
     # ---- Descriptors (under torchrun, of every rank's share)
     with run.phase("extraction"):
         if args.load_index:
             database = open_index(args.load_index, model, args.extraction, verify=not args.trust_index)
         else:
             database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
-        queries = extract(model, dataset.queries, args.extraction)
+        queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))
     if database is None or queries is None:  # only the main rank receives the features
-        return
+        return None
+    if pca:
+        database, queries = pca.project_features(database), pca.project_features(queries)
 
     # ---- Search
+    k = max(args.recall_values)
     with run.phase("search"):
-        results = search_l2(database.descriptors, queries.descriptors, max(args.recall_values))
+        results = search_l2(database.descriptors, queries.descriptors, k)
+        if args.merges_crops:  # the results of the crops of each query
+            results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 
     # ---- Recalls, predictions.csv, results.json
     dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-    report(run, dataset, {"Float": results}, recall_values=args.recall_values, descriptor_dim=model.descriptor_dim)
+    descriptor_dim = database.descriptors.shape[1]
+    return report(run, dataset, {"Float": results}, recall_values=args.recall_values, descriptor_dim=descriptor_dim)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-import logging
+from functools import partial
 
 import torch
 
 from datasets.benchmark import Benchmark
-from model import CODE_BITS
+from model import CODE_BITS, GeoLocalizationNet
 from model.weights import load_model
-from utils.cli import parse_evaluation
+from utils.cli import EvaluationArguments, parse_evaluation
+from utils.retrieval.evaluation import Results, evaluate_each, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.report import report
 from utils.retrieval.search import search_hamming
+from utils.retrieval.test_methods import merge_crops
 from utils.runtime import distributed
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
@@ -23,19 +25,19 @@ def main() -> None:
     distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
 
-    # ---- Dataset and model
-    dataset = Benchmark(
-        args.datasets_folder,
-        args.dataset_name,
-        args.split,
-        threshold=args.val_positive_dist_threshold,
-        has_database=args.load_index is None,
-    )
-    if args.ivf and not (args.load_index or args.save_index):
-        args.ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
+    # ---- Datasets (usually one) and model
+    benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
     model = load_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
     run = RunDir(args.save_dir, args.flags)
-    logging.info("%s", dataset)
+    evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model))
+
+
+def evaluate(
+    dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: GeoLocalizationNet
+) -> Results | None:
+    """Writes the results to the run's folder, and returns them; None on all but the main rank."""
+    if args.ivf and not (args.load_index or args.save_index):
+        args.ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
 
     # ---- Codes (under torchrun, of every rank's share)
     with run.phase("extraction"):
@@ -43,9 +45,9 @@ def main() -> None:
             database = open_index(args.load_index, model, args.extraction, verify=not args.trust_index)
         else:
             database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
-        queries = extract(model, dataset.queries, args.extraction)
+        queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))
     if database is None or queries is None:  # only the main rank receives the features
-        return
+        return None
 
     # ---- Search
     k = max(args.recall_values)
@@ -57,10 +59,12 @@ def main() -> None:
     else:
         with run.phase("search"):
             results = search_hamming(database.codes, queries.codes, k)
+    if args.merges_crops:  # the results of the crops of each query
+        results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 
     # ---- Recalls, predictions.csv, results.json
     dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-    report(run, dataset, {"Binary": results}, recall_values=args.recall_values, descriptor_dim=CODE_BITS)
+    return report(run, dataset, {"Binary": results}, recall_values=args.recall_values, descriptor_dim=CODE_BITS)
 
 
 if __name__ == "__main__":

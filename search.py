@@ -1,5 +1,7 @@
 """Find the places of single images: the best matches of each in an index, with positions and distances."""
 
+from math import isfinite
+
 from datasets.benchmark import ImageSet
 from model import InputError
 from model.weights import load_model
@@ -29,6 +31,7 @@ def main() -> None:
         batch_size=args.infer_batch_size,
         device=args.device,
         precision=args.precision,
+        exif_orientation=args.exif_orientation,
     )
     index.require_compatible(IndexMetadata.of(model, settings))
 
@@ -50,12 +53,16 @@ def main() -> None:
         print(f"{'rank':>4}  {'distance':>16}  {'easting':>12}  {'northing':>12}  image")
         for rank, (match, (easting, northing)) in enumerate(zip(matches, positions, strict=True)):
             distance = f"{distances[i, rank]:>8.4g} {metric[rank]:<7}"
-            print(f"{rank + 1:>4}  {distance}  {easting:>12.2f}  {northing:>12.2f}  {match}")
+            position = (
+                f"{easting:>12.2f}  {northing:>12.2f}" if isfinite(easting) else f"{'unknown':>12}  {'unknown':>12}"
+            )
+            print(f"{rank + 1:>4}  {distance}  {position}  {match}")
         if args.save_pictures:
             from utils.visualization import draw_matches  # loads matplotlib
 
             captions = [
-                f"{rank + 1}: {distances[i, rank]:.4g}\n{easting:.0f} E  {northing:.0f} N"
+                f"{rank + 1}: {distances[i, rank]:.4g}"
+                + (f"\n{easting:.0f} E  {northing:.0f} N" if isfinite(easting) else "")
                 for rank, (easting, northing) in enumerate(positions)
             ]
             picture = args.save_pictures / f"{i + 1:03d}_{image.stem}.png"

@@ -24,7 +24,6 @@ def main() -> None:
     args = parse_training(__doc__)
     distributed.init(args.training.device)
     torch.manual_seed(args.training.seed)
-    threshold = args.val_positive_dist_threshold
 
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
     model = GeoLocalizationNet(args.model)
@@ -40,8 +39,8 @@ def main() -> None:
     # ---- Data: batches of places with several images each; datasets to validate and to test on
     places = GSVCities(args.gsv_cities_folder, args.places)
     loader = PlaceLoader(places, args.training, args.extraction.num_workers)
-    validate = Validator(validation_sets(args.datasets_folder, args.val_datasets, threshold), args.extraction)
-    test = Benchmark(args.datasets_folder, args.dataset_name, "test", threshold=threshold)
+    validate = Validator(validation_sets(args.val_benchmarks), args.extraction)
+    test = Benchmark(args.test_benchmark)
 
     # ---- Training: the loss is that of the descriptors. Only the float branch learns, unless --train_backbone is given
     training_step = TrainingStep(model, args.training, criterion=float_losses, branch="float")

@@ -26,7 +26,6 @@ def main() -> None:
     args = parse_training(__doc__, hashing=True, rerank=True)
     distributed.init(args.training.device)
     torch.manual_seed(args.training.seed)
-    threshold = args.val_positive_dist_threshold
 
     # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
     model = GeoLocalizationNet(args.model)
@@ -36,11 +35,11 @@ def main() -> None:
     places = GSVCities(args.gsv_cities_folder, args.places)
     loader = PlaceLoader(places, args.training, args.extraction.num_workers)
     validate = Validator(
-        validation_sets(args.datasets_folder, args.val_datasets, threshold),
+        validation_sets(args.val_benchmarks),
         args.extraction,
         rerank_num=args.rerank_num if args.select_by == "reranked" else 0,
     )
-    test = Benchmark(args.datasets_folder, args.dataset_name, "test", threshold=threshold)
+    test = Benchmark(args.test_benchmark)
 
     # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch is computed
     # and learns

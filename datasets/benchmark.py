@@ -1,7 +1,6 @@
-"""VPR benchmarks on disk: a database and queries with UTM positions in their file names."""
+"""VPR benchmarks: a database and queries, their positions, and which database images are correct for each query."""
 
 import copy
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.layouts import BenchmarkConfig, find_layout, list_images
+from datasets.mapillary import image_key, mapillary_conditions
+from datasets.positions import PositionTable, utm_position
 from model.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,78 +36,96 @@ class ImageSet:
 
 
 class Benchmark:
-    """One split of a dataset:
-    `<datasets_folder>/<name>/images/<split>/{database,queries}/**/@<utm_easting>@<utm_northing>@...@.jpg`.
+    """The images that a BenchmarkConfig selects.
 
-    Attributes: name; folder, the split's; database and queries, in sorted order; threshold, the distance in metres up
-    to which (inclusive) a database image is a positive of a query. With `has_database=False` the database folder is
-    not read and `database` is empty, for evaluations of an index. Raises InputError if a folder is missing or empty,
-    or a file name holds no position.
+    Attributes: config; name; folder, above all images; database and queries, in sorted order; query_folders, {name:
+    indices of the queries in that folder}. With `has_database=False` the database folder is not read and `database` is
+    empty, for evaluations of an index. Raises InputError if a folder is missing or empty, or an image has no position.
     """
 
-    def __init__(
-        self, datasets_folder: str | Path, name: str, split: str, *, threshold: float = 25.0, has_database: bool = True
-    ) -> None:
-        self.name = name
-        self.threshold = threshold
-        self.folder = _existing_folder(Path(datasets_folder), name, split)
-        self.database = read_image_set(self.folder / "database") if has_database else ImageSet([], np.empty((0, 2)))
-        self.queries = read_image_set(self.folder / "queries")
+    def __init__(self, config: BenchmarkConfig, *, has_database: bool = True) -> None:
+        self.config = config
+        self.name = config.name
+        layout = find_layout(config, has_database=has_database)
+        self.folder = layout.folder
+        positions = PositionTable(config.positions_csv, self.folder) if config.positions_csv else None
+
+        def read(folder: Path) -> ImageSet:
+            paths = list_images(folder)
+            if not config.labels:
+                return ImageSet.without_positions(paths)
+            utms = positions.utms(paths, folder) if positions else np.array([utm_position(path) for path in paths])
+            return ImageSet(paths, utms)
+
+        self.database = read(layout.database) if layout.database else ImageSet([], np.empty((0, 2)))
+        parts = {folder: read(folder) for folder in layout.queries}
+        if config.queries_list:
+            parts = select_queries(parts, config.queries_list, self.folder)
+        bounds = np.cumsum([0, *map(len, parts.values())])
+        self.query_folders = {
+            folder.name: np.arange(start, stop) for folder, start, stop in zip(parts, bounds, bounds[1:], strict=False)
+        }
+        self.queries = ImageSet(
+            [path for part in parts.values() for path in part.paths], np.concatenate([p.utms for p in parts.values()])
+        )
 
     def with_database(self, database: ImageSet) -> "Benchmark":
         """The same queries against another database, such as the images of an index."""
         benchmark = copy.copy(self)
         benchmark.database = database
         benchmark.__dict__.pop("positives", None)
+        if self.config.labels and np.isnan(database.utms).any():
+            raise InputError("The index holds images without positions, so that no recall is defined. Use --no_labels.")
         return benchmark
 
     @cached_property
     def positives(self) -> list[np.ndarray]:
         """For each query, the indices of its positives in the database, int64, ascending."""
-        return find_positives(self.database.utms, self.queries.utms, self.threshold)
+        return find_positives(self.database.utms, self.queries.utms, self.config.threshold)
+
+    @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """{name: indices of the queries}: those of each folder, if there are several, and the notes of MSLS."""
+        folders = self.query_folders if len(self.query_folders) > 1 else {}
+        return {**folders, **mapillary_conditions(self.queries.paths)}
 
     def __str__(self) -> str:
         database = f"{len(self.database)} database images, " if len(self.database) else ""
         return f"{self.name} ({self.folder}): {database}{len(self.queries)} queries"
 
 
-def read_image_set(folder: Path) -> ImageSet:
-    """The images below a folder, with the positions in their names. Raises InputError if one has none."""
-    paths = list_images(folder)
-    return ImageSet(paths, np.array([utm_position(path) for path in paths]))
+def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path) -> dict[Path, ImageSet]:
+    """The queries that a file lists, by their MSLS key, or their path relative to `above` or to their own folder.
 
-
-def list_images(folder: Path) -> list[str]:
-    """The paths of the images below a folder, sorted. Raises InputError if the folder is missing or contains none.
-
-    Paths are strings: for a database of millions of images, Path objects would take gigabytes.
+    The file has one entry per line, or all on one line with spaces between. {folder: queries} in and out. Raises
+    InputError if an entry is unknown, ambiguous or listed twice.
     """
-    if not folder.is_dir():
-        raise InputError(f"No folder {folder}.")
-    paths = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES)
-    )
-    if not paths:
-        raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
-    return paths
-
-
-def utm_position(path: str | Path) -> tuple[float, float]:
-    """(easting, northing) in metres from `@<easting>@<northing>@...`. Raises InputError, which names the file."""
-    fields = os.path.basename(path).split("@")
-    try:
-        position = float(fields[1]), float(fields[2])
-        if not all(map(math.isfinite, position)):
-            raise ValueError
-    except (IndexError, ValueError):
+    lines = [line.strip() for line in queries_list.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    entries = lines[0].split() if len(lines) == 1 else lines
+    if not entries:
+        raise InputError(f"{queries_list} lists no queries.")
+    known: dict[str, set[tuple[Path, int]]] = {}
+    for folder, images in parts.items():
+        for i, path in enumerate(images.paths):
+            relative = {os.path.relpath(path, above), os.path.relpath(path, folder)}
+            for name in {*relative, os.path.basename(path), os.path.abspath(path), image_key(path)} - {""}:
+                known.setdefault(name, set()).add((folder, i))
+    unknown = [entry for entry in entries if entry not in known]
+    if unknown:
         raise InputError(
-            f"No UTM position in the file name {path}. Expected @<utm_easting>@<utm_northing>@...@.jpg with two "
-            "numbers."
-        ) from None
-    return position
+            f"{queries_list}: {len(unknown)} of {len(entries)} entries are not queries in "
+            f"{', '.join(map(str, parts))}, such as {', '.join(unknown[:3])}. Expected MSLS keys, or paths relative to "
+            "that folder."
+        )
+    selected: dict[Path, list[int]] = {folder: [] for folder in parts}
+    for entry in entries:
+        if len(known[entry]) > 1:
+            raise InputError(f"{queries_list}: {entry} stands for {len(known[entry])} queries. Give paths instead.")
+        ((folder, i),) = known[entry]
+        if i in selected[folder]:
+            raise InputError(f"{queries_list} lists {entry} more than once.")
+        selected[folder].append(i)
+    return {folder: parts[folder][np.array(sorted(indices))] for folder, indices in selected.items() if indices}
 
 
 def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold: float) -> list[np.ndarray]:
@@ -117,18 +135,3 @@ def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold:
     neighbours = NearestNeighbors(radius=threshold).fit(database_utms)
     indices = neighbours.radius_neighbors(query_utms, return_distance=False)
     return [np.sort(positives) for positives in indices]
-
-
-def _existing_folder(datasets_folder: Path, name: str, split: str) -> Path:
-    """The split's folder. Raises InputError, which says which part of the path is missing and what exists instead."""
-    folder = datasets_folder
-    for part in ("", name, "images", split):
-        parent, folder = folder, folder / part
-        if not folder.is_dir():
-            actual = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else None
-            contents = f"{parent} contains {', '.join(actual[:10]) or 'no folders'}. " if actual is not None else ""
-            raise InputError(
-                f"No folder {folder}. {contents}"
-                "Expected <datasets_folder>/<dataset_name>/images/<split>/{database,queries}."
-            )
-    return folder

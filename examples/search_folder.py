@@ -7,8 +7,9 @@ python -m examples.search_folder my_images query.jpg --model my_run/best_model.p
 import argparse
 from pathlib import Path
 
-from datasets.benchmark import ImageSet, list_images
+from datasets.benchmark import ImageSet
 from datasets.images import load_image
+from datasets.layouts import list_images
 from model.weights import load_any_model
 from utils.cli import positive_int, resolve_device
 from utils.retrieval.config import ExtractionConfig

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets.benchmark import Benchmark
+from datasets.layouts import BenchmarkConfig
 from model import InputError, ModelConfig
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
@@ -36,11 +37,14 @@ def main() -> None:
 
     # ---- Dataset, model and settings of the demo's last two-stage evaluation
     flags = last_flags(args.demo)
+    (name,) = flags["dataset_name"]
     dataset = Benchmark(
-        args.demo / flags["datasets_folder"],
-        flags["dataset_name"],
-        flags["split"],
-        threshold=flags["val_positive_dist_threshold"],
+        BenchmarkConfig(
+            name=name,
+            datasets_folder=args.demo / flags["datasets_folder"],
+            split=flags["split"],
+            threshold=flags["val_positive_dist_threshold"],
+        )
     )
     config = ModelConfig(backbone=flags["backbone"], aggregation=flags["aggregation"], hashing=True, rerank=True)
     model = load_model(config, args.demo / flags["resume"])
@@ -116,8 +120,9 @@ def describe(dataset: Benchmark, correct_codes: np.ndarray, correct_reranked: np
     first_codes, first_reranked = correct_codes[:, 0], correct_reranked[:, 0]
     improved, worsened = (first_reranked & ~first_codes).sum(), (first_codes & ~first_reranked).sum()
     r1_codes, r1_reranked = 100 * first_codes.mean(), 100 * first_reranked.mean()
+    threshold = dataset.config.threshold
     return (
-        f"✔ green: within {dataset.threshold:g} m of the query.   ✘ red: farther away.   Selected examples, where "
+        f"✔ green: within {threshold:g} m of the query.   ✘ red: farther away.   Selected examples, where "
         "re-ranking corrects the first match.\n"
         f"Re-ranking corrects {improved} of {len(first_codes)} first matches and worsens {worsened}. R@1 of {backbone} "
         f"on the dataset {dataset.name}: {r1_codes:.1f} by codes, {r1_reranked:.1f} after re-ranking."

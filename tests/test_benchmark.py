@@ -5,8 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from datasets.benchmark import Benchmark, find_positives, list_images, utm_position
+from datasets.benchmark import Benchmark, find_positives
+from datasets.layouts import BenchmarkConfig, list_images
+from datasets.positions import utm_position
 from model import InputError
+
+
+def town(datasets, **options):
+    """The configuration of the dataset that make_split writes."""
+    return BenchmarkConfig(datasets_folder=datasets, name="town", **options)
 
 
 def make_split(datasets, database=("@1@2@.jpg",), queries=("@1@2@.jpg",)):
@@ -23,7 +30,7 @@ def make_split(datasets, database=("@1@2@.jpg",), queries=("@1@2@.jpg",)):
 def test_images_are_found_in_nested_folders_whatever_the_case_of_their_suffix(tmp_path):
     names = ["@5@0@.jpg", "b/@4@0@.jpeg", "a/c/@3@0@.png", "a/@2@0@.JPG", "@1@0@.Png", "@6@0@.JPEG"]
     split = make_split(tmp_path, names + ["notes.txt", "a/@9@9@.gif", "jpg", ".jpg.swp"])
-    benchmark = Benchmark(tmp_path, "town", "test")
+    benchmark = Benchmark(town(tmp_path))
     assert [path.removeprefix(f"{split}/database/") for path in benchmark.database.paths] == sorted(names)
     assert benchmark.database.utms[:, 0].tolist() == [float(name.split("@")[1]) for name in sorted(names)]
     assert list_images(split / "database") == benchmark.database.paths
@@ -35,7 +42,7 @@ def test_benchmark_attributes(tmp_path):
         database=["@100@200@a@.jpg", "@130@200@b@.jpg", "@900@900@c@.jpg"],
         queries=["x/@110.5@200@.jpg", "@500@-500.25@.jpg", "@900@875@.jpg"],
     )
-    benchmark = Benchmark(tmp_path, "town", "test", threshold=25)
+    benchmark = Benchmark(town(tmp_path, threshold=25))
     assert benchmark.queries.utms.tolist() == [[500, -500.25], [900, 875], [110.5, 200]]
     assert [positives.tolist() for positives in benchmark.positives] == [[], [2], [0, 1]]
     assert all(word in str(benchmark) for word in ("town", "3 database", "3 queries"))
@@ -43,7 +50,7 @@ def test_benchmark_attributes(tmp_path):
 
 def test_without_its_database_only_the_queries_are_looked_at(tmp_path):
     split = make_split(tmp_path, database=["no_position.jpg"], queries=["@1@2@.jpg"])
-    benchmark = Benchmark(tmp_path, "town", "test", has_database=False)
+    benchmark = Benchmark(town(tmp_path), has_database=False)
     assert benchmark.database.paths == [] and benchmark.queries.paths == [str(split / "queries" / "@1@2@.jpg")]
     assert "database" not in str(benchmark).split(": ")[1]
 
@@ -77,7 +84,7 @@ def test_position(tmp_path, name, position):
 def test_a_file_name_without_position_is_named(tmp_path, name):
     split = make_split(tmp_path / "@3@4@", queries=["@1@2@.jpg", name])  # the folder's numbers are not the file's
     with pytest.raises(InputError) as caught:
-        Benchmark(tmp_path / "@3@4@", "town", "test")
+        Benchmark(town(tmp_path / "@3@4@"))
     assert str(split / "queries" / name) in str(caught.value)
     assert "UTM" in str(caught.value)
 
@@ -93,7 +100,7 @@ def test_a_file_name_without_position_is_named(tmp_path, name):
 def test_what_is_missing_is_named_and_what_is_there_instead_too(tmp_path, folder, name, split, missing, there):
     make_split(tmp_path / "sets")
     with pytest.raises(InputError) as caught:
-        Benchmark(tmp_path / folder, name, split)
+        Benchmark(BenchmarkConfig(datasets_folder=tmp_path / folder, name=name, split=split))
     assert f"No folder {tmp_path / missing}." in str(caught.value)
     if there != "sets":  # what lies beside the datasets folder is no help
         assert f" contains {there}" in str(caught.value)
@@ -106,7 +113,7 @@ def test_an_empty_database_or_queries(tmp_path, which, state):
     if state == "missing":
         (split / which).rmdir()
     with pytest.raises(InputError) as caught:
-        Benchmark(tmp_path, "town", "test")
+        Benchmark(town(tmp_path))
     assert str(split / which) in str(caught.value)
 
 

@@ -140,6 +140,15 @@ def predictions(cwd):
         return list(csv.DictReader(file))
 
 
+def test_a_missing_dataset_does_not_keep_two_processes_from_evaluating_the_other(tiny_benchmark, checkpoints, tmp_path):
+    flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name", "missing", "tiny", "--backbone=vit-tiny"]
+    flags += [f"--resume={checkpoints['float']}", "--resize", 28, 28, "--num_workers=0", "--device=cpu"]
+    with pytest.raises(AssertionError, match="1 of 2 datasets failed: missing"):
+        torchrun(ROOT / "eval.py", *flags, cwd=tmp_path)
+    (summary,) = (tmp_path / "logs/eval").glob("*/summary.csv")
+    assert "tiny,unrecognised protocol,16,10," in summary.read_text()
+
+
 def test_eval(tiny_benchmark, checkpoints, tmp_path):
     flags = [
         f"--datasets_folder={tiny_benchmark}",

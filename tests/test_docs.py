@@ -25,18 +25,22 @@ from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
 
-from datasets.benchmark import Benchmark, list_images, utm_position
+from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig
 from datasets.images import load_image
+from datasets.layouts import BenchmarkConfig, list_images
+from datasets.positions import PositionTable, utm_position
+from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, InputError, ModelConfig, aggregation
 from model.versions import check_torch_version
 from model.weights import download, load_foundation, load_model, read_checkpoint
 from model.zoo import MODEL_ZOO
-from utils.cli import parse_evaluation, resolve_device, warn_if_slow
+from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
 from utils.retrieval.extraction import Forward
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
+from utils.retrieval.pca import check_pca_dim
 from utils.runtime.atomic_files import atomic_write
 from utils.training.checkpoints import (
     RunCheckpoint,
@@ -180,7 +184,8 @@ def test_every_flag_in_a_command_is_one_of_the_script(known_flags, script):
 @pytest.mark.slow
 def test_every_flag_in_prose_is_one_of_some_script(known_flags):
     scripts = [*(path.name for path in ROOT.glob("*.py") if "cli_main" in path.read_text()), *used_flags()]
-    known = set().union(OTHER_PROGRAMS_FLAGS, *map(known_flags, scripts))
+    refused = {f"--{name}" for name in NO_EFFECT_IN_REFERENCE}
+    known = refused.union(OTHER_PROGRAMS_FLAGS, *map(known_flags, scripts))
     unknown = {
         (title(page), flag)
         for page in PAGES
@@ -314,10 +319,11 @@ class NaN(torch.nn.Module):
 
 def data_messages(s: Setting) -> Iterator[str]:
     yield script_refusal("eval.py", *evaluation_flags("", s.checkpoints["float"])[1:], cwd=s.folder)
-    yield refusal(Benchmark, s.benchmark, "pitts30k", "test")
-    yield refusal(validation_sets, s.benchmark, ["pitts30k"], 25)
+    yield refusal(Benchmark, BenchmarkConfig(datasets_folder=s.benchmark, name="pitts30k"))
+    yield refusal(validation_sets, [BenchmarkConfig(datasets_folder=s.benchmark, name="pitts30k", split="val")])
     (s.folder / "empty").mkdir()
     yield refusal(list_images, s.folder / "empty")
+    yield from layout_messages(s)
     yield refusal(utm_position, "images/photo.jpg")
     yield refusal(load_image, s.folder / "missing.jpg")
 
@@ -336,6 +342,29 @@ def data_messages(s: Setting) -> Iterator[str]:
     yield from warnings
     yield refusal(GSVCities, "/nowhere", config)
     yield refusal(GSVCities, broken, replace(config, cities=("Alder", "Elm", "Fir")))
+
+
+def layout_messages(s: Setting) -> Iterator[str]:
+    datasets = s.folder / "layouts"
+    split = shutil.copytree(s.benchmark / "tiny/images/test", datasets / "tiny/test")
+    config = BenchmarkConfig(datasets_folder=datasets, name="tiny")
+    (s.folder / "list.txt").write_text("a b c d")
+    yield refusal(Benchmark, replace(config, queries_list=s.folder / "list.txt"))
+    (split / "queries").rename(split / "queries_night")
+    yield refusal(Benchmark, config)
+    (split / "gallery").mkdir()
+    yield refusal(Benchmark, config)
+    (split / "gallery" / "link").symlink_to(split)
+    yield refusal(list_images, split / "gallery")
+    (split / "database_images_paths.txt").write_text("missing.jpg")
+    yield refusal(list_images, split / "database")
+
+    table = s.folder / "positions.csv"
+    for text in ("a,b", "latitude,longitude,image\n91,0,a.jpg", "latitude,longitude,image\n1,2,a.jpg\n1,90,b.jpg"):
+        table.write_text(text)
+        yield refusal(PositionTable, table, s.folder)
+    table.write_text("image,easting,northing\n")
+    yield refusal(PositionTable(table, s.folder).utms, [str(s.folder / "database/a.jpg")], s.folder / "database")
 
 
 def checkpoint_messages(s: Setting) -> Iterator[str]:
@@ -368,7 +397,7 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
 
 def flag_messages(s: Setting) -> Iterator[str]:
     flags = evaluation_flags(s.benchmark, s.checkpoints["float"])
-    for more in (["--hashing"], ["--resize", "100", "322"], ["--aggregation=salad"]):
+    for more in (["--hashing"], ["--margin=0.1"], ["--resize", "100", "322"], ["--aggregation=salad"]):
         s.monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags), *more])
         with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit):
             parse_evaluation(None)
@@ -414,6 +443,7 @@ def other_messages(s: Setting) -> Iterator[str]:
         another.__file__ = "/elsewhere/model.py"
         patch.setitem(sys.modules, "model", another)
         yield refusal(runpy.run_path, str(ROOT / "hubconf.py"))
+    yield refusal(check_pca_dim, 17, 16, 512)
     yield refusal(lambda: atomic_write(s.folder / "nowhere" / "results.json").__enter__())
     yield refusal(PlaceBatches, [range(26)], 27)
     yield script_refusal("train.py", *training_flags(s.city, "--train_backbone", "--lr=1e12"), cwd=s.folder)
@@ -451,3 +481,26 @@ def test_every_provoked_message_is_explained(messages):
     quoted = [block for source, block in QUOTED if source == page]
     assert len(quoted) > 30
     assert not [message for message in messages if not any(matches(block, message) for block in quoted)]
+
+
+# ---- Tables
+
+
+def test_the_table_of_protocols_is_that_of_the_code():
+    page = (ROOT / "docs" / "datasets.md").read_text().split("## Protocols")[1].split("## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == [protocol.name for protocol in PROTOCOLS]
+    for protocol, (_, database, queries, threshold, note) in zip(PROTOCOLS, rows[2:], strict=True):
+        for count, shown in ((protocol.database, database), (protocol.queries, queries)):
+            number = int(shown.removeprefix("about ").replace(",", ""))
+            assert number in count if isinstance(count, range) else shown == f"{count:,}"
+        expected = f"{protocol.threshold:g} m" if protocol.frames is None else f"{protocol.frames} frame"
+        assert threshold.startswith(expected) and note.endswith(protocol.note)
+        assert ("*unverified*" in note) != protocol.verified
+        assert all(season in note for season in protocol.seasons or ())
+
+
+def test_the_flags_that_had_no_effect_are_listed():
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    listed = page.split("### Flags that must go")[1].split("###")[0]
+    assert set(re.findall(r"`--(\w+)`", listed)) == set(NO_EFFECT_IN_REFERENCE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import ROOT, run_python
 
-from datasets.benchmark import list_images
+from datasets.layouts import list_images
 
 pytestmark = pytest.mark.slow
 RUN = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module(sys.argv[0], run_name='__main__')"

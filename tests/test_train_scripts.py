@@ -19,6 +19,7 @@ from helpers import MODES, ROOT, Result, build, filled, run_script
 from PIL import Image
 
 from datasets.benchmark import Benchmark
+from datasets.layouts import BenchmarkConfig
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
 from utils.training import validation
@@ -304,7 +305,7 @@ def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, m
         ),
     )
     model = filled(build(**MODES["two_branch"]))
-    benchmark = Benchmark(city, "synthetic", "val")
+    benchmark = Benchmark(BenchmarkConfig(datasets_folder=city, name="synthetic", split="val"))
     validate = validation.Validator([benchmark], ExtractionConfig(resize=(56, 56)), rerank_num=3)
     results = [validate(model) for _ in range(3)]
     assert computed == [True, True, False, False, False, False]

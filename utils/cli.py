@@ -14,15 +14,24 @@ from typing import Any, TypeVar
 import torch
 
 from datasets.gsv_cities import TRAINING_DATASETS, PlacesConfig, training_order
+from datasets.layouts import BenchmarkConfig
+from datasets.views import CROP_METHODS, TEST_METHODS
 from model import AGGREGATIONS, BACKBONES, InputError, ModelConfig
 from model.network import check_image_size
-from utils.retrieval.config import DESCRIPTOR_DTYPES, PRECISIONS, ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.config import DESCRIPTOR_DTYPES, PRECISIONS, ExtractionConfig, IndexConfig, IVFConfig, PCAConfig
 from utils.retrieval.extraction import cpu_supports
+from utils.retrieval.test_methods import MERGING_METHODS
 from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
 
 T = TypeVar("T")
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
+NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
+NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts, several of them inherited from the VG benchmark
+    "criterion margin mining cache_refresh_rate queries_per_epoch negs_num_per_query neg_samples_num "
+    "train_positives_dist_threshold lr_crn_layer lr_crn_net brightness contrast saturation hue rand_perspective "
+    "horizontal_flip random_resized_crop random_rotation"
+).split()
 CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path epochs_num "
     "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num"
@@ -57,11 +66,11 @@ class EvaluationArguments:
 
     model: ModelConfig
     resume: Path | None
-    datasets_folder: Path
-    dataset_name: str
-    split: str
-    val_positive_dist_threshold: float
+    benchmarks: list[BenchmarkConfig]
     extraction: ExtractionConfig
+    test_method: str
+    majority_weight: float
+    pca: PCAConfig | None
     save_index: IndexConfig | None
     load_index: Path | None
     trust_index: bool
@@ -72,6 +81,11 @@ class EvaluationArguments:
     compile: bool
     seed: int
     flags: dict[str, Any]
+
+    @property
+    def merges_crops(self) -> bool:
+        """Whether the test method searches each crop of a query and merges the results."""
+        return self.test_method in MERGING_METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +101,8 @@ class TrainingArguments:
     training: TrainingConfig
     pair_fraction: float = 1.0
     select_by: str = "final"
-    val_datasets: list[str]
-    datasets_folder: Path
-    dataset_name: str
-    val_positive_dist_threshold: float
+    val_benchmarks: list[BenchmarkConfig]
+    test_benchmark: BenchmarkConfig
     extraction: ExtractionConfig
     rerank_num: int = 0
     recall_values: list[int]
@@ -113,6 +125,14 @@ class SearchArguments:
     infer_batch_size: int
     device: str
     precision: str
+    exif_orientation: bool
+
+
+class _NoEffect(argparse.Action):
+    """A flag of the reference that did nothing there: an error says so, rather than that the flag is unknown."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{'/'.join(self.option_strings)} had no effect in the reference; remove it.")
 
 
 def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: bool = False) -> EvaluationArguments:
@@ -127,8 +147,9 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
         "--resume", type=Path, metavar="FILE", help="checkpoint to evaluate: ours, published, or bare weights"
     )
     weights.add_argument("--pretrained", action="store_true", help="use the published checkpoint, downloaded once")
-    _add_dataset(add)
-    add("--split", "split of the dataset", default="test")
+    _add_dataset(add, several=True)
+    _add_images(add)
+    _add_test_method(add, pca=rerank or not hashing)
     add("--save_dir", "results go to logs/NAME/<time>/", default="eval", metavar="NAME")
     if rerank:
         add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
@@ -148,7 +169,9 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     args = parser.parse_args()
     with _errors_of(parser):
         _check_branches(parser, args, (hashing, rerank))
+        benchmarks = _benchmarks(args)
         _resolve_common(args)
+        _check_test_method(args)
         if args.append and not args.save_index:
             raise InputError("--append adds to the index of --save_index DIR; give that too.")
         if args.trust_index and not args.load_index:
@@ -163,10 +186,17 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
         ivf = getattr(args, "ivf", None)
         model, extraction = _build(ModelConfig, args), _extraction(args, args.precision)
         check_image_size(model, extraction.resize)
+        if args.test_method in CROP_METHODS:
+            check_image_size(model, (min(extraction.resize),) * 2)
+        pca = None
+        if getattr(args, "pca_dim", None):
+            pca = PCAConfig(folder=args.datasets_folder / args.pca_dataset_folder, dim=args.pca_dim, seed=args.seed)
         return _build(
             EvaluationArguments,
             args,
             model=model,
+            benchmarks=benchmarks,
+            pca=pca,
             extraction=extraction,
             save_index=save_index,
             ivf=IVFConfig(nlist=ivf[0], nprobe=ivf[1]) if ivf else None,
@@ -202,6 +232,8 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
     args = parser.parse_args()
     with _errors_of(parser):
         _check_branches(parser, args, (hashing, rerank))
+        if args.datasets_folder is None:
+            raise InputError(NO_DATASETS_FOLDER)
         _resolve_common(args)
         if getattr(args, "init_from", None) and args.foundation_model_path:
             raise InputError("--init_from contains the backbone; give either that or --foundation_model_path.")
@@ -209,6 +241,7 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
         args.gsv_cities_folder = args.gsv_cities_folder or args.datasets_folder / "gsv_cities"
         args.precision = args.precision or ("fp16" if args.device.startswith("cuda") else "fp32")
         args.val_datasets = [] if args.val_datasets == ["none"] else args.val_datasets
+        benchmark = {"datasets_folder": args.datasets_folder, "threshold": args.val_positive_dist_threshold}
         if args.weight_decay is None:
             args.weight_decay = DEFAULT_WEIGHT_DECAY[args.optim]
         flags = _plain_values(args)
@@ -221,6 +254,8 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
             args,
             model=model,
             places=places,
+            val_benchmarks=[BenchmarkConfig(name=name, split="val", **benchmark) for name in args.val_datasets],
+            test_benchmark=BenchmarkConfig(name=args.dataset_name, **benchmark),
             training=_build(TrainingConfig, args, batch_size=args.train_batch_size),
             extraction=extraction,
             flags=flags,
@@ -242,6 +277,8 @@ def parse_search(description: str | None) -> SearchArguments:
     add("--infer_batch_size", "images per batch", type=positive_int, default=16, metavar="N")
     _add_device(add)
     add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
+    text = "ignore the images' EXIF orientation; by default they are turned upright"
+    parser.add_argument("--ignore_exif_orientation", dest="exif_orientation", action="store_false", help=text)
     args = parser.parse_args()
     with _errors_of(parser):
         _resolve_device(args)
@@ -260,14 +297,46 @@ def _add_model(add: Callable, hashing: bool, rerank: bool) -> None:
         add(flag, text, action="store_true")
 
 
-def _add_dataset(add: Callable) -> None:
+def _add_dataset(add: Callable, several: bool = False) -> None:
     text = "folder of the datasets (or set the environment variable DATASETS_FOLDER)"
     add("--datasets_folder", text, type=Path, default=os.environ.get("DATASETS_FOLDER"))
-    add("--dataset_name", "name of the dataset's folder in --datasets_folder", default="pitts30k")
+    if several:
+        text = "names of the datasets' folders in --datasets_folder; with several, a table follows (default: pitts30k)"
+        add("--dataset_name", text, nargs="+", metavar="NAME")
+    else:
+        add("--dataset_name", "name of the dataset's folder in --datasets_folder", default="pitts30k")
     text = "a database image within this distance of a query counts as correct, in validation and test"
     add("--val_positive_dist_threshold", text, type=positive_float, default=25, metavar="METRES")
     text = "report Recall@N for these N"
     add("--recall_values", text, type=positive_int, nargs="+", default=[1, 5, 10, 100], metavar="N")
+
+
+def _add_images(add: Callable) -> None:
+    """Which images of a dataset, or of which folders, are evaluated."""
+    add("--split", "split of the datasets (default: test)")
+    text = "folders of queries beside the database (default: queries), such as queries_night of SVOX or SF-XL"
+    add("--queries_subfolder", text, nargs="+", default=[], metavar="NAME")
+    text = "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name"
+    add("--database_folder", text, type=Path, metavar="DIR")
+    add("--queries_folder", "any folder of queries; see --database_folder", type=Path, metavar="DIR")
+    text = "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces"
+    add("--queries_list", text, type=Path, metavar="FILE")
+    text = "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude"
+    add("--positions_csv", text, type=Path, metavar="FILE")
+    add("--no_labels", "no positions are known: write predictions without recalls", action="store_true")
+    text = "turn images upright as their EXIF data says; the reference ignores it"
+    add("--exif_orientation", text, action="store_true")
+
+
+def _add_test_method(add: Callable, pca: bool) -> None:
+    text = "how queries are cut to size: see docs/datasets.md"
+    add("--test_method", text, choices=TEST_METHODS, default="hard_resize")
+    text = "weight of a vote, with --test_method maj_voting (default: 0.01)"
+    add("--majority_weight", text, type=non_negative_float, metavar="WEIGHT")
+    if pca:
+        add("--pca_dim", "reduce descriptors to N dimensions by PCA", type=positive_int, metavar="N")
+        text = "fit PCA to images below this folder in --datasets_folder, such as pitts30k/images/train"
+        add("--pca_dataset_folder", text, type=Path, metavar="FOLDER")
 
 
 def _add_training(add: Callable) -> None:
@@ -314,6 +383,8 @@ def _add_device(add: Callable) -> None:
 def _parser(description: str | None) -> tuple[argparse.ArgumentParser, Callable]:
     """A parser, and its function to add a flag, whose default the help shows if it says anything."""
     parser = argparse.ArgumentParser(description=description)
+    for name in NO_EFFECT_IN_REFERENCE:
+        parser.add_argument(f"--{name}", action=_NoEffect, nargs="*", help=argparse.SUPPRESS)
 
     def add(flag: str, text: str, **options: Any) -> None:
         shown = not any(options.get("default") is value for value in (None, False))
@@ -348,10 +419,76 @@ def _check_branches(parser: argparse.ArgumentParser, args: argparse.Namespace, b
     args.hashing, args.rerank = hashing, rerank
 
 
-def _resolve_common(args: argparse.Namespace) -> None:
+def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
+    """The datasets or folders to evaluate. Sets args.dataset_name and args.split to their defaults."""
+    options = {
+        "queries_list": args.queries_list,
+        "positions_csv": args.positions_csv,
+        "labels": not args.no_labels,
+        "threshold": args.val_positive_dist_threshold,
+    }
+    if args.database_folder or args.queries_folder:
+        return [
+            BenchmarkConfig(
+                name=_check_given_folders(args),
+                queries_folder=args.queries_folder,
+                database_folder=args.database_folder,
+                queries_subfolders=tuple(args.queries_subfolder),
+                **options,
+            )
+        ]
     if args.datasets_folder is None:
-        raise InputError("Give --datasets_folder, or set the environment variable DATASETS_FOLDER.")
-    args.datasets_folder = Path(args.datasets_folder)
+        raise InputError(f"{NO_DATASETS_FOLDER} Or give any two folders with --database_folder and --queries_folder.")
+    args.dataset_name = args.dataset_name or ["pitts30k"]
+    args.split = args.split or "test"
+    if len(set(args.dataset_name)) < len(args.dataset_name):
+        raise InputError(f"--dataset_name {' '.join(args.dataset_name)}: a dataset is named more than once.")
+    if len(args.dataset_name) > 1:
+        for flag in ("queries_list", "positions_csv", "queries_subfolder", "save_index", "load_index"):
+            if getattr(args, flag):
+                raise InputError(f"--{flag} applies to one dataset, but --dataset_name names {len(args.dataset_name)}.")
+    return [
+        BenchmarkConfig(
+            name=name,
+            datasets_folder=Path(args.datasets_folder),
+            split=args.split,
+            queries_subfolders=tuple(args.queries_subfolder),
+            **options,
+        )
+        for name in args.dataset_name
+    ]
+
+
+def _check_given_folders(args: argparse.Namespace) -> str:
+    """Rejects flags that do not go with given folders. Returns the name under which their results are reported."""
+    if not args.queries_folder or not (args.database_folder or args.load_index):
+        raise InputError("Give both --database_folder and --queries_folder (with --load_index, only the latter).")
+    if args.database_folder and args.load_index:
+        raise InputError("--load_index replaces the database; give either that or --database_folder.")
+    for flag in ("dataset_name", "split"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} selects images of a dataset; with --queries_folder it has no meaning.")
+    return str(args.queries_folder)
+
+
+def _check_test_method(args: argparse.Namespace) -> None:
+    """Rejects flags of test methods and PCA that have no effect together. Sets the default of args.majority_weight."""
+    if args.majority_weight is not None and args.test_method != "maj_voting":
+        raise InputError("--majority_weight applies to --test_method maj_voting; give that too.")
+    if args.majority_weight is None:
+        args.majority_weight = 0.01
+    pca_dim, pca_folder = getattr(args, "pca_dim", None), getattr(args, "pca_dataset_folder", None)
+    if (pca_dim is None) != (pca_folder is None):
+        raise InputError("PCA needs both --pca_dim and --pca_dataset_folder.")
+    if pca_dim and (args.save_index or args.load_index):
+        raise InputError("--pca_dim cannot be used with an index, which stores the model's own descriptors.")
+    if pca_dim and args.datasets_folder is None:
+        raise InputError(f"{NO_DATASETS_FOLDER} --pca_dataset_folder lies in it.")
+
+
+def _resolve_common(args: argparse.Namespace) -> None:
+    if args.datasets_folder is not None:
+        args.datasets_folder = Path(args.datasets_folder)
     args.recall_values = sorted(set(args.recall_values))
     _resolve_device(args)
 
@@ -389,6 +526,7 @@ def _extraction(args: argparse.Namespace, precision: str) -> ExtractionConfig:
         batch_size=args.infer_batch_size,
         precision=precision,
         temporary_folder=Path("logs"),
+        test_method="hard_resize",  # of the database; --test_method is that of the queries
     )
 
 

@@ -1,10 +1,12 @@
 """Settings of extraction, index and search."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from datasets.views import TEST_METHODS
 from model.errors import InputError
 from model.vision_transformer import patch_grid
 
@@ -19,7 +21,8 @@ class ExtractionConfig:
     resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; batch_size: in images; num_workers:
     processes that read images; device: such as "cuda:0"; precision: a key of PRECISIONS. Float descriptors that take
     more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the
-    system's). Raises InputError for other values.
+    system's). test_method: one of TEST_METHODS; the database is always extracted with "hard_resize". exif_orientation:
+    turn images as their EXIF data says. Raises InputError for other values.
     """
 
     resize: tuple[int, int] = (322, 322)
@@ -30,6 +33,8 @@ class ExtractionConfig:
     precision: str = "fp32"
     memory_share: float = 0.5
     temporary_folder: Path | None = None
+    test_method: str = "hard_resize"
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -38,6 +43,13 @@ class ExtractionConfig:
             raise InputError(f"--resize: {error}") from None
         if self.precision not in PRECISIONS:
             raise InputError(f"Unknown precision {self.precision!r}. Choose from: {', '.join(PRECISIONS)}.")
+        if self.test_method not in TEST_METHODS:
+            raise InputError(f"Unknown test method {self.test_method!r}. Choose from: {', '.join(TEST_METHODS)}.")
+
+    def for_queries(self, test_method: str) -> "ExtractionConfig":
+        """The same settings for queries. Those of "single_query" differ in size, so that each is a batch of its own."""
+        batch_size = 1 if test_method == "single_query" else self.batch_size
+        return dataclasses.replace(self, test_method=test_method, batch_size=batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,18 @@ class IndexConfig:
         if self.descriptor_dtype not in DESCRIPTOR_DTYPES:
             choices = ", ".join(DESCRIPTOR_DTYPES)
             raise InputError(f"Unknown descriptor type {self.descriptor_dtype!r}. Choose from: {choices}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAConfig:
+    """PCA of float descriptors to `dim` dimensions, fitted to at most `max_images` images below `folder`, which are
+    drawn at random with `seed`.
+    """
+
+    folder: Path
+    dim: int
+    seed: int = 0
+    max_images: int = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)

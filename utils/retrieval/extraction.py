@@ -15,9 +15,11 @@ from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, InputError
+from model.network import sign
 from utils.retrieval.config import PRECISIONS, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
+from utils.retrieval.test_methods import average_crops
 from utils.runtime import distributed
 from utils.runtime.memory import memory_bytes
 from utils.runtime.signals import ignore_stop_signals
@@ -26,7 +28,9 @@ CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one 
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-Arrays = tuple[np.ndarray | None, np.ndarray | None]  # codes [B, 64] uint8 and descriptors [B, dim] float32
+Arrays = tuple[
+    np.ndarray | None, np.ndarray | None
+]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
 NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
 
 
@@ -65,7 +69,13 @@ def extract_chunks(
     shares = [chunk[len(chunk) * rank // world_size : len(chunk) * (rank + 1) // world_size] for chunk in chunks]
     batches = [[s[i : i + config.batch_size] for i in range(0, len(s), config.batch_size)] for s in shares]
     loader = DataLoader(
-        ImageDataset(images.paths, config.resize, config.antialias),
+        ImageDataset(
+            images.paths,
+            config.resize,
+            antialias=config.antialias,
+            method=config.test_method,
+            exif_orientation=config.exif_orientation,
+        ),
         batch_sampler=[list(batch) for share in batches for batch in share],
         num_workers=config.num_workers,
         collate_fn=collate_images,
@@ -91,13 +101,15 @@ def extract_chunks(
 class Forward:
     """Images [B, 3, H, W] in [0, 1], or the InputError of an unreadable one -> NumPy (codes, descriptors).
 
-    A batch that does not fit into the GPU's memory is halved, and so are all that follow.
+    Of images with three crops, [B, 3, 3, H, W], "five_crops" averages descriptors and logits; the other methods keep
+    the features of each crop. A batch that does not fit into the GPU's memory is halved, and so are all that follow.
     """
 
     def __init__(self, model: nn.Module, config: ExtractionConfig, float_branch: bool = True) -> None:
         self.model = model
         self.device = torch.device(config.device)
         self.precision = config.precision
+        self.averages_crops = config.test_method == "five_crops"
         self.float_branch = float_branch
         self.max_batch = config.batch_size
 
@@ -119,8 +131,15 @@ class Forward:
     def _forward(self, images: Tensor) -> Arrays:
         dtype, enabled = PRECISIONS[self.precision], self.precision != "fp32"
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=enabled):
-            output = self.model(normalize(images.to(self.device, non_blocking=True)), self.float_branch)
+            crops = images.flatten(0, -4)  # one per image, unless a test method makes several
+            output = self.model(normalize(crops.to(self.device, non_blocking=True)), self.float_branch)
         parts = {"descriptor": output} if isinstance(output, Tensor) else output._asdict()
+        if images.ndim == 5:
+            parts = {name: part.unflatten(0, images.shape[:2]) for name, part in parts.items()}
+            if self.averages_crops:
+                parts = {name: average_crops(part) for name, part in parts.items()}
+                if "logits" in parts:
+                    parts["code"] = sign(parts["logits"])
         if not all(
             bool(part.isfinite().all()) for part in parts.values()
         ):  # sign() would turn NaN into a valid-looking code
@@ -133,9 +152,9 @@ class Forward:
 
 
 def pack_codes(codes: Tensor) -> Tensor:
-    """[B, 8*b] of -1 and +1 -> [B, b] uint8 on the same device, in np.packbits order, +1 as bit 1."""
+    """[..., 8*b] of -1 and +1 -> [..., b] uint8 on the same device, in np.packbits order, +1 as bit 1."""
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=codes.device)
-    return ((codes > 0).unflatten(1, (-1, 8)) * weights).sum(dim=2, dtype=torch.uint8)
+    return ((codes > 0).unflatten(-1, (-1, 8)) * weights).sum(dim=-1, dtype=torch.uint8)
 
 
 def cpu_supports(precision: str) -> bool:

@@ -1,5 +1,6 @@
 """Features of images, in memory or on disk."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,12 +14,12 @@ CHUNK_SIZE = 1024  # images that are extracted, and stored, at a time
 
 
 class DiskArray:
-    """Rows [N, d] of a binary file. `array[start:stop]` and `array[indices]` read them into a new NumPy array.
+    """Rows [N, ...] of a binary file. `array[start:stop]` and `array[indices]` read them into a new NumPy array.
 
     Each access maps the file anew: a long-lived mapping would count every page read as the process's memory.
     """
 
-    def __init__(self, file: IO[bytes] | Path, dtype: np.dtype, shape: tuple[int, int]) -> None:
+    def __init__(self, file: IO[bytes] | Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         self.file, self.dtype, self.shape = file, dtype, shape
 
     def __len__(self) -> int:
@@ -32,7 +33,8 @@ class DiskArray:
 class Features(NamedTuple):
     """Features of N images. A field is None if that branch is absent or was not computed.
 
-    codes: [N, 64] uint8, 512 bits packed in np.packbits order. descriptors: [N, dim] float32 or float16.
+    codes: [N, 64] uint8, 512 bits packed in np.packbits order. descriptors: [N, dim] float32 or float16. Of queries
+    with C crops whose results are merged: [N, C, 64] and [N, C, dim].
     """
 
     images: ImageSet
@@ -64,7 +66,7 @@ class FeatureBuffer:
         self.count = rows.stop
         if chunk.codes is not None:
             if self.codes is None:
-                self.codes = np.empty((len(self.images), chunk.codes.shape[1]), np.uint8)
+                self.codes = np.empty((len(self.images), *chunk.codes.shape[1:]), np.uint8)
             self.codes[rows] = chunk.codes
         if chunk.descriptors is not None:
             if self.descriptors is None:
@@ -79,8 +81,8 @@ class FeatureBuffer:
         return Features(self.images, self.codes, self.descriptors)
 
     def _allocate(self, descriptors: np.ndarray) -> np.ndarray | DiskArray:
-        shape = len(self.images), descriptors.shape[1]
-        if shape[0] * shape[1] * descriptors.itemsize <= self.max_bytes:
+        shape = len(self.images), *descriptors.shape[1:]
+        if math.prod(shape) * descriptors.itemsize <= self.max_bytes:
             return np.empty(shape, descriptors.dtype)
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the array
         return DiskArray(file, descriptors.dtype, shape)

@@ -1,4 +1,4 @@
-"""Recall@N."""
+"""Recall@N and mean average precision."""
 
 from collections.abc import Sequence
 
@@ -22,3 +22,20 @@ def recalls_at(correct: np.ndarray, recall_values: Sequence[int]) -> dict[int, f
 def format_recalls(recalls: dict[int, float]) -> str:
     """For example "R@1: 27.9, R@5: 50.5"."""
     return ", ".join(f"R@{n}: {value:.1f}" for n, value in recalls.items())
+
+
+def average_precision_at(
+    correct: np.ndarray, positives: Sequence[np.ndarray], values: Sequence[int]
+) -> dict[int, float]:
+    """correct [Q, K] and the positives of each query -> {N: mAP@N in percent}, as MSLS defines it (CVPR 2020).
+
+    The average precision of a query is the sum, over its first N predictions that are correct, of the precision up to
+    there, divided by min(N, number of positives); 0 for a query without positives.
+    """
+    precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
+    counts = np.array([len(found) for found in positives])
+    scores = {}
+    for n in values:
+        total = (precision * correct)[:, :n].sum(axis=1)
+        scores[n] = 100.0 * float((total / np.clip(counts, 1, n)).mean())
+    return scores

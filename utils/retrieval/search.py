@@ -21,7 +21,8 @@ MIN_CODES_PER_THREAD = 500_000  # below this, starting a thread costs more than 
 class SearchResult(NamedTuple):
     """The K best database images of each of Q queries, best first.
 
-    distances: [Q, K]. indices: [Q, K] int64. metric: of the distances at each of the K ranks, "l2" or "hamming".
+    distances: [Q, K]. indices: [Q, K] int64. metric: of the distances at each of the K ranks, "l2" or "hamming", or
+    those of `test_methods.merge_crops`.
     """
 
     distances: np.ndarray
@@ -43,11 +44,12 @@ def search(database: Features, queries: Features, k: int) -> SearchResult:
 def search_l2(database: np.ndarray | DiskArray, queries: np.ndarray, k: int) -> SearchResult:
     """The k nearest of database [N, d] to each of queries [Q, d], float32 or float16, by exact L2 distance.
 
-    Distances are float32. K is min(k, N). Raises InputError for descriptors that are not finite.
+    Queries [Q, C, d] with C crops each give Q*C rows of results. Distances are float32. K is min(k, N). Raises
+    InputError for descriptors that are not finite.
     """
     import faiss
 
-    queries = np.ascontiguousarray(queries, np.float32)
+    queries = np.ascontiguousarray(queries, np.float32).reshape(-1, queries.shape[-1])
     block_size = max(1, DATABASE_BLOCK_BYTES // (4 * queries.shape[1]))
     squares = np.empty((len(queries), 0), np.float32)
     indices = np.empty((len(queries), 0), np.int64)
@@ -65,10 +67,12 @@ def search_l2(database: np.ndarray | DiskArray, queries: np.ndarray, k: int) -> 
 def search_hamming(database: np.ndarray, queries: np.ndarray, k: int) -> SearchResult:
     """The k nearest of database [N, b] to queries [Q, b], packed codes of 8*b bits, by exact Hamming distance.
 
-    Distances are int32. K is min(k, N). Among equal distances the smaller index comes first.
+    Queries [Q, C, b] with C crops each give Q*C rows of results. Distances are int32. K is min(k, N). Among equal
+    distances the smaller index comes first.
     """
     import faiss
 
+    queries = queries.reshape(-1, queries.shape[-1])
     k = min(k, len(database))
     threads = faiss.omp_get_max_threads()
     # faiss gives each query to one thread. With fewer queries than threads, each thread searches a part of the
@@ -94,9 +98,9 @@ def rerank(
 ) -> SearchResult:
     """Orders the first `rerank_num` candidates by the L2 distance of descriptors. The others keep their order.
 
-    database [N, d] float32 or float16, of which only the candidates' rows are read; queries [Q, d]. Distances are
-    float32: L2 at the first `rerank_num` ranks, the candidates' own at the others. Candidates at equal distances keep
-    their order.
+    database [N, d] float32 or float16, of which only the candidates' rows are read; queries [Q, d], or [Q, C, d] with C
+    crops each, of which the smallest distance counts. Distances are float32: L2 at the first `rerank_num` ranks, the
+    candidates' own at the others. Candidates at equal distances keep their order.
     """
     import faiss
 
@@ -105,9 +109,11 @@ def rerank(
     for i in block_starts(len(queries), 1, "Re-ranking"):
         first = indices[i, :rerank_num]
         rows = np.ascontiguousarray(database[first], np.float32)
-        squares, order = (found[0] for found in faiss.knn(queries[i : i + 1], rows, len(rows)))
-        stable = np.lexsort((order, squares))  # faiss returns ties in any order
-        distances[i, :rerank_num], indices[i, :rerank_num] = np.sqrt(squares[stable]), first[order[stable]]
+        squares = np.full(len(rows), np.inf, np.float32)
+        crop_squares, crop_indices = faiss.knn(queries[i].reshape(-1, rows.shape[1]), rows, len(rows))
+        np.minimum.at(squares, crop_indices, crop_squares)
+        order = squares.argsort(kind="stable")
+        distances[i, :rerank_num], indices[i, :rerank_num] = np.sqrt(squares[order]), first[order]
     metric = ["l2"] * min(rerank_num, len(candidates.metric)) + candidates.metric[rerank_num:]
     return SearchResult(distances, indices, metric)
 

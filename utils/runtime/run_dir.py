@@ -1,9 +1,11 @@
 """The folder of a run: log, settings, results."""
 
 import contextlib
+import copy
 import importlib
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -43,6 +45,15 @@ class RunDir:
             logging.debug("Flags: %s", flags)
             logging.debug("Versions: %s", library_versions())  # also loads the libraries before anything is timed
         self.folder: Path = distributed.broadcast_object(folder)  # type: ignore[assignment]
+
+    def subfolder(self, name: str) -> "RunDir":
+        """The folder `name` in the run's, with its own seconds and the run's log. Raises InputError as for a run."""
+        part = copy.copy(self)
+        part.seconds = {}
+        part.folder = self.folder / name.replace(os.sep, "_")
+        if distributed.is_main():
+            make_folder(part.folder)
+        return part
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -1,9 +1,9 @@
 """Validation between epochs, with the functions that the evaluation scripts use."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.benchmark import Benchmark, ImageSet
+from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet, InputError
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
@@ -63,10 +63,10 @@ class Validator:
         return features._replace(descriptors=frozen.descriptors) if features and frozen else None
 
 
-def validation_sets(datasets_folder: Path, names: list[str], threshold: float) -> list[Benchmark]:
-    """The split `val` of each dataset. Raises InputError if one is missing."""
+def validation_sets(configs: list[BenchmarkConfig]) -> list[Benchmark]:
+    """The validation datasets. Raises InputError if one is missing."""
     try:
-        return [Benchmark(datasets_folder, name, "val", threshold=threshold) for name in names]
+        return [Benchmark(config) for config in configs]
     except InputError as error:
         raise InputError(
             f"{error}\nChoose validation sets with --val_datasets NAME [NAME ...], or none with --val_datasets none."

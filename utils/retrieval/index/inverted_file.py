@@ -35,8 +35,10 @@ class InvertedFile:
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
         """The k nearest to each of queries [Q, b] in the lists that it probes. Distances are int32; K is min(k, N).
 
-        Raises InputError if the probed lists hold fewer than K codes.
+        Queries [Q, C, b] with C crops each give Q*C rows of results. Raises InputError if the probed
+        lists hold fewer than K codes.
         """
+        queries = queries.reshape(-1, queries.shape[-1])
         k = min(k, self.index.ntotal)
         distances, indices = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
         for start in block_starts(len(queries), QUERY_BLOCK, "Searching"):

@@ -1,0 +1,164 @@
+"""Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from model.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+DATABASE_FOLDERS = ("database", "gallery")
+PATH_LIST_SUFFIX = "_images_paths.txt"
+EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Which images to evaluate, and what is known about them.
+
+    Either one split of a dataset in `datasets_folder`, optionally with other folders of queries than "queries"
+    (`queries_subfolders`), or any two folders, `database_folder` and `queries_folder`. `queries_list`: a file that
+    selects some of the queries. `positions_csv`: a file with positions, for images whose names hold none. `labels`:
+    whether positions are known at all. `threshold`: the distance in metres up to which (inclusive) a database image is
+    a positive of a query. Raises InputError for combinations without a meaning.
+    """
+
+    name: str
+    datasets_folder: Path | None = None
+    split: str = "test"
+    queries_subfolders: tuple[str, ...] = ()
+    database_folder: Path | None = None
+    queries_folder: Path | None = None
+    queries_list: Path | None = None
+    positions_csv: Path | None = None
+    labels: bool = True
+    threshold: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.queries_subfolders and self.queries_folder:
+            raise InputError(
+                "--queries_subfolder applies to a dataset; with --queries_folder, name that folder itself."
+            )
+        if self.positions_csv and not self.labels:
+            raise InputError("--positions_csv gives positions, which --no_labels ignores; leave one of them out.")
+        duplicates = {name for name in self.queries_subfolders if self.queries_subfolders.count(name) > 1}
+        if duplicates:
+            raise InputError(f"--queries_subfolder names {', '.join(sorted(duplicates))} more than once.")
+
+
+class Layout(NamedTuple):
+    """Folders of a benchmark: `folder`, above all others; the database's (None: not wanted); those of the queries."""
+
+    folder: Path
+    database: Path | None
+    queries: list[Path]
+
+
+def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout:
+    """The folders of a benchmark. Raises InputError if one is missing, which says what exists instead."""
+    if config.queries_folder:
+        return _given_folders(config, has_database)
+    folder = _split_folder(config)
+    return Layout(folder, _database_folder(folder) if has_database else None, _query_folders(folder, config))
+
+
+def list_images(folder: Path) -> list[str]:
+    """The paths of the images in a folder and its subfolders, sorted. Symbolic links to folders are followed.
+
+    If the file `<folder>_images_paths.txt` lies beside the folder, its lines are the images, relative to the folder:
+    listing millions of files takes longer than reading their names. Paths are strings, because millions of Path
+    objects would take gigabytes. Raises InputError if the folder is missing or contains no images, links lead in a
+    circle, or a listed image is missing.
+    """
+    path_list = folder.with_name(folder.name + PATH_LIST_SUFFIX)
+    if not folder.is_dir():
+        raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
+    if path_list.is_file():
+        return sorted(_read_path_list(path_list, folder))
+    paths = sorted(_walk(str(folder), ()))
+    if not paths:
+        raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
+    return paths
+
+
+def _given_folders(config: BenchmarkConfig, has_database: bool) -> Layout:
+    assert config.queries_folder, "find_layout calls this for given folders only"
+    folders = [config.queries_folder, *([config.database_folder] if config.database_folder else [])]
+    above = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    if above == config.queries_folder.absolute():
+        above = above.parent
+    return Layout(above, config.database_folder if has_database else None, [config.queries_folder])
+
+
+def _split_folder(config: BenchmarkConfig) -> Path:
+    """`<datasets_folder>/<name>/images/<split>`, or the same without `images`."""
+    assert config.datasets_folder, "either a datasets folder or a queries folder"
+    dataset = config.datasets_folder / config.name
+    for folder in (dataset / "images" / config.split, dataset / config.split):
+        if folder.is_dir():
+            return folder
+    for folder in (config.datasets_folder, dataset):
+        if not folder.is_dir():
+            raise InputError(f"No folder {folder}. {_contents(folder.parent)}{EXPECTED}")
+    parent = dataset / "images" if (dataset / "images").is_dir() else dataset
+    raise InputError(f"No folder {parent / config.split}. {_contents(parent)}{EXPECTED}")
+
+
+def _database_folder(folder: Path) -> Path:
+    existing = [folder / name for name in DATABASE_FOLDERS if (folder / name).is_dir()]
+    if len(existing) > 1:
+        raise InputError(
+            f"{folder} contains both database and gallery. Rename or remove the one that is not the database, or give "
+            "the folders with --database_folder and --queries_folder."
+        )
+    if not existing:
+        raise InputError(f"No folder {folder / 'database'}, nor gallery. {_contents(folder)}{EXPECTED}")
+    return existing[0]
+
+
+def _query_folders(folder: Path, config: BenchmarkConfig) -> list[Path]:
+    folders = [folder / name for name in config.queries_subfolders or ("queries",)]
+    for queries in folders:
+        if not queries.is_dir():
+            others = sorted(path.name for path in folder.glob("queries*") if path.is_dir())
+            hint = f"Choose from these with --queries_subfolder: {', '.join(others)}." if others else EXPECTED
+            raise InputError(f"No folder {queries}. {hint}")
+    return folders
+
+
+def _contents(folder: Path) -> str:
+    """A sentence about what a folder contains, or nothing if there is no such folder."""
+    if not folder.is_dir():
+        return ""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{folder} contains {', '.join(names[:10]) or 'no folders'}{more}. "
+
+
+def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
+    """The images below a folder. parents: the real paths of the folders above it, to recognise a circle of links."""
+    real_path = os.path.realpath(folder)
+    if real_path in parents:
+        raise InputError(f"{folder} leads back to {real_path}, a folder above it. Remove the symbolic link.")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, (*parents, real_path))
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield entry.path
+
+
+def _read_path_list(path_list: Path, folder: Path) -> Iterator[str]:
+    lines = path_list.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    names = [line for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{path_list} lists no images. Remove it, and the images in {folder} will be used.")
+    for name in tqdm(names, desc=f"Checking {path_list.name}", unit="image", leave=False, delay=1):
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise InputError(f"{path_list} lists {name}, but there is no file {path}. Correct the list, or remove it.")
+        yield path

@@ -1,0 +1,138 @@
+"""Positions of images: from their file names, or from a CSV file."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.errors import InputError
+
+UTM_COLUMNS = ("easting", "northing")
+DEGREE_COLUMNS = ("latitude", "longitude")
+DEGREE_RANGES = {"latitude": (-80.0, 84.0), "longitude": (-180.0, 180.0)}  # UTM covers no more
+
+
+def utm_position(path: str | Path) -> tuple[float, float]:
+    """(easting, northing) in metres from `@<easting>@<northing>@...`. Raises InputError, which names the file."""
+    fields = os.path.basename(path).split("@")
+    try:
+        position = float(fields[1]), float(fields[2])
+        if not all(map(math.isfinite, position)):
+            raise ValueError
+    except (IndexError, ValueError):
+        raise InputError(
+            f"No UTM position in the file name {path}. Expected @<utm_easting>@<utm_northing>@...@.jpg with two "
+            "numbers. Give positions with --positions_csv, or evaluate without them with --no_labels."
+        ) from None
+    return position
+
+
+class PositionTable:
+    """Positions of images from a CSV file: the columns image, easting, northing, or image, latitude, longitude.
+
+    An image is named by its path relative to `folder`, relative to the database or queries folder that contains it,
+    or absolute. Latitudes and longitudes (degrees, WGS 84) are converted to UTM, all in one zone: that of most images.
+    Raises InputError if a column is missing, an image is listed twice, a number is invalid or out of range, or the
+    images lie in zones that are not neighbours.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.DictReader(file)
+            columns = _position_columns(path, rows.fieldnames)
+            names, values = [], []
+            for name, position in _parse_rows(path, rows, columns):
+                names.append(os.path.normpath(name))
+                values.append(position)
+        positions = np.array(values, np.float64).reshape(-1, 2)
+        self._utms = positions if columns == UTM_COLUMNS else utm_of_degrees(positions, path)
+        self._rows = {name: i for i, name in enumerate(names)}
+        if len(self._rows) < len(names):
+            duplicate = next(name for i, name in enumerate(names) if self._rows[name] != i)
+            raise InputError(f"{path} lists {duplicate} more than once.")
+
+    def utms(self, paths: Sequence[str], image_folder: Path) -> np.ndarray:
+        """[N, 2] float64: easting and northing in metres of images in `image_folder`, its subfolders included.
+
+        Raises InputError if the file lacks one of them, or lists one under two names.
+        """
+        return self._utms[[self._row(path, image_folder) for path in paths]]
+
+    def _row(self, path: str, image_folder: Path) -> int:
+        names = {
+            os.path.relpath(path, self.folder),
+            os.path.relpath(path, image_folder),
+            os.path.abspath(path),
+        }
+        rows = [self._rows[name] for name in sorted(names) if name in self._rows]
+        if len(rows) != 1:
+            problem = "holds no position of" if not rows else "holds two positions of"
+            raise InputError(
+                f"{self.path} {problem} {path}. Expected one row whose column image is "
+                f"{os.path.relpath(path, self.folder)} or {os.path.relpath(path, image_folder)}."
+            )
+        return rows[0]
+
+
+def utm_of_degrees(degrees: np.ndarray, source: Path) -> np.ndarray:
+    """Latitudes and longitudes [N, 2] -> easting and northing [N, 2] in metres, float64, in the zone of most images.
+
+    Distances between images are only meaningful in one zone. Next to its border a zone's grid goes on without a
+    visible error, but not far: raises InputError, which names `source`, for zones that are not neighbours. Northing is
+    negative south of the equator if some images lie north of it.
+    """
+    import utm
+
+    zones = np.array([utm.latlon_to_zone_number(lat, lon) for lat, lon in degrees])
+    numbers, counts = np.unique(zones, return_counts=True)
+    zone = int(numbers[counts.argmax()])
+    distances = np.abs(numbers - zone)
+    if (np.minimum(distances, 60 - distances) > 1).any():
+        raise InputError(
+            f"{source} holds positions in the UTM zones {', '.join(map(str, numbers))}, which are not neighbours: "
+            "distances between them would be wrong. Split the images into one dataset for each region."
+        )
+    south = degrees[:, 0] < 0
+    utms = np.empty_like(degrees)
+    for part in (south, ~south):
+        if part.any():
+            easting, northing, *_ = utm.from_latlon(*degrees[part].T, force_zone_number=zone)
+            utms[part] = np.stack([easting, northing], axis=1)
+    if south.any() and not south.all():
+        utms[south, 1] -= 10_000_000  # the offset that keeps northings of the southern hemisphere positive
+    return utms
+
+
+def _position_columns(path: Path, names: Sequence[str] | None) -> tuple[str, str]:
+    for columns in (UTM_COLUMNS, DEGREE_COLUMNS):
+        if names and {"image", *columns} <= set(names):
+            return columns
+    raise InputError(
+        f"{path} has the columns {', '.join(names or ()) or '(none)'}. Expected image, easting and northing, or image, "
+        "latitude and longitude."
+    )
+
+
+def _parse_rows(
+    path: Path, rows: csv.DictReader, columns: tuple[str, str]
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    for row in rows:
+        values = []
+        for column in columns:
+            low, high = DEGREE_RANGES.get(column, (-math.inf, math.inf))
+            try:
+                value = float(row[column])
+            except (TypeError, ValueError):
+                value = math.nan
+            if not (math.isfinite(value) and low <= value <= high):
+                expected = f"a number from {low:g} to {high:g}" if column in DEGREE_RANGES else "a number"
+                raise InputError(f"{path}, line {rows.line_num}: {column} is {row[column]!r}. Expected {expected}.")
+            values.append(value)
+        if not row["image"]:
+            raise InputError(f"{path}, line {rows.line_num}: the column image is empty.")
+        yield row["image"], (values[0], values[1])

@@ -1,0 +1,97 @@
+"""Which protocol a benchmark follows."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.benchmark import ImageSet
+from datasets.mapillary import image_key
+from datasets.protocols.table import PROTOCOLS, Protocol
+
+UNRECOGNISED = "unrecognised protocol"
+SEASONS = ("spring", "summer", "fall", "winter")
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The protocol of a benchmark, or None; `reason`: what keeps it from being one whose counts it has."""
+
+    protocol: Protocol | None
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The protocol's name, or "unrecognised protocol"."""
+        return self.protocol.name if self.protocol else UNRECOGNISED
+
+    def __str__(self) -> str:
+        if self.protocol is None:
+            return f"{UNRECOGNISED} ({self.reason})" if self.reason else UNRECOGNISED
+        details = [] if self.protocol.frames is not None else [f"{self.protocol.threshold:g} m"]
+        details += [] if self.protocol.verified else ["counts unverified"]
+        return self.protocol.name + (f" ({', '.join(details)})" if details else "")
+
+
+def recognise(database: ImageSet, queries: ImageSet, threshold: float) -> Recognition:
+    """The protocol with these counts, file names, positions and threshold in metres."""
+    reasons = []
+    for protocol in PROTOCOLS:
+        if _matches(len(database), protocol.database) and _matches(len(queries), protocol.queries):
+            reason = _difference(protocol, database, queries, threshold=threshold)
+            if not reason:
+                return Recognition(protocol)
+            reasons.append(f"counts of {protocol.name}, but {reason}")
+    return Recognition(None, "; ".join(reasons))
+
+
+def keys_sha256(keys: Sequence[str]) -> str:
+    """The checksum by which a set of Mapillary keys is recognised: of the sorted keys, joined by line breaks."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _matches(count: int, expected: int | range) -> bool:
+    return count in expected if isinstance(expected, range) else count == expected
+
+
+def _difference(protocol: Protocol, database: ImageSet, queries: ImageSet, *, threshold: float) -> str:
+    """What distinguishes a benchmark with the protocol's counts from the protocol; "" if nothing does."""
+    if protocol.frames is None and threshold != protocol.threshold:
+        return f"with {threshold:g} m instead of {protocol.threshold:g} m"
+    if protocol.keys_sha256 and keys_sha256([image_key(path) for path in queries.paths]) != protocol.keys_sha256:
+        return "other queries"
+    if protocol.frames is not None:
+        frames = _frame_tolerance(database.utms, threshold)
+        if frames != protocol.frames:
+            found = (
+                "positions that do not form a sequence"
+                if frames is None
+                else f"within {frames} frame{'' if frames == 1 else 's'}"
+            )
+            return f"{found} instead of within {protocol.frames}"
+    for which, images, season in zip(
+        ("database", "queries"), (database, queries), protocol.seasons or (None, None), strict=True
+    ):
+        others = _seasons(images) - {season}
+        if season and others:
+            return f"{which} of {', '.join(sorted(others))} instead of {season}"
+    return ""
+
+
+def _frame_tolerance(utms: np.ndarray, threshold: float) -> int | None:
+    """How many frames of a sequence with even distances lie within the threshold. None if it is not such a sequence."""
+    steps = np.diff(utms[np.lexsort(utms.T)], axis=0)
+    lengths = np.hypot(*steps.T)
+    spacing = float(np.median(lengths)) if len(lengths) else 0.0
+    if not spacing > 0 or np.abs(lengths - spacing).max() > 0.05 * max(spacing, 1):
+        return None
+    return int(threshold / spacing + 1e-6)
+
+
+def _seasons(images: ImageSet) -> set[str]:
+    """The seasons that the first and the last file name mention, the folder's name included."""
+    ends = [images.paths[0], images.paths[-1]]
+    texts = ["/".join(str(path).lower().split(os.sep)[-2:]) for path in ends]
+    return {season for season in SEASONS for text in texts if season in text}

@@ -1,0 +1,141 @@
+"""The known protocols as data."""
+
+from dataclasses import dataclass
+
+# SHA-256 of the sorted keys of the official 740 MSLS validation queries, joined by line breaks
+MSLS_740_SHA256 = "89120d409e4fee1355f2d9aa54c2ec9d2948c6792f613423735121eeb0d10eff"
+
+
+def about(count: int) -> range:
+    """Counts within 5 % of one that is only known approximately."""
+    return range(count * 95 // 100, count * 105 // 100 + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol, and how to recognise it.
+
+    name, as reports print it; dataset, the folder's usual name; database and queries: the numbers of images, exact or a
+    range; threshold in metres; frames: for image sequences, where any threshold will do that allows a prediction to be
+    off by this number of frames; seasons: of the database and of the queries; keys_sha256: checksum of the
+    queries' Mapillary keys; verified: whether the counts were checked at the source rather than quoted from elsewhere
+    or from memory; note: for users.
+    """
+
+    name: str
+    dataset: str
+    database: int | range
+    queries: int | range
+    threshold: float = 25.0
+    frames: int | None = None
+    seasons: tuple[str, str] | None = None
+    keys_sha256: str | None = None
+    verified: bool = True
+    note: str = ""
+
+
+SF_XL = about(2_800_000)
+SF_XL_NOTE = "the database's count is approximate"
+PAIRS = "positions are made up; each query has one positive"
+PROTOCOLS = (
+    Protocol(name="Pitts30k train", dataset="pitts30k", database=10_000, queries=7_416, verified=False),
+    Protocol(name="Pitts30k val", dataset="pitts30k", database=10_000, queries=7_608),
+    Protocol(name="Pitts30k test", dataset="pitts30k", database=10_000, queries=6_816),
+    Protocol(name="Pitts250k test", dataset="pitts250k", database=83_952, queries=8_280, verified=False),
+    Protocol(
+        name="MSLS val, all 11,084 queries",
+        dataset="msls",
+        database=18_871,
+        queries=11_084,
+        note="what VPR-datasets-downloader writes, without panoramas; most papers report the official 740 instead",
+    ),
+    Protocol(
+        name="MSLS val, official 740 queries",
+        dataset="msls",
+        database=18_871,
+        queries=740,
+        keys_sha256=MSLS_740_SHA256,
+        note="the queries are recognised by the checksum of their keys",
+    ),
+    Protocol(name="MSLS challenge", dataset="msls_challenge", database=38_770, queries=27_092, verified=False),
+    Protocol(
+        name="Nordland, 27,592 queries, within 10 frames",
+        dataset="nordland",
+        database=27_592,
+        queries=27_592,
+        frames=10,
+        seasons=("summer", "winter"),
+    ),
+    Protocol(
+        name="Nordland*, 2,760 queries, within 1 frame",
+        dataset="nordland",
+        database=27_592,
+        queries=2_760,
+        frames=1,
+        seasons=("winter", "summer"),
+        note="query i belongs to database image 10 i",
+    ),
+    Protocol(
+        name="Nordland (SelaVPR), 3,450 queries, within 2 frames",
+        dataset="nordland",
+        database=3_450,
+        queries=3_450,
+        frames=2,
+    ),
+    Protocol(
+        name="Tokyo 24/7",
+        dataset="tokyo247",
+        database=75_984,
+        queries=315,
+        note="most papers resize the queries' shorter side to 480 pixels",
+    ),
+    Protocol(name="SF-XL test v1", dataset="sf_xl", database=SF_XL, queries=1_000, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test v2", dataset="sf_xl", database=SF_XL, queries=598, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test night", dataset="sf_xl", database=SF_XL, queries=466, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test occlusion", dataset="sf_xl", database=SF_XL, queries=76, note=SF_XL_NOTE),
+    Protocol(
+        name="SF Landmark",
+        dataset="sf_landmark",
+        database=about(1_046_587),
+        queries=598,
+        verified=False,
+        note="the queries are those of SF-XL test v2, but the database is another one",
+    ),
+    *(
+        Protocol(
+            name=f"SF-XL small test, {name}",
+            dataset="sf_xl",
+            database=about(27_000),
+            queries=queries,
+            note=SF_XL_NOTE,
+        )
+        for name, queries in (("v1", 1_000), ("v2", 598), ("night", 466), ("occlusion", 76))
+    ),
+    Protocol(name="SVOX night", dataset="svox", database=17_166, queries=823),
+    Protocol(name="SVOX overcast", dataset="svox", database=17_166, queries=872, verified=False),
+    Protocol(name="SVOX rain", dataset="svox", database=17_166, queries=937, verified=False),
+    Protocol(name="SVOX snow", dataset="svox", database=17_166, queries=870, verified=False),
+    Protocol(name="SVOX sun", dataset="svox", database=17_166, queries=854, verified=False),
+    Protocol(name="St Lucia", dataset="st_lucia", database=1_549, queries=1_464, verified=False),
+    Protocol(
+        name="Eynsham",
+        dataset="eynsham",
+        database=23_935,
+        queries=about(24_000),
+        note="the number of queries is approximate",
+    ),
+    Protocol(name="AmsterTime", dataset="amstertime", database=1_231, queries=1_231, note=PAIRS),
+    Protocol(name="SPED", dataset="sped", database=607, queries=607, note=PAIRS),
+    *(
+        Protocol(
+            name=f"Baidu Mall, {threshold:g} m",
+            dataset="baidu_mall",
+            database=5_207,
+            queries=3_208,
+            threshold=threshold,
+            verified=False,
+            note="papers use 10 m and 25 m",
+        )
+        for threshold in (10.0, 25.0)
+    ),
+)

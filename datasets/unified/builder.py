@@ -1,0 +1,169 @@
+"""Builds the cities, one after the other. A city appears only when it is complete, and is then not built again."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from datasets.unified.config import UnifiedConfig
+from datasets.unified.planning import CityPlan, CitySummary, make_plans
+from model.errors import InputError
+
+LOCK = ".unified.lock"
+UNFINISHED = ".unified.unfinished"  # on the same disk as Images, so that a city is moved there in one step
+IMAGES_PER_TASK = 64  # of one thread; an interrupt waits for these
+File = tuple[str, str]  # name in the city's folder, path of the source image
+
+
+def build(config: UnifiedConfig) -> tuple[list[CitySummary], int]:
+    """Builds what is not complete yet. Returns the counts of each source city, and how many output cities are new.
+
+    The same sources and options give the same bytes, even if runs are killed in between. Other files in the output
+    folder are left alone. Raises InputError if a source or the output cannot be used, the disk is too small, or another
+    run builds in the same folder.
+    """
+    if config.output.exists() and not config.output.is_dir():
+        raise InputError(f"The output {config.output} is a file. Name a folder.")
+    plans, summaries = make_plans(config)
+    with _exclusive_access(config.output):
+        _remove_unfinished(config.output)
+        try:
+            pending = [plan for plan in plans if not is_complete(plan, config.output)]
+            with ThreadPoolExecutor(config.workers) as pool:
+                _build_cities(pending, config, pool)
+        finally:
+            _remove_unfinished(config.output)
+    return summaries, len(pending)
+
+
+def is_complete(plan: CityPlan, output: Path) -> bool:
+    """Whether the city exists exactly as planned. Raises InputError if something else has its name."""
+    images, table = _paths(plan, output)
+    if not os.path.lexists(images) and not os.path.lexists(table):
+        return False
+    expected = plan.files().keys()
+    actual = set(os.listdir(images)) if images.is_dir() else set()
+    if not os.path.lexists(table) and actual == expected:
+        return False  # a run ended just before it wrote the CSV file
+    if not table.is_file() or table.read_bytes() != plan.table():
+        raise InputError(
+            f"{plan.name} exists in {output}, but differs from what this command would build: it was made from other "
+            f"images, with other options, or by another program. Choose another output, or remove {table} and {images}."
+        )
+    missing = sorted(expected - actual)
+    if missing:
+        raise InputError(
+            f"{images} lacks {len(missing)} of the {len(expected)} images that {table} lists, such as {missing[0]}. "
+            "Remove both, then run the same command again."
+        )
+    return True
+
+
+def _paths(plan: CityPlan, output: Path) -> tuple[Path, Path]:
+    """The folder of the city's images, and its CSV file, which is written last and marks a complete city."""
+    return output / "Images" / plan.name, output / "Dataframes" / f"{plan.name}.csv"
+
+
+@contextmanager
+def _exclusive_access(output: Path) -> Iterator[None]:
+    """Creates the output folder and locks it. The system releases the lock of a killed process; the file stays."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"Another run is building in {output}. Wait until it ends, or choose another output."
+        ) from None
+    except OSError as error:
+        raise InputError(f"Cannot write in {output}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_unfinished(output: Path) -> None:
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+
+
+def _build_cities(plans: Sequence[CityPlan], config: UnifiedConfig, pool: Executor) -> None:
+    if not config.symlink:
+        _check_space(plans, config.output, pool)
+    total = sum(len(plan.images) for plan in plans)
+    with tqdm(total=total, desc="Linking" if config.symlink else "Copying", unit=" images", disable=None) as bar:
+        for plan in plans:
+            _build_city(plan, config, pool=pool, bar=bar)
+
+
+def _check_space(plans: Sequence[CityPlan], output: Path, pool: Executor) -> None:
+    """Raises InputError if the disk cannot hold the images of the cities, or a source image cannot be read."""
+    needed = 0
+    for plan in tqdm(plans, "Adding up file sizes", unit=" cities", leave=False, disable=None):
+        if not _paths(plan, output)[0].exists():
+            needed += sum(pool.map(_total_size, _chunks(plan)))
+    free = shutil.disk_usage(output).free
+    if needed > free:
+        raise InputError(
+            f"Copying the images needs {_size(needed)}, but only {_size(free)} are free in {output}. Free some space, "
+            "choose fewer cities, or use --symlink, which needs hardly any space."
+        )
+
+
+def _total_size(files: Sequence[File]) -> int:
+    try:
+        return sum(os.stat(source).st_size for _, source in files)
+    except OSError as error:
+        raise InputError(f"Cannot read {error.filename}: {error.strerror}.") from error
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def _build_city(plan: CityPlan, config: UnifiedConfig, *, pool: Executor, bar: tqdm) -> None:
+    images, table = _paths(plan, config.output)
+    unfinished = config.output / UNFINISHED / plan.name
+    try:
+        if not images.exists():
+            unfinished.mkdir(parents=True)
+            # An error or interrupt ends this loop, and with it pool.map, which cancels the tasks that have not begun.
+            for count in pool.map(partial(_transfer, folder=unfinished, symlink=config.symlink), _chunks(plan)):
+                bar.update(count)
+            images.parent.mkdir(exist_ok=True)
+            os.replace(unfinished, images)
+        unfinished.parent.mkdir(exist_ok=True)
+        temporary_table = unfinished.with_suffix(".csv")
+        with open(temporary_table, "wb") as file:
+            file.write(plan.table())
+            file.flush()
+            os.fsync(file.fileno())
+        table.parent.mkdir(exist_ok=True)
+        os.replace(temporary_table, table)
+    except OSError as error:
+        raise InputError(
+            f"Cannot build {plan.name} in {config.output}: {error}. Complete cities are kept: solve this, then run the "
+            "same command again to continue."
+        ) from error
+
+
+def _chunks(plan: CityPlan) -> Iterator[list[File]]:
+    files = list(plan.files().items())
+    for start in range(0, len(files), IMAGES_PER_TASK):
+        yield files[start : start + IMAGES_PER_TASK]
+
+
+def _transfer(files: Sequence[File], *, folder: Path, symlink: bool) -> int:
+    """Copies or links the source images into the folder. Returns how many they are."""
+    for name, source in files:
+        if symlink:
+            os.symlink(os.path.abspath(source), folder / name)
+        else:
+            shutil.copyfile(source, folder / name)
+    return len(files)

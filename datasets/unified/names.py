@@ -1,0 +1,70 @@
+"""File names: those of the sources, whose fields are separated by @, and those of the GSV-Cities format."""
+
+import math
+import re
+from typing import NamedTuple
+
+from datasets.unified.places import Cell, Grid
+
+EASTING, NORTHING, LAT, LON, IMAGE_ID, TILE, HEADING, TIMESTAMP = 1, 2, 5, 6, 7, 8, 9, 13
+NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
+LAYOUT = "@easting@northing@zone@letter@lat@lon@id@tile@heading@pitch@roll@height@timestamp@note@.jpg"
+
+
+class Row(NamedTuple):
+    """A row of a city's CSV file: the columns of the GSV-Cities format, as text."""
+
+    place_id: str
+    year: str
+    month: str
+    northdeg: str
+    city_id: str
+    lat: str
+    lon: str
+    panoid: str
+
+    @property
+    def image_name(self) -> str:
+        """The image's file name."""
+        date = f"{int(self.year):04d}_{int(self.month):02d}_{int(self.northdeg):03d}"
+        position = f"{float(self.lat)}_{float(self.lon)}"
+        return f"{self.city_id}_{int(self.place_id):07d}_{date}_{position}_{self.panoid}.jpg"
+
+
+def source_name(position: str, image_id: str, *, heading: int, timestamp: str) -> str:
+    """A source's file name. position: easting to lon, already joined by @; timestamp: YYYYMM."""
+    return f"@{position}@{image_id}@@{heading}@@@@{timestamp}@@.jpg"
+
+
+def split_name(path: str, last: int = TIMESTAMP) -> list[str]:
+    """The fields of a source's file name. Raises ValueError if it ends before the field `last`."""
+    fields = path.rpartition("/")[2].split("@")
+    if len(fields) <= last + 1:  # the suffix follows the last field
+        raise ValueError(f"the file name has {max(len(fields) - 2, 0)} fields; expected {last} or more of {LAYOUT}")
+    return fields
+
+
+def cell_of(name: str, grid: Grid) -> Cell:
+    """The cell of a source's image. Raises ValueError if its name lacks a field or a number."""
+    fields = split_name(name)
+    texts = fields[EASTING], fields[NORTHING], fields[HEADING]
+    try:
+        easting, northing, heading = map(float, texts)
+    except ValueError:
+        raise ValueError(f"easting, northing and heading are {', '.join(texts)}; expected numbers") from None
+    return grid.cell(easting, northing, heading)
+
+
+def row_of(name: str, *, city: str, place: int) -> Row:
+    """The row of a source's image. Raises ValueError if its date or position cannot be used."""
+    fields = split_name(name)
+    lat, lon, timestamp = fields[LAT], fields[LON], fields[TIMESTAMP]
+    if not re.fullmatch(r"[0-9]{4}(0[1-9]|1[0-2])", timestamp):
+        raise ValueError(f"the timestamp is {timestamp!r}; expected YYYYMM")
+    try:
+        valid = math.isfinite(float(lat)) and math.isfinite(float(lon))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"latitude and longitude are {lat!r} and {lon!r}; expected numbers")
+    return Row(str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID])

@@ -1,0 +1,245 @@
+"""The images of the sources: MSLS, Pitts30k and SF-XL, each with a file name in one common form."""
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import isfinite, nan
+from pathlib import Path
+
+import utm
+from tqdm import tqdm
+
+from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
+from datasets.unified.names import EASTING, IMAGE_ID, LON, TILE, source_name, split_name
+from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
+from model.errors import InputError
+
+MSLS_PARTS = ("database", "query")
+MSLS_COLUMNS = ("key", "lon", "lat", "ca", "captured_at", "pano")
+MSLS_TABLES = "train_val/<city>/{database,query}/raw.csv"
+MOVED_PARTS = ("database", "queries")  # of <msls>/train
+PITTS30K_FOLDERS = ("images/train/database", "images/train/queries")
+PITTS30K_YAWS = 12  # headings, 30 degrees apart
+PITTS30K_TIMESTAMP = "202409"  # as in the original; the names of the images tell no date
+SF_XL_FOLDER = "images/train"
+SUFFIX = ".jpg"
+LATITUDES, LONGITUDES = (-80.0, 84.0), (-180.0, 180.0)  # degrees; UTM covers no more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The images of one of CITIES.
+
+    names: in the form `names.LAYOUT`, sorted; they number groups and places. files: the images' paths, relative to
+    `folder`, in the same order. panoramas: images that were left out because they are panoramas.
+    """
+
+    city: str
+    folder: Path
+    names: list[str]
+    files: list[str]
+    grid: Grid
+    panoramas: int = 0
+
+
+def check_sources(config: UnifiedConfig) -> None:
+    """Raises one InputError that names everything that is missing."""
+    problems = []
+    msls_cities = [city for city in config.cities if city in MSLS_CITIES]
+    if msls_cities:
+        problems += _missing_folders("--msls", config.msls, (".",))
+        missing = [city for city in msls_cities if config.msls and not _msls_folder(config.msls, city)]
+        if missing:
+            problems.append(f"{config.msls} lacks {MSLS_TABLES} for {', '.join(missing)}")
+    if PITTS30K in config.cities:
+        problems += _missing_folders("--pitts30k", config.pitts30k, PITTS30K_FOLDERS)
+    if SF_XL in config.cities:
+        problems += _missing_folders("--sf_xl", config.sf_xl, (SF_XL_FOLDER,))
+    if problems:
+        raise InputError(f"Missing sources: {'; '.join(problems)}. Provide them, or choose other cities with --cities.")
+
+
+def read_sources(config: UnifiedConfig) -> Iterator[Source]:
+    """The source of each city. Raises InputError, which names the file, if one cannot be used."""
+    moved = _moved_images(config.msls) if config.msls else {}
+    for city in config.cities:
+        root = {PITTS30K: config.pitts30k, SF_XL: config.sf_xl}.get(city, config.msls)
+        assert root, "check_sources has been called"
+        if city == PITTS30K:
+            yield read_pitts30k(root)
+        elif city == SF_XL:
+            yield read_sf_xl(root)
+        else:
+            yield read_msls_city(root, city, moved)
+
+
+def _missing_folders(flag: str, root: Path | None, folders: Sequence[str]) -> list[str]:
+    """What is wrong with the source folder that `flag` names: it must contain the folders."""
+    if root is None:
+        return [f"{flag} is not given"]
+    return [f"there is no folder {root / folder}" for folder in folders if not (root / folder).is_dir()]
+
+
+# ---- MSLS
+
+
+def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
+    """A city of MSLS, database and queries together. moved: {key: file}, images that are not beside their raw.csv.
+
+    Raises InputError, with file and line, if a line cannot be parsed or its image is missing.
+    """
+    folder = _msls_folder(root, city)
+    assert folder, "check_sources has been called"
+    images: dict[str, tuple[str, str]] = {}  # key: (name, file)
+    panoramas = 0
+    for part in MSLS_PARTS:
+        table, images_folder = folder / part / "raw.csv", folder / part / "images"
+        available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
+        prefix = images_folder.relative_to(root).as_posix()
+        for line, row in _read_table(table):
+            try:
+                if _is_panorama(row):
+                    panoramas += 1
+                    continue
+                key, name = row["key"], _msls_name(row)
+                if key in images:
+                    raise ValueError(f"the key {key} is listed for the second time in {city}")
+                file = f"{prefix}/{key}.jpg" if f"{key}.jpg" in available else moved.get(key)
+                if not file:
+                    looked_in = f"{images_folder} or in {root}/train/{{{','.join(MOVED_PARTS)}}}"
+                    raise ValueError(f"the image {key}.jpg is missing: it is neither in {looked_in}")
+            except ValueError as error:
+                raise InputError(f"{table}, line {line}: {error}.") from None
+            images[key] = name, file
+    names, files = _sorted_columns(images.values())
+    return Source(city=city, folder=root, names=names, files=files, grid=STREET_GRID, panoramas=panoramas)
+
+
+def _msls_folder(root: Path, city: str) -> Path | None:
+    """The folder that holds a city's raw.csv files."""
+    for folder in (root / "train_val" / city, root / "train" / city):
+        if all((folder / part / "raw.csv").is_file() for part in MSLS_PARTS):
+            return folder
+    return None
+
+
+def _moved_images(root: Path) -> dict[str, str]:
+    """{key: path relative to `root`} of the images that VPR-datasets-downloader has moved and renamed."""
+    files = {}
+    for part in MOVED_PARTS:
+        folder = root / "train" / part
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            fields = name.split("@")
+            if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX):
+                files[fields[IMAGE_ID]] = f"train/{part}/{name}"
+    return files
+
+
+def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of each row of a raw.csv file."""
+    # Broken bytes and stray quotes must not swallow other lines: the line that is named has to be the right one.
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.DictReader(file, quoting=csv.QUOTE_NONE)
+        try:
+            missing = [column for column in MSLS_COLUMNS if column not in (rows.fieldnames or ())]
+            if missing:
+                raise InputError(
+                    f"{path}, line 1 lacks the columns {', '.join(missing)}. Expected: {', '.join(MSLS_COLUMNS)}."
+                )
+            for row in rows:
+                if None in row or None in row.values():
+                    expected = len(rows.fieldnames or ())
+                    raise InputError(f"{path}, line {rows.line_num}: expected {expected} values separated by commas.")
+                yield rows.line_num, row
+        except csv.Error as error:
+            raise InputError(f"{path}, line {rows.line_num + 1}: {error}.") from None
+
+
+def _is_panorama(row: Mapping[str, str]) -> bool:
+    text = row["pano"].strip()
+    if text not in ("True", "False"):
+        raise ValueError(f"pano is {text!r}; expected True or False")
+    return text == "True"
+
+
+def _msls_name(row: Mapping[str, str]) -> str:
+    lat = _number(row, "lat", limits=LATITUDES)
+    lon = _number(row, "lon", limits=LONGITUDES)
+    heading = int(_number(row, "ca"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", row["key"]):
+        raise ValueError(f"key is {row['key']!r}; expected letters, digits, - and _")
+    try:
+        date = datetime.strptime(row["captured_at"].strip(), "%Y-%m-%d")
+    except ValueError:
+        raise ValueError(f"captured_at is {row['captured_at']!r}; expected YYYY-MM-DD") from None
+    # One call for each image: called with arrays, utm converts all points in the zone of the first.
+    easting, northing, zone, letter = utm.from_latlon(lat, lon)
+    position = f"{easting:010.2f}@{northing:010.2f}@{zone:02d}@{letter}@{lat:09.5f}@{lon:010.5f}"
+    return source_name(position, row["key"], heading=heading, timestamp=f"{date.year:04d}{date.month:02d}")
+
+
+def _number(row: Mapping[str, str], column: str, limits: tuple[float, float] | None = None) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = nan
+    if not isfinite(value) or (limits and not limits[0] <= value <= limits[1]):
+        expected = f"a number from {limits[0]:g} to {limits[1]:g}" if limits else "a number"
+        raise ValueError(f"{column} is {row[column]!r}; expected {expected}")
+    return value
+
+
+# ---- Pitts30k and SF-XL
+
+
+def read_pitts30k(root: Path) -> Source:
+    """Pitts30k, database and queries of the training split together. Raises InputError, which names the file."""
+    images = []
+    for folder in PITTS30K_FOLDERS:
+        for file in _list_images(root / folder):
+            try:
+                images.append((_pitts30k_name(file), f"{folder}/{file}"))
+            except ValueError as error:
+                raise InputError(f"{root / folder / file}: {error}.") from None
+    names, files = _sorted_columns(images)
+    return Source(city=PITTS30K, folder=root, names=names, files=files, grid=STREET_GRID)
+
+
+def _pitts30k_name(file: str) -> str:
+    fields = split_name(file, last=TILE)
+    tile = fields[TILE]
+    if not re.fullmatch("[0-9]+", tile):
+        raise ValueError(f"the tile is {tile!r}; expected pitch * 24 + yaw")
+    # The original draws a random id. This one is the same on every run, and unique as well.
+    image_id = f"{fields[IMAGE_ID]}-{tile}"
+    heading = int(tile) % PITTS30K_YAWS * (360 // PITTS30K_YAWS)
+    position = "@".join(fields[EASTING : LON + 1])
+    return source_name(position, image_id, heading=heading, timestamp=PITTS30K_TIMESTAMP)
+
+
+def read_sf_xl(root: Path) -> Source:
+    """The training images of SF-XL. Their names are taken as they are, sorted with the folders they lie in."""
+    names = sorted(_list_images(root / SF_XL_FOLDER))
+    return Source(city=SF_XL, folder=root / SF_XL_FOLDER, names=names, files=names, grid=SF_XL_GRID)
+
+
+def _list_images(folder: Path) -> Iterator[str]:
+    """Paths relative to `folder` of the images in it and its subfolders, separated by /."""
+    with tqdm(desc=f"Listing {folder}", unit=" images", leave=False, disable=None) as bar:
+        for path, _, files in os.walk(folder, onerror=_raise, followlinks=True):
+            prefix = Path(path).relative_to(folder).as_posix() + "/"
+            names = [name for name in files if name.endswith(SUFFIX) and not name.startswith(".")]
+            yield from (name if prefix == "./" else prefix + name for name in names)
+            bar.update(len(names))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _sorted_columns(images: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    pairs = sorted(images)
+    return [name for name, _ in pairs], [file for _, file in pairs]

@@ -1,0 +1,230 @@
+"""Protocols are recognised by counts, names, positions and threshold; the official MSLS queries are derived."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from datasets.benchmark import Benchmark, ImageSet
+from datasets.layouts import BenchmarkConfig
+from datasets.protocols import PROTOCOLS, UNRECOGNISED, recognise
+from datasets.protocols.__main__ import main
+from datasets.protocols.recognition import keys_sha256
+from datasets.protocols.table import MSLS_740_SHA256
+
+COUNTS = [  # from the table of facts: name, database, queries, spacing of the positions in metres
+    ("Pitts30k val", 10_000, 7_608, 3),
+    ("Pitts30k test", 10_000, 6_816, 3),
+    ("MSLS val, all 11,084 queries", 18_871, 11_084, 3),
+    ("Nordland, 27,592 queries, within 10 frames", 27_592, 27_592, 2.381),
+    ("Nordland*, 2,760 queries, within 1 frame", 27_592, 2_760, 25),
+    ("Nordland*, 2,760 queries, within 1 frame", 27_592, 2_760, 13),
+    ("Nordland (SelaVPR), 3,450 queries, within 2 frames", 3_450, 3_450, 12.5),
+    ("Nordland (SelaVPR), 3,450 queries, within 2 frames", 3_450, 3_450, 10),
+    ("Tokyo 24/7", 75_984, 315, 3),
+    ("SF-XL test v1", 2_805_840, 1_000, 3),
+    ("SF-XL test v2", 2_805_840, 598, 3),
+    ("SF-XL test night", 2_805_840, 466, 3),
+    ("SF-XL test occlusion", 2_805_840, 76, 3),
+    ("SF-XL small test, v1", 27_191, 1_000, 3),
+    ("SVOX night", 17_166, 823, 3),
+    ("Eynsham", 23_935, 23_935, 3),
+    ("AmsterTime", 1_231, 1_231, 50),
+    ("SPED", 607, 607, 50),
+]
+
+
+class Names(Sequence):
+    """Made-up file names, without holding millions of them."""
+
+    def __init__(self, count: int, pattern: str = "images/@0@{i}@.jpg") -> None:
+        self.count, self.pattern = count, pattern
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i):
+        return self.pattern.format(i=range(self.count)[i])
+
+
+def images(count: int, spacing: float = 3, pattern: str = "images/@0@{i}@.jpg") -> ImageSet:
+    """Images along a line, with positions to the centimetre."""
+    return ImageSet(Names(count, pattern), np.stack([np.zeros(count), np.round(np.arange(count) * spacing, 2)], axis=1))
+
+
+@pytest.mark.parametrize(("name", "database", "queries", "spacing"), COUNTS)
+def test_protocols_are_recognised(name, database, queries, spacing):
+    found = recognise(images(database, spacing), images(queries), 25)
+    assert found.name == name and str(found).startswith(name)
+    assert found.protocol.verified and "unverified" not in str(found)
+
+
+def test_unverified_protocols_say_so():
+    for protocol in PROTOCOLS:
+        if not protocol.verified and isinstance(protocol.database, int):
+            found = recognise(images(protocol.database), images(protocol.queries), protocol.threshold)
+            assert found.protocol == protocol and "counts unverified" in str(found)
+
+
+def test_every_verified_protocol_is_tested():
+    assert {name for name, *_ in COUNTS} | {"MSLS val, official 740 queries"} >= {
+        protocol.name for protocol in PROTOCOLS if protocol.verified and "small test" not in protocol.name
+    }
+
+
+@pytest.mark.parametrize(
+    ("database", "queries", "threshold", "spacing", "reason"),
+    [
+        (10_000, 6_816, 10, 3, "counts of Pitts30k test, but with 10 m instead of 25 m"),
+        (10_000, 6_815, 25, 3, ""),
+        (18_871, 740, 25, 3, "counts of MSLS val, official 740 queries, but other queries"),
+        (18_871, 11_083, 25, 3, ""),
+        (27_592, 27_592, 25, 25, "within 1 frame instead of within 10"),
+        (27_592, 2_760, 25, 2.381, "within 10 frames instead of within 1"),
+        (500_000, 598, 25, 3, ""),
+    ],
+)
+def test_near_misses_are_not_recognised(database, queries, threshold, spacing, reason):
+    found = recognise(images(database, spacing), images(queries), threshold)
+    assert found.name == UNRECOGNISED and found.protocol is None
+    assert reason in found.reason and str(found).startswith(UNRECOGNISED)
+
+
+def test_nordland_with_its_seasons_exchanged_is_not_recognised():
+    summer, winter = "nordland/summer/@0@{i}@.jpg", "nordland/winter/@0@{i}@.jpg"
+    pair = [images(27_592, 2.381, pattern) for pattern in (summer, winter)]
+    assert recognise(*pair, 25).name.startswith("Nordland, 27,592")
+    assert "database of winter instead of summer" in recognise(*reversed(pair), 25).reason
+
+
+def test_nordland_with_positions_that_are_no_sequence_is_not_recognised():
+    database = images(27_592, 2.381)
+    database.utms[100, 1] += 500
+    assert "do not form a sequence" in recognise(database, images(27_592, 2.381), 25).reason
+
+
+def test_san_francisco_landmark_is_not_sf_xl_v2():
+    assert recognise(images(1_046_587), images(598), 25).name == "SF Landmark"
+    assert recognise(images(2_805_840), images(598), 25).name == "SF-XL test v2"
+
+
+def test_the_official_queries_are_recognised_by_the_checksum_of_their_keys():
+    """The official keys are not distributed here, so that the checksum of made-up ones takes their place."""
+    pattern = "@1@2@32@V@55@12@key{i}@@90@@@@201901@day_forward_cph@.jpg"
+    queries = images(740, pattern=pattern)
+    keys = sorted(f"key{i}" for i in range(740))
+    checksum = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    assert keys_sha256(keys[::-1]) == checksum
+    official = next(protocol for protocol in PROTOCOLS if protocol.keys_sha256)
+    assert official.keys_sha256 == MSLS_740_SHA256 and recognise(images(18_871), queries, 25).protocol is None
+    object.__setattr__(official, "keys_sha256", checksum)
+    try:
+        assert recognise(images(18_871), queries, 25).protocol is official
+    finally:
+        object.__setattr__(official, "keys_sha256", MSLS_740_SHA256)
+
+
+def test_conditions_come_from_the_notes_in_the_names(tmp_path):
+    split = tmp_path / "msls/val"
+    notes = ["day_forward_cph", "night_forward_cph", "day_sideways_sf"]
+    for part in ("database", "queries"):
+        (split / part).mkdir(parents=True)
+        for i, note in enumerate(notes):
+            (split / part / f"@{i}@0@32@V@55@12@KEY{i}@@90@@@@201901@{note}@.jpg").touch()
+    config = BenchmarkConfig(name="msls", datasets_folder=tmp_path, split="val")
+    conditions = Benchmark(config).conditions
+    assert {name: indices.tolist() for name, indices in conditions.items()} == {
+        "day": [0, 2],
+        "night": [1],
+        "forward": [0, 1],
+        "sideways": [2],
+        "cph": [0, 1],
+        "sf": [2],
+    }
+    (split / "queries" / "@9@0@.jpg").touch()  # without a note
+    assert Benchmark(config).conditions == {}
+
+
+# ---- The official MSLS queries from the CSV files of MSLS
+
+
+def write_msls(raw, city, part, rows):
+    """The three CSV files of a folder, in MSLS's columns. rows: (key, easting, northing, panorama, in subtask all)."""
+    folder = raw / "train_val" / city / part
+    folder.mkdir(parents=True)
+    tables = {
+        "raw": [["", "key", "lon", "lat", "ca", "captured_at", "pano"]],
+        "postprocessed": [
+            ["", "key", "easting", "northing", "unique_cluster", "night", "control_panel", "view_direction"]
+        ],
+        "subtask_index": [["", "all", "s2w", "w2s"]],
+    }
+    for i, (key, easting, northing, panorama, member) in enumerate(rows):
+        tables["raw"].append([i, key, 12.5, 55.7, 90.0, "2019-01-01", panorama])
+        tables["postprocessed"].append([i, key, easting, northing, 1, False, False, "Forward"])
+        tables["subtask_index"].append([i, member, False, False])
+    for name, table in tables.items():
+        with open(folder / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(table)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Of six queries, three are official: one is a panorama, one not in the subtask, one without a positive."""
+    database = [("d0", 0, 0, False, True), ("d1", 500, 0, True, True)]
+    queries = [
+        ("near", 20, 15, False, True),  # exactly 25 m
+        ("panorama", 0, 0, True, True),
+        ("other", 0, 0, False, False),
+        ("far", 0, 25.01, False, True),
+        ("beside a panorama", 500, 0, False, True),
+    ]
+    for city in ("cph", "sf"):
+        write_msls(tmp_path, city, "database", database)
+        write_msls(tmp_path, city, "query", [(f"{city} {key}", *row) for key, *row in queries])
+    return tmp_path
+
+
+def run(raw, tmp_path):
+    return main(["msls_val", "--raw", str(raw), "--output", str(tmp_path / "list.txt")])
+
+
+def test_official_queries_are_derived(raw, tmp_path, monkeypatch, capsys):
+    expected = ["cph near", "sf near"]
+    monkeypatch.setattr("datasets.protocols.__main__.MSLS_740_SHA256", keys_sha256(expected))
+    assert run(raw, tmp_path) == 0
+    assert (tmp_path / "list.txt").read_text().splitlines() == expected
+    assert "the 2 official queries" in capsys.readouterr().out
+
+
+def test_other_queries_than_the_official_ones_are_refused(raw, tmp_path, capsys):
+    assert run(raw, tmp_path) == 2
+    assert "yield 2 queries, which are not the official 740" in capsys.readouterr().err
+    assert not (tmp_path / "list.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("postprocessed", "20,15", "20,north", "postprocessed.csv, line 2: the position is not a number"),
+        ("postprocessed", "sf near", "sf far", "row 1: raw.csv names sf near, but postprocessed.csv sf far"),
+        ("subtask_index", ",all,", ",every,", "subtask_index.csv lacks the columns all"),
+        ("subtask_index", "0,True,False,False", "0", "subtask_index.csv, line 2: the line is incomplete"),
+        ("raw", "0,sf near,12.5,55.7,90.0,2019-01-01,False\n", "", "have 4, 5 and 5 rows"),
+    ],
+)
+def test_damaged_csv_files_are_named(raw, tmp_path, capsys, file, old, new, message):
+    path = raw / "train_val/sf/query" / f"{file}.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert run(raw, tmp_path) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_csv_file_is_named(raw, tmp_path, capsys):
+    (raw / "train_val/cph/database/raw.csv").unlink()
+    assert run(raw, tmp_path) == 2
+    assert "train_val/cph/database/raw.csv" in capsys.readouterr().err
