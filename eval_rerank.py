@@ -29,8 +29,8 @@ def main() -> None:
     # ---- Datasets (usually one) and model
     benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
     model = load_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
-    run = RunDir(args.save_dir, args.flags)
     pca = fit_pca_to_images(model, args.extraction, args.pca) if args.pca else None
+    run = RunDir(args.save_dir, args.flags)
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model, pca=pca))
 
 

@@ -1,5 +1,6 @@
 """Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from model.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp")  # a warning says so
 DATABASE_FOLDERS = ("database", "gallery")
 PATH_LIST_SUFFIX = "_images_paths.txt"
 EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
@@ -79,7 +81,12 @@ def list_images(folder: Path) -> list[str]:
         raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
     if path_list.is_file():
         return sorted(_read_path_list(path_list, folder))
-    paths = sorted(_walk(str(folder), ()))
+    found = sorted(_walk(str(folder), ()))
+    paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    if len(paths) < len(found):
+        message = "%d files in %s are ignored, such as %s. Convert them to JPEG or PNG."
+        other = next(path for path in found if not path.lower().endswith(IMAGE_SUFFIXES))
+        logging.warning(message, len(found) - len(paths), folder, os.path.basename(other))
     if not paths:
         raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
     return paths
@@ -140,7 +147,10 @@ def _contents(folder: Path) -> str:
 
 
 def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
-    """The images below a folder. parents: the real paths of the folders above it, to recognise a circle of links."""
+    """The images below a folder, of unsupported kinds too.
+
+    parents: the real paths of the folders above it, to recognise a circle of links.
+    """
     real_path = os.path.realpath(folder)
     if real_path in parents:
         raise InputError(f"{folder} leads back to {real_path}, a folder above it. Remove the symbolic link.")
@@ -148,7 +158,7 @@ def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir():
                 yield from _walk(entry.path, (*parents, real_path))
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
                 yield entry.path
 
 

@@ -1,6 +1,7 @@
 """Positions of images: from their file names, or from a CSV file."""
 
 import csv
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -43,18 +44,27 @@ class PositionTable:
         self.path = path
         self.folder = folder
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, skipinitialspace=True)
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
             columns = _position_columns(path, rows.fieldnames)
             names, values = [], []
             for name, position in _parse_rows(path, rows, columns):
                 names.append(os.path.normpath(name))
                 values.append(position)
-        positions = np.array(values, np.float64).reshape(-1, 2)
-        self._utms = positions if columns == UTM_COLUMNS else utm_of_degrees(positions, path)
         self._rows = {name: i for i, name in enumerate(names)}
+        self._images: dict[int, str] = {}  # {row: the image that it belongs to}
         if len(self._rows) < len(names):
             duplicate = next(name for i, name in enumerate(names) if self._rows[name] != i)
-            raise InputError(f"{path} lists {duplicate} more than once.")
+            raise InputError(f"{path} lists {duplicate} more than once. Tell images apart by their folders.")
+        positions = np.array(values, np.float64).reshape(-1, 2)
+        if columns == DEGREE_COLUMNS:
+            positions = utm_of_degrees(positions, names, path)
+        elif (np.abs(positions) <= 180).all():
+            message = (
+                "%s: all eastings and northings are small. If they are degrees, name the columns longitude, latitude."
+            )
+            logging.warning(message, path)
+        self._utms = positions
 
     def utms(self, paths: Sequence[str], image_folder: Path) -> np.ndarray:
         """[N, 2] float64: easting and northing in metres of images in `image_folder`, its subfolders included.
@@ -71,31 +81,39 @@ class PositionTable:
         }
         rows = [self._rows[name] for name in sorted(names) if name in self._rows]
         if len(rows) != 1:
-            problem = "holds no position of" if not rows else "holds two positions of"
+            problem = "has no position for" if not rows else "has two positions for"
             raise InputError(
                 f"{self.path} {problem} {path}. Expected one row whose column image is "
                 f"{os.path.relpath(path, self.folder)} or {os.path.relpath(path, image_folder)}."
             )
+        other = self._images.setdefault(rows[0], os.path.abspath(path))
+        if other != os.path.abspath(path):
+            raise InputError(
+                f"{self.path}: one row stands for both {other} and {path}. Give each its own row, with their paths "
+                f"relative to {self.folder}."
+            )
         return rows[0]
 
 
-def utm_of_degrees(degrees: np.ndarray, source: Path) -> np.ndarray:
+def utm_of_degrees(degrees: np.ndarray, names: Sequence[str], source: Path) -> np.ndarray:
     """Latitudes and longitudes [N, 2] -> easting and northing [N, 2] in metres, float64, in the zone of most images.
 
     Distances between images are only meaningful in one zone. Next to its border a zone's grid goes on without a
-    visible error, but not far: raises InputError, which names `source`, for zones that are not neighbours. Northing is
-    negative south of the equator if some images lie north of it.
+    visible error, but not far: raises InputError, which names `source` and one of the images, for zones that are not
+    neighbours. Northing is negative south of the equator if some images lie north of it.
     """
     import utm
 
     zones = np.array([utm.latlon_to_zone_number(lat, lon) for lat, lon in degrees])
     numbers, counts = np.unique(zones, return_counts=True)
     zone = int(numbers[counts.argmax()])
-    distances = np.abs(numbers - zone)
-    if (np.minimum(distances, 60 - distances) > 1).any():
+    distances = np.abs(zones - zone)
+    far = np.flatnonzero(np.minimum(distances, 60 - distances) > 1)
+    if len(far):
         raise InputError(
-            f"{source} holds positions in the UTM zones {', '.join(map(str, numbers))}, which are not neighbours: "
-            "distances between them would be wrong. Split the images into one dataset for each region."
+            f"{source} has positions in UTM zones that are not neighbours, so distances would be wrong: most are "
+            f"in zone {zone}, but {names[far[0]]} is in zone {zones[far[0]]}. Correct the position, or split the images "
+            "into one dataset for each region."
         )
     south = degrees[:, 0] < 0
     utms = np.empty_like(degrees)
@@ -114,7 +132,7 @@ def _position_columns(path: Path, names: Sequence[str] | None) -> tuple[str, str
             return columns
     raise InputError(
         f"{path} has the columns {', '.join(names or ()) or '(none)'}. Expected image, easting and northing, or image, "
-        "latitude and longitude."
+        "latitude and longitude, separated by commas."
     )
 
 

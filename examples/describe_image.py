@@ -29,7 +29,9 @@ def main() -> None:
     args = parser.parse_args()
 
     # ---- From files to a batch [B, 3, H, W]
-    images = torch.stack([resize_image(load_image(path), tuple(args.resize)) for path in args.images])
+    images = torch.stack(
+        [resize_image(load_image(path, exif_orientation=True), tuple(args.resize)) for path in args.images]
+    )
     model = load_any_model(args.model)
 
     # ---- A float model returns descriptors; a hashing-only one logits and codes; a two-branch one all three

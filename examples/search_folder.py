@@ -39,7 +39,7 @@ def main() -> None:
     # ---- Features of the queries and of the folder
     database_images = ImageSet.without_positions(list_images(args.folder))
     device = resolve_device(args.device)
-    settings = ExtractionConfig(resize=tuple(args.resize), device=device)
+    settings = ExtractionConfig(resize=tuple(args.resize), device=device, exif_orientation=True)
     model = load_any_model(args.model).to(device)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)

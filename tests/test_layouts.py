@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,10 +259,10 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ),
         ("", r"has the columns \(none\)"),
         ("image,easting,northing\na.jpg,1,2\na.jpg,1,2\nb.jpg,1,2\nq.jpg,1,2\n", "lists a.jpg more than once"),
-        ("image,easting,northing\na.jpg,1,2\n", "holds no position of .*b.jpg"),
+        ("image,easting,northing\na.jpg,1,2\n", "has no position for .*b.jpg"),
         (
             "image,easting,northing\na.jpg,1,2\ndatabase/a.jpg,1,2\nb.jpg,1,2\nq.jpg,1,2\n",
-            "holds two positions of .*a.jpg",
+            "has two positions for .*a.jpg",
         ),
         ("image,easting,northing\na.jpg,1,east\n", "line 2: northing is 'east'. Expected a number"),
         ("image,easting,northing\na.jpg,1\n", "line 2: northing is None"),
@@ -273,7 +274,7 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ("image,latitude,longitude\na.jpg,1,200\n", "line 2: longitude is '200'. Expected a number from -180 to 180"),
         (
             "image,latitude,longitude\na.jpg,55,12\nb.jpg,37,-122\nq.jpg,55,12\n",
-            "zones 10, 33, which are not neighbours",
+            "most are in zone 33, but b.jpg is in zone 10",
         ),
         ("image,easting,northing\n,1,2\n", "line 2: the column image is empty"),
     ],
@@ -281,6 +282,25 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
 def test_a_table_of_positions_is_refused(unnamed, table, message):
     with pytest.raises(InputError, match=message):
         Benchmark(with_csv(unnamed, table))
+
+
+def test_a_row_that_stands_for_two_images_is_refused(tmp_path):
+    for part in ("database", "queries"):
+        touch(tmp_path / "town/test" / part, ["a.jpg"])
+    with pytest.raises(InputError, match="one row stands for both .*database/a.jpg and .*queries/a.jpg"):
+        Benchmark(with_csv(tmp_path, "image,easting,northing\na.jpg,1,2\n"))
+    same = tmp_path / "town/test/database"
+    config = with_csv(tmp_path, "Image, Easting, Northing\na.jpg, 1000, 2000\n")
+    config = replace(config, datasets_folder=None, database_folder=same, queries_folder=same)
+    assert Benchmark(config).queries.utms.tolist() == [[1000, 2000]]
+
+
+def test_what_may_be_a_mistake_is_a_warning(unnamed, caplog):
+    Benchmark(with_csv(unnamed, "image,easting,northing\na.jpg,55,12\nb.jpg,55,12\nq.jpg,55,12\n"))
+    assert "If they are degrees, name the columns longitude, latitude" in caplog.text
+    touch(unnamed / "town/test/queries", ["IMG_1.HEIC", "IMG_2.HEIC", "notes.txt"])
+    assert len(list_images(unnamed / "town/test/queries")) == 1
+    assert "2 files in" in caplog.text and "such as IMG_1.HEIC. Convert them" in caplog.text
 
 
 def test_positions_and_no_labels_contradict_each_other(tmp_path):

@@ -98,9 +98,10 @@ def test_all_verdicts(server, datasets, tmp_path):
     assert verdicts[large, "pitts30k"] == DIFFERS and rows[large, "pitts30k"]["difference"] == "+0.3"
     assert verdicts[large, "msls"] == REPRODUCED
     assert verdicts[rerank, "pitts30k"] == verdicts[rerank, "msls"] == NO_FIGURE
-    assert verdicts[missing, "pitts30k"].startswith("missing (weights: download http")
+    assert verdicts[missing, "pitts30k"].startswith("missing (weights: save http")
     assert all(verdicts[name, "nordland"].startswith("missing (dataset: ") for name in NAMES)
     assert "| SelaVPRplusplus_base | pitts30k | Pitts30k test |" in result.stdout
+    assert result.stdout.splitlines()[-1] == "3 of 12 figures compared with published ones; 1 differ"
 
     result, _ = reproduce(server, datasets, tmp_path, published[:2])
     assert result.status == 0, result.stderr

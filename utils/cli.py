@@ -128,11 +128,11 @@ class SearchArguments:
     exif_orientation: bool
 
 
-class _NoEffect(argparse.Action):
-    """A flag of the reference that did nothing there: an error says so, rather than that the flag is unknown."""
+class _Refused(argparse.Action):
+    """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.error(f"{'/'.join(self.option_strings)} had no effect in the reference; remove it.")
+        parser.error(f"{self.option_strings[0]} {self.const}")
 
 
 def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: bool = False) -> EvaluationArguments:
@@ -150,6 +150,8 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     _add_dataset(add, several=True)
     _add_images(add)
     _add_test_method(add, pca=rerank or not hashing)
+    for flag in ("--pca_dim", "--pca_dataset_folder") if hashing and not rerank else ():
+        _refuse(parser, flag, "applies to float descriptors, which hashing-only models do not have.")
     add("--save_dir", "results go to logs/NAME/<time>/", default="eval", metavar="NAME")
     if rerank:
         add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
@@ -315,7 +317,7 @@ def _add_images(add: Callable) -> None:
     """Which images of a dataset, or of which folders, are evaluated."""
     add("--split", "split of the datasets (default: test)")
     text = "folders of queries beside the database (default: queries), such as queries_night of SVOX or SF-XL"
-    add("--queries_subfolder", text, nargs="+", default=[], metavar="NAME")
+    add("--queries_subfolder", text, nargs="+", metavar="NAME")
     text = "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name"
     add("--database_folder", text, type=Path, metavar="DIR")
     add("--queries_folder", "any folder of queries; see --database_folder", type=Path, metavar="DIR")
@@ -329,7 +331,7 @@ def _add_images(add: Callable) -> None:
 
 
 def _add_test_method(add: Callable, pca: bool) -> None:
-    text = "how queries are cut to size: see docs/datasets.md"
+    text = "how queries are resized or cropped: see docs/datasets.md"
     add("--test_method", text, choices=TEST_METHODS, default="hard_resize")
     text = "weight of a vote, with --test_method maj_voting (default: 0.01)"
     add("--majority_weight", text, type=non_negative_float, metavar="WEIGHT")
@@ -382,15 +384,21 @@ def _add_device(add: Callable) -> None:
 
 def _parser(description: str | None) -> tuple[argparse.ArgumentParser, Callable]:
     """A parser, and its function to add a flag, whose default the help shows if it says anything."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for name in NO_EFFECT_IN_REFERENCE:
-        parser.add_argument(f"--{name}", action=_NoEffect, nargs="*", help=argparse.SUPPRESS)
+        _refuse(parser, f"--{name}", "had no effect in the reference; remove it.")
 
     def add(flag: str, text: str, **options: Any) -> None:
         shown = not any(options.get("default") is value for value in (None, False))
         parser.add_argument(flag, help=text + " (default: %(default)s)" * shown, **options)
 
     return parser, add
+
+
+def _refuse(parser: argparse.ArgumentParser, flag: str, reason: str) -> None:
+    """Makes a flag an error with this reason, whatever its values."""
+    hidden = argparse.SUPPRESS
+    parser.add_argument(flag, action=_Refused, nargs="*", const=reason, help=hidden, default=hidden)
 
 
 @contextlib.contextmanager
@@ -421,6 +429,10 @@ def _check_branches(parser: argparse.ArgumentParser, args: argparse.Namespace, b
 
 def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
     """The datasets or folders to evaluate. Sets args.dataset_name and args.split to their defaults."""
+    for flag in ("queries_list", "positions_csv"):
+        path = getattr(args, flag)
+        if path and not path.exists():
+            raise InputError(f"--{flag}: no file {path}.")
     options = {
         "queries_list": args.queries_list,
         "positions_csv": args.positions_csv,
@@ -433,7 +445,7 @@ def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
                 name=_check_given_folders(args),
                 queries_folder=args.queries_folder,
                 database_folder=args.database_folder,
-                queries_subfolders=tuple(args.queries_subfolder),
+                queries_subfolders=tuple(args.queries_subfolder or ()),
                 **options,
             )
         ]
@@ -446,13 +458,16 @@ def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
     if len(args.dataset_name) > 1:
         for flag in ("queries_list", "positions_csv", "queries_subfolder", "save_index", "load_index"):
             if getattr(args, flag):
-                raise InputError(f"--{flag} applies to one dataset, but --dataset_name names {len(args.dataset_name)}.")
+                count = len(args.dataset_name)
+                raise InputError(
+                    f"--{flag} applies to one dataset, but --dataset_name names {count}. Run it separately."
+                )
     return [
         BenchmarkConfig(
             name=name,
             datasets_folder=Path(args.datasets_folder),
             split=args.split,
-            queries_subfolders=tuple(args.queries_subfolder),
+            queries_subfolders=tuple(args.queries_subfolder or ()),
             **options,
         )
         for name in args.dataset_name
@@ -467,7 +482,7 @@ def _check_given_folders(args: argparse.Namespace) -> str:
         raise InputError("--load_index replaces the database; give either that or --database_folder.")
     for flag in ("dataset_name", "split"):
         if getattr(args, flag):
-            raise InputError(f"--{flag} selects images of a dataset; with --queries_folder it has no meaning.")
+            raise InputError(f"--{flag} selects images of a dataset and cannot be combined with --queries_folder.")
     return str(args.queries_folder)
 
 

@@ -75,7 +75,10 @@ def _read_images(folder: Path, subtask: str | None = None) -> tuple[list[str], n
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not path.is_file():
-        raise InputError(f"No file {path}. Expected <raw>/train_val/{{cph,sf}}/{{query,database}} of MSLS.")
+        raise InputError(
+            f"No file {path}. Expected MSLS as it is published, not converted: "
+            "<raw>/train_val/{cph,sf}/{query,database}."
+        )
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]

@@ -88,7 +88,7 @@ def _recalls_by_condition(
         conditions[name] = {"queries": len(indices), "recalls": recalls}
         if name in benchmark.query_folders:
             protocol = recognise(benchmark.database, benchmark.queries[indices], benchmark.config.threshold)
-            logging.info("%s: protocol: %s", name, protocol)
+            logging.info("Protocol of %s: %s", name, protocol)
             conditions[name] |= _describe(protocol)
     return conditions
 
@@ -98,7 +98,7 @@ def _describe(recognition: Recognition) -> dict[str, Any]:
     protocol = recognition.protocol
     return {
         "protocol": recognition.name,
-        "protocol_verified": protocol.verified if protocol else None,
+        "protocol_counts_verified": protocol.verified if protocol else None,
         "protocol_note": (protocol.note if protocol else recognition.reason) or None,
         "seasons": dict(zip(("database", "queries"), protocol.seasons, strict=True))
         if protocol and protocol.seasons
