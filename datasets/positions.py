@@ -111,9 +111,9 @@ def utm_of_degrees(degrees: np.ndarray, names: Sequence[str], source: Path) -> n
     far = np.flatnonzero(np.minimum(distances, 60 - distances) > 1)
     if len(far):
         raise InputError(
-            f"{source} has positions in UTM zones that are not neighbours, so distances would be wrong: most are "
-            f"in zone {zone}, but {names[far[0]]} is in zone {zones[far[0]]}. Correct the position, or split the images "
-            "into one dataset for each region."
+            f"{source} has positions in UTM zones that are not neighbours, so distances would be wrong: "
+            f"most are in zone {zone}, but {names[far[0]]} is in zone {zones[far[0]]}. Correct the position, or split "
+            "the images into one dataset for each region."
         )
     south = degrees[:, 0] < 0
     utms = np.empty_like(degrees)
