@@ -153,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_published(path: Path) -> dict[tuple[str, str], float]:
     """{(model, protocol): R@1 in percent}. Raises InputError if a column is missing or a number is invalid."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.DictReader(file)
         if list(rows.fieldnames or ()) != list(COLUMNS):
             found = ", ".join(rows.fieldnames or ()) or "(none)"

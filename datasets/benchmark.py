@@ -100,7 +100,11 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
     The file has one entry per line, or all on one line with spaces between. {folder: queries} in and out. Raises
     InputError if an entry is unknown, ambiguous or listed twice.
     """
-    lines = [line.strip() for line in queries_list.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in queries_list.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        if line.strip()
+    ]
     entries = lines[0].split() if len(lines) == 1 else lines
     if not entries:
         raise InputError(f"{queries_list} lists no queries.")

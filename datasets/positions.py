@@ -43,14 +43,7 @@ class PositionTable:
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
         self.folder = folder
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            columns = _position_columns(path, rows.fieldnames)
-            names, values = [], []
-            for name, position in _parse_rows(path, rows, columns):
-                names.append(os.path.normpath(name))
-                values.append(position)
+        columns, names, values = _read_table(path)
         self._rows = {name: i for i, name in enumerate(names)}
         self._images: dict[int, str] = {}  # {row: the image that it belongs to}
         if len(self._rows) < len(names):
@@ -124,6 +117,24 @@ def utm_of_degrees(degrees: np.ndarray, names: Sequence[str], source: Path) -> n
     if south.any() and not south.all():
         utms[south, 1] -= 10_000_000  # the offset that keeps northings of the southern hemisphere positive
     return utms
+
+
+def _read_table(path: Path) -> tuple[tuple[str, str], list[str], list[tuple[float, float]]]:
+    """The columns of the positions, the images' names and their positions."""
+    names, values = [], []
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        try:
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            columns = _position_columns(path, rows.fieldnames)
+            for name, position in _parse_rows(path, rows, columns):
+                names.append(os.path.normpath(name))
+                values.append(position)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {rows.line_num + 1}: {error}. Expected a CSV file.") from None
+    if not names:
+        raise InputError(f"{path} lists no images.")
+    return columns, names, values
 
 
 def _position_columns(path: Path, names: Sequence[str] | None) -> tuple[str, str]:

@@ -363,7 +363,7 @@ def layout_messages(s: Setting) -> Iterator[str]:
     for text in ("a,b", "latitude,longitude,image\n91,0,a.jpg", "latitude,longitude,image\n1,2,a.jpg\n1,90,b.jpg"):
         table.write_text(text)
         yield refusal(PositionTable, table, s.folder)
-    table.write_text("image,easting,northing\n")
+    table.write_text("image,easting,northing\nb.jpg,1000,1000\n")
     yield refusal(PositionTable(table, s.folder).utms, [str(s.folder / "database/a.jpg")], s.folder / "database")
 
 

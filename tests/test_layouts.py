@@ -276,12 +276,23 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
             "image,latitude,longitude\na.jpg,55,12\nb.jpg,37,-122\nq.jpg,55,12\n",
             "most are in zone 33, but b.jpg is in zone 10",
         ),
+        ("image,latitude,longitude\n", "lists no images"),
         ("image,easting,northing\n,1,2\n", "line 2: the column image is empty"),
     ],
 )
 def test_a_table_of_positions_is_refused(unnamed, table, message):
     with pytest.raises(InputError, match=message):
         Benchmark(with_csv(unnamed, table))
+
+
+@pytest.mark.parametrize(
+    "content", [b"image,easting,northing\n\x00", "image,easting,northing\n".encode("utf-16"), b"\xff\n"]
+)
+def test_files_that_are_no_text_are_refused(unnamed, content):
+    (unnamed / "positions.csv").write_bytes(content)
+    for flag in ("positions_csv", "queries_list"):
+        with pytest.raises(InputError, match=r"positions\.csv"):
+            Benchmark(town(unnamed, **{flag: unnamed / "positions.csv"}, labels=flag == "positions_csv"))
 
 
 def test_a_row_that_stands_for_two_images_is_refused(tmp_path):

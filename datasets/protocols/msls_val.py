@@ -79,7 +79,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             f"No file {path}. Expected MSLS as it is published, not converted: "
             "<raw>/train_val/{cph,sf}/{query,database}."
         )
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
