@@ -106,7 +106,13 @@ def start(
     command = [sys.executable, *program, str(output), *flags]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell has background jobs ignore it
     )
 
 
