@@ -26,7 +26,7 @@ from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet, InputError
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
-from utils.cli import EvaluationArguments, positive_int, resolve_device
+from utils.cli import EvaluationArguments, non_negative_int, positive_int, resolve_device
 from utils.retrieval.config import ExtractionConfig
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -141,7 +141,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no_antialias", action="store_true", help="resize without antialiasing")
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, metavar="N", help="images per batch")
     text = "processes that read images (default: one per CPU, at most 8)"
-    parser.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help=text)
+    parser.add_argument(
+        "--num_workers", type=non_negative_int, default=min(8, os.cpu_count() or 1), metavar="N", help=text
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args()
     if not args.datasets_folder.is_dir():
@@ -240,17 +242,9 @@ def evaluation_arguments(entry: PublishedModel, args: argparse.Namespace) -> Eva
             device=resolve_device(args.device),
             temporary_folder=Path("logs"),
         ),
-        test_method="hard_resize",
-        majority_weight=0.01,
-        pca=None,
-        save_index=None,
-        load_index=None,
-        trust_index=False,
         rerank_num=RERANK_NUM,
         recall_values=RECALL_VALUES,
         save_dir="reproduce",
-        compile=False,
-        seed=0,
         flags={},
     )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.file_names import image_key, mapillary_conditions, utm_position
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
-from datasets.mapillary import image_key, mapillary_conditions
-from datasets.positions import PositionTable, utm_position
+from datasets.positions import PositionTable
 from model.errors import InputError
 
 

@@ -13,38 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from datasets.cities import COLUMNS, image_name
 from datasets.images import load_image
 from datasets.transforms import training_transform
 from model.errors import InputError
 from model.vision_transformer import patch_grid
-
-COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
-GSV_CITIES = (
-    "Bangkok BuenosAires LosAngeles MexicoCity OSL Rome Barcelona Chicago Madrid Miami Phoenix TRT Boston Lisbon "
-    "Medellin Minneapolis PRG WashingtonDC Brussels London Melbourne Osaka PRS"
-).split()
-GROUPED_CITIES = (  # of the unified dataset, each split into groups 0 to 17
-    "Trondheim Amsterdam Helsinki Tokyo Toronto Saopaulo Moscow Zurich Paris Budapest Austin Berlin Ottawa Goa Amman "
-    "Nairobi Manila bangkok boston london melbourne phoenix Pitts30k"
-).split()
-WITHOUT_GROUP_17 = ("Amman", "Nairobi")
-# Same order as the authors' code. It matters, because batches are cut from this sequence: two groups of one city hold
-# neighbouring cells of a grid, that is, nearly the same places under different labels. Group by group,
-# they are far apart.
-TRAINING_DATASETS = {
-    "gsv_cities": list(GSV_CITIES),
-    "unified_dataset": [
-        "SFXL",
-        *GSV_CITIES,
-        *(f"{c}{g}" for g in range(18) for c in GROUPED_CITIES if not (g == 17 and c in WITHOUT_GROUP_17)),
-    ],
-}
-
-
-def training_order(cities: Sequence[str]) -> list[str]:
-    """The cities in the order of the unified dataset, once each. Other cities come first, as given."""
-    position = {city: i for i, city in enumerate(TRAINING_DATASETS["unified_dataset"])}
-    return sorted(dict.fromkeys(cities), key=lambda city: position.get(city, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +207,8 @@ def _read_city(path: Path) -> list[list[str]]:
             )
         for row in rows:
             try:
-                places.setdefault(int(row["place_id"]), []).append(_image_name(row))
+                places.setdefault(int(row["place_id"]), []).append(f"{row['city_id']}/{image_name(row)}")
             except (TypeError, ValueError):
                 values = ", ".join(map(str, row.values()))
                 raise InputError(f"{path}, line {rows.line_num}: a number is missing or invalid: {values}") from None
     return [places[place_id] for place_id in sorted(places)]
-
-
-def _image_name(row: dict[str, str]) -> str:
-    place, year, month, north = (int(row[column]) for column in ("place_id", "year", "month", "northdeg"))
-    city, lat, lon = row["city_id"], float(row["lat"]), float(row["lon"])
-    return f"{city}/{city}_{place:07d}_{year:04d}_{month:02d}_{north:03d}_{lat}_{lon}_{row['panoid']}.jpg"

@@ -1,4 +1,4 @@
-"""Positions of images: from their file names, or from a CSV file."""
+"""Positions of images whose file names hold none, from a CSV file."""
 
 import csv
 import logging
@@ -14,21 +14,6 @@ from model.errors import InputError
 UTM_COLUMNS = ("easting", "northing")
 DEGREE_COLUMNS = ("latitude", "longitude")
 DEGREE_RANGES = {"latitude": (-80.0, 84.0), "longitude": (-180.0, 180.0)}  # UTM covers no more
-
-
-def utm_position(path: str | Path) -> tuple[float, float]:
-    """(easting, northing) in metres from `@<easting>@<northing>@...`. Raises InputError, which names the file."""
-    fields = os.path.basename(path).split("@")
-    try:
-        position = float(fields[1]), float(fields[2])
-        if not all(map(math.isfinite, position)):
-            raise ValueError
-    except (IndexError, ValueError):
-        raise InputError(
-            f"No UTM position in the file name {path}. Expected @<utm_easting>@<utm_northing>@...@.jpg with two "
-            "numbers. Give positions with --positions_csv, or evaluate without them with --no_labels."
-        ) from None
-    return position
 
 
 class PositionTable:

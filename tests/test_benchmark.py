@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from datasets.benchmark import Benchmark, find_positives
+from datasets.file_names import utm_position
 from datasets.layouts import BenchmarkConfig, list_images
-from datasets.positions import utm_position
 from model import InputError
 
 

@@ -26,10 +26,11 @@ from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
 
 from datasets.benchmark import Benchmark
+from datasets.file_names import utm_position
 from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig
 from datasets.images import load_image
 from datasets.layouts import BenchmarkConfig, list_images
-from datasets.positions import PositionTable, utm_position
+from datasets.positions import PositionTable
 from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, InputError, ModelConfig, aggregation
 from model.versions import check_torch_version

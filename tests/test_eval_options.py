@@ -15,12 +15,13 @@ from test_eval import SCRIPTS, expect_refusal, flags_for, run_mode
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
+from datasets.transforms import normalize
 from model import ModelConfig
 from model.network import GeoLocalizationNet
 from model.weights import load_model
 from utils.cli import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Forward, extract
+from utils.retrieval.extraction import Forward, extract, extract_chunks
 
 pytestmark = pytest.mark.slow
 
@@ -178,8 +179,6 @@ def test_five_crops_of_a_landscape_image_cost_three_forward_passes(tiny_benchmar
     for method in ("five_crops", "nearest_crop", "maj_voting"):
         config = ExtractionConfig(resize=(28, 42)).for_queries(method)
         model = Counting()
-        from utils.retrieval.extraction import extract_chunks
-
         (features,) = extract_chunks(model, ImageSet.without_positions([path]), config)
         assert model.images == 3
         assert features.descriptors.shape == ((1, 8) if method == "five_crops" else (1, 3, 8))
@@ -189,8 +188,6 @@ def test_the_code_of_five_crops_is_the_sign_of_the_mean_logits():
     model = GeoLocalizationNet(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True)).eval()
     images = torch.rand(2, 3, 3, 28, 28)
     codes, descriptors = Forward(model, ExtractionConfig(test_method="five_crops"))(images)
-    from datasets.transforms import normalize
-
     with torch.inference_mode():
         outputs = [model(normalize(images[:, crop])) for crop in (0, 0, 1, 2, 2)]
     logits = sum(output.logits for output in outputs) / 5
@@ -249,6 +246,8 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     index = tmp_path / "index"
     ignored = run_mode("float", datasets, checkpoints, tmp_path / "ignored", f"--save_index={index}")
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
+    flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
+    expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
     assert distance[False] != distance[True]
     for more, is_applied in (([], True), (["--ignore_exif_orientation"], False)):
@@ -280,6 +279,11 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         ("float", ["--dataset_name", "a", "b", "--save_index=index"], ["--save_index applies to one dataset"]),
         ("float", ["--queries_folder=queries"], ["both --database_folder and --queries_folder"]),
         ("float", ["--database_folder=a", "--queries_folder=b"], ["--dataset_name", "--queries_folder"]),
+        (
+            "float",
+            ["--val_positive_dist_threshold=10", "--no_labels"],
+            ["--val_positive_dist_threshold", "--no_labels"],
+        ),
         ("float", ["--positions_csv=/dev/null", "--no_labels"], ["--positions_csv", "--no_labels"]),
         ("float", ["--queries_list=missing.txt"], ["--queries_list: no file missing.txt"]),
         ("float", ["--positions_csv=missing.csv"], ["--positions_csv: no file missing.csv"]),

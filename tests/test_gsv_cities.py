@@ -10,16 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets.gsv_cities import (
-    COLUMNS,
-    GROUPED_CITIES,
-    TRAINING_DATASETS,
-    GSVCities,
-    PlaceBatches,
-    PlacesConfig,
-    collate_places,
-    training_order,
-)
+from datasets.cities import COLUMNS, GROUPED_CITIES, TRAINING_DATASETS, training_order
+from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig, collate_places
 from model import InputError
 
 SIZE = (28, 42)

@@ -323,7 +323,7 @@ def test_positions_and_no_labels_contradict_each_other(tmp_path):
 
 
 def predictions(run):
-    """The rows of predictions.csv with the images' names alone, sorted."""
+    """The rows of predictions.csv with the images' names alone."""
     with open(run / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_eval import flags_for
 
-from datasets.positions import utm_position
+from datasets.file_names import utm_position
 from examples import teaser
 from model import InputError
 from utils import visualization

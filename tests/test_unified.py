@@ -21,7 +21,8 @@ import utm
 from filelock import FileLock
 from PIL import Image
 
-from datasets.gsv_cities import GSV_CITIES, TRAINING_DATASETS, GSVCities, PlacesConfig
+from datasets.cities import GSV_CITIES, TRAINING_DATASETS
+from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.unified import CITIES, UnifiedConfig, build, output_names
 from datasets.unified.__main__ import main
 from datasets.unified.builder import LOCK, UNFINISHED

@@ -13,23 +13,24 @@ from typing import Any, TypeVar
 
 import torch
 
-from datasets.gsv_cities import TRAINING_DATASETS, PlacesConfig, training_order
+from datasets.cities import TRAINING_DATASETS, training_order
+from datasets.gsv_cities import PlacesConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.views import CROP_METHODS, TEST_METHODS
 from model import AGGREGATIONS, BACKBONES, InputError, ModelConfig
 from model.network import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, PRECISIONS, ExtractionConfig, IndexConfig, IVFConfig, PCAConfig
 from utils.retrieval.extraction import cpu_supports
-from utils.retrieval.test_methods import MERGING_METHODS
+from utils.retrieval.test_methods import DEFAULT_MAJORITY_WEIGHT, MERGING_METHODS
 from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
 
 T = TypeVar("T")
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
+DEFAULT_THRESHOLD = 25  # metres
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
-NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts, several of them inherited from the VG benchmark
-    "criterion margin mining cache_refresh_rate queries_per_epoch negs_num_per_query neg_samples_num "
-    "train_positives_dist_threshold lr_crn_layer lr_crn_net brightness contrast saturation hue rand_perspective "
+NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
+    "criterion margin train_positives_dist_threshold lr_crn_net brightness contrast saturation hue rand_perspective "
     "horizontal_flip random_resized_crop random_rotation"
 ).split()
 CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
@@ -68,18 +69,18 @@ class EvaluationArguments:
     resume: Path | None
     benchmarks: list[BenchmarkConfig]
     extraction: ExtractionConfig
-    test_method: str
-    majority_weight: float
-    pca: PCAConfig | None
-    save_index: IndexConfig | None
-    load_index: Path | None
-    trust_index: bool
+    test_method: str = "hard_resize"
+    majority_weight: float = DEFAULT_MAJORITY_WEIGHT
+    pca: PCAConfig | None = None
+    save_index: IndexConfig | None = None
+    load_index: Path | None = None
+    trust_index: bool = False
     ivf: IVFConfig | None = None
     rerank_num: int = 0
     recall_values: list[int]
     save_dir: str
-    compile: bool
-    seed: int
+    compile: bool = False
+    seed: int = 0
     flags: dict[str, Any]
 
     @property
@@ -155,14 +156,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     add("--save_dir", "results go to logs/NAME/<time>/", default="eval", metavar="NAME")
     if rerank:
         add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
-    index = parser.add_mutually_exclusive_group()
-    index.add_argument("--save_index", type=Path, metavar="DIR", help="save the database's features to a new folder")
-    index.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; database images are not read")
-    add("--append", "add missing images to the existing index of --save_index", action="store_true")
-    add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
-    if rerank or not hashing:
-        text = "number format of the descriptors in --save_index (default: fp32)"
-        add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
+    _add_index(parser, add, descriptors=rerank or not hashing)
     if hashing:
         text = "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images"
         add("--ivf", text, type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"))
@@ -174,17 +168,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
         benchmarks = _benchmarks(args)
         _resolve_common(args)
         _check_test_method(args)
-        if args.append and not args.save_index:
-            raise InputError("--append adds to the index of --save_index DIR; give that too.")
-        if args.trust_index and not args.load_index:
-            raise InputError("--trust_index applies to the index of --load_index DIR; give that too.")
-        dtype = getattr(args, "descriptor_dtype", None)
-        if dtype and not args.save_index:
-            raise InputError("--descriptor_dtype applies to the index of --save_index DIR; give that too.")
-        save_index = None
-        if args.save_index:
-            options = {"append": args.append, "descriptor_dtype": dtype or "fp32", "weights": args.resume}
-            save_index = IndexConfig(folder=args.save_index, **options)
+        save_index = _index_config(args)
         ivf = getattr(args, "ivf", None)
         model, extraction = _build(ModelConfig, args), _extraction(args, args.precision)
         check_image_size(model, extraction.resize)
@@ -308,7 +292,10 @@ def _add_dataset(add: Callable, several: bool = False) -> None:
     else:
         add("--dataset_name", "name of the dataset's folder in --datasets_folder", default="pitts30k")
     text = "a database image within this distance of a query counts as correct, in validation and test"
-    add("--val_positive_dist_threshold", text, type=positive_float, default=25, metavar="METRES")
+    if several:  # None shows that it was not given, so that --no_labels can refuse it
+        add("--val_positive_dist_threshold", f"{text} (default: 25)", type=positive_float, metavar="METRES")
+    else:
+        add("--val_positive_dist_threshold", text, type=positive_float, default=DEFAULT_THRESHOLD, metavar="METRES")
     text = "report Recall@N for these N"
     add("--recall_values", text, type=positive_int, nargs="+", default=[1, 5, 10, 100], metavar="N")
 
@@ -333,12 +320,23 @@ def _add_images(add: Callable) -> None:
 def _add_test_method(add: Callable, pca: bool) -> None:
     text = "how queries are resized or cropped: see docs/datasets.md"
     add("--test_method", text, choices=TEST_METHODS, default="hard_resize")
-    text = "weight of a vote, with --test_method maj_voting (default: 0.01)"
+    text = f"weight of a vote, with --test_method maj_voting (default: {DEFAULT_MAJORITY_WEIGHT})"
     add("--majority_weight", text, type=non_negative_float, metavar="WEIGHT")
     if pca:
         add("--pca_dim", "reduce descriptors to N dimensions by PCA", type=positive_int, metavar="N")
         text = "fit PCA to images below this folder in --datasets_folder, such as pitts30k/images/train"
         add("--pca_dataset_folder", text, type=Path, metavar="FOLDER")
+
+
+def _add_index(parser: argparse.ArgumentParser, add: Callable, descriptors: bool) -> None:
+    index = parser.add_mutually_exclusive_group()
+    index.add_argument("--save_index", type=Path, metavar="DIR", help="save the database's features to a new folder")
+    index.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; database images are not read")
+    add("--append", "add missing images to the existing index of --save_index", action="store_true")
+    add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
+    if descriptors:
+        text = "number format of the descriptors in --save_index (default: fp32)"
+        add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
 
 
 def _add_training(add: Callable) -> None:
@@ -431,8 +429,11 @@ def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
     """The datasets or folders to evaluate. Sets args.dataset_name and args.split to their defaults."""
     for flag in ("queries_list", "positions_csv"):
         path = getattr(args, flag)
-        if path and not path.exists():
+        if path and (path.is_dir() or not path.exists()):
             raise InputError(f"--{flag}: no file {path}.")
+    if args.no_labels and args.val_positive_dist_threshold is not None:
+        raise InputError("--val_positive_dist_threshold applies to labels, which --no_labels leaves out.")
+    args.val_positive_dist_threshold = args.val_positive_dist_threshold or DEFAULT_THRESHOLD
     options = {
         "queries_list": args.queries_list,
         "positions_csv": args.positions_csv,
@@ -486,12 +487,27 @@ def _check_given_folders(args: argparse.Namespace) -> str:
     return str(args.queries_folder)
 
 
+def _index_config(args: argparse.Namespace) -> IndexConfig | None:
+    """The index to save, if any. Rejects flags that apply to an index that is not given."""
+    if args.append and not args.save_index:
+        raise InputError("--append adds to the index of --save_index DIR; give that too.")
+    if args.trust_index and not args.load_index:
+        raise InputError("--trust_index applies to the index of --load_index DIR; give that too.")
+    dtype = getattr(args, "descriptor_dtype", None)
+    if dtype and not args.save_index:
+        raise InputError("--descriptor_dtype applies to the index of --save_index DIR; give that too.")
+    if not args.save_index:
+        return None
+    options = {"append": args.append, "descriptor_dtype": dtype or "fp32", "weights": args.resume}
+    return IndexConfig(folder=args.save_index, **options)
+
+
 def _check_test_method(args: argparse.Namespace) -> None:
     """Rejects flags of test methods and PCA that have no effect together. Sets the default of args.majority_weight."""
     if args.majority_weight is not None and args.test_method != "maj_voting":
         raise InputError("--majority_weight applies to --test_method maj_voting; give that too.")
     if args.majority_weight is None:
-        args.majority_weight = 0.01
+        args.majority_weight = DEFAULT_MAJORITY_WEIGHT
     pca_dim, pca_folder = getattr(args, "pca_dim", None), getattr(args, "pca_dataset_folder", None)
     if (pca_dim is None) != (pca_folder is None):
         raise InputError("PCA needs both --pca_dim and --pca_dataset_folder.")

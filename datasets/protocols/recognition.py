@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.benchmark import ImageSet
-from datasets.mapillary import image_key
+from datasets.file_names import image_key
 from datasets.protocols.table import PROTOCOLS, Protocol
 
 UNRECOGNISED = "unrecognised protocol"

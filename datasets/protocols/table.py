@@ -15,7 +15,7 @@ def about(count: int) -> range:
 class Protocol:
     """A protocol, and how to recognise it.
 
-    name, as reports print it; dataset, the folder's usual name; database and queries: the numbers of images, exact or a
+    name, as reports print it; database and queries: the numbers of images, exact or a
     range; threshold in metres; frames: for image sequences, where any threshold will do that allows a prediction to be
     off by this number of frames; seasons: of the database and of the queries; keys_sha256: checksum of the
     queries' Mapillary keys; verified: whether the counts were checked at the source rather than quoted from elsewhere
@@ -23,7 +23,6 @@ class Protocol:
     """
 
     name: str
-    dataset: str
     database: int | range
     queries: int | range
     threshold: float = 25.0
@@ -38,29 +37,26 @@ SF_XL = about(2_800_000)
 SF_XL_NOTE = "the database's count is approximate"
 PAIRS = "positions are made up; each query has one positive"
 PROTOCOLS = (
-    Protocol(name="Pitts30k train", dataset="pitts30k", database=10_000, queries=7_416, verified=False),
-    Protocol(name="Pitts30k val", dataset="pitts30k", database=10_000, queries=7_608),
-    Protocol(name="Pitts30k test", dataset="pitts30k", database=10_000, queries=6_816),
-    Protocol(name="Pitts250k test", dataset="pitts250k", database=83_952, queries=8_280, verified=False),
+    Protocol(name="Pitts30k train", database=10_000, queries=7_416, verified=False),
+    Protocol(name="Pitts30k val", database=10_000, queries=7_608),
+    Protocol(name="Pitts30k test", database=10_000, queries=6_816),
+    Protocol(name="Pitts250k test", database=83_952, queries=8_280, verified=False),
     Protocol(
         name="MSLS val, all 11,084 queries",
-        dataset="msls",
         database=18_871,
         queries=11_084,
-        note="what VPR-datasets-downloader writes, without panoramas; most papers report the official 740 instead",
+        note="what VPR-datasets-downloader writes, without panoramas; the paper uses the official 740 instead",
     ),
     Protocol(
         name="MSLS val, official 740 queries",
-        dataset="msls",
         database=18_871,
         queries=740,
         keys_sha256=MSLS_740_SHA256,
         note="the queries are recognised by the checksum of their keys",
     ),
-    Protocol(name="MSLS challenge", dataset="msls_challenge", database=38_770, queries=27_092, verified=False),
+    Protocol(name="MSLS challenge", database=38_770, queries=27_092, verified=False),
     Protocol(
         name="Nordland, 27,592 queries, within 10 frames",
-        dataset="nordland",
         database=27_592,
         queries=27_592,
         frames=10,
@@ -68,7 +64,6 @@ PROTOCOLS = (
     ),
     Protocol(
         name="Nordland*, 2,760 queries, within 1 frame",
-        dataset="nordland",
         database=27_592,
         queries=2_760,
         frames=1,
@@ -77,25 +72,22 @@ PROTOCOLS = (
     ),
     Protocol(
         name="Nordland (SelaVPR), 3,450 queries, within 2 frames",
-        dataset="nordland",
         database=3_450,
         queries=3_450,
         frames=2,
     ),
     Protocol(
         name="Tokyo 24/7",
-        dataset="tokyo247",
         database=75_984,
         queries=315,
         note="most papers resize the queries' shorter side to 480 pixels",
     ),
-    Protocol(name="SF-XL test v1", dataset="sf_xl", database=SF_XL, queries=1_000, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test v2", dataset="sf_xl", database=SF_XL, queries=598, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test night", dataset="sf_xl", database=SF_XL, queries=466, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test occlusion", dataset="sf_xl", database=SF_XL, queries=76, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test v1", database=SF_XL, queries=1_000, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test v2", database=SF_XL, queries=598, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test night", database=SF_XL, queries=466, note=SF_XL_NOTE),
+    Protocol(name="SF-XL test occlusion", database=SF_XL, queries=76, note=SF_XL_NOTE),
     Protocol(
         name="SF Landmark",
-        dataset="sf_landmark",
         database=about(1_046_587),
         queries=598,
         verified=False,
@@ -104,32 +96,29 @@ PROTOCOLS = (
     *(
         Protocol(
             name=f"SF-XL small test, {name}",
-            dataset="sf_xl",
             database=about(27_000),
             queries=queries,
             note=SF_XL_NOTE,
         )
         for name, queries in (("v1", 1_000), ("v2", 598), ("night", 466), ("occlusion", 76))
     ),
-    Protocol(name="SVOX night", dataset="svox", database=17_166, queries=823),
-    Protocol(name="SVOX overcast", dataset="svox", database=17_166, queries=872, verified=False),
-    Protocol(name="SVOX rain", dataset="svox", database=17_166, queries=937, verified=False),
-    Protocol(name="SVOX snow", dataset="svox", database=17_166, queries=870, verified=False),
-    Protocol(name="SVOX sun", dataset="svox", database=17_166, queries=854, verified=False),
-    Protocol(name="St Lucia", dataset="st_lucia", database=1_549, queries=1_464, verified=False),
+    Protocol(name="SVOX night", database=17_166, queries=823),
+    Protocol(name="SVOX overcast", database=17_166, queries=872, verified=False),
+    Protocol(name="SVOX rain", database=17_166, queries=937, verified=False),
+    Protocol(name="SVOX snow", database=17_166, queries=870, verified=False),
+    Protocol(name="SVOX sun", database=17_166, queries=854, verified=False),
+    Protocol(name="St Lucia", database=1_549, queries=1_464, verified=False),
     Protocol(
         name="Eynsham",
-        dataset="eynsham",
         database=23_935,
         queries=about(24_000),
         note="the number of queries is approximate",
     ),
-    Protocol(name="AmsterTime", dataset="amstertime", database=1_231, queries=1_231, note=PAIRS),
-    Protocol(name="SPED", dataset="sped", database=607, queries=607, note=PAIRS),
+    Protocol(name="AmsterTime", database=1_231, queries=1_231, note=PAIRS),
+    Protocol(name="SPED", database=607, queries=607, note=PAIRS),
     *(
         Protocol(
             name=f"Baidu Mall, {threshold:g} m",
-            dataset="baidu_mall",
             database=5_207,
             queries=3_208,
             threshold=threshold,

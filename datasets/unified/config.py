@@ -3,18 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.cities import GROUPED_CITIES, GROUPS, TRAINING_DATASETS
 from model.errors import InputError
 
-MSLS_CITIES = tuple(
-    "trondheim amsterdam helsinki tokyo toronto saopaulo moscow zurich paris budapest austin berlin ottawa goa amman "
-    "nairobi manila bangkok boston london melbourne phoenix".split()
-)
 PITTS30K, SF_XL = "pitts30k", "sf_xl"
+OUTPUT_NAMES = {city.lower(): city for city in GROUPED_CITIES}  # {source: what its output cities are called}
+MSLS_CITIES = tuple(city for city in OUTPUT_NAMES if city != PITTS30K)
 CITIES = (*MSLS_CITIES, PITTS30K, SF_XL)
-# GSV-Cities has cities of these names. Without the capital letter the two stay apart.
-LOWER_CASE_CITIES = ("bangkok", "boston", "london", "melbourne", "phoenix")
-MAX_GROUPS = 18
-MAX_GROUPS_OF_CITY = {"amman": 17, "nairobi": 17}  # as in the published dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,5 +45,5 @@ def output_names(city: str) -> list[str]:
     """The names that the groups of one of CITIES have in the dataset: Trondheim0, Trondheim1, ...; SFXL alone."""
     if city == SF_XL:
         return ["SFXL"]
-    name = city if city in LOWER_CASE_CITIES else city.capitalize()
-    return [f"{name}{group}" for group in range(MAX_GROUPS_OF_CITY.get(city, MAX_GROUPS))]
+    names = [f"{OUTPUT_NAMES[city]}{group}" for group in range(GROUPS)]
+    return [name for name in names if name in TRAINING_DATASETS["unified_dataset"]]

@@ -4,11 +4,11 @@ import math
 import re
 from typing import NamedTuple
 
+from datasets.cities import image_name
+from datasets.file_names import EASTING, HEADING, IMAGE_ID, LAT, LAYOUT, LON, NORTHING, TIMESTAMP
 from datasets.unified.places import Cell, Grid
 
-EASTING, NORTHING, LAT, LON, IMAGE_ID, TILE, HEADING, TIMESTAMP = 1, 2, 5, 6, 7, 8, 9, 13
 NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
-LAYOUT = "@easting@northing@zone@letter@lat@lon@id@tile@heading@pitch@roll@height@timestamp@note@.jpg"
 
 
 class Row(NamedTuple):
@@ -26,9 +26,7 @@ class Row(NamedTuple):
     @property
     def image_name(self) -> str:
         """The image's file name."""
-        date = f"{int(self.year):04d}_{int(self.month):02d}_{int(self.northdeg):03d}"
-        position = f"{float(self.lat)}_{float(self.lon)}"
-        return f"{self.city_id}_{int(self.place_id):07d}_{date}_{position}_{self.panoid}.jpg"
+        return image_name(self._asdict())
 
 
 def source_name(position: str, image_id: str, *, heading: int, timestamp: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 import utm
 from tqdm import tqdm
 
+from datasets.file_names import EASTING, IMAGE_ID, LON, TILE
 from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
-from datasets.unified.names import EASTING, IMAGE_ID, LON, TILE, source_name, split_name
+from datasets.unified.names import source_name, split_name
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
 from model.errors import InputError
 
@@ -33,7 +34,7 @@ LATITUDES, LONGITUDES = (-80.0, 84.0), (-180.0, 180.0)  # degrees; UTM covers no
 class Source:
     """The images of one of CITIES.
 
-    names: in the form `names.LAYOUT`, sorted; they number groups and places. files: the images' paths, relative to
+    names: in the form `file_names.LAYOUT`, sorted; they number groups and places. files: the images' paths, relative to
     `folder`, in the same order. panoramas: images that were left out because they are panoramas.
     """
 

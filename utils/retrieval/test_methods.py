@@ -10,6 +10,7 @@ from utils.retrieval.search import SearchResult
 MERGING_METHODS = ("nearest_crop", "maj_voting")
 CROP_COUNTS = (2, 1, 2)  # how many of the five crops the crops of datasets.views stand for: start, centre, end
 VOTING_RANKS = (1, 5, 10)
+DEFAULT_MAJORITY_WEIGHT = 0.01
 
 
 def average_crops(outputs: Tensor) -> Tensor:
@@ -18,7 +19,9 @@ def average_crops(outputs: Tensor) -> Tensor:
     return (outputs * weights[:, None]).sum(dim=1)
 
 
-def merge_crops(result: SearchResult, method: str, *, k: int, majority_weight: float = 0.01) -> SearchResult:
+def merge_crops(
+    result: SearchResult, method: str, *, k: int, majority_weight: float = DEFAULT_MAJORITY_WEIGHT
+) -> SearchResult:
     """The results of the crops, in rows 3q to 3q + 2 for query q, merged into the k best images of each query.
 
     Images come in the order of their smallest distance to a crop; among equal ones the smaller index comes first. With

@@ -38,8 +38,8 @@ REBUILD = "Rebuild the index with --save_index"
 class IndexMetadata:
     """How an index was made.
 
-    The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias and
-    precision of the extraction; dimension (0: none) and type of the descriptors.
+    The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias,
+    precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors.
     """
 
     backbone: str
@@ -53,6 +53,7 @@ class IndexMetadata:
     precision: str
     descriptor_dim: int
     descriptor_dtype: str
+    exif_orientation: bool = False  # absent in older indexes, which ignored it
 
     @staticmethod
     def of(model: GeoLocalizationNet, config: ExtractionConfig, index: IndexConfig | None = None) -> "IndexMetadata":
@@ -66,6 +67,7 @@ class IndexMetadata:
             precision=config.precision,
             descriptor_dim=model.descriptor_dim,
             descriptor_dtype=index.descriptor_dtype if index else "fp32",
+            exif_orientation=config.exif_orientation,
         )
 
     @staticmethod

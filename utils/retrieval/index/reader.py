@@ -50,7 +50,8 @@ class Index:
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
         message = f"The index {self.folder} was built with another model or resize"
-        self.metadata.require_same(metadata, {"weights_file", "precision", "descriptor_dtype"}, message)
+        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation"}
+        self.metadata.require_same(metadata, ignored, message)
 
     def features(self) -> Features:
         """Codes, in memory, and descriptors, on disk."""
