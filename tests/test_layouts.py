@@ -127,7 +127,11 @@ def test_links_that_lead_in_a_circle_are_named(tmp_path, kind):
         touch(tmp_path / "beside")
         link.symlink_to(tmp_path / "beside")
         (tmp_path / "beside" / "back").symlink_to(folder)
-    with pytest.raises((InputError, OSError), match="link"):
+    # The system itself refuses a link to itself, but follows the others some forty times.
+    error, message = (
+        (OSError, "link") if kind == "to itself" else (InputError, "leads back to .* Remove the symbolic link")
+    )
+    with pytest.raises(error, match=message):
         list_images(folder)
 
 
@@ -244,7 +248,9 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
     }
     points = {name: (y, (x + 180) % 360 - 180) for name, (y, x) in points.items()}
     table = "image,latitude,longitude\n" + "".join(f"{name},{y!r},{x!r}\n" for name, (y, x) in points.items())
-    benchmark = Benchmark(with_csv(unnamed, table))
+    header, *rows = table.splitlines()
+    benchmark = Benchmark(with_csv(unnamed, "\n".join([header, *rows[::-1]])))  # the first row does not decide
+    assert benchmark.database.utms[0, 0] == pytest.approx(utm.from_latlon(*points["a.jpg"])[0])
     metres = math.hypot(*(benchmark.database.utms[0] - benchmark.queries.utms[0]))
     assert metres == pytest.approx(math.hypot(step[0], step[1] * math.cos(math.radians(lat))) * 111_200, rel=0.01)
     assert [found.tolist() for found in benchmark.positives] == [[0]]
