@@ -6,9 +6,8 @@ import torch
 
 from datasets.benchmark import Benchmark
 from model import CODE_BITS, GeoLocalizationNet
-from model.weights import load_model
 from utils.cli import EvaluationArguments, parse_evaluation
-from utils.retrieval.evaluation import Results, evaluate_each, read_benchmarks
+from utils.retrieval.evaluation import Results, evaluate_each, load_evaluated_model, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
 from utils.retrieval.index.inverted_file import InvertedFile
@@ -27,7 +26,7 @@ def main() -> None:
 
     # ---- Datasets (usually one) and model
     benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
-    model = load_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
+    model = load_evaluated_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
     run = RunDir(args.save_dir, args.flags)
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model))
 

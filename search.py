@@ -12,6 +12,7 @@ from utils.retrieval.index import Index, IndexMetadata
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
+from utils.runtime.terminal import printable
 
 
 def main() -> None:
@@ -49,14 +50,14 @@ def main() -> None:
     for i, image in enumerate(args.images):
         matches = [index.images.paths[match] for match in indices[i]]
         positions = index.images.utms[indices[i]]
-        print(f"\n{image}")
+        print(printable(f"\n{image}"))
         print(f"{'rank':>4}  {'distance':>16}  {'easting':>12}  {'northing':>12}  image")
         for rank, (match, (easting, northing)) in enumerate(zip(matches, positions, strict=True)):
             distance = f"{distances[i, rank]:>8.4g} {metric[rank]:<7}"
             position = (
                 f"{easting:>12.2f}  {northing:>12.2f}" if isfinite(easting) else f"{'unknown':>12}  {'unknown':>12}"
             )
-            print(f"{rank + 1:>4}  {distance}  {position}  {match}")
+            print(f"{rank + 1:>4}  {distance}  {position}  {printable(match)}")
         if args.save_pictures:
             from utils.visualization import draw_matches  # loads matplotlib
 
@@ -67,7 +68,7 @@ def main() -> None:
             ]
             picture = args.save_pictures / f"{i + 1:03d}_{image.stem}.png"
             draw_matches(picture, image, matches, captions=captions)
-            print(f"Picture: {picture}")
+            print(printable(f"Picture: {picture}"))
 
 
 if __name__ == "__main__":

@@ -29,27 +29,31 @@ def main() -> None:
 
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
     model = GeoLocalizationNet(args.model)
-    checkpoint = read_run_checkpoint(args.resume) if args.resume else None
+    checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
     if checkpoint is None:
-        load_initial_weights(
+        load_weights = partial(
+            load_initial_weights,
             model,
             init_from=args.init_from,
             foundation=args.foundation_model_path,
             train_backbone=args.training.train_backbone,
         )
+        distributed.load_on_main(model, load_weights)
 
     # ---- Data: batches of places with several images each; datasets to validate and to test on
-    places = GSVCities(args.gsv_cities_folder, args.places)
+    places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
     loader = PlaceLoader(places, args.training, args.extraction.num_workers)
-    validate = Validator(validation_sets(args.val_benchmarks), args.extraction)
-    test = Benchmark(args.test_benchmark)
+    validation = distributed.run_on_main(partial(validation_sets, args.val_benchmarks))
+    validate = Validator(validation, args.extraction)
+    test = distributed.run_on_main(partial(Benchmark, args.test_benchmark))
 
     # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch learns
     generator = torch.Generator()
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
     training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
     state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    run = RunDir(args.save_dir, args.flags, folder=checkpoint.path.parent if checkpoint else None)
+    folder = checkpoint.path.parent if checkpoint else None  # of the run to resume
+    run = RunDir(args.save_dir, args.flags, folder=folder, resumable=True)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

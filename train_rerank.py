@@ -29,17 +29,19 @@ def main() -> None:
 
     # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
     model = GeoLocalizationNet(args.model)
-    checkpoint = resume_or_load_float_model(model, args.resume)  # type: ignore[arg-type]  # --resume is required here
+    assert args.resume, "--resume is required here"
+    checkpoint = distributed.load_on_main(model, partial(resume_or_load_float_model, model, args.resume))
 
     # ---- Data: batches of places with several images each; datasets to validate and to test on
-    places = GSVCities(args.gsv_cities_folder, args.places)
+    places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
     loader = PlaceLoader(places, args.training, args.extraction.num_workers)
+    validation = distributed.run_on_main(partial(validation_sets, args.val_benchmarks))
     validate = Validator(
-        validation_sets(args.val_benchmarks),
+        validation,
         args.extraction,
         rerank_num=args.rerank_num if args.select_by == "reranked" else 0,
     )
-    test = Benchmark(args.test_benchmark)
+    test = distributed.run_on_main(partial(Benchmark, args.test_benchmark))
 
     # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch is computed
     # and learns
@@ -47,7 +49,8 @@ def main() -> None:
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
     training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
     state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    run = RunDir(args.save_dir, args.flags, folder=checkpoint.path.parent if checkpoint else None)
+    folder = checkpoint.path.parent if checkpoint else None  # of the run to resume
+    run = RunDir(args.save_dir, args.flags, folder=folder, resumable=True)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

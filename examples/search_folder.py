@@ -17,6 +17,7 @@ from utils.retrieval.extraction import extract
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
+from utils.runtime.terminal import printable
 from utils.visualization import draw_matches
 
 
@@ -58,13 +59,13 @@ def main() -> None:
     for i, query in enumerate(args.queries):
         matches = [database_images.paths[match] for match in indices[i]]
         captions = [f"{rank + 1}: {distances[i, rank]:.4g} {metric[rank]}" for rank in range(len(matches))]
-        print(f"\n{query}")
+        print(printable(f"\n{query}"))
         for caption, match in zip(captions, matches, strict=True):
-            print(f"  {caption:24}{match}")
+            print(printable(f"  {caption:24}{match}"))
         if args.save_pictures:
             picture = args.save_pictures / f"{i + 1:03d}_{query.stem}.png"
             draw_matches(picture, query, matches, captions=captions)
-            print(f"  Picture: {picture}")
+            print(printable(f"  Picture: {picture}"))
 
 
 if __name__ == "__main__":

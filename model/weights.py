@@ -87,21 +87,22 @@ def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def load_model(
-    config: ModelConfig, path: str | Path | None, *, device: str = "cpu", compiled: bool = False
-) -> GeoLocalizationNet:
+def load_model(config: ModelConfig, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
 
     Raises InputError if the weights are missing or another model's.
     """
     model = GeoLocalizationNet(config)
+    load_trained(model, path)
+    return model.eval().to(device)
+
+
+def load_trained(model: GeoLocalizationNet, path: str | Path | None) -> None:
+    """Loads a file into the model, or (path None) the published weights. Raises InputError as for both."""
     if path is None:
         load_published(model)
     else:
         load_weights(model, path)
-    if compiled:
-        model.compile()
-    return model.eval().to(device)
 
 
 def load_any_model(source: str) -> GeoLocalizationNet:

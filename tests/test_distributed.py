@@ -120,6 +120,7 @@ def test_train(tmp_path):
     )
     (folder,) = tmp_path.glob("logs/*/*")
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "best_model.pth",
         "curves.png",
         "last_model.pth",

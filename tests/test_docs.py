@@ -42,9 +42,9 @@ from utils.retrieval.extraction import Forward
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.pca import check_pca_dim
-from utils.runtime.atomic_files import atomic_write
+from utils.runtime.atomic_files import atomic_write, lock_folder
+from utils.runtime.script import WORKER_DIED
 from utils.training.checkpoints import (
-    RunCheckpoint,
     TrainState,
     load_initial_weights,
     read_run_checkpoint,
@@ -370,7 +370,7 @@ def layout_messages(s: Setting) -> Iterator[str]:
 
 def checkpoint_messages(s: Setting) -> Iterator[str]:
     run, cut, trap = (s.folder / name for name in ("last_model.pth", "cut.pth", "trap.pth"))
-    torch.save({"train_state": asdict(TrainState(arguments={"lr": 0.1}))}, run)
+    torch.save({"train_state": asdict(TrainState(arguments={"lr": 0.1}, world_size=2))}, run)
     cut.write_bytes(s.checkpoints["float"].read_bytes()[:20000])
     torch.save({"model": Trap()}, trap)
     tiny, two_branch = build("vit-tiny"), build("vit-tiny", **MODES["two_branch"])
@@ -393,7 +393,10 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     yield script_refusal("train.py", *training_flags(s.city, f"--resume={s.checkpoints['float']}"), cwd=s.folder)
     yield refusal(load_initial_weights, tiny, init_from=run, foundation=None, train_backbone=True)
     yield refusal(resume_or_load_float_model, two_branch, s.checkpoints["two_branch"])
-    yield refusal(restore, RunCheckpoint(run, read_run_checkpoint(run).content), None, {"lr": 0.2})
+    yield refusal(read_run_checkpoint, run)
+    (s.folder / "best_model.pth").touch()
+    yield refusal(restore, read_run_checkpoint(run), None, {"lr": 0.2})
+    yield refusal(restore, read_run_checkpoint(run), None, {"lr": 0.1})
 
 
 def flag_messages(s: Setting) -> Iterator[str]:
@@ -445,6 +448,10 @@ def other_messages(s: Setting) -> Iterator[str]:
         patch.setitem(sys.modules, "model", another)
         yield refusal(runpy.run_path, str(ROOT / "hubconf.py"))
     yield refusal(check_pca_dim, 17, 16, 512)
+    with lock_folder(s.folder):
+        s.monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0)
+        yield refusal(lock_folder, s.folder)
+    yield WORKER_DIED
     yield refusal(lambda: atomic_write(s.folder / "nowhere" / "results.json").__enter__())
     yield refusal(PlaceBatches, [range(26)], 27)
     yield script_refusal("train.py", *training_flags(s.city, "--train_backbone", "--lr=1e12"), cwd=s.folder)

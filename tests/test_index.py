@@ -271,7 +271,7 @@ def try_to_append(folder, metadata, sender):
 
 
 def test_two_writers_keep_out_of_each_others_way(tmp_path, metadata, monkeypatch):
-    monkeypatch.setattr("utils.retrieval.index.writer.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0.2)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -467,7 +467,7 @@ def test_sigterm_ends_an_evaluation_and_leaves_nothing_behind(tmp_path, tiny_ben
 INTERRUPTED = """
 import contextlib, os, signal, sys, time
 from utils.runtime.script import cli_main
-from utils.runtime.signals import StopSignals
+from utils.runtime.signals import stop_signals
 
 class Finalized:
     def __del__(self):
@@ -490,8 +490,10 @@ def inside_an_import():  # an extension module that is loading turns it into an 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
 
 def main():
+    if sys.argv[3] == "training":
+        stop_signals.defer()
     # Validation during training runs in such a block.
-    with StopSignals().interruptible() if sys.argv[3] == "training" else contextlib.nullcontext():
+    with stop_signals.interruptible() if sys.argv[3] == "training" else contextlib.nullcontext():
         globals()[sys.argv[1]]()
 
 cli_main(main)
@@ -505,7 +507,7 @@ cli_main(main)
         (signal.SIGTERM, "evaluation", 143, b""),
         (signal.SIGINT, "evaluation", 130, b"interrupted\n"),
         (signal.SIGTERM, "training", 143, b""),
-        (signal.SIGINT, "training", 130, b""),
+        (signal.SIGINT, "training", 130, b"interrupted\n"),
     ],
 )
 def test_a_stop_signal_is_not_lost(place, number, script, status, message):

@@ -27,7 +27,16 @@ from utils.training import validation
 pytestmark = pytest.mark.slow
 
 PLACES, IMAGES, BATCHES = 26, 104, 6  # of the fixture city, and batches of 4 places
-FILES = ["best_model.pth", "curves.png", "last_model.pth", "log.txt", "metrics.csv", "predictions.csv", "results.json"]
+FILES = [
+    ".lock",
+    "best_model.pth",
+    "curves.png",
+    "last_model.pth",
+    "log.txt",
+    "metrics.csv",
+    "predictions.csv",
+    "results.json",
+]
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
 
 
@@ -218,6 +227,7 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
     )
     assert lines[-1].startswith("R@1: ")
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "best_model.pth",
         "log.txt",
         "predictions.csv",

@@ -4,6 +4,7 @@ stop signals.
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -234,45 +235,118 @@ def test_validation_and_test_run_in_fp32_unless_asked(precision, monkeypatch):
 
 @pytest.fixture
 def signals():
-    """StopSignals; afterwards everything handles the signals as before."""
+    """StopSignals, installed; afterwards everything handles the signals as before."""
     handlers = {number: signal.getsignal(number) for number in EXIT_STATUS}
-    yield StopSignals()
+    signals = StopSignals()
+    signals.install()
+    yield signals
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
-def test_a_signal_is_remembered_and_interrupts_only_where_it_may(signals, number, status):
-    assert signals.received is None and EXIT_STATUS[number] == status
+def send(number):
+    """Sends this process a signal, and lets Python handle it."""
     os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", EXIT_STATUS)
+def test_a_signal_stops_at_once(signals, number):
+    assert EXIT_STATUS[number] == (130 if number == signal.SIGINT else 143)
+    with pytest.raises(Stopped) as stopped:
+        send(number)
+    assert stopped.value.signal == signals.received == number
+
+
+@pytest.mark.parametrize("number", EXIT_STATUS)
+def test_a_delayed_signal_stops_at_the_end_of_the_outermost_block(signals, number):
+    steps = []
+    with pytest.raises(Stopped), signals.delayed():
+        with signals.delayed():
+            send(number)
+            send(number)
+            steps.append("inner")
+        steps.append("outer")
+    assert steps == ["inner", "outer"] and signals.received == number
+
+
+def test_an_error_in_a_delayed_block_does_not_hide_the_signal(signals):
+    with pytest.raises(Stopped) as stopped, signals.delayed():
+        send(signal.SIGTERM)
+        raise OSError("an error")
+    assert isinstance(stopped.value.__context__, OSError)
+
+
+@pytest.mark.parametrize("number", EXIT_STATUS)
+def test_a_deferred_signal_is_remembered_and_interrupts_only_where_it_may(signals, number):
+    signals.defer()
+    send(number)
     assert signals.received == number
+    with signals.delayed():
+        pass
     with pytest.raises(Stopped), signals.interruptible():
         pytest.fail("a signal that came before must end the block at its start")
 
 
 def test_a_signal_in_an_interruptible_block(signals):
+    signals.defer()
     with signals.interruptible():
         pass
     with pytest.raises(Stopped), signals.interruptible():
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
         pytest.fail("the block went on")
     assert signals.received == signal.SIGTERM
 
 
+def test_a_file_that_is_written_in_an_interruptible_block_is_complete(signals):
+    signals.defer()
+    steps = []
+    with pytest.raises(Stopped), signals.interruptible():
+        with signals.delayed():
+            send(signal.SIGTERM)
+            steps.append("written")
+        pytest.fail("the block went on")
+    assert steps == ["written"]
+
+
 def test_the_first_signal_counts(signals):
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signals.defer()
+    send(signal.SIGINT)
+    send(signal.SIGTERM)
     assert signals.received == signal.SIGINT
 
 
-def test_a_second_ctrl_c_ends_at_once(signals):
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+def test_a_second_ctrl_c_ends_a_deferred_step_at_once(signals, monkeypatch):
+    signals.defer()
+    send(signal.SIGINT)
+    with pytest.raises(Stopped):
+        send(signal.SIGINT)
+    with signals.delayed():
+        send(signal.SIGINT)  # but not a file that is being written
+    monkeypatch.setenv("RANK", "0")
+    send(signal.SIGINT)  # torchrun repeats it
+
+
+def test_nohup_is_respected(signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install()
+    send(signal.SIGHUP)
+    assert signals.received is None
+
+
+def test_a_worker_that_was_forked_just_now_leaves_signals_to_the_main_process(signals):
+    worker = os.fork()
+    if worker == 0:
+        try:
+            send(signal.SIGTERM)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(worker, 0)[1] == 0
 
 
 def test_workers_outlive_the_signals(signals):
     ignore_stop_signals()
     for number in EXIT_STATUS:
-        os.kill(os.getpid(), number)
+        send(number)
     assert signals.received is None

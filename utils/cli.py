@@ -25,6 +25,7 @@ from utils.retrieval.test_methods import DEFAULT_MAJORITY_WEIGHT, MERGING_METHOD
 from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
 
 T = TypeVar("T")
+MAX_INT = 2**31 - 1
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
 DEFAULT_THRESHOLD = 25  # metres
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
@@ -39,7 +40,7 @@ CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, dur
 ).split()
 
 
-def _number(kind: Callable[[str], Any], least: float, expected: str, most: float = sys.float_info.max) -> Callable:
+def _number(kind: Callable[[str], Any], least: float, expected: str, most: float) -> Callable:
     """An argparse type."""
 
     def parse(text: str) -> Any:
@@ -54,10 +55,10 @@ def _number(kind: Callable[[str], Any], least: float, expected: str, most: float
     return parse
 
 
-positive_int = _number(int, 1, "a whole number of 1 or more")
-non_negative_int = _number(int, 0, "a whole number of 0 or more")
-positive_float = _number(float, sys.float_info.min, "a number above 0")
-non_negative_float = _number(float, 0, "a number of 0 or more")
+positive_int = _number(int, 1, f"a whole number from 1 to {MAX_INT}", most=MAX_INT)
+non_negative_int = _number(int, 0, f"a whole number from 0 to {MAX_INT}", most=MAX_INT)
+positive_float = _number(float, sys.float_info.min, "a number above 0", most=sys.float_info.max)
+non_negative_float = _number(float, 0, "a number of 0 or more", most=sys.float_info.max)
 fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", most=1.0)
 
 

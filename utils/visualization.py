@@ -18,6 +18,7 @@ from PIL import Image  # noqa: E402
 from datasets.images import load_image  # noqa: E402
 from model.errors import InputError  # noqa: E402
 from utils.runtime.atomic_files import atomic_write  # noqa: E402
+from utils.runtime.terminal import printable  # noqa: E402
 
 DPI = 110
 CORRECT, WRONG = "#009E73", "#CC3311"  # green and red that remain distinct with the common kinds of colour blindness
@@ -67,13 +68,13 @@ def draw_matches(path: Path, query: Path, matches: Sequence[str], *, captions: S
     for axis in axes.flat:
         axis.set_axis_off()
     shown: list[str | Path] = [query, *matches]
-    titles = (textwrap.fill(query.name, 32), *captions)
+    titles = (textwrap.fill(printable(query.name), 32), *captions)
     for axis, image, title in zip(axes.flat, shown, titles, strict=False):
         axis.set_title(title, fontsize=10, parse_math=False)
         try:
             axis.imshow(load_image(image))
         except InputError:
-            message = textwrap.fill(f"cannot be read: {image}", 28, break_on_hyphens=False)
+            message = textwrap.fill(printable(f"cannot be read: {image}"), 28, break_on_hyphens=False)
             axis.text(0.5, 0.5, message, ha="center", va="center", fontsize=7, parse_math=False)
     _save(figure, path)
 

@@ -20,7 +20,7 @@ EPILOG = "Run the same command again to continue after an interruption. Existing
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """A stop signal other than Ctrl-C arrived."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after other stop signals."""
     args = build_parser().parse_args(argv)
     try:
         config = UnifiedConfig(
@@ -105,5 +105,7 @@ def _raise_terminated(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"):  # Windows has not all of them
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(getattr(signal, name), _raise_terminated)
     sys.exit(main())

@@ -3,12 +3,14 @@
 import csv
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import InputError
+from model import GeoLocalizationNet, InputError, ModelConfig
+from model.weights import load_trained
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -16,8 +18,29 @@ from utils.runtime.run_dir import RunDir
 Results = dict[str, Any]  # the content of results.json
 
 
+def load_evaluated_model(
+    config: ModelConfig, path: Path | None, *, device: str, compiled: bool = False
+) -> GeoLocalizationNet:
+    """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
+
+    The main rank reads the file. Raises InputError if the weights are missing or another model's.
+    """
+    model = GeoLocalizationNet(config)
+    distributed.load_on_main(model, partial(load_trained, model, path))
+    if compiled:
+        model.compile()
+    return model.eval().to(device)
+
+
 def read_benchmarks(configs: list[BenchmarkConfig], *, has_database: bool) -> dict[str, Benchmark | InputError]:
-    """{name: benchmark, or the error if it cannot be read}. Raises InputError if that is so for all of them."""
+    """{name: benchmark, or the error if it cannot be read}. Raises InputError if that is so for all of them.
+
+    The main rank lists the images.
+    """
+    return distributed.run_on_main(partial(_read_benchmarks, configs, has_database))
+
+
+def _read_benchmarks(configs: list[BenchmarkConfig], has_database: bool) -> dict[str, Benchmark | InputError]:
     benchmarks: dict[str, Benchmark | InputError] = {}
     for config in configs:
         try:

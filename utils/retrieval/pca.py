@@ -1,5 +1,6 @@
 """Principal component analysis of float descriptors, fitted on images of another dataset."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from model import GeoLocalizationNet, InputError
 from utils.retrieval.config import ExtractionConfig, PCAConfig
 from utils.retrieval.extraction import extract
 from utils.retrieval.features import DiskArray, Features
+from utils.runtime import distributed
 
 BLOCK_BYTES = 256 << 20
 
@@ -66,7 +68,7 @@ def fit_pca_to_images(model: GeoLocalizationNet, extraction: ExtractionConfig, c
 
     Raises InputError if the folder holds no images, or too few.
     """
-    paths = list_images(config.folder)
+    paths = distributed.run_on_main(partial(list_images, config.folder))
     if len(paths) > config.max_images:
         chosen = np.random.default_rng(config.seed).choice(len(paths), config.max_images, replace=False)
         paths = [paths[i] for i in np.sort(chosen)]

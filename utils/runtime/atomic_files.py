@@ -1,49 +1,77 @@
-"""Files that are either complete or absent."""
+"""Files that are either complete or absent, in folders that one process writes to."""
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
 import torch
 
 from model.errors import InputError
+from utils.runtime.signals import stop_signals
 
 TEXT_OPTIONS: dict[str, Any] = {
     "newline": "",
     "encoding": "utf-8",
     "errors": "surrogateescape",
 }  # file names may not be UTF-8
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # the names of atomic_write's temporary files
+LOCK_SECONDS = 15  # worker processes of a killed process hold its locks for some seconds
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary file beside `path`, and moves it to `path` if the block succeeds; otherwise removes it.
 
-    Raises InputError, which names the file, if it cannot be written (disk full, no permission).
+    A stop signal takes effect afterwards. Raises InputError, which names the file, if it cannot be written (disk full,
+    no permission).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, **({} if "b" in mode else TEXT_OPTIONS)) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with stop_signals.delayed():
+        try:
+            with open(temporary, mode, **({} if "b" in mode else TEXT_OPTIONS)) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, content: dict) -> None:
     """torch.save through a temporary file. Raises InputError if the file cannot be written."""
-    try:
-        with atomic_write(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
+        try:
             torch.save(content, file)
-    except RuntimeError as error:  # PyTorch's zip writer reports a full disk this way
-        raise InputError(f"Cannot write {path}: {error}") from error
+        except RuntimeError as error:  # PyTorch's zip writer hides the system's error behind one of its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that a killed process left in a folder. The caller holds the folder's lock."""
+    leftovers = [path for path in sorted(folder.iterdir()) if TEMPORARY.fullmatch(path.name)]
+    for path in leftovers:
+        logging.info("Removing %s (%.1f MB), left by a process that was killed.", path, path.stat().st_size / 1e6)
+        path.unlink()
+
+
+def lock_folder(folder: Path) -> filelock.BaseFileLock:
+    """Locks out other processes until the lock is released. Raises InputError if another one holds the lock."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except filelock.Timeout:
+        raise InputError(f"Another process is writing to {folder}. Wait for its end, or stop it.") from None
+    return lock
 
 
 def make_folder(path: Path, exist_ok: bool = False) -> Path:
@@ -51,7 +79,9 @@ def make_folder(path: Path, exist_ok: bool = False) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
-        raise
+        if not exist_ok:
+            raise
+        raise InputError(f"Cannot create the folder {path}: there is a file of that name.") from None
     except OSError as error:
         raise InputError(f"Cannot create the folder {path}: {error.strerror or error}.") from error
     return path

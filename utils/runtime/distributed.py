@@ -2,12 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from model.errors import InputError
 
 T = TypeVar("T")
 _cpu_group: Any = None  # gloo, for Python objects and CPU tensors: NCCL handles only GPU tensors
@@ -64,6 +66,32 @@ def broadcast_object(value: T) -> T:
     return values[0]
 
 
+def run_on_main(function: Callable[[], T]) -> T:
+    """What the function returns, or the InputError or OSError that it raises, on the main rank: on every rank.
+
+    For everything that reads or writes files: the ranks may not share a disk, and files may change in between.
+    """
+    outcome: Any = None
+    if is_main():
+        try:
+            outcome = function()
+        except (InputError, OSError) as error:
+            if world_size() == 1:
+                raise
+            outcome = error
+    outcome = broadcast_object(outcome)
+    if isinstance(outcome, (InputError, OSError)):
+        raise outcome
+    return outcome
+
+
+def load_on_main(model: nn.Module, load: Callable[[], T]) -> T:
+    """Calls `load`, which fills the model, on the main rank, and copies the weights to the others. As run_on_main."""
+    result = run_on_main(load)
+    broadcast_tensors(model.state_dict().values())
+    return result
+
+
 def gather_objects(value: T) -> list[T] | None:
     """Every rank's value, in the order of the ranks, on the main rank; None on the others."""
     if world_size() == 1:
@@ -86,7 +114,7 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Overwrites the tensors with the main rank's values, on every rank."""
     if world_size() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0, group=None if tensor.is_cuda else _cpu_group)
 
 
 def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any
 
 from model.errors import InputError
 from utils.runtime import distributed
-from utils.runtime.atomic_files import atomic_write, make_folder
+from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
+from utils.runtime.terminal import PrintableFormatter
 
 LIBRARIES = {
     "torch": "torch",
@@ -30,21 +31,31 @@ LIBRARIES = {
 class RunDir:
     """The folder `logs/<save_dir>/<time>/` with `log.txt`: terminal output and tracebacks.
 
-    A resumed run continues in its existing `folder`. Only the main rank writes. Attributes: folder, the same on every
-    rank; flags; seconds, {phase: seconds}. Raises InputError if the folder cannot be created.
+    A resumed run continues in its existing `folder`. A run that can be resumed locks out other processes and removes
+    what a killed one left. Only the main rank writes. Attributes: folder, the same on every rank; flags; seconds,
+    {phase: seconds}. Raises InputError if the folder cannot be created, or another process holds its lock.
     """
 
-    def __init__(self, save_dir: str, flags: dict[str, Any], folder: Path | None = None) -> None:
+    def __init__(
+        self, save_dir: str, flags: dict[str, Any], *, folder: Path | None = None, resumable: bool = False
+    ) -> None:
         self.flags = flags
         self.seconds: dict[str, float] = {}
-        if distributed.is_main():
-            folder = folder or _new_folder(Path("logs") / save_dir)
-            _start_logging(folder / "log.txt")
-            logging.info("Run folder: %s", folder)
-            logging.debug("Command: %s", " ".join(sys.argv))
-            logging.debug("Flags: %s", flags)
-            logging.debug("Versions: %s", library_versions())  # also loads the libraries before anything is timed
-        self.folder: Path = distributed.broadcast_object(folder)  # type: ignore[assignment]
+        self.folder = distributed.run_on_main(
+            lambda: self._open(folder or _new_folder(Path("logs") / save_dir), resumable)
+        )
+
+    def _open(self, folder: Path, resumable: bool) -> Path:
+        if resumable:
+            self._lock = lock_folder(folder)
+        _start_logging(folder / "log.txt")
+        logging.info("Run folder: %s", folder)
+        logging.debug("Command: %s", " ".join(sys.argv))
+        logging.debug("Flags: %s", self.flags)
+        logging.debug("Versions: %s", library_versions())  # also loads the libraries before anything is timed
+        if resumable:
+            remove_leftovers(folder)
+        return folder
 
     def subfolder(self, name: str) -> "RunDir":
         """The folder `name` in the run's, with its own seconds and the run's log. Raises InputError as for a run."""
@@ -97,9 +108,9 @@ def _new_folder(parent: Path) -> Path:
 def _start_logging(path: Path) -> None:
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setLevel(logging.INFO)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(PrintableFormatter("%(message)s"))
     file = _StrictFileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG, handlers=[terminal, file], force=True)
     for library in ("PIL", "matplotlib", "faiss"):
         logging.getLogger(library).setLevel(logging.WARNING)

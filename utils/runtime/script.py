@@ -6,28 +6,42 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from model.errors import InputError
 from model.versions import check_torch_version
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
-from utils.runtime.signals import EXIT_STATUS, Stopped, repeat_swallowed_signals
+from utils.runtime.signals import EXIT_STATUS, Stopped, repeat_swallowed_signals, stop_signals
+from utils.runtime.terminal import accept_any_text, printable
+
+WORKER_DIED = (
+    "A process that reads images died, probably because memory or shared memory (/dev/shm) ran out. Use fewer "
+    "--num_workers or a smaller batch."
+)
 
 
 def cli_main(main: Callable[[], None]) -> None:
-    """Runs a script and exits: status 0, 2 for bad input or a failing file, 130 after Ctrl-C, 143 after SIGTERM.
+    """Runs a script and exits.
 
-    No temporary files are left behind.
+    Status 0; 2 for bad input or a failing file; 130 after Ctrl-C, 143 after SIGTERM and the other stop signals; 1 for
+    any other error, whose traceback is in the run's log. No temporary files or processes are left behind.
     """
-    if "RANK" not in os.environ:  # under torchrun Python's handlers do not run while a rank waits in a collective
-        signal.signal(signal.SIGTERM, _raise_stopped)
+    accept_any_text()
+    stop_signals.install()
     repeat_swallowed_signals()
     keep_freed_memory()
     try:
         status = _run(main)
     finally:
         _kill_workers()
+    if status and distributed.world_size() > 1:
+        # Without finalizers, which may wait for the other ranks. These learn of the end as their connections close.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -36,27 +50,57 @@ def _run(main: Callable[[], None]) -> int:
         check_torch_version()
         main()
         distributed.shutdown()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        with contextlib.suppress(OSError):  # the disk may be full, and the message is on the terminal already
-            logging.debug("The script ended with:", exc_info=error)
-        return 2
+    except SystemExit:  # of argparse
+        raise
     except BaseException as error:
-        interruption = _find_interruption(error)
-        if interruption is None:
-            raise
-        if isinstance(interruption, Stopped):
-            return EXIT_STATUS[signal.Signals(interruption.signal)]
-        print("interrupted", file=sys.stderr)
-        return 130
+        stopped = _find_stopped(error)
+        if stopped is None:
+            return _report(error)
+        if stopped == signal.SIGINT:
+            print("interrupted", file=sys.stderr)
+        return EXIT_STATUS[signal.Signals(stopped)]
     return 0
 
 
-def _find_interruption(error: BaseException | None) -> Stopped | KeyboardInterrupt | None:
-    """The interruption among an error and its causes. Extension modules turn it into an ImportError while they load."""
-    while error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
-        error = error.__context__
-    return error
+def _find_stopped(error: BaseException) -> int | None:
+    """The number of the stop signal that an error is due to, or None.
+
+    Extension modules turn Stopped into an ImportError while they load, and the end of another rank, which the signal
+    stopped too, is a RuntimeError.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, Stopped):
+        cause = cause.__context__
+    if cause is not None:
+        return cause.signal
+    return None if isinstance(error, (InputError, OSError)) else stop_signals.received
+
+
+def _report(error: BaseException) -> int:
+    """Prints the error in a line or two. Its traceback goes to the log, or to the terminal if there is no log."""
+    is_expected = isinstance(error, (InputError, OSError))
+    message = str(error) if is_expected else f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and message.startswith("RuntimeError: DataLoader worker (pid"):
+        message = f"{WORKER_DIED} {message}"
+    if distributed.world_size() > 1:
+        message = f"rank {distributed.rank()}: {message}"
+    log = _log_file()
+    if log is None and not is_expected:
+        traceback.print_exception(error)
+    print(f"error: {printable(message)}", file=sys.stderr)
+    if log is not None:
+        with contextlib.suppress(OSError):  # the disk may be full, and the message is on the terminal already
+            logging.debug("The script ended with:", exc_info=error)
+        if not is_expected:
+            print(f"The traceback is in {log}.", file=sys.stderr)
+    return 2 if is_expected else 1
+
+
+def _log_file() -> str | None:
+    """The run's log.txt; None before a run starts."""
+    handlers = logging.getLogger().handlers
+    paths = (handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler))
+    return next((os.path.relpath(path) for path in paths), None)
 
 
 def _kill_workers() -> None:
@@ -65,7 +109,3 @@ def _kill_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for a killed worker
     for process in multiprocessing.active_children():
         process.kill()
-
-
-def _raise_stopped(number: int, frame: object) -> None:
-    raise Stopped(number)

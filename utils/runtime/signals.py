@@ -1,4 +1,4 @@
-"""Stop signals: Ctrl-C, SIGTERM and SIGUSR1, which clusters send before they kill. Training stops once it has saved."""
+"""Stop signals: what ends a script early, and when it may."""
 
 import os
 import signal
@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-if hasattr(signal, "SIGUSR1"):  # not on Windows
-    EXIT_STATUS[signal.SIGUSR1] = 143
+EXIT_STATUS = {  # Windows has not all of them. SIGUSR1: clusters send it before they kill
+    getattr(signal, name): status
+    for name, status in {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 143, "SIGQUIT": 143, "SIGUSR1": 143}.items()
+    if hasattr(signal, name)
+}
 
 
 class Stopped(BaseException):
@@ -21,42 +23,73 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Catches stop signals and remembers the first. A second Ctrl-C ends the process at once.
+    """Raises Stopped when a stop signal arrives: at once, or later where the process must not be interrupted.
 
-    Attribute: received, the signal's number, or None.
+    Files are written in `delayed` blocks. Training is deferred, so that a step is finished and saved, except in
+    `interruptible` blocks; a second Ctrl-C does not wait for the step. Attribute: received, the number of the first
+    signal, or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._interruptible = False
+        self._delays = 0
+        self._deferred = False
+        self._process: int | None = None
+
+    def install(self) -> None:
+        """Handles the stop signals of this process. A SIGHUP that nohup ignores stays ignored."""
+        self._process = os.getpid()
         for number in EXIT_STATUS:
+            if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             signal.signal(number, self._handle)
+
+    def defer(self) -> None:
+        """From now on, signals take effect in `interruptible` blocks only."""
+        self._deferred = True
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within the block, a stop signal raises Stopped, including one that arrived before."""
-        self._interruptible = True
+        """A block in which a deferred signal takes effect, including one that arrived before."""
+        self._deferred = False
         try:
-            if self.received is not None:
-                raise Stopped(self.received)
+            self._raise_received()
             yield
         finally:
-            self._interruptible = False
+            self._deferred = True
+
+    @contextmanager
+    def delayed(self) -> Iterator[None]:
+        """A short block that no signal interrupts. One that arrives takes effect at its end."""
+        self._delays += 1
+        try:
+            yield
+        finally:
+            self._delays -= 1
+            self._raise_received()
+
+    def _raise_received(self) -> None:
+        if self.received is not None and not self._delays and not self._deferred:
+            raise Stopped(self.received)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self._interruptible:
-            self.received = self.received or number
-            raise Stopped(self.received)
-        if self.received == number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise KeyboardInterrupt
+        if os.getpid() != self._process:  # a worker that was forked just now
+            return
+        # torchrun repeats the Ctrl-C that the terminal sent to all processes.
+        is_second_ctrl_c = self.received == number == signal.SIGINT and "RANK" not in os.environ
         self.received = self.received or number
-        if number == signal.SIGINT:  # os.write, because print is not safe in a signal handler
+        if is_second_ctrl_c and not self._delays:
+            raise Stopped(number)
+        if self._deferred and number == signal.SIGINT:  # os.write, because print is not safe in a signal handler
             os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
+        self._raise_received()
+
+
+stop_signals = StopSignals()  # of this process
 
 
 def repeat_swallowed_signals() -> None:
-    """Repeats a stop signal, or Ctrl-C, whose exception was lost.
+    """Repeats a stop signal whose exception was lost.
 
     Python discards exceptions raised inside a finalizer or a fork hook, where a signal may well arrive: DataLoader
     forks its workers.
@@ -64,10 +97,9 @@ def repeat_swallowed_signals() -> None:
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
-        if isinstance(error, (Stopped, KeyboardInterrupt)):
+        if isinstance(error, Stopped):
             # Later and from another thread, because a signal raised here would be lost in the same place.
-            number = error.signal if isinstance(error, Stopped) else signal.SIGINT
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            threading.Timer(0.05, os.kill, (os.getpid(), error.signal)).start()
         else:
             sys.__unraisablehook__(unraisable)
 

@@ -15,6 +15,7 @@ from model.weights import (
     read_checkpoint,
 )
 from model.zoo import DINOV2_NAMES
+from utils.runtime import distributed
 from utils.runtime.atomic_files import save_tensors
 from utils.training.step import TrainingStep
 
@@ -27,7 +28,7 @@ class TrainState:
 
     Everything random is drawn from the seed and this position. arguments: those that change the model or the
     schedule, which a resumed run must repeat; history: the rows of metrics.csv; sums: the current epoch's losses so
-    far.
+    far; world_size: number of processes, which determines the random numbers (None: an older checkpoint).
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class TrainState:
     not_improved: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
+    world_size: int | None = field(default_factory=distributed.world_size)
 
 
 def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
@@ -48,21 +50,24 @@ def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
 
 
 class RunCheckpoint(NamedTuple):
-    """A checkpoint of `save_checkpoint`, and its file."""
+    """A checkpoint of `save_checkpoint`, and its file. best_model.pth lies beside it."""
 
     path: Path
     content: dict[str, Any]
 
 
 def read_run_checkpoint(path: Path) -> RunCheckpoint:
-    """The run to resume. Raises InputError, which names the right flag, for a file with weights only."""
+    """The run to resume.
+
+    Raises InputError, which names the right flag, for a file with weights only, and if best_model.pth is missing.
+    """
     checkpoint = read_checkpoint(path)
     if "train_state" not in checkpoint:
         raise InputError(
             f"{path} holds weights but no training state: --resume continues a run from its last_model.pth. To start "
             f"a new run from these weights, use --init_from. The file {describe(model_state(checkpoint, path))}."
         )
-    return RunCheckpoint(path, checkpoint)
+    return _with_best_model(path, checkpoint)
 
 
 def load_initial_weights(
@@ -94,7 +99,7 @@ def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunChec
     state = model_state(checkpoint, path)
     config = guess_config(state)
     if config is not None and config.rerank and "train_state" in checkpoint:
-        return RunCheckpoint(path, checkpoint)
+        return _with_best_model(path, checkpoint)
     if config is not None and config.rerank:
         raise InputError(
             f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
@@ -107,9 +112,9 @@ def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunChec
 
 
 def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:
-    """Restores model, optimizer and position. Raises InputError if arguments differ or the best model is missing."""
+    """Restores model, optimizer and position. Raises InputError if arguments or the number of processes differ."""
     source, content = checkpoint
-    state = TrainState(**content["train_state"])
+    state = TrainState(**{"world_size": None, **content["train_state"]})
     saved = state.arguments
     different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
     changed = [f"--{name} {arguments.get(name)} (was {saved.get(name)})" for name in different]
@@ -118,11 +123,20 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
             f"{source} cannot be resumed with different values of flags that change the model or the schedule: "
             f"{', '.join(changed)}."
         )
-    if not (source.parent / BEST_MODEL).exists():
+    if state.world_size not in (None, distributed.world_size()):
         raise InputError(
-            f"There is no {BEST_MODEL} beside {source}. A run is resumed in its own folder, which holds both."
+            f"{source} is of a run with {state.world_size} processes and cannot be resumed with "
+            f"{distributed.world_size()}: the random numbers would change. Use the same number."
         )
     load_state(step.model, content["model_state_dict"], source)
     step.optimizer.load_state_dict(content["optimizer_state_dict"])
     step.scaler.load_state_dict(content["scaler_state_dict"])
     return state
+
+
+def _with_best_model(path: Path, content: dict[str, Any]) -> RunCheckpoint:
+    if not (path.parent / BEST_MODEL).exists():
+        raise InputError(
+            f"There is no {BEST_MODEL} beside {path}. A run is resumed in its own folder, which holds both."
+        )
+    return RunCheckpoint(path, content)

@@ -19,7 +19,7 @@ from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
 from utils.runtime.memory import peak_memory_bytes
 from utils.runtime.run_dir import RunDir
-from utils.runtime.signals import Stopped, StopSignals
+from utils.runtime.signals import Stopped, stop_signals
 from utils.training.checkpoints import BEST_MODEL, LAST_MODEL, TrainState, save_checkpoint
 from utils.training.config import TrainingConfig
 from utils.training.loader import Batch, PlaceLoader, mix_seeds
@@ -51,7 +51,7 @@ class Trainer:
         self.run, self.state, self.generator = run, state, generator
         self.non_finite_steps = 0
         self.pending: Losses | None = None
-        self.signals = StopSignals()
+        stop_signals.defer()
         self._log_summary()
         if state.step == 0:
             self._save_best_model()
@@ -80,7 +80,7 @@ class Trainer:
                     state.step += 1
                 state.batch += 1
                 self.bar.update()
-                if distributed.any_rank(self.signals.received is not None):
+                if distributed.any_rank(stop_signals.received is not None):
                     self._flush()
                     self._save()
                     with self.interruptible():
@@ -101,7 +101,7 @@ class Trainer:
     def interruptible(self) -> Iterator[None]:
         """A block before which everything is saved, so that a stop signal ends the script at once."""
         try:
-            with self.signals.interruptible():
+            with stop_signals.interruptible():
                 yield
         except Stopped as stopped:
             logging.info("Stopped by signal %d. Resume with --resume=%s", stopped.signal, self.run.folder / LAST_MODEL)

@@ -6,7 +6,6 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import filelock
 import numpy as np
 
 from datasets.benchmark import ImageSet
@@ -24,9 +23,7 @@ from utils.retrieval.index.format import (
     verify_checksums,
 )
 from utils.retrieval.index.reader import Index, PathList
-from utils.runtime.atomic_files import atomic_write, make_folder
-
-LOCK_SECONDS = 15  # worker processes of a killed writer hold the lock for some seconds
+from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
 
 
 class IndexWriter:
@@ -40,11 +37,8 @@ class IndexWriter:
         self.folder = folder = config.folder
         self.metadata = metadata
         _prepare_folder(folder, config.append)
-        self._lock = filelock.FileLock(folder / ".lock")
-        try:
-            self._lock.acquire(timeout=LOCK_SECONDS)
-        except filelock.Timeout:
-            raise InputError(f"Another process is writing to the index {folder}.") from None
+        self._lock = lock_folder(folder)
+        remove_leftovers(folder)
         if (folder / METADATA).exists():
             message = f"--append: the index {folder} was built differently"
             IndexMetadata.read(folder).require_same(metadata, {"weights_file"}, message)

@@ -1,0 +1,29 @@
+"""Text that any terminal can show: file names may hold control characters, and bytes that are not UTF-8."""
+
+import contextlib
+import logging
+import sys
+
+
+def printable(text: object) -> str:
+    """The text with control characters as escapes, except line breaks and tabs, and stray bytes as escapes too.
+
+    Names come from disks and indexes of strangers, and control characters can rewrite what a terminal shows.
+    """
+    encodable = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in encodable)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats messages as printable text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The formatted record."""
+        return printable(super().format(record))
+
+
+def accept_any_text() -> None:
+    """Lets standard output and error escape what their encoding lacks, instead of raising UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's or a test's stream
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
