@@ -14,6 +14,7 @@ import PIL
 import pytest
 from PIL import Image, ImageDraw
 
+from datasets.interruption import Terminated
 from datasets.synthetic import CityConfig, PlaceId, contact_sheet, draw_photo, draw_place, make_city
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
@@ -342,7 +343,9 @@ def test_an_output_that_cannot_be_made(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("error, status", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    "error, status", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130), (Terminated(), 143)]
+)
 def test_an_interrupted_run_leaves_nothing(error, status, tmp_path, monkeypatch, capsys):
     saved = []
 

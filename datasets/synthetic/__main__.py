@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 
+from datasets.interruption import exit_status, raise_on_stop_signals
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
 
@@ -71,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, BrokenExecutor) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+        return exit_status(error)
     return 0
 
 
 if __name__ == "__main__":
+    raise_on_stop_signals()
     sys.exit(main())

@@ -4,7 +4,6 @@ import csv
 import math
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.interruption import leave_stop_signals_to_the_main_process
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import (
@@ -62,7 +62,7 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
 def write_city(folder: Path, config: CityConfig, progress: bool) -> None:
     """Writes all files of a city, on as many processes as there are CPUs."""
     with (
-        ProcessPoolExecutor(os.cpu_count(), initializer=ignore_interrupts) as pool,
+        ProcessPoolExecutor(os.cpu_count(), initializer=leave_stop_signals_to_the_main_process) as pool,
         tqdm(total=config.num_photos, unit="photo", disable=not progress) as bar,
     ):
         for city in config.cities:
@@ -70,11 +70,6 @@ def write_city(folder: Path, config: CityConfig, progress: bool) -> None:
         for split in ("val", "test"):
             split_folder = folder / "synthetic" / "images" / split
             write_benchmark_split(pool, split_folder, split, config=config, bar=bar)
-
-
-def ignore_interrupts() -> None:
-    """Leaves Ctrl-C to the main process, which stops the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ---- The GSV-Cities format

@@ -4,12 +4,12 @@ Example: `python -m datasets.unified OUTPUT --msls DIR --pitts30k DIR --sf_xl DI
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
+from datasets.interruption import exit_status, raise_on_stop_signals
 from datasets.unified.builder import build
 from datasets.unified.config import CITIES, UnifiedConfig
 from datasets.unified.planning import CitySummary
@@ -17,10 +17,6 @@ from model.errors import InputError
 
 DESCRIPTION = "The unified training dataset, from MSLS, Pitts30k and SF-XL, in the GSV-Cities format."
 EPILOG = "Run the same command again to continue after an interruption. Existing files are never changed."
-
-
-class Terminated(KeyboardInterrupt):
-    """A stop signal other than Ctrl-C arrived."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after other stop signals."""
+    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after another signal."""
     args = build_parser().parse_args(argv)
     try:
         config = UnifiedConfig(
@@ -78,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        return exit_status(error)
     print(format_summary(summaries))
     total = sum(summary.groups for summary in summaries)
     print(f"\n{total} cities are complete in {config.output}; {num_new} of them are new.")
@@ -100,12 +96,6 @@ def format_summary(summaries: Sequence[CitySummary]) -> str:
     )
 
 
-def _raise_terminated(number: int, frame: object) -> None:
-    raise Terminated
-
-
 if __name__ == "__main__":
-    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"):  # Windows has not all of them
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(getattr(signal, name), _raise_terminated)
+    raise_on_stop_signals()
     sys.exit(main())
