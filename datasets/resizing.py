@@ -1,5 +1,6 @@
 """Bilinear resizing with sparse matrices: equal to F.interpolate up to rounding, and faster (benchmarks/README.md)."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+MAX_BLOCK_PIXELS = 2**24  # of an image that become float32 numbers at a time, 12 bytes per pixel
 
 
 def resize_image_reference(image: Image.Image, size: tuple[int, int], antialias: bool = True) -> Tensor:
@@ -21,17 +24,65 @@ def resize_image(image: Image.Image, size: tuple[int, int], antialias: bool = Tr
     Each axis is resized by a product with a sparse matrix. Rows come first, since the pixels then need no reordering.
     The result equals `resize_image_reference` up to rounding.
     """
-    pixels = torch.from_numpy(np.array(image))
-    (height, width, _), (new_height, new_width) = pixels.shape, size
-    rows = resizing_matrix(height, new_height, antialias) @ pixels.view(height, width * 3).float()
+    (width, height), (new_height, new_width) = image.size, size
+    rows = _resize_rows(image, resizing_matrix(height, new_height, antialias))
     columns = resizing_matrix(width, new_width, antialias) @ rows.t().reshape(width, 3 * new_height)
     return columns.view(new_width, 3, new_height).permute(1, 2, 0).contiguous().div_(255)
 
 
+def _resize_rows(image: Image.Image, matrix: Tensor) -> Tensor:
+    """[H, W] pixels -> [new_height, 3 W] float32. A huge image is split into blocks of columns, to save memory."""
+    width, height = image.size
+    block = max(MAX_BLOCK_PIXELS // height, 1)
+    if width > block:
+        parts = (image.crop((left, 0, min(left + block, width), height)) for left in range(0, width, block))
+        return torch.cat([_resize_rows(part, matrix) for part in parts], dim=1)
+    return matrix @ torch.from_numpy(np.array(image)).view(height, 3 * width).float()
+
+
 @lru_cache(maxsize=256)
 def resizing_matrix(old: int, new: int, antialias: bool) -> Tensor:
-    """Sparse [new, old] float32: bilinear interpolation of an axis of `old` pixels as a matrix."""
+    """Sparse [new, old] float32: bilinear interpolation of an axis of `old` pixels as a matrix.
+
+    It equals F.interpolate of the identity, but needs memory for the non-zero weights only. Without antialiasing,
+    kernels of PyTorch 2.6 differ among themselves by rounding, and from this by as much.
+    """
+    pixels, weights = (_antialiased_weights if antialias else _plain_weights)(old, new)
+    rows, columns = weights.nonzero()
+    indices = np.stack([rows, pixels[rows, columns]])
     with torch.inference_mode(False):  # the cached matrix must also serve outside of inference mode
-        return F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=antialias)[
-            0, 0
-        ].to_sparse()
+        values = torch.from_numpy(weights[rows, columns])
+        matrix = torch.sparse_coo_tensor(torch.from_numpy(indices), values, (new, old), check_invariants=True)
+        return matrix.coalesce()
+
+
+def _antialiased_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each new pixel, K old pixels [new, K], int64, and their weights [new, K], float32; 0 outside of the image.
+
+    The weights form a triangle around the new pixel's centre. All numbers are rounded to float32 where PyTorch rounds
+    them: in 1080 pixels, a rounded coordinate changes a weight by up to 1e-4 of the largest one.
+    """
+    scale = np.float32(old) / np.float32(new)
+    support = max(scale, np.float32(1))  # half the width of the triangle, in old pixels
+    centres = (float(scale) * (np.arange(new) + 0.5)).astype(np.float32)[:, None]
+    first = np.maximum(((centres - support).astype(np.float64) + 0.5).astype(np.int64), 0)
+    end = np.minimum(((centres + support).astype(np.float64) + 0.5).astype(np.int64), old)
+    pixels = first + np.arange(2 * math.ceil(support) + 1)
+    distances = (pixels.astype(np.float32) - centres).astype(np.float64) + 0.5
+    triangle = 1 - np.abs((distances * float(np.float32(1 / float(support)))).astype(np.float32))
+    weights = np.where(pixels < end, triangle.clip(0), np.float32(0))
+    return pixels, weights / weights.cumsum(axis=1)[:, -1:]  # cumsum adds in PyTorch's order; sum would not
+
+
+def _plain_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same without antialiasing: of the three old pixels that are nearest, at most two have a weight.
+
+    Versions of PyTorch round the coordinates differently, so the weights are read off: pixels 0, 3, 6, ... are 1 in the
+    first row of `combs`, 1, 4, 7, ... in the second, 2, 5, 8, ... in the third. Interpolating a row gives the weight of
+    the one pixel nearby that is 1.
+    """
+    combs = F.one_hot(torch.arange(old) % 3, 3).t().float()
+    interpolated = F.interpolate(combs[None, None], (3, new), mode="bilinear")[0, 0].numpy()
+    nearest = np.rint((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.int64)[:, None]
+    pixels = nearest + np.arange(-1, 2)
+    return pixels, interpolated[pixels % 3, np.arange(new)[:, None]]

@@ -2,20 +2,22 @@
 training transform.
 """
 
+import resource
 import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from test_gsv_cities import image_name, row_of, write_csv
 from torchvision.transforms import v2
 
-from datasets import transforms
+from datasets import resizing, transforms
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.images import load_image
-from datasets.resizing import resize_image, resize_image_reference
+from datasets.resizing import resize_image, resize_image_reference, resizing_matrix
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
 from model import InputError
 from utils.cli import parse_training
@@ -71,6 +73,66 @@ def test_resizing_is_torchvisions_of_the_float_image(old, new, antialias):
         rtol=0,
         atol=2e-6,
     )  # matrices kept for one are not taken for the other
+
+
+def interpolated_identity(old, new, antialias):
+    """The matrix, as PyTorch resizes the identity."""
+    return F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=antialias)[0, 0]
+
+
+SIDES = [
+    (1, 1),
+    (1, 14),
+    (2, 14),
+    (3, 7),
+    (900, 1),
+    (900, 14),
+    (14, 900),
+    (480, 322),
+    (640, 322),
+    (322, 322),
+    (4032, 98),
+]
+SIDES += [tuple(map(int, pair)) for pair in np.random.default_rng(0).integers(1, 500, (60, 2))]
+
+
+def test_the_resizing_matrix_is_pytorchs_interpolation_of_the_identity():
+    """Bit for bit with antialiasing. Without it, kernels of PyTorch 2.6 round coordinates differently among themselves,
+    by at most 3e-5 of a pixel here.
+    """
+    for old, new in SIDES:
+        expected = interpolated_identity(old, new, True)
+        assert torch.equal(resizing_matrix(old, new, True).to_dense(), expected), (old, new)
+        assert resizing_matrix(old, new, True)._nnz() == expected.count_nonzero()
+        matrix = resizing_matrix(old, new, False)
+        torch.testing.assert_close(matrix.to_dense(), interpolated_identity(old, new, False), rtol=0, atol=4e-5)
+        assert matrix._nnz() <= 2 * new
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("new", [14, 322, 30_000])
+def test_a_long_side_needs_little_memory(new, antialias):
+    """The identity of 20,000 pixels has 1.6 GB."""
+    signal = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resized = resizing_matrix(20_000, new, antialias) @ signal
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    expected = F.interpolate(signal.t()[None, None], (3, new), mode="bilinear", antialias=antialias)[0, 0].t()
+    torch.testing.assert_close(resized, expected, rtol=0, atol=2e-6 if antialias else 2e-3)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_huge_image_is_resized_in_blocks_to_the_same_pixels(monkeypatch, antialias):
+    image = image_of(301, 217)
+    whole = resize_image(image, (42, 56), antialias)
+    sizes = []
+    crop = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda image, box: sizes.append(box[2] - box[0]) or crop(image, box))
+    monkeypatch.setattr(resizing, "MAX_BLOCK_PIXELS", 301 * 50 + 7)
+    assert torch.equal(resize_image(image, (42, 56), antialias), whole)
+    assert sizes == [50, 50, 50, 50, 17]
+    monkeypatch.setattr(resizing, "MAX_BLOCK_PIXELS", 10)  # less than a column
+    assert torch.equal(resize_image(image, (42, 56), antialias), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
