@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.common import Row, compare_with_memory, measure, parse_arguments, report
-from datasets.images import ImageDataset, collate_images, load_image
+from datasets.images import ImageBatch, ImageDataset, ImageSample, collate_images, load_image
 from datasets.resizing import resize_image
 from datasets.synthetic import PlaceId, draw_photo, draw_place
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
+from model.errors import InputError
 from utils.runtime.script import cli_main
 
 IMAGES, GPU_IMAGES = 8, 512
@@ -84,6 +85,13 @@ def our_training_input(path: Path, exact: bool = False) -> Tensor:
     """The same by our transforms. Training normalises a whole batch at a time, on the device."""
     image = load_image(path, None if exact else TRAINING_SIZE)
     return normalize(our_training_transform(image).float().div(255))
+
+
+def collate_pixels(samples: list[ImageSample | InputError]) -> Tensor:
+    """The pixels [B, 3, H, W] of our samples."""
+    batch = collate_images(samples)
+    assert isinstance(batch, ImageBatch), batch
+    return batch.pixels
 
 
 class BaselineDataset(Dataset):
@@ -167,7 +175,7 @@ def gpu_row(paths: list[Path]) -> Row:
         "persistent_workers": True,
     }
     baseline: DataLoader = DataLoader(BaselineDataset(paths), **options)
-    ours: DataLoader = DataLoader(ImageDataset(paths, EVALUATION_SIZE), collate_fn=collate_images, **options)
+    ours: DataLoader = DataLoader(ImageDataset(paths, EVALUATION_SIZE), collate_fn=collate_pixels, **options)
     baseline_time, our_time = measure(
         partial(load_to_gpu, baseline, lambda images: images), partial(load_to_gpu, ours, normalize), ROUNDS
     )

@@ -1,20 +1,38 @@
 """Image files as a dataset."""
 
+import os
+import stat
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from datasets.views import image_view
 from model.errors import InputError
 
+FORMATS = ("JPEG", "PNG")  # Pillow opens MPO, of stereo cameras and phones, as JPEG
+MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # convert("RGB") keeps their colours
+MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older versions of Pillow
+MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
+MAX_SIDE = 65_535  # of a JPEG; a PNG of few bytes may claim 2**31, for which even the resizing weights are large
+DAMAGED = (OSError, SyntaxError, TypeError, ValueError, struct.error)  # what Pillow raises, depending on the damage
+SMALLER = f"At most {MAX_PIXELS:,} are read, and {MAX_SIDE:,} per side. Scale it down."
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # otherwise Pillow warns of images half that size
+
 
 def load_image(
     path: str | Path, draft_size: tuple[int, int] | None = None, *, exif_orientation: bool = False
 ) -> Image.Image:
-    """The decoded RGB image. Raises InputError, which names the file, if it is missing, unreadable or truncated.
+    """The decoded RGB image, the first one if a JPEG or PNG file contains several.
+
+    Transparency is dropped, and 16 bits are reduced to 8: see docs/datasets.md. Raises InputError, which names the
+    file, if it is missing, not a JPEG or PNG file, too large, unreadable or truncated.
 
     exif_orientation: turn the image as its EXIF orientation says. Phones store images as the sensor reads them, and in
     EXIF how they were held.
@@ -23,20 +41,69 @@ def load_image(
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
     try:
-        with Image.open(path) as image:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
             if draft_size is not None:
                 image.draft("RGB", draft_size[::-1])  # ignored by other formats
-            return (ImageOps.exif_transpose(image) if exif_orientation else image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image) if exif_orientation else image)
     except FileNotFoundError:
-        raise InputError(f"Cannot read the image {path}: there is no such file.") from None
-    except IsADirectoryError:
-        raise InputError(f"Cannot read the image {path}: this is a folder. Give image files.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        problem = "there is no such file."
+    except UnidentifiedImageError:
+        problem = "this is not a JPEG or PNG file. Convert it, or replace it if it is damaged."
+    except Image.DecompressionBombError:  # Pillow refuses it before the size is known here
+        problem = f"it has more than {2 * MAX_PIXELS:,} pixels. {SMALLER}"
+    except InputError as error:
+        problem = str(error)
+    except DAMAGED as error:
         raise InputError(f"Cannot read the image {path}: {error}. The file may be damaged or truncated.") from error
+    raise InputError(f"Cannot read the image {path}: {problem}")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any kind that JPEG and PNG files contain -> RGB, 8 bits per channel. Loads its pixels.
+
+    Raises InputError for other kinds, whose range of values is unknown.
+    """
+    if image.mode == "RGB":
+        image.load()
+        return image  # converting would copy it
+    if image.mode in MODES_8_BIT:
+        image.load()
+        image.info.pop("transparency", None)  # Pillow would warn that it is lost
+        return image.convert("RGB")
+    if image.mode in MODES_16_BIT_GREY:
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # value * 255 / 65535, rounded
+        rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        rgb.info = image.info  # with EXIF
+        return rgb
+    raise InputError(f"its pixels have the type {image.mode}. Expected 8 or 16 bits per channel. Convert it.")
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data of a loaded image says that it must be turned or mirrored. False if it is damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except DAMAGED:
+        return False
+
+
+class ImageSample(NamedTuple):
+    """Pixels [..., 3, H, W], float32 in [0, 1]; whether EXIF says that they are turned, which was not applied."""
+
+    pixels: Tensor
+    turned: bool
+
+
+class ImageBatch(NamedTuple):
+    """Pixels [B, ..., 3, H, W], float32 in [0, 1]; how many images EXIF says are turned, which was not applied."""
+
+    pixels: Tensor
+    num_turned: int
 
 
 class ImageDataset(Dataset):
-    """Image files as float32 tensors in [0, 1]: see `datasets.views.image_view`; an InputError if one cannot be read.
+    """Image files as samples: see `datasets.views.image_view`; an InputError if one cannot be read.
 
     size = (H, W); method: one of TEST_METHODS; exif_orientation as for load_image. The error is returned rather than
     raised: raised in a worker process, it would arrive wrapped in the worker's traceback.
@@ -60,15 +127,35 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Tensor | InputError:
+    def __getitem__(self, i: int) -> ImageSample | InputError:
         try:
             image = load_image(self.paths[i], exif_orientation=self.exif_orientation)
-            return image_view(image, self.method, self.size, self.antialias)
         except InputError as error:
             return error
+        turned = not self.exif_orientation and is_turned(image)
+        return ImageSample(image_view(image, self.method, self.size, self.antialias), turned)
 
 
-def collate_images(images: list[Tensor | InputError]) -> Tensor | InputError:
-    """Images [..., 3, H, W] -> batch [B, ..., 3, H, W], or the first error if there is one."""
-    errors = [image for image in images if isinstance(image, InputError)]
-    return errors[0] if errors else default_collate(images)
+def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | InputError:
+    """One batch of the images, or the first error if there is one."""
+    images = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        images.append(sample)
+    return ImageBatch(default_collate([image.pixels for image in images]), sum(image.turned for image in images))
+
+
+def _check_file(path: str | Path) -> None:
+    """Raises InputError for what would block, such as a named pipe, or is no file."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError("this is a folder. Give image files.")
+    if not stat.S_ISREG(mode):
+        raise InputError("this is a named pipe, socket or device. Give image files.")
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raises InputError if an image, of which only the header was read, is too large to decode."""
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise InputError(f"it has {image.width} x {image.height} pixels. {SMALLER}")

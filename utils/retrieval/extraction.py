@@ -32,6 +32,10 @@ Arrays = tuple[
     np.ndarray | None, np.ndarray | None
 ]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
 NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
+IGNORED_ORIENTATION = (
+    "%d of %d images carry an EXIF orientation, which is ignored, as in the reference. eval*.py --exif_orientation "
+    "turns them upright."
+)
 
 
 def extract(
@@ -62,6 +66,8 @@ def extract_chunks(
 ) -> Iterator[Features | None]:
     """The features of CHUNK_SIZE images at a time, as `extract` stores them; None on all but the main rank.
 
+    Logs at the end how many images carry an EXIF orientation that was not applied.
+
     A batch never spans two chunks, so that the features of a chunk do not depend on the chunks before it.
     """
     rank, world_size = distributed.rank(), distributed.world_size()
@@ -84,22 +90,30 @@ def extract_chunks(
     )
     forward = Forward(model, config, float_branch)
     loaded = iter(loader)
+    num_turned = 0
     with tqdm(total=sum(map(len, shares)), desc="Extracting", unit="image", disable=not distributed.is_main()) as bar:
         for chunk, share in zip(chunks, batches, strict=True):
             local = []
-            for batch in share:
-                local.append(forward(next(loaded)))
-                bar.update(len(batch))
+            for _ in share:
+                batch = next(loaded)
+                if isinstance(batch, InputError):
+                    raise batch
+                local.append(forward(batch.pixels))
+                num_turned += batch.num_turned
+                bar.update(len(batch.pixels))
             gathered = distributed.gather_objects(local)
             if gathered is None:
                 yield None
             else:
                 codes, descriptors = _concatenate([arrays for part in gathered for arrays in part])
                 yield Features(images[chunk.start : chunk.stop], codes, descriptors)
+    num_turned = sum(distributed.all_gather_int(num_turned))
+    if num_turned and distributed.is_main():
+        logging.warning(IGNORED_ORIENTATION, num_turned, len(images))
 
 
 class Forward:
-    """Images [B, 3, H, W] in [0, 1], or the InputError of an unreadable one -> NumPy (codes, descriptors).
+    """Images [B, 3, H, W] in [0, 1] -> NumPy (codes, descriptors).
 
     Of images with three crops, [B, 3, 3, H, W], "five_crops" averages descriptors and logits; the other methods keep
     the features of each crop. A batch that does not fit into the GPU's memory is halved, and so are all that follow.
@@ -113,9 +127,7 @@ class Forward:
         self.float_branch = float_branch
         self.max_batch = config.batch_size
 
-    def __call__(self, images: Tensor | InputError) -> Arrays:
-        if isinstance(images, InputError):
-            raise images
+    def __call__(self, images: Tensor) -> Arrays:
         while True:
             try:
                 return _concatenate([self._forward(part) for part in images.split(self.max_batch)])

@@ -1,0 +1,285 @@
+"""Image files: which kinds are read and to which pixels, what is refused before anything is decoded, and whether their
+EXIF orientation is noticed.
+"""
+
+import io
+import os
+import socket
+import struct
+import warnings
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image
+
+from datasets.benchmark import ImageSet
+from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from model import InputError
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import extract_chunks
+from utils.runtime import distributed
+
+RANDOM = np.random.default_rng(0)
+COLOURS = RANDOM.integers(0, 256, (12, 17, 3), dtype=np.uint8)
+GREY, RGB = 0, 2  # colour types of PNG
+
+
+def png(width, height, depth, colour_type, pixels=b""):
+    """A PNG file of these raw pixels: big-endian, rows without filter."""
+    row = len(pixels) // height
+    rows = b"".join(b"\0" + pixels[i * row : (i + 1) * row] for i in range(height if row else 0))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def pixels(path, **options):
+    """The pixels that load_image reads, [H, W, 3], without any warning of Pillow's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = load_image(path, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# ---- Kinds of pixels
+
+
+def with_alpha(mode):
+    image = Image.fromarray(COLOURS).convert(mode)
+    image.putalpha(Image.fromarray(COLOURS[..., 0]))
+    return image
+
+
+KINDS = {
+    "RGB": (Image.fromarray(COLOURS), "png", {}),
+    "grey": (Image.fromarray(COLOURS).convert("L"), "png", {}),
+    "1 bit": (Image.fromarray(COLOURS).convert("1"), "png", {}),
+    "alpha": (with_alpha("RGB"), "png", {}),
+    "grey with alpha": (with_alpha("L"), "png", {}),
+    "palette": (Image.fromarray(COLOURS).quantize(37), "png", {}),
+    "palette of 2 bits": (Image.fromarray(COLOURS).quantize(4), "png", {"bits": 2}),
+    "palette with a transparent colour": (Image.fromarray(COLOURS).quantize(37), "png", {"transparency": 5}),
+    "palette with transparencies": (Image.fromarray(COLOURS).quantize(37), "png", {"transparency": bytes(range(37))}),
+    "RGB with a transparent colour": (Image.fromarray(COLOURS), "png", {"transparency": (1, 2, 3)}),
+    "grey with a transparent value": (Image.fromarray(COLOURS).convert("L"), "png", {"transparency": 7}),
+    "JPEG": (Image.fromarray(COLOURS), "jpg", {}),
+    "grey JPEG": (Image.fromarray(COLOURS).convert("L"), "jpg", {}),
+    "CMYK JPEG": (Image.fromarray(COLOURS).convert("CMYK"), "jpg", {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_of_8_bits_are_those_of_pillows_conversion(tmp_path, kind):
+    image, suffix, options = KINDS[kind]
+    path = tmp_path / f"image.{suffix}"
+    image.save(path, **options)
+    with warnings.catch_warnings(), Image.open(path) as opened:
+        warnings.simplefilter("ignore")
+        expected = np.asarray(opened.convert("RGB"))
+    assert np.array_equal(pixels(path), expected)
+
+
+def test_transparency_is_dropped(tmp_path):
+    image = Image.fromarray(COLOURS)
+    image.putalpha(0)
+    image.save(tmp_path / "image.png")
+    assert np.array_equal(pixels(tmp_path / "image.png"), COLOURS)
+
+
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    (tmp_path / "image.png").write_bytes(png(256, 256, 16, GREY, values.astype(">u2").tobytes()))
+    expected = np.rint(values * 255.0 / 65535).astype(np.uint8)
+    assert np.array_equal(pixels(tmp_path / "image.png"), np.stack([expected] * 3, axis=2))
+
+
+def test_16_bit_colours_are_cut_to_their_upper_8_bits(tmp_path):
+    values = RANDOM.integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    (tmp_path / "image.png").write_bytes(png(7, 5, 16, RGB, values.astype(">u2").tobytes()))
+    assert np.array_equal(pixels(tmp_path / "image.png"), values >> 8)
+
+
+@pytest.mark.parametrize("mode", ["F", "HSV", "LAB", "YCbCr"])
+def test_other_kinds_of_pixels_are_refused(mode):
+    with pytest.raises(InputError, match=f"have the type {mode}. Expected 8 or 16 bits"):
+        to_rgb(Image.new(mode, (2, 2)))
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("jpg", "MPO")])
+def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path, suffix, kind):
+    first, second = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))
+    path = tmp_path / f"image.{suffix}"
+    first.save(path, format=kind, save_all=True, append_images=[second])
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+    assert np.abs(pixels(path).astype(int) - (250, 0, 0)).max() < 5
+
+
+# ---- What is refused
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF", "BMP"])
+def test_other_formats_are_refused_whatever_their_names(tmp_path, kind):
+    path = tmp_path / "image.jpg"
+    try:
+        Image.fromarray(COLOURS).save(path, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    assert "this is not a JPEG or PNG file" in refusal(path)
+
+
+def test_an_eps_file_does_not_start_ghostscript(tmp_path, monkeypatch):
+    def started(*arguments, **options):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    path = tmp_path / "image.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto\n")
+    assert "this is not a JPEG or PNG file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((20_000, 10_000), "it has 20000 x 10000 pixels. At most 178,956,970 are read"),
+        ((40_000, 40_000), "it has more than 357,913,940 pixels. At most 178,956,970 are read"),
+        ((1, 65_536), "it has 1 x 65536 pixels. At most 178,956,970 are read, and 65,535 per side. Scale it down."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_large_images_are_refused_by_their_header(tmp_path, size, message):
+    (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))
+    assert message in refusal(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("size", [(16_384, 8_192), (MAX_SIDE, 2_730)])
+def test_panoramas_are_below_the_limit(tmp_path, size):
+    assert size[0] * size[1] <= MAX_PIXELS
+    (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))  # without pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor does Pillow warn
+        assert "damaged or truncated" in refusal(tmp_path / "image.png")
+
+
+def test_a_long_thin_image_is_read(tmp_path):
+    (tmp_path / "image.png").write_bytes(png(40_000, 1, 8, RGB, bytes(120_000)))
+    sample = ImageDataset([tmp_path / "image.png"], (14, 14))[0]
+    assert torch.equal(sample.pixels, torch.zeros(3, 14, 14))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, monkeypatch):
+    """Opening a pipe would wait for a writer for ever."""
+
+    def opened(*arguments, **options):
+        raise AssertionError("it was opened")
+
+    path = tmp_path / "image.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    monkeypatch.setattr(Image, "open", opened)
+    assert ("this is a folder" if kind == "folder" else "this is a named pipe, socket or device") in refusal(path)
+
+
+# ---- EXIF orientation
+
+
+def encoded(orientation, kind="JPEG", image=None):
+    """A file of an image whose EXIF holds this orientation; None: no EXIF."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    (image or Image.fromarray(COLOURS)).save(file, kind, **({} if orientation is None else {"exif": exif}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_whether_an_image_is_turned(tmp_path, kind):
+    path = tmp_path / "image.jpg"
+    for orientation, turned in ((None, False), (1, False), (2, True), (6, True), (8, True), (9, False), (0, False)):
+        path.write_bytes(encoded(orientation, kind))
+        assert ImageDataset([path], (14, 14))[0].turned is turned, orientation
+        assert ImageDataset([path], (14, 14), exif_orientation=True)[0].turned is False, orientation
+    grey = Image.fromarray(np.zeros((4, 6), np.uint16))
+    path.write_bytes(encoded(8, "PNG", grey))
+    assert ImageDataset([path], (14, 14))[0].turned
+    assert load_image(path, exif_orientation=True).size == (4, 6)
+
+
+def test_an_orientation_that_was_applied_is_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "image.jpg").write_bytes(encoded(6))
+    monkeypatch.setattr("datasets.images.is_turned", lambda image: True)
+    for applied in (False, True):
+        assert ImageDataset([tmp_path / "image.jpg"], (14, 14), exif_orientation=applied)[0].turned is not applied
+
+
+def test_damaged_exif_is_not_turned(tmp_path):
+    """The pixels are sound, and an evaluation needs nothing else."""
+    path = tmp_path / "image.jpg"
+    image = Image.new("CMYK", (17, 12))  # opening an RGB file looks at its EXIF already
+    path.write_bytes(encoded(6, image=image).replace(b"MM\0*", b"XX\0*").replace(b"II*\0", b"XX*\0"))
+    with pytest.raises(SyntaxError):
+        load_image(path).getexif()
+    sample = ImageDataset([path], (14, 14))[0]
+    assert not sample.turned and sample.pixels.shape == (3, 14, 14)
+
+
+def test_a_batch_counts_turned_images_and_passes_errors_on(tmp_path):
+    paths = [tmp_path / f"{i}.jpg" for i in range(4)]
+    for path, orientation in zip(paths, (6, 1, 3, None), strict=True):
+        path.write_bytes(encoded(orientation))
+    data = ImageDataset([*paths, tmp_path / "missing.jpg"], (14, 14))
+    batch = collate_images([data[i] for i in range(4)])
+    assert isinstance(batch, ImageBatch) and batch.num_turned == 2
+    assert torch.equal(batch.pixels, torch.stack([data[i].pixels for i in range(4)]))
+    assert "missing.jpg" in str(collate_images([data[0], data[4]]))
+
+
+class Mean(torch.nn.Module):
+    """A model whose descriptor is the mean colour."""
+
+    def forward(self, images, float_branch):
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ignored_orientations_are_counted_in_one_warning_per_image_set(tmp_path, caplog, monkeypatch, num_workers):
+    paths = [tmp_path / f"{i}.jpg" for i in range(7)]
+    for i, path in enumerate(paths):
+        path.write_bytes(encoded(6 if i in (1, 4, 5) else 1))
+    images = ImageSet.without_positions(paths)
+    config = ExtractionConfig(resize=(14, 14), batch_size=2, num_workers=num_workers)
+    monkeypatch.setattr("utils.retrieval.extraction.CHUNK_SIZE", 3)
+    list(extract_chunks(Mean(), images, config))
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 7 images carry an EXIF orientation, which is ignored, as in the reference. eval*.py --exif_orientation "
+        "turns them upright."
+    ]
+    caplog.clear()
+    list(extract_chunks(Mean(), images, replace(config, exif_orientation=True)))
+    list(extract_chunks(Mean(), images[:1], config))
+    assert not caplog.records
+    monkeypatch.setattr(distributed, "all_gather_int", lambda number: [number, 2])  # a second rank found two
+    list(extract_chunks(Mean(), images, config))
+    assert "5 of 7 images" in caplog.text
