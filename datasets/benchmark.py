@@ -12,6 +12,7 @@ import numpy as np
 from datasets.file_names import image_key, mapillary_conditions, utm_position
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
 from datasets.positions import PositionTable
+from datasets.text_files import read_lines
 from model.errors import InputError
 
 
@@ -100,11 +101,7 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
     The file has one entry per line, or all on one line with spaces between. {folder: queries} in and out. Raises
     InputError if an entry is unknown, ambiguous or listed twice.
     """
-    lines = [
-        line.strip()
-        for line in queries_list.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        if line.strip()
-    ]
+    lines = [line.strip() for line in read_lines(queries_list)]
     entries = lines[0].split() if len(lines) == 1 else lines
     if not entries:
         raise InputError(f"{queries_list} lists no queries.")

@@ -2,7 +2,7 @@
 training.
 """
 
-import csv
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,12 @@ from torch.utils.data import Dataset, Sampler
 
 from datasets.cities import COLUMNS, image_name
 from datasets.images import load_image
+from datasets.text_files import CsvRow, read_csv, shorten
 from datasets.transforms import training_transform
 from model.errors import InputError
 from model.vision_transformer import patch_grid
+
+MAX_FILE_NAME = 255  # bytes, of all usual file systems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,19 +199,41 @@ def _check_folders(folder: Path, cities: Sequence[str]) -> None:
 
 
 def _read_city(path: Path) -> list[list[str]]:
-    """The names below Images of each place's images, in the order of the place ids."""
+    """The names below Images of each place's images, in the order of the place ids. Logs repeated rows."""
+    header, rows = read_csv(path)
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise InputError(
+            f"{path} lacks the columns {', '.join(missing)}. It has: {shorten(', '.join(header)) or 'none'}."
+        )
     places: dict[int, list[str]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{path} lacks the columns {', '.join(missing)}. It has: {', '.join(rows.fieldnames or ()) or 'none'}."
-            )
-        for row in rows:
-            try:
-                places.setdefault(int(row["place_id"]), []).append(f"{row['city_id']}/{image_name(row)}")
-            except (TypeError, ValueError):
-                values = ", ".join(map(str, row.values()))
-                raise InputError(f"{path}, line {rows.line_num}: a number is missing or invalid: {values}") from None
+    names: set[str] = set()
+    repeated = 0
+    for row in rows:
+        place_id, name = _parse_row(path, row)
+        if name in names:  # it would be a positive pair with itself
+            repeated += 1
+            continue
+        names.add(name)
+        places.setdefault(place_id, []).append(name)
+    if repeated:
+        message = "%s: %d rows describe an image that an earlier row describes. They are ignored."
+        logging.warning(message, path, repeated)
     return [places[place_id] for place_id in sorted(places)]
+
+
+def _parse_row(path: Path, row: CsvRow) -> tuple[int, str]:
+    """The place id of a row and the name of its image below Images."""
+    try:
+        values = {column: value for column, value in row.values.items() if value is not None}
+        place_id, name = int(values["place_id"]), image_name(values)
+        city = values["city_id"]
+    except (KeyError, ValueError):
+        text = shorten(", ".join(map(str, row.values.values())))
+        raise InputError(f"{path}, line {row.line}: a number is missing or invalid: {text}") from None
+    if len(name.encode()) > MAX_FILE_NAME:
+        raise InputError(
+            f"{path}, line {row.line}: the name of the image has {len(name.encode())} bytes; a file name has at most "
+            f"{MAX_FILE_NAME}: {shorten(name)}"
+        )
+    return place_id, f"{city}/{name}"

@@ -1,14 +1,14 @@
 """Positions of images whose file names hold none, from a CSV file."""
 
-import csv
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from datasets.text_files import CsvRow, read_csv, shorten
 from model.errors import InputError
 
 UTM_COLUMNS = ("easting", "northing")
@@ -107,46 +107,41 @@ def utm_of_degrees(degrees: np.ndarray, names: Sequence[str], source: Path) -> n
 def _read_table(path: Path) -> tuple[tuple[str, str], list[str], list[tuple[float, float]]]:
     """The columns of the positions, the images' names and their positions."""
     names, values = [], []
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        try:
-            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            columns = _position_columns(path, rows.fieldnames)
-            for name, position in _parse_rows(path, rows, columns):
-                names.append(os.path.normpath(name))
-                values.append(position)
-        except csv.Error as error:
-            raise InputError(f"{path}, line {rows.line_num + 1}: {error}. Expected a CSV file.") from None
+    header, rows = read_csv(path, other_bytes=True)
+    columns = _position_columns(path, header)
+    for row in rows:
+        name, position = _parse_row(path, row, columns)
+        names.append(os.path.normpath(name))
+        values.append(position)
     if not names:
         raise InputError(f"{path} lists no images.")
     return columns, names, values
 
 
-def _position_columns(path: Path, names: Sequence[str] | None) -> tuple[str, str]:
+def _position_columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
     for columns in (UTM_COLUMNS, DEGREE_COLUMNS):
-        if names and {"image", *columns} <= set(names):
+        if {"image", *columns} <= set(names):
             return columns
     raise InputError(
-        f"{path} has the columns {', '.join(names or ()) or '(none)'}. Expected image, easting and northing, or image, "
-        "latitude and longitude, separated by commas."
+        f"{path} has the columns {shorten(', '.join(names)) or '(none)'}. Expected image, easting and northing, or "
+        "image, latitude and longitude, separated by commas."
     )
 
 
-def _parse_rows(
-    path: Path, rows: csv.DictReader, columns: tuple[str, str]
-) -> Iterator[tuple[str, tuple[float, float]]]:
-    for row in rows:
-        values = []
-        for column in columns:
-            low, high = DEGREE_RANGES.get(column, (-math.inf, math.inf))
-            try:
-                value = float(row[column])
-            except (TypeError, ValueError):
-                value = math.nan
-            if not (math.isfinite(value) and low <= value <= high):
-                expected = f"a number from {low:g} to {high:g}" if column in DEGREE_RANGES else "a number"
-                raise InputError(f"{path}, line {rows.line_num}: {column} is {row[column]!r}. Expected {expected}.")
-            values.append(value)
-        if not row["image"]:
-            raise InputError(f"{path}, line {rows.line_num}: the column image is empty.")
-        yield row["image"], (values[0], values[1])
+def _parse_row(path: Path, row: CsvRow, columns: tuple[str, str]) -> tuple[str, tuple[float, float]]:
+    values = []
+    for column in columns:
+        low, high = DEGREE_RANGES.get(column, (-math.inf, math.inf))
+        text = row.values[column]
+        try:
+            value = float(text or "")
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            expected = f"a number from {low:g} to {high:g}" if column in DEGREE_RANGES else "a number"
+            raise InputError(f"{path}, line {row.line}: {column} is {shorten(repr(text))}. Expected {expected}.")
+        values.append(value)
+    name = row.values["image"]
+    if not name:
+        raise InputError(f"{path}, line {row.line}: the column image is empty.")
+    return name, (values[0], values[1])

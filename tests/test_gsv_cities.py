@@ -108,8 +108,22 @@ def test_columns_in_another_order_and_more_of_them(tmp_path):
     (tmp_path / "Images" / "Oslo").mkdir(parents=True)
     row = dict(zip(COLUMNS, row_of("Oslo", 3, 1), strict=True)) | {"note": "x"}
     columns = ["note", *reversed(COLUMNS)]
-    write_csv(tmp_path, "Oslo", [[row[column] for column in columns]] * 2, columns)
-    assert dataset(tmp_path, ["Oslo"], images_per_place=2).places == [[image_name("Oslo", 3, 1)] * 2]
+    rows = [row, row | {"panoid": "other"}]
+    write_csv(tmp_path, "Oslo", [[row[column] for column in columns] for row in rows], columns)
+    names = [image_name("Oslo", 3, 1), image_name("Oslo", 3, 1).replace("pano1", "other")]
+    assert dataset(tmp_path, ["Oslo"], images_per_place=2).places == [names]
+
+
+def test_rows_that_repeat_an_image_are_dropped_and_counted(folder, caplog):
+    """They would make a positive pair of an image with itself."""
+    expected = dataset(folder).places
+    rows = [row_of("Oslo", place, number) for place, photos in CITIES["Oslo"].items() for number in range(photos)]
+    repeated = [rows[5], rows[0], [f"0{rows[0][0]}", *rows[0][1:]]]  # the last one is written differently
+    write_csv(folder, "Oslo", [rows[0], *rows[:8], *repeated, *rows[8:]])
+    assert not caplog.records
+    assert dataset(folder).places == expected
+    (record,) = caplog.records
+    assert "Oslo.csv: 4 rows describe an image that an earlier row describes" in record.getMessage()
 
 
 def test_places_with_too_few_images_are_left_out_and_numbers_are_distinct_over_cities(data):
@@ -365,6 +379,36 @@ def test_missing_columns(folder):
 def test_a_number_that_is_none(folder, broken):
     write_csv(folder, "Rome", [row_of("Rome", 1, 0), broken])
     refuse("Rome.csv", "line 3", make=lambda: dataset(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (",".join(COLUMNS).encode("utf-16"), ["line 1", "a NUL byte", "Expected a CSV file in UTF-8"]),
+        ("1,2013,5,90,Malmö,1,2,x".encode("latin-1"), ["line 3", "bytes that are not UTF-8", "Expected a CSV file"]),
+        (b"1,2013,5,90,Rome,1,2,a\0b", ["line 3", "a NUL byte"]),
+        (b"1,2013,5,90,Rome,1,2," + b"x" * 140_000, ["line 3", "field larger than field limit", "Expected a CSV file"]),
+        (b'1,2013,5,90,Rome,1,2,"x\n2,2013,5,90,Rome,1,2,y\n', ["line 3", "Check its quotes"]),
+        (b"1" * 400 + b",2013,5,90,Rome,1,2,x", ["line 3", "a file name has at most 255"]),
+        (b"1" * 5000 + b",2013,5,90,Rome,1,2,x", ["line 3", "number is missing or invalid: 1111"]),
+        (b"1,2013,5,90,Rome,1,2," + b"x" * 300, ["line 3", "has 3", "at most 255"]),
+    ],
+    ids=["utf-16", "latin-1", "nul", "long field", "open quote", "400 digits", "5000 digits", "long name"],
+)
+def test_a_csv_file_that_is_none(folder, content, words):
+    path = folder / "Dataframes" / "Rome.csv"
+    start = ",".join(COLUMNS) + "\n1,2013,5,90,Rome,1.0,2.0,x\n"
+    path.write_bytes(content if words[0] == "line 1" else start.encode() + content)
+    refuse(path, *words, make=lambda: dataset(folder))
+
+
+def test_a_byte_order_mark_and_quotes_are_read(folder):
+    path = folder / "Dataframes" / "Rome.csv"
+    expected = dataset(folder).places
+    header, *rows = path.read_text().splitlines()
+    quoted = [",".join(f'"{value}"' for value in row.split(",")) for row in rows]
+    path.write_text("\n".join(["\ufeff" + header, *quoted]), encoding="utf-8")
+    assert dataset(folder).places == expected
 
 
 def test_no_place_with_enough_images(folder):

@@ -1,0 +1,87 @@
+"""Text files that a user writes: CSV files, and lists with one entry per line."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from model.errors import InputError
+
+MAX_QUOTED = 200  # characters
+
+
+class CsvRow(NamedTuple):
+    """A row: the number of its first line, from 1, and {column: value}, None where the row is too short."""
+
+    line: int
+    values: dict[str, str | None]
+
+
+def read_csv(path: Path, *, other_bytes: bool = False) -> tuple[list[str], Iterator[CsvRow]]:
+    """The columns of a CSV file, in lower case, and its rows.
+
+    other_bytes: accept bytes that are not UTF-8, as surrogates; file names may contain such. Raises InputError, which
+    names the line, for them otherwise, for NUL, and for quotes or fields that are not CSV.
+    """
+    rows = _csv_rows(path, other_bytes)
+    _, header = next(rows, (1, []))
+    columns = [name.strip().lower() for name in header]
+    blank: dict[str, str | None] = dict.fromkeys(columns)
+    return columns, (CsvRow(line, blank | dict(zip(columns, row, strict=False))) for line, row in rows)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not blank. Bytes that are not UTF-8 are read as surrogates.
+
+    Raises InputError for NUL, which UTF-16 contains.
+    """
+    with _open(path) as file:
+        lines = _checked_lines(path, file, "text")
+        return [line.removesuffix("\n") for line in lines if line.strip()]
+
+
+def shorten(text: str) -> str:
+    """A value as a message quotes it: a broken file may have the rest of it in one value."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    """The text, without a byte order mark at its start."""
+    return open(path, newline=newline, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _csv_rows(path: Path, other_bytes: bool) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, values) of each row, without empty rows."""
+    with _open(path, newline="") as file:
+        reader = csv.reader(_checked_lines(path, file, "CSV", other_bytes), skipinitialspace=True, strict=True)
+        line = 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}, line {line}: {error}. Expected a CSV file in UTF-8. Check its quotes.") from None
+
+
+def _checked_lines(path: Path, file: TextIO, kind: str, other_bytes: bool = True) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if "\0" in line:
+            problem = "a NUL byte"
+        elif not (other_bytes or line.isascii() or _is_utf8(line)):
+            problem = "bytes that are not UTF-8"
+        else:
+            yield line
+            continue
+        raise InputError(
+            f"{path}, line {number}: {problem}. Expected a {kind} file in UTF-8. Save it in that encoding."
+        )
+
+
+def _is_utf8(line: str) -> bool:
+    """Whether a line read with surrogateescape has none of its surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
