@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from datasets.text_files import read_lines
 from model.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -74,13 +75,13 @@ def list_images(folder: Path) -> list[str]:
     If the file `<folder>_images_paths.txt` lies beside the folder, its lines are the images, relative to the folder:
     listing millions of files takes longer than reading their names. Paths are strings, because millions of Path
     objects would take gigabytes. Raises InputError if the folder is missing or contains no images, links lead in a
-    circle, or a listed image is missing.
+    circle, a listed image is missing, a subfolder or file cannot be read as such, or a name has a line break.
     """
     path_list = folder.with_name(folder.name + PATH_LIST_SUFFIX)
     if not folder.is_dir():
         raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
     if path_list.is_file():
-        return sorted(_read_path_list(path_list, folder))
+        return _check_names(sorted(_read_path_list(path_list, folder)))
     found = sorted(_walk(str(folder), ()))
     paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
     if len(paths) < len(found):
@@ -89,6 +90,16 @@ def list_images(folder: Path) -> list[str]:
         logging.warning(message, len(found) - len(paths), folder, os.path.basename(other))
     if not paths:
         raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
+    return _check_names(paths)
+
+
+def _check_names(paths: list[str]) -> list[str]:
+    for path in paths:
+        if "\n" in path or "\r" in path:
+            raise InputError(
+                f"The path of an image contains a line break: {path!r}. Indexes and lists have one path per line. "
+                "Rename it."
+            )
     return paths
 
 
@@ -154,17 +165,29 @@ def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
     real_path = os.path.realpath(folder)
     if real_path in parents:
         raise InputError(f"{folder} leads back to {real_path}, a folder above it. Remove the symbolic link.")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path, (*parents, real_path))
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
-                yield entry.path
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name.lower()
+                if entry.is_dir():
+                    yield from _walk(entry.path, (*parents, real_path))
+                elif name.endswith(IMAGE_SUFFIXES) and not entry.is_file():
+                    raise InputError(f"{entry.path} is {_kind_of(entry.path)}, not an image. Remove it.")
+                elif name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
+                    yield entry.path
+    except OSError as error:
+        raise InputError(
+            f"Cannot list the images in {error.filename or folder}: {error.strerror}. Make it readable, or remove it."
+        ) from None
+
+
+def _kind_of(path: str) -> str:
+    """What a path is that is neither a folder nor a regular file."""
+    return "a named pipe, socket or device" if os.path.exists(path) else "a broken symbolic link"
 
 
 def _read_path_list(path_list: Path, folder: Path) -> Iterator[str]:
-    lines = path_list.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    names = [line for line in lines if line.strip()]
+    names = read_lines(path_list)
     if not names:
         raise InputError(f"{path_list} lists no images. Remove it, and the images in {folder} will be used.")
     for name in tqdm(names, desc=f"Checking {path_list.name}", unit="image", leave=False, delay=1):

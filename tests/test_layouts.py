@@ -128,11 +128,68 @@ def test_links_that_lead_in_a_circle_are_named(tmp_path, kind):
         link.symlink_to(tmp_path / "beside")
         (tmp_path / "beside" / "back").symlink_to(folder)
     # The system itself refuses a link to itself, but follows the others some forty times.
-    error, message = (
-        (OSError, "link") if kind == "to itself" else (InputError, "leads back to .* Remove the symbolic link")
-    )
-    with pytest.raises(error, match=message):
+    message = "symbolic links" if kind == "to itself" else "leads back to .* Remove the symbolic link"
+    with pytest.raises(InputError, match=message):
         list_images(folder)
+
+
+def test_a_subfolder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """Without permission, that is. Root may list everything, so the system's answer is made up."""
+    folder = touch(tmp_path / "database", ["a.jpg", "secret/b.jpg"])
+    scandir = os.scandir
+
+    def scandir_without_permission(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir_without_permission)
+    with pytest.raises(InputError, match=r"Cannot list the images in .*database/secret: Permission denied\. Make it"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", r"x\.JPG is a named pipe, socket or device, not an image"),
+        ("broken link", r"x\.JPG is a broken symbolic link, not an image"),
+        ("link to a pipe", r"x\.JPG is a named pipe, socket or device, not an image"),
+    ],
+)
+def test_what_is_named_like_an_image_but_is_no_file_is_refused(tmp_path, kind, message):
+    folder = touch(tmp_path / "database", ["a.jpg", "also.jpg/b.jpg", "note.txt"])
+    (folder / "gone.txt").symlink_to("nowhere")  # nobody expects an image there
+    if kind == "broken link":
+        (folder / "x.JPG").symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(folder / "x.JPG")
+    else:
+        os.mkfifo(folder / "pipe")
+        (folder / "x.JPG").symlink_to("pipe")
+    with pytest.raises(InputError, match=message):
+        list_images(folder)
+    (folder / "x.JPG").unlink()
+    assert relative(list_images(folder), folder) == ["a.jpg", "also.jpg/b.jpg"]
+
+
+@pytest.mark.parametrize("character", ["\n", "\r"])
+@pytest.mark.parametrize("where", ["name", "folder", "listed"])
+def test_a_line_break_in_a_path_is_refused(tmp_path, character, where):
+    broken = f"line{character}break"
+    folder = touch(tmp_path / (broken if where == "listed" else "database"), ["a.jpg"])
+    if where == "listed":
+        (tmp_path / f"{broken}_images_paths.txt").write_text("a.jpg\n")
+    else:
+        touch(folder, [f"{broken}.jpg" if where == "name" else f"{broken}/b.jpg"])
+    with pytest.raises(InputError, match=r"contains a line break: '.*line\\[nr]break.*Rename it"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize("name", ["next\x85line.jpg", "line\u2028separator.jpg", os.fsdecode(b"caf\xe9.jpg")])
+def test_other_characters_do_not_end_a_line_of_a_list(tmp_path, name):
+    folder = touch(tmp_path / "database", [name])
+    (tmp_path / "database_images_paths.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode(name) + b"\r\n")
+    assert relative(list_images(folder), folder) == [name]
 
 
 def test_a_list_of_paths_replaces_the_search_for_images(tmp_path):
@@ -284,6 +341,16 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ),
         ("image,latitude,longitude\n", "lists no images"),
         ("image,easting,northing\n,1,2\n", "line 2: the column image is empty"),
+        ('image,easting,northing,note\na.jpg,1,2,"two\nlines"\nb.jpg,1,east,\n', "line 4: northing is 'east'"),
+        (
+            'image,easting,northing\na.jpg,1,2\n\n"b.jpg,1,2\nq.jpg,1,2\n',
+            r"line 4: .*\. Expected a CSV file in UTF-8\. Check its quotes",
+        ),
+        (
+            f"image,easting,northing\na.jpg,1,2\n{'b' * 140_000},1,2\n",
+            r"line 3: field larger .*\. Expected a CSV file in UTF-8",
+        ),
+        (f"image,easting,northing\na.jpg,1,{'2' * 400}\n", r"line 2: northing is '2{199}\.\.\.\. Expected a number"),
     ],
 )
 def test_a_table_of_positions_is_refused(unnamed, table, message):
@@ -292,13 +359,27 @@ def test_a_table_of_positions_is_refused(unnamed, table, message):
 
 
 @pytest.mark.parametrize(
-    "content", [b"image,easting,northing\n\x00", "image,easting,northing\n".encode("utf-16"), b"\xff\n"]
+    ("content", "message"),
+    [
+        (b"image,easting,northing\n\x00", r"line 2: a NUL byte\. Expected a .* file in UTF-8"),
+        ("image,easting,northing\n".encode("utf-16"), r"line 1: a NUL byte\. Expected a .* file in UTF-8"),
+        (b"\xff\n", ""),
+    ],
 )
-def test_files_that_are_no_text_are_refused(unnamed, content):
+def test_files_that_are_no_text_are_refused(unnamed, content, message):
     (unnamed / "positions.csv").write_bytes(content)
     for flag in ("positions_csv", "queries_list"):
-        with pytest.raises(InputError, match=r"positions\.csv"):
+        with pytest.raises(InputError, match=rf"positions\.csv.*{message}"):
             Benchmark(town(unnamed, **{flag: unnamed / "positions.csv"}, labels=flag == "positions_csv"))
+
+
+def test_names_that_are_not_utf8_are_found_in_a_table_and_in_a_list(unnamed):
+    """Linux names files by bytes; these are Latin-1."""
+    (unnamed / "town/test/queries/q.jpg").rename(unnamed / "town/test/queries" / os.fsdecode(b"caf\xe9.jpg"))
+    (unnamed / "list.txt").write_bytes(b"caf\xe9.jpg\n")
+    config = with_csv(unnamed, "")
+    config.positions_csv.write_bytes(b"image,easting,northing\na.jpg,10,1\nb.jpg,20,2\ncaf\xe9.jpg,3000,4000\n")
+    assert Benchmark(replace(config, queries_list=unnamed / "list.txt")).queries.utms.tolist() == [[3000, 4000]]
 
 
 def test_a_row_that_stands_for_two_images_is_refused(tmp_path):
