@@ -21,11 +21,12 @@ import pytest
 import test_aggregations
 import torch
 from helpers import MODES, ROOT, build, run_script
+from PIL import Image
 from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
 
-from datasets.benchmark import Benchmark
+from datasets.benchmark import Benchmark, ImageSet
 from datasets.file_names import utm_position
 from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig
 from datasets.images import load_image
@@ -38,7 +39,7 @@ from model.weights import download, load_foundation, load_model, read_checkpoint
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
-from utils.retrieval.extraction import Forward
+from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.pca import check_pca_dim
@@ -318,6 +319,13 @@ class NaN(torch.nn.Module):
         return torch.full((len(images), 8), torch.nan)
 
 
+class Mean(torch.nn.Module):
+    """A model whose descriptor is the mean colour."""
+
+    def forward(self, images, float_branch):
+        return images.mean(dim=(2, 3))
+
+
 def data_messages(s: Setting) -> Iterator[str]:
     yield script_refusal("eval.py", *evaluation_flags("", s.checkpoints["float"])[1:], cwd=s.folder)
     yield refusal(Benchmark, BenchmarkConfig(datasets_folder=s.benchmark, name="pitts30k"))
@@ -327,6 +335,16 @@ def data_messages(s: Setting) -> Iterator[str]:
     yield from layout_messages(s)
     yield refusal(utm_position, "images/photo.jpg")
     yield refusal(load_image, s.folder / "missing.jpg")
+    (s.folder / "page.jpg").write_text("<html>")
+    yield refusal(load_image, s.folder / "page.jpg")
+    Image.new("1", (65_536, 1)).save(s.folder / "long.png")
+    yield refusal(load_image, s.folder / "long.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (14, 14)).save(s.folder / "phone.jpg", exif=exif)
+    with logged() as warnings:
+        list(extract_chunks(Mean(), ImageSet.without_positions([s.folder / "phone.jpg"]), ExtractionConfig()))
+    yield from warnings
 
     broken = shutil.copytree(s.benchmark, s.folder / "benchmark")
     image = sorted((broken / "tiny/images/test/database").iterdir())[3]
@@ -341,6 +359,15 @@ def data_messages(s: Setting) -> Iterator[str]:
     with logged() as warnings:
         yield refusal(list, loader.batches(0, 0))
     yield from warnings
+    table = broken / "Dataframes" / "Alder.csv"
+    header, first, *rest = table.read_text().splitlines()
+    table.write_text("\n".join([header, first, *rest, first]))
+    with logged() as warnings:
+        GSVCities(broken, config)
+    yield from warnings
+    for text in ("\0", '"1'):
+        table.write_text(f"{header}\n{text}")
+        yield refusal(GSVCities, broken, config)
     yield refusal(GSVCities, "/nowhere", config)
     yield refusal(GSVCities, broken, replace(config, cities=("Alder", "Elm", "Fir")))
 
@@ -359,6 +386,15 @@ def layout_messages(s: Setting) -> Iterator[str]:
     yield refusal(list_images, split / "gallery")
     (split / "database_images_paths.txt").write_text("missing.jpg")
     yield refusal(list_images, split / "database")
+    odd = s.folder / "odd"
+    (odd / "line\nbreak").mkdir(parents=True)
+    (odd / "link.jpg").symlink_to("nowhere")
+    yield refusal(list_images, odd)
+    (odd / "link.jpg").rename(odd / "line\nbreak" / "link")
+    (odd / "line\nbreak" / "a.jpg").touch()
+    yield refusal(list_images, odd)
+    (odd / "loop").symlink_to("loop")
+    yield refusal(list_images, odd)
 
     table = s.folder / "positions.csv"
     for text in ("a,b", "latitude,longitude,image\n91,0,a.jpg", "latitude,longitude,image\n1,2,a.jpg\n1,90,b.jpg"):
