@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from model.aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
 from model.config import BACKBONES, ModelConfig
+from model.errors import InputError
 from model.vision_transformer import VisionTransformer, patch_grid
 
 CODE_BITS = 512
+MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 
 
 class HashingOutput(NamedTuple):
@@ -121,9 +123,15 @@ class GeoLocalizationNet(nn.Module):
 
 
 def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
-    """Raises InputError if the model cannot take images of size (H, W)."""
+    """Raises InputError if the model cannot take images of size (H, W), or if a side exceeds MAX_IMAGE_SIDE."""
     h, w = patch_grid(*size)
-    if config.has_float_branch and config.aggregation != "gem":
+    if max(size) > MAX_IMAGE_SIDE:
+        raise InputError(
+            f"Image size {size[0]} x {size[1]} (height x width): no side may exceed {MAX_IMAGE_SIDE} pixels. The "
+            "memory needed grows with the number of pixels. Use smaller images."
+        )
+    # An aggregation refuses grids that are too small. Trying a large one would take minutes.
+    if config.has_float_branch and config.aggregation != "gem" and h * w <= 1024:
         dim = BACKBONES[config.backbone].embed_dim
         with torch.no_grad():
             AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

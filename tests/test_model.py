@@ -163,6 +163,15 @@ def test_sizes_are_checked_without_the_backbone(aggregation):
     check_image_size(ModelConfig(backbone="dinov2-large", hashing=True), (14, 14))
 
 
+@pytest.mark.parametrize("aggregation", ["gem", "boq", "salad"])
+@pytest.mark.parametrize("size", [(1000006, 1000006), (4494, 14), (14 * 9, 4494)])
+def test_sizes_that_would_fill_the_memory_are_refused(aggregation, size):
+    config = ModelConfig(backbone="vit-tiny", aggregation=aggregation)
+    with pytest.raises(InputError, match=f"{size[0]} x {size[1]}.*no side may exceed 4480 pixels"):
+        check_image_size(config, size)
+    check_image_size(config, (4480, 4480))
+
+
 def test_salad_takes_65_patches(tiny):
     assert run(tiny["salad", "float"], image_batch(0, 1, 70, 182))["descriptor"].isfinite().all()
 
