@@ -1,11 +1,15 @@
 """Loading weights: DINOv2's, published checkpoints, our own checkpoints and bare state dicts. Loading is strict."""
 
+import hashlib
 import http.client
 import logging
 import os
 import re
+import time
 import urllib.error
+import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -14,7 +18,14 @@ from model.aggregation import AGGREGATIONS
 from model.config import BACKBONES, ModelConfig
 from model.errors import InputError
 from model.network import GeoLocalizationNet
-from model.zoo import DINOV2_NAMES, DINOV2_URL, MODEL_ZOO, find_published
+from model.zoo import DINOV2_NAMES, DINOV2_SHA256, DINOV2_URL, MODEL_ZOO, find_published
+
+ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
+ZIP_FOLDER = 0x10  # of records whose content torch.load takes as empty, giving uninitialised tensors
+READ_BLOCK = 1 << 20  # bytes
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class _NumPyPlaceholder:
@@ -38,32 +49,24 @@ _NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray"] + [
 def read_checkpoint(path: str | Path) -> dict:
     """The dict in a checkpoint file, with tensors on the CPU. Code in the file is never run.
 
-    Raises InputError if the file is missing, is not a checkpoint, is truncated, or contains pickled code.
+    The checksums of the file are verified; the legacy format of torch.save has none. Raises InputError if the file is
+    missing, is not a checkpoint, is truncated or damaged, or contains pickled code.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"No checkpoint at {path}: {'this is a folder' if path.is_dir() else 'the file does not exist'}."
-        )
+        reason = "this is a folder" if path.is_dir() else "not a file" if path.exists() else "the file does not exist"
+        raise InputError(f"No checkpoint at {path}: {reason}.")
     try:
-        path.open("rb").close()
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    try:
-        with torch.serialization.safe_globals([(_NumPyPlaceholder, name) for name in _NUMPY_NAMES]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise InputError(
-                f"{path} contains pickled code ({code[1]}) and was not loaded. A checkpoint may hold only tensors "
-                "and plain values."
-            ) from error
-        raise InputError(
-            f"{path} is not a checkpoint, or is truncated: torch.load cannot read it ({path.stat().st_size} bytes)."
-        ) from error
+    with file:  # opened once, so that the file that was verified is the one that is loaded
+        head = file.read(64)
+        _refuse_other_formats(head, path)
+        if head.startswith(ZIP_MAGIC):
+            _verify_archive(file, path)
+        file.seek(0)
+        checkpoint = _load(file, path)
     if not isinstance(checkpoint, dict):
         raise InputError(
             f"{path} contains a {type(checkpoint).__name__}. Expected a dict of tensors, or one under "
@@ -75,15 +78,26 @@ def read_checkpoint(path: str | Path) -> dict:
 def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
     """The model's entries in a checkpoint of any kind, without DataParallel's `module.` prefix.
 
-    Raises InputError, which names the file `source`, if there are none.
+    Raises InputError, which names the file `source`, if there are none, or if one is not a dense tensor with a name.
     """
     state = checkpoint.get("model_state_dict", checkpoint)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         names = ", ".join(map(str, list(checkpoint)[:5]))
         raise InputError(
             f"{source} contains no model. Its entries are: {names or 'none'}. Expected 'model_state_dict', or "
             "tensors by name."
         )
+    for name, value in state.items():
+        problem = _entry_problem(name, value)
+        if problem:
+            raise InputError(
+                f"{source}: the entry {name!r} {problem}. Expected dense tensors by name, as in a state dict."
+            )
+        if f"module.{name}" in state:
+            raise InputError(
+                f"{source} contains both {name!r} and {f'module.{name}'!r}, which are one entry of the model. Remove "
+                "one of them."
+            )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -130,7 +144,9 @@ def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
 
 
 def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | Path, *, description: str = "") -> None:
-    """Loads all entries, or none and raises InputError if one is missing, unexpected or of the wrong shape.
+    """Loads all entries, or none and raises InputError if one is missing, unexpected or of the wrong shape or type.
+
+    A floating-point entry takes float16, bfloat16, float32 or float64; an integer one takes integers.
 
     description: what the file looks like, if `state` is not its content.
     """
@@ -142,33 +158,42 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
         for name, value in state.items()
         if name in expected and value.shape != expected[name].shape
     ]
+    types = [
+        f"{name} {_dtype(value)} instead of {_dtype(expected[name])}"
+        for name, value in state.items()
+        if name in expected and value.dtype not in (FLOATS if expected[name].is_floating_point() else INTEGERS)
+    ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type", types),
+        )
         if names
     ]
     if problems:
         raise InputError(
-            f"{source} does not fit the model. State-dict entries: {'; '.join(problems)}.\n"
-            f"The file {description or describe(state)}."
+            f"{source} {description or describe(state)}, and does not fit the model.\n"
+            f"State-dict entries: {'; '.join(problems)}."
         )
     model.load_state_dict(state)
 
 
 def guess_config(state: dict[str, Tensor]) -> ModelConfig | None:
     """The model that these entries belong to, judged by their names and widths; None if it is not a SelaVPR++ model."""
-    cls_token = state.get("backbone.cls_token")
-    widths = {vit.embed_dim: name for name, vit in BACKBONES.items()}
-    backbone = widths.get(cls_token.shape[-1]) if cls_token is not None else None
+    width = _width(state, "backbone.cls_token")
+    backbone = {vit.embed_dim: name for name, vit in BACKBONES.items()}.get(width)
     has_float, has_binary = (
         any(n.startswith(f"backbone.{a}.") for n in state) for a in ("adapters", "adapters_hashing")
     )
-    if cls_token is None or backbone is None or not (has_float or has_binary):
+    if backbone is None or not (has_float or has_binary):
         return None
     if not has_float:
         return ModelConfig(backbone=backbone, hashing=True)
     present = {name.removeprefix("aggregation.") for name in state if name.startswith("aggregation.")}
-    aggregation = max(AGGREGATIONS, key=lambda name: -len(present ^ _aggregation_entries(name, cls_token.shape[-1])))
+    aggregation = max(AGGREGATIONS, key=lambda name: -len(present ^ _aggregation_entries(name, width)))
     return ModelConfig(backbone=backbone, aggregation=aggregation, hashing=has_binary, rerank=has_binary)
 
 
@@ -188,7 +213,8 @@ def load_published(model: GeoLocalizationNet) -> Path:
 
     Raises InputError if none are published, or if they cannot be downloaded.
     """
-    path = download(find_published(model.config).urls, flag="--resume (in the examples, --model)")
+    published = find_published(model.config)
+    path = download(published.urls, flag="--resume (in the examples, --model)", sha256=published.sha256)
     load_weights(model, path)
     return path
 
@@ -205,17 +231,13 @@ def load_foundation(model: GeoLocalizationNet, path: str | Path | None = None) -
                 f"There are no DINOv2 weights for {backbone}, only for {', '.join(DINOV2_NAMES)}. Train it from "
                 "scratch with --train_backbone."
             )
-        path = download([DINOV2_URL.format(DINOV2_NAMES[backbone])], flag="--foundation_model_path")
+        url, sha256 = DINOV2_URL.format(DINOV2_NAMES[backbone]), DINOV2_SHA256.get(backbone)
+        path = download([url], flag="--foundation_model_path", sha256=sha256)
     state = model_state(read_checkpoint(path), path)
-    cls_token = state.get("cls_token")
-    width = model.backbone.embed_dim
-    if cls_token is None or cls_token.shape[-1] != width:
-        actual = (
-            f"weights of width {cls_token.shape[-1]}"
-            if cls_token is not None
-            else "no DINOv2 weights (no entry 'cls_token')"
-        )
-        raise InputError(f"{path} contains {actual}. --backbone={backbone} needs DINOv2 weights of width {width}.")
+    actual, expected = _width(state, "cls_token"), model.backbone.embed_dim
+    if actual != expected:
+        content = f"weights of width {actual}" if actual else "no DINOv2 weights (no entry 'cls_token')"
+        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of width {expected}.")
     adapters = {
         name: value
         for name, value in model.backbone.state_dict().items()
@@ -244,16 +266,22 @@ def load_float_branch(model: GeoLocalizationNet, state: dict[str, Tensor], sourc
     load_state(model, {**binary_head, **adapters, **state}, source, description=describe(state))
 
 
-def download(urls: list[str], *, flag: str) -> Path:
+def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
     """The file in torch.hub's cache, downloaded from the first reachable address if it is not there yet.
 
     It is moved into place only once it is complete and readable. Raises InputError, which names the addresses, the
-    file and the flag that takes a local file.
+    file and the flag that takes a local file; and if the file has another checksum than `sha256`.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / urls[0].rsplit("/", 1)[-1]
     if path.is_file():
+        if sha256 and (actual := _sha256(path)) != sha256:
+            raise InputError(
+                f"{path} has the SHA-256 {actual}, but the published file has {sha256}. Delete it, so that it is "
+                "downloaded again."
+            )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     reasons = []
     for url in urls:
@@ -261,8 +289,10 @@ def download(urls: list[str], *, flag: str) -> Path:
             logging.info("Downloading %s", url)
             torch.hub.download_url_to_file(url, str(partial))
             read_checkpoint(partial)
-            os.replace(partial, path)
-            return path
+            if not sha256 or (actual := _sha256(partial)) == sha256:
+                os.replace(partial, path)
+                return path
+            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256})")
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reasons.append(f"{url} ({error or type(error).__name__})")
         except InputError:
@@ -275,6 +305,118 @@ def download(urls: list[str], *, flag: str) -> Path:
     )
 
 
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed downloads of this file have left: ours, and torch.hub's own temporary files beside it."""
+    names = re.compile(re.escape(path.name) + r"\.\d+\.partial(\.[0-9a-f]+\.partial)?")
+    for leftover in path.parent.iterdir():
+        if names.fullmatch(leftover.name) and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            logging.info("Removing %s, which a killed download has left.", leftover)
+            leftover.unlink(missing_ok=True)
+
+
+def _refuse_other_formats(head: bytes, path: Path) -> None:
+    """Raises InputError for an empty file and for a safetensors file, judged by their first bytes."""
+    size = path.stat().st_size
+    if not head:
+        raise InputError(f"{path} is not a checkpoint, or is truncated: the file is empty.")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:  # the length of a JSON object, and its start
+        raise InputError(
+            f"{path} is a safetensors file. Expected a file of torch.save; convert it with "
+            "torch.save(safetensors.torch.load_file(...), ...)."
+        )
+
+
+def _verify_archive(file: BinaryIO, path: Path) -> None:
+    """Verifies the checksums of all records of a checkpoint in the ZIP format, which torch.load ignores.
+
+    A file that was written without checksums is accepted with a warning. Raises InputError if a checksum differs, or
+    if the archive is not a checkpoint.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as error:  # a damaged directory can fail anywhere
+        raise _not_a_checkpoint(file, path) from error
+    names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript archive; expected a state dict, as torch.save(model.state_dict(), ...) writes it."
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise InputError(
+            f"{path} is a ZIP archive but not a checkpoint: it contains {', '.join(names[:5])}. Expected a file of "
+            "torch.save."
+        )
+    # A record that is not empty, as data.pkl, has the checksum 0 only where torch.save was told to write none.
+    if all(record.CRC == 0 for record in archive.infolist()):
+        logging.warning("%s was saved without checksums (set_crc32_options), so damage cannot be detected.", path)
+        return
+    for record in archive.infolist():
+        try:
+            if record.external_attr & ZIP_FOLDER:
+                raise zipfile.BadZipFile("it is marked as a folder")
+            with archive.open(record) as content:
+                while content.read(READ_BLOCK):  # raises BadZipFile where the checksum differs
+                    pass
+        except Exception as error:
+            raise InputError(
+                f"{path} is damaged: its record {record.filename} cannot be verified ({error}). Copy or "
+                "download the file again."
+            ) from error
+
+
+def _load(file: BinaryIO, path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals([(_NumPyPlaceholder, name) for name in _NUMPY_NAMES]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise InputError(
+                f"{path} contains pickled code ({code[1]}) and was not loaded. A checkpoint may hold only tensors "
+                "and plain values."
+            ) from error
+        raise _not_a_checkpoint(file, path) from error
+
+
+def _not_a_checkpoint(file: BinaryIO, path: Path) -> InputError:
+    """The error for a file that cannot be read, with its first words if it is a text."""
+    file.seek(0)
+    start = file.read(40).decode("latin-1")
+    is_text = start.isascii() and "".join(start.split()).isprintable()
+    text = f", beginning with {start!r}" if start and is_text else ""
+    return InputError(
+        f"{path} is not a checkpoint, or is truncated: torch.load cannot read it ({path.stat().st_size} bytes{text})."
+    )
+
+
+def _entry_problem(name: object, value: object) -> str | None:
+    """Why this cannot be an entry of a state dict; None if it can."""
+    if not isinstance(name, str):
+        return f"has a key of type {type(name).__name__}"
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}"
+    if value.is_meta:
+        return "is a meta tensor, which has no values"
+    if value.is_quantized:
+        return "is a quantised tensor"
+    return "is a sparse or nested tensor" if value.layout is not torch.strided or value.is_nested else None
+
+
+def _width(state: dict[str, Tensor], name: str) -> int:
+    """The last dimension of an entry; 0 if it has none or is absent."""
+    return state[name].shape[-1] if name in state and state[name].ndim else 0
+
+
 def _aggregation_entries(aggregation: str, dim: int) -> set[str]:
     with torch.device("meta"):
         return set(AGGREGATIONS[aggregation](dim).state_dict())
@@ -282,3 +424,7 @@ def _aggregation_entries(aggregation: str, dim: int) -> set[str]:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

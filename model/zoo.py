@@ -10,6 +10,7 @@ from model.errors import InputError
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"
 DINOV2_NAMES = {"dinov2-small": "vits14", "dinov2-base": "vitb14", "dinov2-large": "vitl14"}
+DINOV2_SHA256: dict[str, str] = {}  # by backbone, of the file; verified where it is given
 MIRRORS = (
     "https://github.com/Lu-Feng/SelaVPRplusplus/releases/download/SelaVPR%2B%2B/{}",
     "https://huggingface.co/fenglu96/SelaVPRplusplus/resolve/main/{}",
@@ -18,12 +19,16 @@ MIRRORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """A checkpoint of the authors: model, file name, millions of parameters, dimension of the descriptor."""
+    """A checkpoint of the authors: model, file name, millions of parameters, dimension of the descriptor.
+
+    sha256: of the file; verified where it is given.
+    """
 
     config: ModelConfig
     file: str
     parameters_m: float
     descriptor_dim: int
+    sha256: str | None = None
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import types
 import urllib.error
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image
 from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
+from test_weights import small_checkpoint, write_safetensors
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.file_names import utm_position
@@ -35,7 +37,7 @@ from datasets.positions import PositionTable
 from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, InputError, ModelConfig, aggregation
 from model.versions import check_torch_version
-from model.weights import download, load_foundation, load_model, read_checkpoint
+from model.weights import download, load_foundation, load_model, model_state, read_checkpoint
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
@@ -416,6 +418,7 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     yield refusal(read_checkpoint, s.folder / "none.pth")
     yield refusal(read_checkpoint, cut)
     yield refusal(read_checkpoint, trap)
+    yield from file_messages(s)
     yield refusal(torch.hub.load, str(ROOT), "SelaVPRplusplus", source="local", backbone="vit-tiny")
 
     def offline(*arguments: object) -> None:
@@ -425,6 +428,9 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     s.monkeypatch.setattr(torch.hub, "get_dir", lambda: str(s.folder))
     yield refusal(download, MODEL_ZOO[0].urls, flag="--resume")
 
+    cached = s.folder / "checkpoints" / MODEL_ZOO[0].file
+    cached.write_bytes(b"")
+    yield refusal(download, MODEL_ZOO[0].urls, flag="--resume", sha256=64 * "a")
     yield refusal(load_foundation, tiny)
     yield script_refusal("train.py", *training_flags(s.city, f"--resume={s.checkpoints['float']}"), cwd=s.folder)
     yield refusal(load_initial_weights, tiny, init_from=run, foundation=None, train_backbone=True)
@@ -435,9 +441,39 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     yield refusal(restore, read_run_checkpoint(run), None, {"lr": 0.1})
 
 
+def file_messages(s: Setting) -> Iterator[str]:
+    path = s.folder / "file.pth"
+    state = read_checkpoint(s.checkpoints["float"])["model_state_dict"]
+    for entries in ({"linear2.bias": 0.5}, {"linear2.bias": torch.ones(1)}):  # beside "module.linear2.bias"
+        yield refusal(model_state, {**state, **entries}, path)
+    write_safetensors(path)
+    yield refusal(read_checkpoint, path)
+    for name in ("archive/constants.pkl", "notes.txt"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, "")
+        yield refusal(read_checkpoint, path)
+    small_checkpoint(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(10.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    yield refusal(read_checkpoint, path)
+    torch.serialization.set_crc32_options(False)
+    small_checkpoint(path)
+    torch.serialization.set_crc32_options(True)
+    with logged() as warnings:
+        read_checkpoint(path)
+    yield from warnings
+
+
 def flag_messages(s: Setting) -> Iterator[str]:
     flags = evaluation_flags(s.benchmark, s.checkpoints["float"])
-    for more in (["--hashing"], ["--margin=0.1"], ["--resize", "100", "322"], ["--aggregation=salad"]):
+    for more in (
+        ["--hashing"],
+        ["--margin=0.1"],
+        ["--resize", "100", "322"],
+        ["--resize", "14", "4494"],
+        ["--aggregation=salad"],
+    ):
         s.monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags), *more])
         with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit):
             parse_evaluation(None)

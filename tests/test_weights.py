@@ -1,11 +1,18 @@
 """Checkpoints in every form, what is refused and why, and downloads from a server of our own."""
 
+import dataclasses
+import hashlib
 import http.server
+import json
+import os
 import pickle
+import re
 import threading
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import MODES, NOT_TORCH, build, filled, run_python, save_published
@@ -116,10 +123,16 @@ def test_another_backbone_is_refused_with_both_shapes(tmp_path):
         small = build("dinov2-small").state_dict()
     torch.save(placeholders(small), tmp_path / "small.pth")
     message = refusal(tmp_path / "small.pth")
-    assert all(
-        word in message
-        for word in ("of another shape", "backbone.cls_token 1x1x384 instead of 1x1x192", "--backbone=dinov2-small")
-    )
+    assert all(word in message for word in ("of another shape", "backbone.cls_token 1x1x384 instead of 1x1x192"))
+    first_line = f"{tmp_path / 'small.pth'} looks like a model for --backbone=dinov2-small --aggregation=gem "
+    assert message.startswith(first_line)
+
+
+def test_a_cls_token_without_a_width_is_no_model(tmp_path, reference):
+    torch.save({**reference, "backbone.cls_token": torch.tensor(1.0)}, tmp_path / "scalar.pth")
+    assert "does not look like a SelaVPR++ model" in refusal(tmp_path / "scalar.pth")
+    torch.save({"cls_token": torch.tensor(1.0)}, tmp_path / "scalar.pth")
+    assert "no DINOv2 weights" in foundation_refusal(tmp_path / "scalar.pth")
 
 
 def placeholders(state):
@@ -136,6 +149,146 @@ def test_one_entry_missing_unexpected_or_of_another_shape(tmp_path, reference):
     ):
         torch.save({name: value for name, value in {**reference, **change}.items() if value is not None}, path)
         assert words in refusal(path)
+
+
+# ---- Entries that a model cannot take
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_are_converted(tmp_path, reference, dtype):
+    torch.save({**reference, "linear2.bias": reference["linear2.bias"].to(dtype)}, tmp_path / "model.pth")
+    model = build("vit-tiny")
+    weights.load_weights(model, tmp_path / "model.pth")
+    assert torch.equal(model.linear2.bias, reference["linear2.bias"].to(dtype).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_other_types_are_refused(tmp_path, reference, dtype):
+    torch.save({**reference, "linear2.bias": torch.ones(512).to(dtype)}, tmp_path / "model.pth")
+    name = str(dtype).removeprefix("torch.")
+    assert f"1 of another type (linear2.bias {name} instead of float32)" in refusal(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_an_integer_entry_takes_integers_only(dtype):
+    model = torch.nn.BatchNorm1d(2)
+    state = {**model.state_dict(), "num_batches_tracked": torch.tensor(7, dtype=torch.int32)}
+    weights.load_state(model, state, "file", description="looks fine")
+    assert model.num_batches_tracked == 7
+    with pytest.raises(InputError, match=r"1 of another type \(num_batches_tracked .* instead of int64\)"):
+        weights.load_state(model, {**state, "num_batches_tracked": torch.tensor(1, dtype=dtype)}, "file")
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's about prototypes of sparse and nested tensors
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (lambda: {7: torch.ones(2)}, "7 has a key of type int"),
+        (lambda: {"linear2.bias": 0.5}, "'linear2.bias' is a float"),
+        (lambda: {"linear2.bias": [1.0]}, "'linear2.bias' is a list"),
+        (lambda: {"linear2.bias": torch.ones(512).to_sparse()}, "'linear2.bias' is a sparse or nested tensor"),
+        (lambda: {"linear2.bias": torch.eye(512).to_sparse_csr()}, "'linear2.bias' is a sparse or nested tensor"),
+        (lambda: {"linear2.bias": torch.nested.nested_tensor([torch.ones(2)])}, "is a sparse or nested tensor"),
+        (lambda: {"linear2.bias": torch.empty(512, device="meta")}, "'linear2.bias' is a meta tensor"),
+        (lambda: {"linear2.bias": torch.quantize_per_tensor(torch.ones(512), 1, 0, torch.qint8)}, "is a quantised"),
+        (lambda: {"module.linear2.bias": torch.ones(512)}, "both 'linear2.bias' and 'module.linear2.bias'"),
+    ],
+)
+def test_entries_that_are_no_dense_tensor_with_one_name(tmp_path, reference, entry, words):
+    for wrap in (dict, lambda state: {"model_state_dict": state}):
+        torch.save(wrap({**reference, **entry()}), tmp_path / "model.pth")
+        assert words in refusal(tmp_path / "model.pth")
+
+
+# ---- Damage
+
+
+def small_checkpoint(path):
+    """A checkpoint of every kind of record, whose every byte can be tried. Returns its content."""
+    content = {"a": torch.arange(10.0), "b": torch.arange(12).reshape(3, 4), "empty": torch.empty(0), "epoch": 3}
+    torch.save(content, path)
+    return content
+
+
+def equal(first, second):
+    """Whether two dicts of tensors and values are equal, types included."""
+    return list(first) == list(second) and all(
+        type(first[name]) is type(value)
+        and (torch.equal(first[name], value) and first[name].dtype == value.dtype if name != "epoch" else value == 3)
+        for name, value in second.items()
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_flipped_bit_never_gives_other_weights(tmp_path):
+    path = tmp_path / "flipped.pth"
+    expected = small_checkpoint(path)
+    data, refused = bytearray(path.read_bytes()), 0
+    for position in range(0, len(data), 5):
+        bit = 1 << position % 8
+        data[position] ^= bit
+        path.write_bytes(data)
+        data[position] ^= bit
+        try:
+            assert equal(weights.read_checkpoint(path), expected), f"byte {position}"
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > len(data) / 20
+
+
+def test_the_damaged_record_is_named(tmp_path, reference):
+    path = tmp_path / "model.pth"
+    torch.save(reference, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "is damaged: its record model/data/" in refusal(path)
+
+
+def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
+    """PyTorch leaves its tensor uninitialised; Python's zipfile reads it."""
+    path = tmp_path / "model.pth"
+    small_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"model/data/0") - 8] ^= 0x10  # the attributes of its entry in the directory
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="its record model/data/0 cannot be verified"):
+        weights.read_checkpoint(path)
+
+
+@pytest.fixture
+def without_checksums():
+    torch.serialization.set_crc32_options(False)
+    yield
+    torch.serialization.set_crc32_options(True)
+
+
+def test_a_file_saved_without_checksums_loads_with_a_warning(tmp_path, without_checksums, caplog):
+    expected = small_checkpoint(tmp_path / "model.pth")
+    assert equal(weights.read_checkpoint(tmp_path / "model.pth"), expected)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "model.pth was saved without checksums" in record.getMessage()
+
+
+def test_one_checksum_that_is_zero_is_damage(tmp_path, caplog):
+    path = tmp_path / "model.pth"
+    small_checkpoint(path)
+    with zipfile.ZipFile(path) as archive:
+        checksum = archive.getinfo("model/data/0").CRC.to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(checksum, bytes(4)))
+    with pytest.raises(InputError, match="model/data/0 cannot be verified"):
+        weights.read_checkpoint(path)
+    assert not caplog.records
+
+
+def test_the_file_that_was_verified_is_the_one_that_is_loaded(tmp_path, monkeypatch):
+    path, other = tmp_path / "model.pth", tmp_path / "other.pth"
+    expected = small_checkpoint(path)
+    torch.save({"other": torch.ones(3)}, other)
+    verify = weights._verify_archive
+    monkeypatch.setattr(weights, "_verify_archive", lambda *arguments: (verify(*arguments), os.replace(other, path)))
+    assert equal(weights.read_checkpoint(path), expected)
 
 
 # ---- Files that are no checkpoint
@@ -186,11 +339,42 @@ def test_truncated(tmp_path, reference, part, zipped):
 )
 def test_no_checkpoint_at_all(tmp_path, content):
     (tmp_path / "notes.pth").write_bytes(content)
-    assert "not a checkpoint" in refusal(tmp_path / "notes.pth")
+    message = refusal(tmp_path / "notes.pth")
+    assert "not a checkpoint" in message
+    assert content[0] == 0 or f"beginning with {content[:40].decode()!r}" in message
 
 
-def test_missing(tmp_path):
-    assert "does not exist" in refusal(tmp_path / "none.pth")
+def test_no_file(tmp_path):
+    assert "the file does not exist" in refusal(tmp_path / "none.pth")
+    assert "this is a folder" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert "not a file" in refusal(tmp_path / "fifo")
+    (tmp_path / "empty.pth").touch()
+    assert "the file is empty" in refusal(tmp_path / "empty.pth")
+
+
+def write_safetensors(path):
+    """A safetensors file with one tensor, as its format defines it."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_safetensors, "is a safetensors file. Expected a file of torch.save"),
+        (
+            lambda path: np.savez(path.open("wb"), a=np.ones(2)),
+            "is a ZIP archive but not a checkpoint: it contains a.npy",
+        ),
+        (lambda path: torch.jit.script(torch.nn.ReLU()).save(path), "is a TorchScript archive; expected a state dict"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_other_kinds_of_files_are_named(tmp_path, write, words, name):
+    write(tmp_path / name)
+    assert words in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -422,6 +606,85 @@ def test_dinov2_download(server, cache, monkeypatch, tmp_path):
     model = build("vit-tiny")
     assert weights.load_foundation(model) == cache / "dinov2_tiny14_pretrain.pth"
     assert torch.equal(model.backbone.norm.weight, tiny().backbone.norm.weight)
+
+
+def sha256(data):
+    """The checksum that a maintainer writes into the zoo."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def publish_with_checksum(monkeypatch, checksum):
+    """Gives the only published checkpoint this checksum."""
+    monkeypatch.setattr(zoo, "MODEL_ZOO", [dataclasses.replace(zoo.MODEL_ZOO[0], sha256=checksum)])
+
+
+def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
+    server, cache, monkeypatch, whole, tmp_path
+):
+    publish(monkeypatch, server.address + "/a", server.address + "/b")
+    publish_with_checksum(monkeypatch, sha256(whole))
+    torch.save({"other": torch.ones(3)}, tmp_path / "other.pth")
+    server.files["/a/tiny.pth"] = other = (tmp_path / "other.pth").read_bytes()
+    with pytest.raises(InputError) as caught:
+        load_published()
+    assert f"its SHA-256 is {sha256(other)} instead of {sha256(whole)}" in str(caught.value)
+    assert list(cache.iterdir()) == []
+    server.files["/b/tiny.pth"] = whole
+    assert load_published()[1].read_bytes() == whole
+
+
+def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole):
+    cache.mkdir(parents=True)
+    (cache / "tiny.pth").write_bytes(whole)
+    publish_with_checksum(monkeypatch, sha256(whole))
+    load_published()
+    publish_with_checksum(monkeypatch, 64 * "a")
+    with pytest.raises(InputError) as caught:
+        load_published()
+    assert all(word in str(caught.value) for word in (str(cache / "tiny.pth"), sha256(whole), 64 * "a", "Delete it"))
+    assert (cache / "tiny.pth").exists()
+
+
+def test_dinov2_weights_are_verified_too(cache, monkeypatch, tmp_path):
+    monkeypatch.setitem(weights.DINOV2_NAMES, "vit-tiny", "tiny14")
+    monkeypatch.setitem(weights.DINOV2_SHA256, "vit-tiny", 64 * "a")
+    cache.mkdir(parents=True)
+    torch.save(trunk_state(tiny()), cache / "dinov2_tiny14_pretrain.pth")
+    with pytest.raises(InputError, match=64 * "a"):
+        weights.load_foundation(build("vit-tiny"))
+
+
+@pytest.mark.parametrize("entry", zoo.MODEL_ZOO, ids=lambda entry: entry.file)
+def test_checksums_in_the_zoo_are_lower_case_sha256(entry):
+    for checksum in (entry.sha256, *zoo.DINOV2_SHA256.values()):
+        assert checksum is None or re.fullmatch("[0-9a-f]{64}", checksum)
+    assert zoo.DINOV2_SHA256.keys() <= zoo.DINOV2_NAMES.keys()
+
+
+def test_what_killed_downloads_left_is_removed(server, cache, monkeypatch, whole, caplog):
+    """Killed at the worst moment, a download leaves our temporary name, or torch.hub's in front of it."""
+    publish(monkeypatch, server.address)
+    server.files["/tiny.pth"] = whole
+    download_url_to_file, names = torch.hub.download_url_to_file, []
+
+    def spy(url, destination):
+        names.append(f"{Path(destination).name}.0123456789abcdef0123456789abcdef.partial")
+        download_url_to_file(url, destination)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", spy)
+    load_published()
+    (cache / "tiny.pth").unlink()
+    left = [cache / names[0], cache / "tiny.pth.1234.partial"]
+    others = [cache / name for name in ("other.pth.1234.partial", "tiny.pth.notes", "tiny.pth.12.partial.txt")]
+    recent = cache / "tiny.pth.99.partial"
+    for path in (*left, *others, recent):
+        path.touch()
+    for path in (*left, *others):
+        os.utime(path, (time.time() - 3700, time.time() - 3700))
+    with caplog.at_level("INFO"):
+        load_published()
+    assert sorted(cache.iterdir()) == sorted([cache / "tiny.pth", recent, *others])
+    assert all(any(f"Removing {path}," in message for message in caplog.messages) for path in left)
 
 
 def test_no_dinov2_weights_exist_for_vit_tiny():
