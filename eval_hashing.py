@@ -41,7 +41,8 @@ def evaluate(
     # ---- Codes (under torchrun, of every rank's share)
     with run.phase("extraction"):
         if args.load_index:
-            database = open_index(args.load_index, model, args.extraction, verify=not args.trust_index)
+            options = {"verify": not args.trust_index, "allow_incomplete": args.allow_incomplete_index}
+            database = open_index(args.load_index, model, args.extraction, **options)
         else:
             database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
         queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))

@@ -21,7 +21,8 @@ def main() -> None:
         make_folder(args.save_pictures, exist_ok=True)
 
     # ---- The index, and the model that it was built with
-    index = Index(args.index, verify=not args.trust_index)
+    index = Index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
+    print(f"The index {args.index} holds {len(index)} images.")
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
         raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")

@@ -495,6 +495,17 @@ def index_messages(s: Setting) -> Iterator[str]:
     yield refusal(Index, damaged)
     (cut / "utms.bin").write_bytes((folder / "utms.bin").read_bytes()[:-9])
     yield refusal(Index, cut)
+    (cut / "utms.bin").write_bytes((folder / "utms.bin").read_bytes() + b"more")
+    yield refusal(Index, cut)
+    incomplete = shutil.copytree(folder, s.folder / "incomplete")
+    (incomplete / "manifest.jsonl").write_bytes((folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)[0])
+    yield refusal(Index, incomplete)
+    with logged() as warnings:
+        Index(incomplete, allow_incomplete=True)
+    yield from warnings
+    yield refusal(IndexWriter, IndexConfig(folder=Path("/dev/null")), other)
+    with IndexWriter(IndexConfig(folder=s.folder / "new"), other) as writer:
+        yield refusal(writer.to_extract, ImageSet.without_positions(["a\nb.jpg"]))
     old.mkdir()
     (old / "header.json").write_text('{"format": 1}')
     yield refusal(Index, old)

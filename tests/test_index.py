@@ -1,5 +1,6 @@
 """The index: what is written comes back, chunks are complete or absent, damage is refused, a kill loses nothing."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint
 from utils.retrieval.index.reader import PathList
+from utils.retrieval.search import rerank, search
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +94,7 @@ def test_a_model_of_one_branch_keeps_that_branch_alone(tmp_path, mode):
     saved = chunk._replace(descriptors=None) if mode else chunk._replace(codes=None)
     with writer_of(tmp_path / "index", IndexMetadata.of(build("vit-tiny", "gem", **mode), SETTINGS)) as writer:
         writer.append(saved)
+        writer.features()
     for actual, expected in zip(Index(tmp_path / "index").features()[1:], saved[1:], strict=True):
         assert (actual is None) == (expected is None)
         if expected is not None:
@@ -121,7 +124,7 @@ def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, c
             (broken / name).write_bytes(data[: random.integers(before, len(data) + 1)])
     first, second, _ = (complete / MANIFEST).read_bytes().splitlines(keepends=True)
     (broken / MANIFEST).write_bytes(first + second[:cut])
-    index = Index(broken)
+    index = Index(broken, allow_incomplete=True)
     assert len(index) == 4 and len(index.images.paths) == 4
     write(broken, metadata, [4], append=True, first=4)
     assert content(broken) == content(complete)
@@ -161,8 +164,13 @@ def test_a_trusted_index_is_refused_where_it_is_cut_off(tmp_path, metadata, name
         (METADATA, '{"format": 7}', ["format 7", "format 2"]),
         (METADATA, "[]", ["metadata.json", "damaged"]),
         (METADATA, '{"format": 2}', ["metadata.json", "damaged"]),
-        (MANIFEST, '{"images": 3}\n', ["manifest.jsonl", "damaged"]),
+        (METADATA, 10**5 * "[", ["metadata.json", "damaged", "nested too deeply"]),
+        (METADATA, '{"format": ' + 5000 * "9" + "}", ["metadata.json", "damaged"]),
+        (METADATA, '{"format": 2.0}', ["metadata.json", "damaged"]),
+        (METADATA, '{"format": 2, "format": 2}', ["metadata.json", "damaged", "twice"]),
         (MANIFEST, "no json\n", ["manifest.jsonl", "damaged"]),
+        (MANIFEST, 10**5 * "[" + "\n", ["manifest.jsonl", "damaged", "nested too deeply"]),
+        (MANIFEST, '{"images": ' + 5000 * "9" + "}\n", ["manifest.jsonl", "damaged"]),
         (MANIFEST, "", ["is empty"]),
     ],
 )
@@ -184,9 +192,17 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, metadata):
     for append in (False, True):
         with pytest.raises(InputError, match="notes.txt but no metadata.json"):
             writer_of(tmp_path, metadata, append)
-    with pytest.raises(InputError, match="notes.txt is a file"):
-        writer_of(tmp_path / "notes.txt", metadata)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, words in (
+        ("notes.txt", "notes.txt is a file"),
+        ("fifo", "fifo is not a folder"),
+        ("link", "link is not a folder"),
+        ("notes.txt/index", "Cannot create the folder .*notes.txt/index"),
+    ):
+        with pytest.raises(InputError, match=words):
+            writer_of(tmp_path / name, metadata)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "notes.txt"]
     before = content(write(tmp_path / "index", metadata, [2]))
     with pytest.raises(InputError, match="--append"):
         writer_of(tmp_path / "index", metadata)
@@ -219,12 +235,20 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         {"resize": [56, 57]},
         {"hashing": "yes"},
         {"weights_file": 3},
+        {"resize": [56.0, 56]},
+        {"resize": [56]},
+        {"resize": [14 * 400, 14]},
+        {"resize": [10**400, 14]},
+        {"hashing": 1},
         {"descriptor_dim": 0},
+        {"descriptor_dim": -1},
+        {"descriptor_dim": 1 << 17},
+        {"descriptor_dim": 10**400},
         {"descriptor_dtype": "zz"},
         {"another": 1},
         {"weights_sha256": None},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:40],
 )
 @pytest.mark.parametrize("read", ["load", "append"])
 def test_metadata_that_is_not_valid(tmp_path, metadata, change, read):
@@ -243,6 +267,179 @@ def test_metadata_with_another_number_is_noticed(tmp_path, metadata):
         Index(folder)
 
 
+def forge(folder, name, change):
+    """Changes a JSON object of the index, the first line of the manifest or the metadata, to `change(object)`."""
+    first, *rest = (folder / name).read_bytes().splitlines() if name == MANIFEST else [(folder / name).read_bytes()]
+    content = change(json.loads(first))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_bytes(b"\n".join([text.encode(), *rest, b""]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"images": value} for value in (True, 3.0, "3", None, [3], 0, -3, 1025, 2**63, 10**400, float("inf"))),
+        *({"path_bytes": value} for value in (True, 50.0, "50", None, 0, -1, 5, 2**31, 2**64, float("nan"))),
+        {"sha256": None},
+        {"sha256": []},
+        {"sha256": {}},
+        {"more": 1},
+        {"images": 2},
+        {"images": 4},
+        {"path_bytes": 40},
+        {"path_bytes": 60},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_forged_manifest_is_refused_even_if_trusted(tmp_path, metadata, change, complete):
+    folder = write(tmp_path / "index", metadata, [3, 3])
+    if not complete:
+        (folder / MANIFEST).write_bytes(b"".join((folder / MANIFEST).read_bytes().splitlines(keepends=True)[:-1]))
+    forge(folder, MANIFEST, lambda chunk: {**chunk, **change})
+    with pytest.raises(InputError, match="manifest.jsonl|paths.txt|utms.bin|codes.bin|metadata.json"):
+        Index(folder, verify=False, allow_incomplete=True)
+
+
+@pytest.mark.parametrize("field", ["images", "path_bytes", "sha256"])
+def test_a_manifest_with_a_field_missing_or_twice_is_refused(tmp_path, metadata, field):
+    folder = write(tmp_path / "index", metadata, [3])
+    before = (folder / MANIFEST).read_bytes()
+    forge(folder, MANIFEST, lambda chunk: {name: value for name, value in chunk.items() if name != field})
+    with pytest.raises(InputError, match="manifest.jsonl is damaged.*a chunk with the fields"):
+        Index(folder, verify=False)
+    (folder / MANIFEST).write_bytes(before)
+    forge(folder, MANIFEST, lambda chunk: json.dumps(chunk)[:-1] + f', "{field}": {json.dumps(chunk[field])}}}')
+    with pytest.raises(InputError, match="manifest.jsonl is damaged.*a field appears twice"):
+        Index(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    "mark", ['{"complete": 5}', '{"complete": 3.0}', '{"complete": null}', '{"complete": 3, "a": 1}']
+)
+def test_an_end_mark_with_another_number_is_refused(tmp_path, metadata, mark):
+    folder = write(tmp_path / "index", metadata, [3])
+    line = (folder / MANIFEST).read_bytes().splitlines(keepends=True)[0]
+    (folder / MANIFEST).write_bytes(line + mark.encode() + b"\n")
+    for read in (lambda: Index(folder, verify=False), lambda: writer_of(folder, metadata, append=True)):
+        with pytest.raises(InputError, match="manifest.jsonl is damaged.*the end mark"):
+            read()
+
+
+@pytest.mark.parametrize("end", [b"", b'{"complete": 3}', b'{"complete": 3}\n{', b'{"complete": 3}\n '])
+def test_without_an_end_mark_in_the_last_line_an_index_is_incomplete(tmp_path, metadata, end, caplog):
+    folder = write(tmp_path / "index", metadata, [3])
+    line = (folder / MANIFEST).read_bytes().splitlines(keepends=True)[0]
+    (folder / MANIFEST).write_bytes(line + end)
+    with pytest.raises(InputError, match="is incomplete: it holds 3 images"):
+        Index(folder)
+    with caplog.at_level("INFO"):
+        assert len(Index(folder, allow_incomplete=True)) == 3
+    assert any("holds 3 images" in message for message in caplog.messages)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "is incomplete" in warning.getMessage()
+    write(folder, metadata, [], append=True)
+    assert len(Index(folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["codes.bin", "descriptors.bin", "utms.bin", "paths.txt"])
+def test_a_complete_index_has_no_longer_files(tmp_path, metadata, name):
+    folder = write(tmp_path / "index", metadata, [3])
+    with open(folder / name, "ab") as file:
+        file.write(b"x")
+    for read in (lambda: Index(folder, verify=False), lambda: writer_of(folder, metadata, append=True)):
+        with pytest.raises(InputError, match=f"{name} is damaged: it has"):
+            read()
+
+
+def test_the_end_mark_is_removed_on_the_disk_before_anything_is_appended(tmp_path, metadata, monkeypatch):
+    """Otherwise a power failure could leave an index that seems complete but has an unfinished chunk."""
+    folder = write(tmp_path / "index", metadata, [3])
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
+    with writer_of(folder, metadata, append=True):
+        status = (folder / MANIFEST).stat()
+        assert flushed == [(status.st_ino, status.st_size)] and not Manifest.read(folder).complete
+
+
+def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, model, metadata):
+    """A checksum does not keep out who computes it anew; the sizes of the files do."""
+    folder = write(tmp_path / "index", metadata, [3])
+    for change in ({"descriptor_dim": 256}, {"descriptor_dtype": "fp16"}, {"descriptor_dim": 1 << 40}):
+        copy = shutil.copytree(folder, tmp_path / str(change))
+        forge(copy, METADATA, lambda content: {**content, **change})  # noqa: B023 - called at once
+        checksum = hashlib.sha256((copy / METADATA).read_bytes()).hexdigest()
+        forge(copy, MANIFEST, lambda chunk: {**chunk, "sha256": {**chunk["sha256"], METADATA: checksum}})  # noqa: B023
+        with pytest.raises(InputError, match="descriptors.bin is damaged|metadata.json is damaged"):
+            Index(copy, verify=False)
+    narrow = write_small(tmp_path / "narrow", metadata)
+    with pytest.raises(InputError, match="descriptor_dim 4 .now 512."):
+        Index(narrow).require_compatible(IndexMetadata.of(model, SETTINGS))
+
+
+@pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1)])
+def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
+    folder = write(tmp_path / "index", metadata, [3])
+    utms = np.fromfile(folder / "utms.bin").reshape(-1, 2)
+    utms[1] = position
+    (folder / "utms.bin").write_bytes(utms.tobytes())
+    with pytest.raises(InputError, match="utms.bin is damaged: the position of image 1"):
+        Index(folder, verify=False)
+
+
+def test_unknown_positions_are_accepted(tmp_path, metadata):
+    chunk = make_chunk(0, 3)
+    with writer_of(tmp_path / "index", metadata) as writer:
+        writer.append(chunk._replace(images=ImageSet.without_positions(chunk.images.paths)))
+        assert np.isnan(writer.features().images.utms).all()
+
+
+def write_small(folder, metadata):
+    """An index of 3 images with descriptors of 4 dimensions: few enough bytes to try them all."""
+    with writer_of(folder, replace(metadata, descriptor_dim=4)) as writer:
+        for first, count in ((0, 2), (2, 1)):
+            chunk = make_chunk(first, count)
+            writer.append(chunk._replace(descriptors=chunk.descriptors[:, :4]))
+        writer.features()
+    return folder
+
+
+def search_all(folder, verify):
+    """What an index gives: paths, positions, and the results of a search with re-ranking."""
+    index = Index(folder, verify=verify)
+    database = index.features()
+    chunk = make_chunk(1, 2)
+    queries = chunk._replace(descriptors=chunk.descriptors[:, :4])
+    results = rerank(search(database, queries, 3), database.descriptors, queries.descriptors, rerank_num=2)
+    assert results.distances.shape == results.indices.shape == (2, 3)
+    assert len(index.images.paths) == 3 and database.images.utms.shape == (3, 2)
+    assert all(0 <= index < 3 for index in results.indices.ravel())
+    return list(index.images.paths), database.images.utms.tolist(), results.distances.tolist(), results.indices.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of descriptors whose exponent was flipped
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", [METADATA, MANIFEST, "paths.txt", "codes.bin", "utms.bin", "descriptors.bin"])
+def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path, metadata, name, verify):
+    """Without verification, features may change unnoticed; what describes them may not."""
+    folder = write_small(tmp_path / "index", metadata)
+    expected = search_all(folder, True)
+    data, refused = bytearray((folder / name).read_bytes()), 0
+    for position in range(len(data)):
+        bit = 1 << position % 8
+        data[position] ^= bit
+        (folder / name).write_bytes(data)
+        data[position] ^= bit
+        try:
+            results = search_all(folder, verify)
+        except InputError:
+            refused += 1
+        else:
+            assert results == expected or (name not in (METADATA, MANIFEST) and not verify), position
+    covered = verify or name == METADATA
+    assert refused == len(data) if covered else refused < len(data)
+
+
 def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, metadata, monkeypatch):
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
@@ -251,7 +448,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, metadata, monk
         writer.append(make_chunk(0, 3))
         monkeypatch.setattr(os, "fsync", refuse)
         writer.append(make_chunk(3, 3))
-    assert len(Index(tmp_path / "index")) == 3
+    assert len(Index(tmp_path / "index", allow_incomplete=True)) == 3
 
 
 def test_a_name_that_is_no_utf8(tmp_path, metadata):
@@ -259,6 +456,7 @@ def test_a_name_that_is_no_utf8(tmp_path, metadata):
     paths = [chunk.images.paths[0], os.fsdecode(b"/images/\xff.jpg")]
     with writer_of(tmp_path / "index", metadata) as writer:
         writer.append(chunk._replace(images=ImageSet(paths, chunk.images.utms)))
+        writer.features()
     assert list(Index(tmp_path / "index").images.paths) == paths
 
 
@@ -286,11 +484,19 @@ def test_two_writers_keep_out_of_each_others_way(tmp_path, metadata, monkeypatch
     assert message_of_another_process() == ""
 
 
-def test_a_name_with_a_line_break_is_refused(tmp_path, metadata):
-    chunk = make_chunk(0, 2)
-    images = ImageSet([chunk.images.paths[0], "a\nb.jpg"], chunk.images.utms)
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, metadata, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("utils.retrieval.index.writer.filelock.FileLock.acquire", refuse)
+    with pytest.raises(InputError, match=f"Cannot write to the folder {tmp_path}/index: Permission denied"):
+        writer_of(tmp_path / "index", metadata)
+
+
+def test_a_name_with_a_line_break_is_refused_before_extraction(tmp_path, metadata):
+    images = ImageSet([*make_chunk(0, 1).images.paths, "a\nb.jpg"], np.zeros((2, 2)))
     with writer_of(tmp_path / "index", metadata) as writer, pytest.raises(InputError, match="line break"):
-        writer.append(chunk._replace(images=images))
+        writer.to_extract(images)
 
 
 @pytest.mark.parametrize("change", [{"resize": (70, 56)}, {"antialias": False}, {"model": 1}])
@@ -325,6 +531,8 @@ def test_the_end_mark_says_whether_an_index_is_complete(tmp_path, metadata):
     with writer_of(tmp_path / "index", metadata) as writer:
         writer.append(make_chunk(0, 3))
     assert not Manifest.read(tmp_path / "index").complete
+    with pytest.raises(InputError, match="is incomplete: it holds 3 images.*--append.*--allow_incomplete_index"):
+        Index(tmp_path / "index")
     write(tmp_path / "index", metadata, [2], append=True, first=3)
     assert Manifest.read(tmp_path / "index").complete and Manifest.read(tmp_path / "index").images == 5
     assert json.loads((tmp_path / "index" / MANIFEST).read_text().splitlines()[-1]) == {"complete": 5}
@@ -369,6 +577,24 @@ def test_saved_and_loaded_it_gives_the_plain_runs_predictions(tmp_path, tiny_ben
     )
     loaded = evaluate(mode, bare, checkpoints[mode], tmp_path, "--load_index=index")
     assert loaded.replace(f"{tiny_benchmark}/tiny/images/test/", "") == expected
+
+
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_an_incomplete_index_is_searched_only_on_request(tmp_path, tiny_benchmark, checkpoints, mode):
+    flags = flags_for(tiny_benchmark, checkpoints[mode])
+    evaluate(mode, tiny_benchmark, checkpoints[mode], tmp_path, "--save_index=index")
+    lines = (tmp_path / "index" / MANIFEST).read_bytes().splitlines(keepends=True)
+    (tmp_path / "index" / MANIFEST).write_bytes(b"".join(lines[:-1]))
+    image = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
+    for script, *command in (
+        (SCRIPTS[mode], *flags, "--load_index=index"),
+        *([("search.py", image, "--index=index", "--device=cpu")] if mode == "float" else []),
+    ):
+        result = run_script(script, *command, cwd=tmp_path)
+        assert result.status == 2 and "is incomplete: it holds 16 images" in result.stderr, result.stderr
+        result = run_script(script, *command, "--allow_incomplete_index", cwd=tmp_path)
+        assert result.status == 0 and "index holds 16 images" in result.stdout, result.stderr
+        assert "The index index is incomplete" in result.stdout + result.stderr
 
 
 def test_a_part_then_the_rest(tmp_path, tiny_benchmark, checkpoints):
@@ -443,7 +669,7 @@ def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, chec
     process.wait()
     chunks = manifest.read_bytes().count(b"\n")
     assert 2 <= chunks < 8, "killed too late to test anything"
-    assert len(Index(tmp_path / "index")) == 2 * chunks
+    assert len(Index(tmp_path / "index", allow_incomplete=True)) == 2 * chunks
     assert start_slowly(*arguments, "--save_index=index", "--append").wait() == 0
     assert content(tmp_path / "index") == content(tmp_path / "complete")
 
@@ -521,6 +747,9 @@ def test_a_stop_signal_is_not_lost(place, number, script, status, message):
     [
         (["--append"], ["--save_index"]),
         (["--trust_index"], ["--load_index"]),
+        (["--allow_incomplete_index"], ["--load_index"]),
+        (["--save_index=a", "--allow_incomplete_index"], ["--load_index"]),
+        (["--save_index=/dev/null"], ["/dev/null is not a folder. An index is a folder"]),
         (["--save_index=a", "--load_index=b"], ["not allowed"]),
         (["--load_index=missing"], ["No index", "missing"]),
         (["--descriptor_dtype=fp8"], ["fp8", "fp16"]),

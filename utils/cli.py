@@ -76,6 +76,7 @@ class EvaluationArguments:
     save_index: IndexConfig | None = None
     load_index: Path | None = None
     trust_index: bool = False
+    allow_incomplete_index: bool = False
     ivf: IVFConfig | None = None
     rerank_num: int = 0
     recall_values: list[int]
@@ -120,6 +121,7 @@ class SearchArguments:
     images: list[Path]
     index: Path
     trust_index: bool
+    allow_incomplete_index: bool
     resume: Path | None
     results: int
     rerank_num: int
@@ -261,6 +263,7 @@ def parse_search(description: str | None) -> SearchArguments:
     add("--rerank_num", text, type=positive_int, default=100, metavar="N")
     add("--save_pictures", "save a PNG of each image with its matches in DIR", type=Path, metavar="DIR")
     add("--trust_index", "skip checksum verification of --index; saves time with a large one", action="store_true")
+    add("--allow_incomplete_index", "search --index even if building it was interrupted", action="store_true")
     add("--infer_batch_size", "images per batch", type=positive_int, default=16, metavar="N")
     _add_device(add)
     add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
@@ -335,6 +338,7 @@ def _add_index(parser: argparse.ArgumentParser, add: Callable, descriptors: bool
     index.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; database images are not read")
     add("--append", "add missing images to the existing index of --save_index", action="store_true")
     add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
+    add("--allow_incomplete_index", "search --load_index even if building it was interrupted", action="store_true")
     if descriptors:
         text = "number format of the descriptors in --save_index (default: fp32)"
         add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
@@ -492,8 +496,9 @@ def _index_config(args: argparse.Namespace) -> IndexConfig | None:
     """The index to save, if any. Rejects flags that apply to an index that is not given."""
     if args.append and not args.save_index:
         raise InputError("--append adds to the index of --save_index DIR; give that too.")
-    if args.trust_index and not args.load_index:
-        raise InputError("--trust_index applies to the index of --load_index DIR; give that too.")
+    for flag in ("trust_index", "allow_incomplete_index"):
+        if getattr(args, flag) and not args.load_index:
+            raise InputError(f"--{flag} applies to the index of --load_index DIR; give that too.")
     dtype = getattr(args, "descriptor_dtype", None)
     if dtype and not args.save_index:
         raise InputError("--descriptor_dtype applies to the index of --save_index DIR; give that too.")

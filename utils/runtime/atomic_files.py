@@ -65,12 +65,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> filelock.BaseFileLock:
-    """Locks out other processes until the lock is released. Raises InputError if another one holds the lock."""
+    """Locks out other processes until the lock is released. Raises InputError if another one holds the lock, or no
+    lock can be made."""
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
         raise InputError(f"Another process is writing to {folder}. Wait for its end, or stop it.") from None
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {folder}: {error.strerror or error}.") from error
     return lock
 
 

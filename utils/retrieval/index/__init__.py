@@ -14,15 +14,20 @@ __all__ = ["Index", "IndexMetadata", "IndexWriter", "open_index"]
 
 
 def open_index(
-    folder: Path, model: GeoLocalizationNet, config: ExtractionConfig, *, verify: bool = True
+    folder: Path,
+    model: GeoLocalizationNet,
+    config: ExtractionConfig,
+    *,
+    verify: bool = True,
+    allow_incomplete: bool = False,
 ) -> Features | None:
     """The features in an index that was made with this model and these settings, on the main rank; None on the others.
 
-    Raises InputError if there is no index, it was made with another model or resize, or (checked with `verify`) it is
-    damaged.
+    Raises InputError if there is no index, it was made with another model or resize, it is incomplete (unless
+    `allow_incomplete`), or it is damaged; with `verify` all checksums are compared.
     """
     if not distributed.is_main():
         return None
-    index = Index(folder, verify=verify)
+    index = Index(folder, verify=verify, allow_incomplete=allow_incomplete)
     index.require_compatible(IndexMetadata.of(model, config))
     return index.features()

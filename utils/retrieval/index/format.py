@@ -12,8 +12,8 @@ Format 2, little-endian, without pickled data:
                      after the last chunk {"complete": N}
 
 A chunk belongs to the index once its complete line is in the manifest. Anything beyond that in the other files is an
-unfinished chunk, which the next one overwrites. The files are therefore valid at any moment, and can be read while
-another process appends.
+unfinished chunk, which the next one overwrites. The files are therefore valid at any moment. Without the end mark the
+index is incomplete: building it was interrupted, or another process appends to it.
 """
 
 import hashlib
@@ -26,11 +26,14 @@ import numpy as np
 from tqdm import tqdm
 
 from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
+from model.network import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
 
 FORMAT = 2
 METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
+MAX_DESCRIPTOR_DIM = 1 << 16
+MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
 REBUILD = "Rebuild the index with --save_index"
 
 
@@ -76,22 +79,32 @@ class IndexMetadata:
         path = folder / METADATA
         old = folder / "header.json"
         try:
-            content = json.loads((old if old.exists() else path).read_text(encoding="utf-8"))
-            if (number := content.pop("format")) == FORMAT:
+            content = _parse_object((old if old.exists() else path).read_bytes())
+            number = content.pop("format")
+            if type(number) is not int:
+                raise TypeError("a format that is not a number")
+            if number == FORMAT:
                 types = {field.name: field.type for field in fields(IndexMetadata)}
                 if any(type(value) is not types[name] for name, value in content.items()):
                     raise TypeError("a value of the wrong type")
                 metadata = IndexMetadata(**content)
-                ExtractionConfig(resize=metadata.size, precision=metadata.precision)
-                np.dtype(DESCRIPTOR_DTYPES[metadata.descriptor_dtype])
-                if metadata.model_config.has_float_branch != (metadata.descriptor_dim > 0):
-                    raise ValueError(f"descriptors of dimension {metadata.descriptor_dim}")
+                metadata._check_values()
                 return metadata
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"No index in {folder}: {path} is missing. eval*.py --save_index creates one.") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
         raise InputError(f"The index {folder} has format {number}; this version reads format {FORMAT}. {REBUILD}.")
+
+    def _check_values(self) -> None:
+        """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
+        if any(type(side) is not int for side in self.resize):
+            raise TypeError("a size that is not a number")
+        ExtractionConfig(resize=self.size, precision=self.precision)
+        check_image_size(self.model_config, self.size)
+        np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
+        if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
+            raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
 
     @property
     def model_config(self) -> ModelConfig:
@@ -128,7 +141,7 @@ class IndexMetadata:
 
 
 class Manifest(NamedTuple):
-    """The chunks of an index; whether the end mark follows; the bytes of the chunks' lines in manifest.jsonl."""
+    """The chunks of an index; whether the end mark, and nothing else, follows; the bytes of the chunks' lines."""
 
     chunks: list[dict[str, Any]]
     complete: bool
@@ -136,20 +149,22 @@ class Manifest(NamedTuple):
 
     @staticmethod
     def read(folder: Path) -> "Manifest":
-        """The complete lines. Raises InputError if one of them is not a chunk."""
+        """The complete lines. Raises InputError if one of them is not a chunk, or the end mark has another number."""
         path = folder / MANIFEST
         data = path.read_bytes() if path.exists() else b""
-        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        *lines, rest = data.split(b"\n")
         try:
-            entries = [json.loads(line) for line in lines]
-            complete = bool(entries) and "complete" in entries[-1]
-            chunks = entries[:-1] if complete else entries
+            entries = list(map(_parse_object, lines))
+            ended = bool(entries) and "complete" in entries[-1]
+            chunks = entries[:-1] if ended else entries
             for chunk in chunks:
-                if chunk["images"] < 1 or chunk["path_bytes"] < 1 or not isinstance(chunk["sha256"], dict):
-                    raise ValueError("a chunk without images or checksums")
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}.") from error
-        return Manifest(chunks, complete, sum(map(len, lines[: len(chunks)])))
+                _check_chunk(chunk)
+            images = sum(chunk["images"] for chunk in chunks)
+            if ended and (type(entries[-1]["complete"]) is not int or entries[-1] != {"complete": images}):
+                raise ValueError(f"the end mark is {entries[-1]}, but the chunks have {images} images")
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
+        return Manifest(chunks, ended and not rest, sum(len(line) + 1 for line in lines[: len(chunks)]))
 
     @property
     def images(self) -> int:
@@ -162,6 +177,37 @@ class Manifest(NamedTuple):
         return sum(chunk["path_bytes"] for chunk in self.chunks)
 
 
+def _parse_object(text: bytes) -> dict[str, Any]:
+    """Raises ValueError if this is not one JSON object in which each field appears once."""
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_fields)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a field appears twice")
+    return content
+
+
+def _check_chunk(chunk: dict[str, Any]) -> None:
+    """Raises ValueError for a line of the manifest that no chunk has."""
+    if chunk.keys() != {"images", "path_bytes", "sha256"}:
+        raise ValueError(f"a chunk with the fields {', '.join(chunk)}")
+    images, path_bytes = chunk["images"], chunk["path_bytes"]
+    if type(images) is not int or not 1 <= images <= CHUNK_SIZE:
+        raise ValueError(f"a chunk of {images} images")
+    if type(path_bytes) is not int or not 2 * images <= path_bytes <= MAX_PATH_BYTES * images:
+        raise ValueError(f"a chunk of {images} images whose paths have {path_bytes} bytes")
+    if not isinstance(chunk["sha256"], dict):
+        raise ValueError("a chunk without checksums")
+
+
 def fingerprint(model: GeoLocalizationNet) -> str:
     """SHA-256 of a model's state: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
@@ -172,7 +218,10 @@ def fingerprint(model: GeoLocalizationNet) -> str:
 
 
 def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
-    """Raises InputError if a file is missing, shorter than the manifest says, or longer by more than a chunk."""
+    """Raises InputError if a file is missing or shorter than the manifest says, or is longer.
+
+    While an index is incomplete, its files may be longer by a chunk.
+    """
     expected = {name: manifest.images * row for name, row in metadata.row_bytes.items()} | {PATHS: manifest.path_bytes}
     for name, size in expected.items():
         path = folder / name
@@ -180,6 +229,10 @@ def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> No
         if actual < size:
             state = "truncated" if path.is_file() else "missing"
             raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REBUILD}, or copy it again.")
+        if actual > size and manifest.complete:
+            raise InputError(
+                f"{path} is damaged: it has {actual} bytes, but {MANIFEST} lists {size}. {REBUILD}, or copy it again."
+            )
         row = metadata.row_bytes.get(name)
         if row and actual > size + CHUNK_SIZE * row:  # lines of the manifest are missing
             raise InputError(
@@ -188,11 +241,15 @@ def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> No
             )
 
 
-def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
-    """Raises InputError, which names the file, at the first checksum that differs."""
+def verify_metadata(folder: Path, manifest: Manifest) -> None:
+    """Raises InputError if the checksum of metadata.json differs."""
     expected = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
     if any(chunk["sha256"].get(METADATA) != expected for chunk in manifest.chunks):
         raise InputError(f"{folder / METADATA} is damaged: its checksum differs from {MANIFEST}. {REBUILD}.")
+
+
+def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
+    """Raises InputError, which names the file, at the first checksum of a chunk that differs."""
     sizes = metadata.row_bytes
     for name in (*sizes, PATHS) if manifest.chunks else ():
         progress = tqdm(total=manifest.images, desc=f"Verifying {name}", unit="image", leave=False)

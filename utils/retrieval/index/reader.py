@@ -1,5 +1,6 @@
 """Reading an index."""
 
+import logging
 import mmap
 import os
 from collections.abc import Sequence
@@ -11,7 +12,15 @@ import numpy as np
 from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.features import DiskArray, Features
-from utils.retrieval.index.format import PATHS, REBUILD, IndexMetadata, Manifest, check_sizes, verify_checksums
+from utils.retrieval.index.format import (
+    PATHS,
+    REBUILD,
+    IndexMetadata,
+    Manifest,
+    check_sizes,
+    verify_checksums,
+    verify_metadata,
+)
 
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 
@@ -20,16 +29,24 @@ class Index:
     """An index opened for reading. In memory: codes, positions and offsets of paths, 88 bytes per image.
 
     Attributes: folder; metadata; images. With `verify` every byte is read and its checksum compared. Raises
-    InputError, which names the file, if the folder is not an index, has another format, or is damaged.
+    InputError, which names the file, if the folder is not an index, has another format, is damaged, or (without
+    `allow_incomplete`) is incomplete.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+    def __init__(self, folder: Path, *, verify: bool = True, allow_incomplete: bool = False) -> None:
         self.folder = folder
         self.metadata = IndexMetadata.read(folder)
         manifest = Manifest.read(folder)
+        verify_metadata(folder, manifest)
         check_sizes(folder, self.metadata, manifest)
         if not manifest.chunks:
             raise InputError(f"The index {folder} is empty, probably because building it was interrupted. Rebuild it.")
+        if not manifest.complete and not allow_incomplete:
+            raise InputError(
+                f"The index {folder} is incomplete: it holds {manifest.images} images, and building it was interrupted "
+                "or still goes on. Continue with --save_index DIR --append, or use it as it is with "
+                "--allow_incomplete_index."
+            )
         if verify:
             verify_checksums(folder, self.metadata, manifest)
         self._columns = {
@@ -37,7 +54,12 @@ class Index:
             for name, (dtype, width) in self.metadata.columns.items()
         }
         paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images)
-        self.images = ImageSet(paths, self._columns["utms"][:])
+        utms = self._columns["utms"][:]
+        _check_positions(folder / "utms.bin", utms)
+        self.images = ImageSet(paths, utms)
+        logging.info("The index %s holds %d images.", folder, len(self))
+        if not manifest.complete:
+            logging.warning("The index %s is incomplete: results do not cover the whole database.", folder)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,18 +81,34 @@ class Index:
         return Features(self.images, codes, self._columns.get("descriptors"))
 
 
+def _check_positions(path: Path, utms: np.ndarray) -> None:
+    """Raises InputError for positions that are infinite, or unknown (NaN) in one coordinate only."""
+    unknown = np.isnan(utms)
+    bad = np.flatnonzero(np.isinf(utms).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
+    if len(bad):
+        position = utms[bad[0]].tolist()
+        raise InputError(
+            f"{path} is damaged: the position of image {bad[0]} is {position}. {REBUILD}, or copy it again."
+        )
+
+
 class PathList(Sequence[str]):
-    """The lines of a file, read on demand: as strings, the paths of millions of images would take gigabytes."""
+    """The lines of a file, read on demand: as strings, the paths of millions of images would take gigabytes.
+
+    Raises InputError if there are not `count` lines in the first `size` bytes, or one contains a NUL byte.
+    """
 
     def __init__(self, path: Path, size: int, count: int) -> None:
+        ends = []
         with open(path, "rb") as file:  # read rather than mapped, so that the pages do not stay in memory
-            ends = [
-                np.flatnonzero(np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8) == ord("\n")) + start
-                for start in range(0, size, READ_BLOCK)
-            ]
+            for start in range(0, size, READ_BLOCK):
+                block = np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8)
+                if not block.all():  # no system opens such a path
+                    raise InputError(f"{path} is damaged: a path contains a NUL byte. {REBUILD}, or copy it again.")
+                ends.append(np.flatnonzero(block == ord("\n")) + start)
             self._text = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self._ends = np.concatenate(ends)
-        if len(self._ends) != count:
+        if len(self._ends) != count or self._ends[-1] != size - 1:
             raise InputError(f"{path} is damaged: it holds {len(self._ends)} paths for {count} images. {REBUILD}.")
 
     def __len__(self) -> int:

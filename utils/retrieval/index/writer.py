@@ -21,6 +21,7 @@ from utils.retrieval.index.format import (
     Manifest,
     check_sizes,
     verify_checksums,
+    verify_metadata,
 )
 from utils.retrieval.index.reader import Index, PathList
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
@@ -46,6 +47,7 @@ class IndexWriter:
             with atomic_write(folder / METADATA) as file:
                 json.dump({"format": FORMAT, **asdict(metadata)}, file, indent=2)
         manifest = Manifest.read(folder)
+        verify_metadata(folder, manifest)
         check_sizes(folder, metadata, manifest)
         verify_checksums(folder, metadata, manifest)
         self.count = manifest.images
@@ -56,10 +58,20 @@ class IndexWriter:
         self._files = {name: open(folder / name, "ab", buffering=0) for name in sizes}  # noqa: SIM115 - until the end
         for name, size in sizes.items():
             self._files[name].truncate(size)  # removes an unfinished chunk, and the end mark
+        os.fsync(self._files[MANIFEST].fileno())  # an index with an end mark must never have an unfinished chunk
 
     def to_extract(self, images: ImageSet) -> np.ndarray:
-        """The indices of the images that the index does not contain yet."""
-        return np.array([i for i, path in enumerate(images.paths) if os.path.abspath(path) not in self.known], int)
+        """The indices of the images that the index does not contain yet.
+
+        Raises InputError for a path with a line break.
+        """
+        paths = [os.path.abspath(path) for path in images.paths]
+        for path in paths:
+            if "\n" in path:
+                raise InputError(
+                    f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
+                )
+        return np.array([i for i, path in enumerate(paths) if path not in self.known], int)
 
     def append(self, chunk: Features) -> None:
         """Adds the features of up to CHUNK_SIZE images: all of them or, if the process dies, none.
@@ -67,9 +79,6 @@ class IndexWriter:
         Raises InputError if it cannot write.
         """
         paths = [os.path.abspath(path) for path in chunk.images.paths]
-        broken = [path for path in paths if "\n" in path]
-        if broken:
-            raise InputError(f"The path {broken[0]!r} contains a line break, which an index cannot store.")
         arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
         content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
         for name, (dtype, width) in self.metadata.columns.items():
@@ -115,8 +124,9 @@ class IndexWriter:
 
 
 def _prepare_folder(folder: Path, append: bool) -> None:
-    if folder.is_file():
-        raise InputError(f"{folder} is a file. An index is a folder.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        kind = "a file" if folder.is_file() else "not a folder"
+        raise InputError(f"{folder} is {kind}. An index is a folder. Choose a new one.")
     make_folder(folder, exist_ok=True)
     entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if "header.json" in entries:
