@@ -246,6 +246,7 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         {"descriptor_dim": 10**400},
         {"descriptor_dtype": "zz"},
         {"another": 1},
+        {"format": 2.0},
         {"weights_sha256": None},
     ],
     ids=lambda change: str(change)[:40],
@@ -256,6 +257,8 @@ def test_metadata_that_is_not_valid(tmp_path, metadata, change, read):
     changed = json.loads((folder / METADATA).read_text())
     changed.update(change)
     (folder / METADATA).write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="metadata.json is damaged"):
+        IndexMetadata.read(folder)  # whatever the checksum is
     with pytest.raises(InputError, match="metadata.json is damaged"):
         Index(folder) if read == "load" else writer_of(folder, metadata, append=True)
 
@@ -281,23 +284,28 @@ def forge(folder, name, change):
         *({"images": value} for value in (True, 3.0, "3", None, [3], 0, -3, 1025, 2**63, 10**400, float("inf"))),
         *({"path_bytes": value} for value in (True, 50.0, "50", None, 0, -1, 5, 2**31, 2**64, float("nan"))),
         {"sha256": None},
+        {"images": 1025, "path_bytes": 30_000},
         {"sha256": []},
-        {"sha256": {}},
         {"more": 1},
-        {"images": 2},
-        {"images": 4},
-        {"path_bytes": 40},
-        {"path_bytes": 60},
     ],
     ids=lambda change: str(change)[:40],
 )
+def test_a_manifest_with_values_that_no_chunk_has_is_refused_even_if_trusted(tmp_path, metadata, change):
+    folder = write(tmp_path / "index", metadata, [3, 3])
+    forge(folder, MANIFEST, lambda chunk: {**chunk, **change})
+    with pytest.raises(InputError, match="manifest.jsonl is damaged: ValueError..a chunk "):
+        Index(folder, verify=False)
+
+
+@pytest.mark.parametrize("change", [{"images": 2}, {"images": 4}, {"path_bytes": 40}, {"path_bytes": 60}], ids=str)
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_forged_manifest_is_refused_even_if_trusted(tmp_path, metadata, change, complete):
+def test_a_manifest_with_other_numbers_is_refused_even_if_trusted(tmp_path, metadata, change, complete):
     folder = write(tmp_path / "index", metadata, [3, 3])
     if not complete:
-        (folder / MANIFEST).write_bytes(b"".join((folder / MANIFEST).read_bytes().splitlines(keepends=True)[:-1]))
+        lines = (folder / MANIFEST).read_bytes().splitlines(keepends=True)
+        (folder / MANIFEST).write_bytes(b"".join(lines[:-1]))
     forge(folder, MANIFEST, lambda chunk: {**chunk, **change})
-    with pytest.raises(InputError, match="manifest.jsonl|paths.txt|utms.bin|codes.bin|metadata.json"):
+    with pytest.raises(InputError, match="manifest.jsonl is damaged|paths.txt is|utms.bin is"):
         Index(folder, verify=False, allow_incomplete=True)
 
 
@@ -551,6 +559,13 @@ def test_names_around_the_blocks_in_which_they_are_read(tmp_path):
     names = ["x" * (1 << 20), "", "y", "z" * ((1 << 20) - 3), "end"]
     (tmp_path / "paths.txt").write_text("".join(f"{name}\n" for name in names))
     assert list(PathList(tmp_path / "paths.txt", (tmp_path / "paths.txt").stat().st_size, 5)) == names
+
+
+@pytest.mark.parametrize(("text", "words"), [("a\nb", "one line for each of 1 images"), ("a\0b\n", "a NUL byte")])
+def test_paths_without_their_end_or_with_a_nul_byte_are_refused(tmp_path, text, words):
+    (tmp_path / "paths.txt").write_text(text)
+    with pytest.raises(InputError, match=words):
+        PathList(tmp_path / "paths.txt", len(text), 1)
 
 
 # ---- By the scripts

@@ -109,7 +109,7 @@ class PathList(Sequence[str]):
             self._text = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self._ends = np.concatenate(ends)
         if len(self._ends) != count or self._ends[-1] != size - 1:
-            raise InputError(f"{path} is damaged: it holds {len(self._ends)} paths for {count} images. {REBUILD}.")
+            raise InputError(f"{path} is damaged: it does not hold one line for each of {count} images. {REBUILD}.")
 
     def __len__(self) -> int:
         return len(self._ends)
