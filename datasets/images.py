@@ -132,8 +132,11 @@ class ImageDataset(Dataset):
             image = load_image(self.paths[i], exif_orientation=self.exif_orientation)
         except InputError as error:
             return error
-        turned = not self.exif_orientation and is_turned(image)
-        return ImageSample(image_view(image, self.method, self.size, self.antialias), turned)
+        try:
+            pixels = image_view(image, self.method, self.size, self.antialias)
+        except InputError as error:
+            return InputError(f"Cannot use the image {self.paths[i]}: {error}")
+        return ImageSample(pixels, turned=not self.exif_orientation and is_turned(image))
 
 
 def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | InputError:

@@ -17,6 +17,7 @@ from PIL import EpsImagePlugin, Image
 
 from datasets.benchmark import ImageSet
 from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from datasets.views import TEST_METHODS
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract_chunks
@@ -177,6 +178,17 @@ def test_a_long_thin_image_is_read(tmp_path):
     (tmp_path / "image.png").write_bytes(png(40_000, 1, 8, RGB, bytes(120_000)))
     sample = ImageDataset([tmp_path / "image.png"], (14, 14))[0]
     assert torch.equal(sample.pixels, torch.zeros(3, 14, 14))
+
+
+@pytest.mark.parametrize("method", TEST_METHODS)
+def test_a_long_thin_query_is_refused_where_its_shape_is_kept(tmp_path, method):
+    Image.new("RGB", (4000, 10)).save(tmp_path / "thin.png")
+    (sample,) = [ImageDataset([tmp_path / "thin.png"], (28, 42), method=method)[0]]
+    if method == "hard_resize":
+        assert sample.pixels.shape == (3, 28, 42)
+    else:
+        assert isinstance(sample, InputError) and str(sample).startswith(f"Cannot use the image {tmp_path}")
+        assert "it has 4000 x 10 pixels, which the test method would make 11200 x 28" in str(sample)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])

@@ -65,8 +65,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> filelock.BaseFileLock:
-    """Locks out other processes until the lock is released. Raises InputError if another one holds the lock, or no
-    lock can be made."""
+    """Locks out other processes until the lock is released.
+
+    Raises InputError if another one holds the lock, or if it cannot be written.
+    """
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
