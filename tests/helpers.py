@@ -110,6 +110,45 @@ class Result(NamedTuple):
     stderr: str
 
 
+class Running(NamedTuple):
+    """A script that runs, the leader of a session of its own, and the files with what it prints."""
+
+    process: multiprocessing.process.BaseProcess
+    stdout: Path
+    stderr: Path
+
+    def result(self, timeout: float = 240) -> Result:
+        """Waits for the end. Raises TimeoutError, and kills the script, if it takes longer than that many seconds."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"{self.process.name} still ran after {timeout} seconds")
+        result = Result(self.process.exitcode, *(path.read_text(errors="replace") for path in self[1:]))
+        self.stdout.unlink()
+        self.stderr.unlink()
+        return result
+
+
+def start_script(
+    script: str, *flags: object, cwd: Path, env: dict[str, str] | None = None, prelude: str = "", threads: int = 1
+) -> Running:
+    """Starts a script of the repository in a process of its own, forked from one that has the libraries loaded (several
+    seconds less each).
+
+    script: a file, or a module such as datasets.unified. prelude: Python code that runs before the script, such as
+    limits of the process. threads: of PyTorch; for tiny photos and models a second one costs more than it gives.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"]
+    )
+    captured = cwd / "stdout.captured", cwd / "stderr.captured"
+    argv = [str(ROOT / script) if script.endswith(".py") else script, *map(str, flags)]
+    process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
+    process.start()
+    return Running(process, *captured)
+
+
 def run_script(
     script: str,
     *flags: object,
@@ -119,28 +158,14 @@ def run_script(
     threads: int = 1,
     timeout: float = 240,
 ) -> Result:
-    """Runs a script of the repository in a process of its own, forked from one that has the libraries loaded (several
-    seconds less each).
+    """Runs a script to its end; see start_script.
 
-    file_limit: the most bytes that any file written may have, as if the disk were full after them. threads: of
-    PyTorch; for tiny photos and models a second one costs more than it gives.
+    file_limit: the most bytes that any file written may have, as if the disk were full after them.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"]
-    )
-    stdout, stderr = cwd / "stdout.captured", cwd / "stderr.captured"
-    argv = [str(ROOT / script), *map(str, flags)]
-    process = context.Process(target=_run, args=(argv, cwd, env or {}, file_limit, threads, stdout, stderr))
-    process.start()
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{argv} still ran after {timeout} seconds")
-    result = Result(process.exitcode, stdout.read_text(), stderr.read_text())
-    stdout.unlink()
-    stderr.unlink()
-    return result
+    prelude = ""
+    if file_limit is not None:  # `resource` does not exist on Windows
+        prelude = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit}, {file_limit}))"
+    return start_script(script, *flags, cwd=cwd, env=env, prelude=prelude, threads=threads).result(timeout)
 
 
 def run_python(
@@ -160,11 +185,12 @@ def run_python(
 
 
 def _run(
-    argv: list[str], cwd: Path, env: dict[str, str], file_limit: int | None, threads: int, stdout: Path, stderr: Path
+    argv: list[str], cwd: Path, env: dict[str, str], prelude: str, threads: int, captured: tuple[Path, Path]
 ) -> None:
     """What the forked process does: becomes the script, as `python script flags` would be."""
-    for path, number in ((stdout, 1), (stderr, 2)):
+    for path, number in zip(captured, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.setsid()
     os.chdir(cwd)
     os.environ.pop("DATASETS_FOLDER", None)
     os.environ.update(env)
@@ -172,8 +198,8 @@ def _run(
     torch.set_num_threads(threads)
     sys.path[:0] = [str(ROOT)]
     sys.argv[:] = argv
-    if file_limit is not None:
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    runpy.run_path(argv[0], run_name="__main__")
+    exec(prelude, {})
+    if argv[0].endswith(".py"):
+        runpy.run_path(argv[0], run_name="__main__")
+    else:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
