@@ -1,12 +1,13 @@
 # `make help` lists the targets. They install into .venv whatever is missing.
 PYTHON ?= python3
 CONSTRAINTS ?=
-TOOLS = pytest pytest-xdist ruff mypy
+FAULTS ?= tests/faults
+TOOLS = pytest pytest-xdist hypothesis ruff mypy
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
 
-.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-unit test-oldest lint clean
+.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -29,10 +30,15 @@ test: .venv/installed  ## run all tests: about seven minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST)
 
 test-unit: .venv/installed  ## run the quick tests, which start no scripts
-	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu"
+	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu and not faults"
 
 test-oldest: .venv-oldest/installed  ## run all tests with the versions of constraints/oldest.txt (Python 3.10 or 3.11)
 	.venv-oldest/$(BIN)/python $(PYTEST)
+
+test-faults: export SEED := $(or $(SEED),$(shell date +%s))
+test-faults: .venv/installed  ## break the scripts at random, a table follows: SEED=N repeats a run, TRIALS=N of each fault
+	@echo "SEED=$(SEED)"
+	$(VENV_PYTHON) -m pytest -q -n auto --dist worksteal --show-capture=no -m "faults or not faults" $(FAULTS)
 
 lint: .venv/installed  ## check style (ruff) and types (mypy)
 	$(VENV_PYTHON) -m ruff check .

@@ -1,0 +1,136 @@
+"""kill -9 at random moments of training and indexing: what continues afterwards gives the files of one run."""
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from processes import GRACE, Subject, start_forked, temporary_files, wait_until
+from test_index import content
+from test_index import predictions as predictions_of
+from test_train_scripts import metrics_of, outcome, same
+from trials import trials
+
+pytestmark = pytest.mark.slow
+
+MAX_KILLS = 3  # of one run
+TRAININGS = ["train.py", "train_hashing.py", "train_rerank.py"]
+SMALL_CHUNKS = """
+import os, sys, time
+import utils.retrieval.evaluation, utils.retrieval.extraction
+for name, module in list(sys.modules.items()):
+    if name.startswith("utils.") and hasattr(module, "CHUNK_SIZE"):
+        module.CHUNK_SIZE = 2
+fsync = os.fsync
+os.fsync = lambda file: (time.sleep(0.01), fsync(file))
+"""  # 8 chunks of the tiny benchmark, and time between the files of each
+
+
+def differences(folder: Path, expected: Path) -> list[str]:
+    """In what a run that was continued differs from one that nobody disturbed."""
+    names = ["last_model.pth", "best_model.pth", "predictions.csv"]
+    parts = zip(names, outcome(folder), outcome(expected), strict=True)
+    problems = [f"{name} differs from an undisturbed run's" for name, left, right in parts if not same(left, right)]
+    rows, expected_rows = metrics_of(folder), metrics_of(expected)
+    for row in [*rows, *expected_rows]:
+        row["seconds"] = row["peak_memory_mb"] = ""
+    return problems + ["metrics.csv differs from an undisturbed run's"] * (rows != expected_rows)
+
+
+def wait_for_a_moment(rng: random.Random, subject: Subject, seconds: float) -> None:
+    """Waits for a random time, or until a file is being written, since that takes only a small part of a run."""
+    if rng.random() < 0.5:
+        subject.wait(rng.uniform(0, seconds))
+        return
+    for _ in range(rng.randint(0, 4)):  # files before that one
+        wait_until(lambda: temporary_files(subject.cwd) or subject.wait(0) is not None, seconds)
+        wait_until(lambda: not temporary_files(subject.cwd) or subject.wait(0) is not None, seconds)
+    wait_until(lambda: temporary_files(subject.cwd) or subject.wait(0) is not None, seconds)
+    time.sleep(rng.uniform(0, 0.02))
+
+
+def kill(rng: random.Random, subject: Subject) -> None:
+    """kill -9 of the script alone or, as batch systems do, of its workers too."""
+    subject.signal(signal.SIGKILL, [subject.pid] if rng.random() < 0.7 else [subject.pid, *subject.workers()])
+    subject.wait(GRACE)
+
+
+def last_checkpoint(cwd: Path) -> Path | None:
+    return next(iter(cwd.glob("logs/*/*/last_model.pth")), None)
+
+
+@trials()
+def test_training_that_is_killed_and_resumed_is_an_undisturbed_run(rng, commands, undisturbed, tally, tmp_path):
+    script, workers = rng.choice(TRAININGS), rng.choice([0, 2])
+    expected = undisturbed(script)
+    steps, problems, subjects = [], [], []
+    for kills_left in reversed(range(MAX_KILLS + 1)):
+        last = last_checkpoint(tmp_path)
+        if last is None:
+            shutil.rmtree(tmp_path / "logs", ignore_errors=True)
+        flags = [*commands(script), f"--num_workers={workers}", *([f"--resume={last}"] if last else [])]
+        subject = start_forked(script, flags, tmp_path)
+        subjects.append(subject)
+        start = time.perf_counter()
+        if kills_left:
+            wait_for_a_moment(rng, subject, 1.1 * expected.seconds)
+        status = subject.wait(0 if kills_left else 120)
+        if status is not None:
+            break
+        kill(rng, subject)
+        steps.append(f"kill -9 after {time.perf_counter() - start:.2f} s")
+        if rng.random() < 0.5:  # otherwise it is resumed at once
+            problems += subject.end()
+    for subject in subjects:
+        problems += subject.end()
+    if status != 0:
+        problems.append(f"status {status}: {subject.stderr[-300:]}")
+    else:
+        problems += differences(last_checkpoint(tmp_path).parent, expected.folder)
+        problems += [f"{name} is left in the finished run's folder" for name in temporary_files(tmp_path)[:1]]
+    tally.add(f"{script} --num_workers={workers}, {', '.join(steps)}, resumed", problems)
+    tally.finish()
+
+
+@trials()
+def test_an_index_whose_writer_is_killed_and_that_is_appended_to_is_an_undisturbed_one(
+    rng, commands, undisturbed, tally, tmp_path
+):
+    script, workers = rng.choice(["eval.py", "eval_hashing.py", "eval_rerank.py", "eval_rerank.py"]), rng.choice([0, 2])
+    more = ["--infer_batch_size=1", "--save_index=index"]
+    expected = undisturbed(script, *more, prelude=SMALL_CHUNKS)
+    steps, problems, subjects = [], [], []
+    for kills_left in reversed(range(MAX_KILLS + 1)):
+        append = ["--append"] if (tmp_path / "index" / "metadata.json").exists() else []
+        subject = start_forked(
+            script, [*commands(script), *more, f"--num_workers={workers}", *append], tmp_path, SMALL_CHUNKS
+        )
+        subjects.append(subject)
+        start = time.perf_counter()
+        if kills_left:
+            wait_until(lambda: (tmp_path / "index").exists() or subject.wait(0) is not None, 60)  # noqa: B023
+            subject.wait(rng.uniform(0, 0.8 * expected.seconds))
+        status = subject.wait(0 if kills_left else 120)
+        if status is not None:
+            break
+        kill(rng, subject)
+        steps.append(f"kill -9 after {time.perf_counter() - start:.2f} s")
+    for subject in subjects:
+        problems += subject.end()
+    if status != 0:
+        problems.append(f"status {status}: {subject.stderr[-300:]}")
+    else:
+        files, expected_files = content(tmp_path / "index"), content(expected.cwd / "index")
+        left = [name for name in files if name.endswith(".tmp")]
+        problems += [f"{name} is left in the finished index" for name in left]
+        problems += [
+            f"{name} differs from an undisturbed index's"
+            for name in expected_files
+            if files.get(name) != expected_files[name]
+        ]
+        if predictions_of(tmp_path) != predictions_of(expected.cwd):
+            problems.append("predictions.csv differs from an undisturbed run's")
+    tally.add(f"{script} --save_index=index --num_workers={workers}, {', '.join(steps)}, --append", problems)
+    tally.finish()
