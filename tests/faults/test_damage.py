@@ -60,7 +60,7 @@ def saved(undisturbed) -> Path:
     return undisturbed("train.py").folder
 
 
-@trials(-(-TRIALS // 2))
+@trials(-(-TRIALS // 4))
 def test_damaged_weights_are_refused_or_the_same(rng, saved, tally, tmp_path):
     model, original = build(), load(saved / "best_model.pth")
     data = (saved / "best_model.pth").read_bytes()
@@ -130,7 +130,7 @@ def damage_any(rng: random.Random, folder: Path, files: dict[str, bytes]) -> str
     return damage(rng, folder / name)
 
 
-@trials()
+@trials(-(-TRIALS // 2))
 def test_a_damaged_index_is_refused_or_the_same(rng, folder, tally):
     files, original = content(folder), features_of(folder)
     for _ in range(5 * FAULTS):
@@ -144,7 +144,7 @@ def test_a_damaged_index_is_refused_or_the_same(rng, folder, tally):
     tally.finish()
 
 
-@trials(fixed=1)
+@trials(-(-TRIALS // 2), fixed=1)
 def test_a_damaged_index_that_is_trusted_does_no_worse_than_to_give_other_features(rng, folder, tally):
     files = content(folder)
     for _ in range(5 * FAULTS):
@@ -153,7 +153,7 @@ def test_a_damaged_index_that_is_trusted_does_no_worse_than_to_give_other_featur
     tally.finish()
 
 
-@trials(fixed=1)
+@trials(-(-TRIALS // 2), fixed=1)
 def test_appending_to_a_damaged_index_is_refused_or_gives_the_undamaged_one(rng, folder, metadata, tally):
     files = content(folder)
     with writer_of(folder, metadata, append=True) as writer:
