@@ -52,7 +52,7 @@ def test_any_error_ends_the_script_within_seconds(tiny_benchmark, checkpoints, t
     flags = flags_for(tiny_benchmark, checkpoints["float"], f"--num_workers={workers}")
     script = tmp_path / "broken.py"
     script.write_text(BROKEN.format(action=action))
-    result = run_script(script, ROOT / "eval.py", *flags, cwd=tmp_path, timeout=30)
+    result = run_script(str(script), ROOT / "eval.py", *flags, cwd=tmp_path, timeout=30)
     (log,) = tmp_path.glob("logs/*/*/log.txt")
     *_, error, where = (line for line in result.stderr.splitlines() if line)
     assert result.status == 1 and words in result.stderr, result.stderr

@@ -13,7 +13,7 @@ from model.errors import InputError
 from model.versions import check_torch_version
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
-from utils.runtime.signals import EXIT_STATUS, Stopped, repeat_swallowed_signals, stop_signals
+from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, repeat_swallowed_signals, stop_signals
 from utils.runtime.terminal import accept_any_text, printable
 
 WORKER_DIED = (
@@ -50,9 +50,11 @@ def _run(main: Callable[[], None]) -> int:
         check_torch_version()
         main()
         distributed.shutdown()
+        ignore_stop_signals()  # nothing is left to be stopped
     except SystemExit:  # of argparse
         raise
     except BaseException as error:
+        ignore_stop_signals()  # torchrun and impatient users repeat them
         stopped = _find_stopped(error)
         if stopped is None:
             return _report(error)

@@ -107,6 +107,6 @@ def repeat_swallowed_signals() -> None:
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
-    """For worker processes, which the main process ends: Ctrl-C reaches every process of the terminal."""
+    """For a script that is ending, and for worker processes, which the main process ends: Ctrl-C reaches them too."""
     for number in EXIT_STATUS:
         signal.signal(number, signal.SIG_IGN)
