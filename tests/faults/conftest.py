@@ -144,7 +144,7 @@ def table_row(name: str, reports: list[pytest.TestReport]) -> str:
     for report in reports:
         properties = dict(report.user_properties)
         if report.skipped:
-            defects.append((f"skipped: {report.longrepr[2]}", ""))
+            defects.append((f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}", ""))
             continue
         tried += properties.get("tries", 1)
         if report.failed:
