@@ -327,6 +327,19 @@ def test_a_second_ctrl_c_ends_a_deferred_step_at_once(signals, monkeypatch):
     send(signal.SIGINT)  # torchrun repeats it
 
 
+def test_a_signal_left_to_the_system_ends_the_process(signals):
+    child = os.fork()
+    if child == 0:
+        with signals.left_to_the_system():
+            send(signal.SIGTERM)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+    with signals.left_to_the_system():
+        pass
+    with pytest.raises(Stopped):
+        send(signal.SIGTERM)
+
+
 def test_nohup_is_respected(signals):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signals.install()

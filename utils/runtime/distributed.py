@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.errors import InputError
+from utils.runtime.signals import stop_signals
 
 T = TypeVar("T")
 _cpu_group: Any = None  # gloo, for Python objects and CPU tensors: NCCL handles only GPU tensors
@@ -22,8 +23,9 @@ def init(device: str) -> None:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    _cpu_group = dist.new_group(backend="gloo")
+    with stop_signals.left_to_the_system():  # a rank may wait for one that was stopped
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        _cpu_group = dist.new_group(backend="gloo")
 
 
 def shutdown() -> None:

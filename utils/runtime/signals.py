@@ -68,6 +68,19 @@ class StopSignals:
             self._delays -= 1
             self._raise_received()
 
+    @contextmanager
+    def left_to_the_system(self) -> Iterator[None]:
+        """A block in which a signal ends the process without a trace: Python's handlers would wait for its end."""
+        handlers = {number: signal.getsignal(number) for number in EXIT_STATUS}
+        for number, handler in handlers.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
     def _raise_received(self) -> None:
         if self.received is not None and not self._delays and not self._deferred:
             raise Stopped(self.received)
