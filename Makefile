@@ -30,7 +30,7 @@ test: .venv/installed  ## run all tests: about seven minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST)
 
 test-unit: .venv/installed  ## run the quick tests, which start no scripts
-	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu and not faults"
+	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu"
 
 test-oldest: .venv-oldest/installed  ## run all tests with the versions of constraints/oldest.txt (Python 3.10 or 3.11)
 	.venv-oldest/$(BIN)/python $(PYTEST)
@@ -38,7 +38,7 @@ test-oldest: .venv-oldest/installed  ## run all tests with the versions of const
 test-faults: export SEED := $(or $(SEED),$(shell date +%s))
 test-faults: .venv/installed  ## break the scripts at random, a table follows: SEED=N repeats a run, TRIALS=N of each fault
 	@echo "SEED=$(SEED)"
-	$(VENV_PYTHON) -m pytest -q -n auto --dist worksteal --show-capture=no -m "faults or not faults" $(FAULTS)
+	$(VENV_PYTHON) -m pytest -q -n auto --dist worksteal --show-capture=no --faults $(FAULTS)
 
 lint: .venv/installed  ## check style (ruff) and types (mypy)
 	$(VENV_PYTHON) -m ruff check .

@@ -7,7 +7,7 @@ import torch
 from datasets.benchmark import Benchmark
 from model import GeoLocalizationNet
 from utils.cli import EvaluationArguments, parse_evaluation
-from utils.retrieval.evaluation import Results, evaluate_each, load_evaluated_model, read_benchmarks
+from utils.retrieval.evaluation import Results, evaluate_each, load_model_on_all_ranks, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
 from utils.retrieval.pca import PCA, fit_pca_to_images
@@ -26,7 +26,7 @@ def main() -> None:
 
     # ---- Datasets (usually one) and model
     benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
-    model = load_evaluated_model(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
+    model = load_model_on_all_ranks(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
     pca = fit_pca_to_images(model, args.extraction, args.pca) if args.pca else None
     run = RunDir(args.save_dir, args.flags)
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model, pca=pca))
@@ -39,8 +39,13 @@ def evaluate(
     # ---- Descriptors (under torchrun, of every rank's share)
     with run.phase("extraction"):
         if args.load_index:
-            options = {"verify": not args.trust_index, "allow_incomplete": args.allow_incomplete_index}
-            database = open_index(args.load_index, model, args.extraction, **options)
+            database = open_index(
+                args.load_index,
+                model,
+                args.extraction,
+                verify=not args.trust_index,
+                allow_incomplete=args.allow_incomplete_index,
+            )
         else:
             database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
         queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))

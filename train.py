@@ -12,9 +12,8 @@ from utils.retrieval.extraction import extract
 from utils.retrieval.report import report
 from utils.retrieval.search import search_l2
 from utils.runtime import distributed
-from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
-from utils.training.checkpoints import TrainState, load_initial_weights, read_run_checkpoint, restore
+from utils.training.checkpoints import TrainState, load_initial_weights, open_run, read_run_checkpoint, restore
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses
 from utils.training.step import TrainingStep
@@ -50,8 +49,7 @@ def main() -> None:
     # ---- Training: the loss is that of the descriptors. Only the float branch learns, unless --train_backbone is given
     training_step = TrainingStep(model, args.training, criterion=float_losses, branch="float")
     state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    folder = checkpoint.path.parent if checkpoint else None  # of the run to resume
-    run = RunDir(args.save_dir, args.flags, folder=folder, resumable=True)
+    run = open_run(args.save_dir, args.flags, checkpoint)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

@@ -12,9 +12,8 @@ from utils.retrieval.extraction import extract
 from utils.retrieval.report import report
 from utils.retrieval.search import rerank, search_hamming
 from utils.runtime import distributed
-from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
-from utils.training.checkpoints import TrainState, restore, resume_or_load_float_model
+from utils.training.checkpoints import TrainState, open_run, restore, resume_or_load_float_model
 from utils.training.loader import PlaceLoader
 from utils.training.losses import hashing_losses
 from utils.training.step import TrainingStep
@@ -49,8 +48,7 @@ def main() -> None:
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
     training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
     state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    folder = checkpoint.path.parent if checkpoint else None  # of the run to resume
-    run = RunDir(args.save_dir, args.flags, folder=folder, resumable=True)
+    run = open_run(args.save_dir, args.flags, checkpoint)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, get_worker_info
 
 from datasets.views import image_view
 from model.errors import InputError
@@ -21,6 +22,15 @@ MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older ver
 MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
 MAX_SIDE = 65_535  # of a JPEG; a PNG of few bytes may claim 2**31, for which even the resizing weights are large
 DAMAGED = (OSError, SyntaxError, TypeError, ValueError, struct.error)  # what Pillow raises, depending on the damage
+TURNS = {  # that make an image upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SMALLER = f"At most {MAX_PIXELS:,} are read, and {MAX_SIDE:,} per side. Scale it down."
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # otherwise Pillow warns of images half that size
@@ -46,7 +56,9 @@ def load_image(
             _check_size(image)
             if draft_size is not None:
                 image.draft("RGB", draft_size[::-1])  # ignored by other formats
-            return to_rgb(ImageOps.exif_transpose(image) if exif_orientation else image)
+            rgb = to_rgb(image)
+            turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
+            return rgb if turn is None else rgb.transpose(turn)
     except FileNotFoundError:
         problem = "there is no such file."
     except UnidentifiedImageError:
@@ -80,12 +92,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     raise InputError(f"its pixels have the type {image.mode}. Expected 8 or 16 bits per channel. Convert it.")
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data of a loaded image says that it must be turned or mirrored. False if it is damaged."""
+def exif_orientation_of(image: Image.Image) -> int:
+    """How the EXIF data of a loaded image says that it must be turned: a key of TURNS, or 1 for not at all.
+
+    1 also if the data is damaged.
+    """
     try:
-        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except DAMAGED:
-        return False
+        return 1
+    return orientation if orientation in TURNS else 1
+
+
+def in_shared_memory(batch: Tensor) -> Tensor:
+    """The batch; of a worker process, in the memory by which the main process will read it.
+
+    Here it is an error if there is too little of it. Where a batch is sent, the error would be lost, and the main
+    process would wait for the batch forever.
+    """
+    return batch.share_memory_() if get_worker_info() is not None else batch
 
 
 class ImageSample(NamedTuple):
@@ -136,7 +161,7 @@ class ImageDataset(Dataset):
             pixels = image_view(image, self.method, self.size, self.antialias)
         except InputError as error:
             return InputError(f"Cannot use the image {self.paths[i]}: {error}")
-        return ImageSample(pixels, turned=not self.exif_orientation and is_turned(image))
+        return ImageSample(pixels, turned=not self.exif_orientation and exif_orientation_of(image) in TURNS)
 
 
 def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | InputError:
@@ -146,7 +171,8 @@ def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | Inpu
         if isinstance(sample, InputError):
             return sample
         images.append(sample)
-    return ImageBatch(default_collate([image.pixels for image in images]), sum(image.turned for image in images))
+    pixels = in_shared_memory(torch.stack([image.pixels for image in images]))
+    return ImageBatch(pixels, sum(image.turned for image in images))
 
 
 def _check_file(path: str | Path) -> None:

@@ -175,6 +175,8 @@ def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
                     raise InputError(f"{entry.path} is {_kind_of(entry.path)}, not an image. Remove it.")
                 elif name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
                     yield entry.path
+                elif entry.is_symlink() and not os.path.exists(entry.path):  # it may be a folder of images
+                    raise InputError(f"{entry.path} is {_kind_of(entry.path)}. Repair the link, or remove it.")
     except OSError as error:
         raise InputError(
             f"Cannot list the images in {error.filename or folder}: {error.strerror}. Make it readable, or remove it."

@@ -12,6 +12,7 @@ from model.errors import InputError
 from model.vision_transformer import VisionTransformer, patch_grid
 
 CODE_BITS = 512
+MAX_TRIAL_PATCHES = 1024
 MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 
 
@@ -131,7 +132,7 @@ def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
             "memory needed grows with the number of pixels. Use smaller images."
         )
     # An aggregation refuses grids that are too small. Trying a large one would take minutes.
-    if config.has_float_branch and config.aggregation != "gem" and h * w <= 1024:
+    if config.has_float_branch and config.aggregation != "gem" and h * w <= MAX_TRIAL_PATCHES:
         dim = BACKBONES[config.backbone].embed_dim
         with torch.no_grad():
             AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

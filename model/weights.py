@@ -362,6 +362,8 @@ def _verify_archive(file: BinaryIO, path: Path) -> None:
         try:
             if record.external_attr & ZIP_FOLDER:
                 raise zipfile.BadZipFile("it is marked as a folder")
+            if record.compress_type != zipfile.ZIP_STORED:  # never by torch.save; a few MB could fill the memory
+                raise zipfile.BadZipFile("it is compressed")
             with archive.open(record) as content:
                 while content.read(READ_BLOCK):  # raises BadZipFile where the checksum differs
                     pass
@@ -409,7 +411,10 @@ def _entry_problem(name: object, value: object) -> str | None:
         return "is a meta tensor, which has no values"
     if value.is_quantized:
         return "is a quantised tensor"
-    return "is a sparse or nested tensor" if value.layout is not torch.strided or value.is_nested else None
+    if value.layout is not torch.strided or value.is_nested:
+        return "is a sparse or nested tensor"
+    stored = value.untyped_storage().nbytes()
+    return "repeats its elements" if value.numel() * value.element_size() > stored else None
 
 
 def _width(state: dict[str, Tensor], name: str) -> int:

@@ -13,6 +13,17 @@ from datasets.synthetic import CityConfig, make_city
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives, much more beside another busy process
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--faults", action="store_true", help="also run the random trials of tests/faults")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    random_trials = [item for item in items if item.get_closest_marker("faults")]
+    if random_trials and not config.getoption("--faults"):
+        config.hook.pytest_deselected(items=random_trials)
+        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+
+
 def draw_image(place: int, view: int) -> Image.Image:
     """An image of a place: a pattern of its own, with the noise and the size of this view."""
     pattern = np.random.default_rng(place).uniform(0, 255, (3, 4, 3))

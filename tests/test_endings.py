@@ -17,12 +17,16 @@ from test_distributed import torchrun
 from test_eval import flags_for
 from test_train_scripts import flags_for as flags_for_training
 from test_train_scripts import metrics_of, run_well, the_folder
+from torch.utils.data import DataLoader
 
+from datasets.gsv_cities import PlaceSample, collate_places
+from datasets.images import ImageSample, collate_images
 from model import InputError
 from utils.runtime.atomic_files import atomic_write, lock_folder, remove_leftovers, save_tensors
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, stop_signals
 from utils.runtime.terminal import printable
+from utils.training.checkpoints import open_run, read_run_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +49,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         ("os.kill(os.getpid(), signal.SIGKILL)", 2, "A process that reads images died"),
         ("raise RuntimeError('broken')", 2, "RuntimeError: broken"),
         ("raise RuntimeError('broken')", 0, "RuntimeError: broken"),
-        ("raise MemoryError('too large')", 0, "MemoryError: too large"),
+        ("raise MemoryError('too large')", 0, "Out of memory. Use a smaller batch"),
     ],
 )
 def test_any_error_ends_the_script_within_seconds(tiny_benchmark, checkpoints, tmp_path, action, workers, words):
@@ -64,6 +68,41 @@ def test_an_error_before_a_run_has_a_log_shows_its_traceback(tmp_path):
     result = run_python("from utils.runtime.script import cli_main\ncli_main(lambda: 1 / 0)", cwd=tmp_path)
     assert result.status == 1 and "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1] == "error: ZeroDivisionError: division by zero"
+
+
+def test_an_error_after_a_deferred_signal_is_reported(tmp_path):
+    code = """
+import os, signal
+from utils.runtime.script import cli_main
+from utils.runtime.signals import stop_signals
+
+def main():
+    stop_signals.defer()
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("the step failed")
+
+cli_main(main)
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert (result.status, result.stderr.splitlines()[-1]) == (1, "error: RuntimeError: the step failed")
+
+
+def test_too_little_shared_memory_is_an_error_in_the_worker(monkeypatch):
+    """Where a batch is sent, in a thread of the worker, PyTorch loses the error and the main process waits forever."""
+
+    def too_little(tensor):
+        raise RuntimeError("unable to allocate shared memory")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", too_little)
+    images, unreadable = torch.zeros(2, 3, 14, 14, dtype=torch.uint8), []
+    for collate, sample in (
+        (collate_places, PlaceSample(images, 0, unreadable)),
+        (collate_images, ImageSample(images[0].float(), False)),
+    ):
+        loader = DataLoader([sample], num_workers=1, collate_fn=collate)
+        with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
+            next(iter(loader))
+        next(iter(DataLoader([sample], collate_fn=collate)))
 
 
 # ---- Several processes
@@ -115,7 +154,7 @@ def test_a_late_rank_that_sees_no_file_but_the_images_trains_and_resumes(city, f
 
     result = run_script("train.py", *flags, "--epochs_num=3", f"--resume={last}", cwd=tmp_path)
     assert result.status == 2
-    assert "is of a run with 2 processes and cannot be resumed with 1" in result.stderr
+    assert "belongs to a run with 2 processes and cannot be resumed with 1" in result.stderr
 
 
 @pytest.mark.distributed
@@ -127,12 +166,17 @@ def test_a_rank_that_fails_ends_the_others_within_seconds(city, foundation, tmp_
     assert time.monotonic() - started < 28  # torchrun kills what still runs after 30 seconds
 
 
-def test_the_error_of_the_main_rank_is_that_of_all(tiny_benchmark, checkpoints, tmp_path):
-    flags = flags_for(tiny_benchmark, checkpoints["hashing"])
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "words"),
+    [("hashing", [], "does not fit"), ("float", ["--load_index=nowhere"], "No index in nowhere")],
+)
+def test_the_error_of_the_main_rank_is_that_of_all(tiny_benchmark, checkpoints, tmp_path, checkpoint, flags, words):
     with pytest.raises(AssertionError) as failure:
-        torchrun(ROOT / "eval.py", *flags, cwd=tmp_path)
-    errors = set(re.findall(r"error: rank (\d): (.*) does not fit", str(failure.value)))
-    assert {rank for rank, _ in errors} == {"0", "1"} and len({file for _, file in errors}) == 1
+        torchrun(ROOT / "eval.py", *flags_for(tiny_benchmark, checkpoints[checkpoint], *flags), cwd=tmp_path)
+    errors = set(re.findall(r"error: rank (\d): (.*)", str(failure.value)))
+    assert {rank for rank, _ in errors} == {"0", "1"} and len({message for _, message in errors}) == 1
+    assert words in str(errors) and f'File "{ROOT / "utils"}' not in str(failure.value)
 
 
 # ---- Files
@@ -198,6 +242,18 @@ def test_resuming_removes_the_leftovers_of_the_killed_run(city, foundation, tmp_
     assert not leftover.exists() and any(str(leftover.relative_to(tmp_path)) in line for line in lines)
 
 
+def test_a_run_that_was_continued_meanwhile_is_not_continued_from_an_old_checkpoint(tmp_path):
+    """As if another process had held the lock since the checkpoint was read, and gone on."""
+    last = tmp_path / "last_model.pth"
+    torch.save({"train_state": {}}, last)
+    (tmp_path / "best_model.pth").touch()
+    checkpoint = read_run_checkpoint(last)
+    open_run("train", {}, checkpoint)._lock.release()
+    os.utime(last)
+    with pytest.raises(InputError, match="Another process has continued the run of .*last_model.pth. Repeat"):
+        open_run("train", {}, checkpoint)
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -215,7 +271,7 @@ def test_a_run_that_another_process_continues_is_refused(tmp_path, monkeypatch):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout and holder.stdout.readline() == b"locked\n"
-            with pytest.raises(InputError, match="Another process is writing to .*Wait for its end, or stop it"):
+            with pytest.raises(InputError, match="Another process is writing to .*Wait for it to finish, or stop it"):
                 RunDir("train", {}, folder=tmp_path, resumable=True)
             assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]  # not even the log was touched
             with pytest.raises(InputError, match="Another process is writing to"):
@@ -229,7 +285,9 @@ def test_a_run_that_another_process_continues_is_refused(tmp_path, monkeypatch):
 
 
 def test_printable_text():
-    assert printable("Größe\n\tok é 日本") == "Größe\n\tok é 日本"
+    for text in ("Größe\n\tok é 日本", "東京\u3000駅", "a\u00a0b", "می\u200cخواهم"):
+        assert printable(text) == text
+    assert printable("\u202egpj.exe") == "\\u202egpj.exe"  # shown from right to left
     assert printable("\x1b[2J\x07\r\x9b") == "\\x1b[2J\\x07\\r\\x9b"
     assert printable(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"
 

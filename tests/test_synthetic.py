@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -344,7 +345,8 @@ def test_an_output_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error, status", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130), (Terminated(), 143)]
+    "error, status",
+    [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)],
 )
 def test_an_interrupted_run_leaves_nothing(error, status, tmp_path, monkeypatch, capsys):
     saved = []

@@ -270,11 +270,35 @@ def test_a_delayed_signal_stops_at_the_end_of_the_outermost_block(signals, numbe
     assert steps == ["inner", "outer"] and signals.received == number
 
 
-def test_an_error_in_a_delayed_block_does_not_hide_the_signal(signals):
-    with pytest.raises(Stopped) as stopped, signals.delayed():
+def test_a_signal_does_not_hide_the_error_of_a_delayed_block(signals):
+    with pytest.raises(OSError), signals.delayed():
         send(signal.SIGTERM)
-        raise OSError("an error")
-    assert isinstance(stopped.value.__context__, OSError)
+        raise OSError("the disk is full")
+    with pytest.raises(Stopped), signals.delayed():
+        pass
+
+
+def test_further_signals_do_not_disturb_the_cleanup(signals, monkeypatch):
+    done = []
+    with pytest.raises(Stopped) as stopped:
+        try:
+            send(signal.SIGTERM)
+        finally:
+            send(signal.SIGTERM)
+            send(signal.SIGINT)
+            done.append("cleanup")
+    assert done and stopped.value.signal == signal.SIGTERM
+    monkeypatch.setattr("utils.runtime.signals.CLEANUP_SECONDS", 0)
+    with pytest.raises(Stopped):  # something swallowed the exception, and the script goes on
+        send(signal.SIGTERM)
+
+
+def test_a_signal_whose_exception_was_lost_is_repeated(signals):
+    with pytest.raises(Stopped):
+        send(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        signals.repeat(signal.SIGTERM)
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", EXIT_STATUS)
@@ -316,15 +340,30 @@ def test_the_first_signal_counts(signals):
     assert signals.received == signal.SIGINT
 
 
-def test_a_second_ctrl_c_ends_a_deferred_step_at_once(signals, monkeypatch):
+def test_a_second_ctrl_c_ends_a_deferred_step_at_once(signals):
     signals.defer()
+    send(signal.SIGTERM)  # whatever came before
     send(signal.SIGINT)
     with pytest.raises(Stopped):
         send(signal.SIGINT)
-    with signals.delayed():
-        send(signal.SIGINT)  # but not a file that is being written
+
+
+def test_a_second_ctrl_c_waits_for_a_file_that_is_being_written(signals):
+    signals.defer()
+    send(signal.SIGINT)
+    steps = []
+    with pytest.raises(Stopped), signals.delayed():
+        send(signal.SIGINT)
+        steps.append("written")
+    assert steps == ["written"]
+
+
+def test_torchrun_repeats_ctrl_c(signals, monkeypatch, capfd):
     monkeypatch.setenv("RANK", "0")
-    send(signal.SIGINT)  # torchrun repeats it
+    signals.defer()
+    send(signal.SIGINT)
+    send(signal.SIGINT)
+    assert signals.received == signal.SIGINT and "again" not in capfd.readouterr().err
 
 
 def test_a_signal_left_to_the_system_ends_the_process(signals):

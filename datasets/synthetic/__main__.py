@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.contact_sheet:
             contact_sheet(args.contact_sheet, size=config.size, seed=config.seed)
     except (OSError, ValueError, BrokenExecutor) as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_anonymous = isinstance(error, OSError) and error.filename is None  # from Pillow
+        print(f"error: {f'Cannot write to {args.output}: ' if is_anonymous else ''}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("interrupted; nothing was written", file=sys.stderr)

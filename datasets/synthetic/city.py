@@ -1,10 +1,10 @@
 """Writing a city: a training set in the GSV-Cities format and a benchmark in the benchmark format."""
 
 import csv
+import glob
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.interruption import leave_stop_signals_to_the_main_process
+from datasets.interruption import is_running, leave_stopping_to_the_main_process
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import (
@@ -51,7 +51,9 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder; name a new one")
     output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    _remove_leftovers(output)
+    scratch = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    scratch.mkdir()
     try:
         write_city(scratch / "city", config, progress)
         os.replace(scratch / "city", output)
@@ -59,10 +61,18 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _remove_leftovers(output: Path) -> None:
+    """Removes the unfinished cities that killed processes left beside `output`."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        number = path.name.split(".")[-2]
+        if number.isdigit() and not is_running(int(number)):
+            shutil.rmtree(path)
+
+
 def write_city(folder: Path, config: CityConfig, progress: bool) -> None:
     """Writes all files of a city, on as many processes as there are CPUs."""
     with (
-        ProcessPoolExecutor(os.cpu_count(), initializer=leave_stop_signals_to_the_main_process) as pool,
+        ProcessPoolExecutor(os.cpu_count(), initializer=leave_stopping_to_the_main_process) as pool,
         tqdm(total=config.num_photos, unit="photo", disable=not progress) as bar,
     ):
         for city in config.cities:

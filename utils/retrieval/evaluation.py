@@ -18,7 +18,7 @@ from utils.runtime.run_dir import RunDir
 Results = dict[str, Any]  # the content of results.json
 
 
-def load_evaluated_model(
+def load_model_on_all_ranks(
     config: ModelConfig, path: Path | None, *, device: str, compiled: bool = False
 ) -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.

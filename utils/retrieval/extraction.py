@@ -183,11 +183,14 @@ def _open_store(
     images: ImageSet, model: GeoLocalizationNet, config: ExtractionConfig, *, save_to: IndexConfig | None
 ) -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer | None]:
     """Where the main rank stores features: in the index `save_to`, or in a buffer. None on the other ranks."""
-    if not distributed.is_main():
-        return contextlib.nullcontext()
-    if save_to is not None:
-        return IndexWriter(save_to, IndexMetadata.of(model, config, save_to))
-    return contextlib.nullcontext(FeatureBuffer(images, config.memory_share * memory_bytes(), config.temporary_folder))
+
+    def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
+        if save_to is not None:
+            return IndexWriter(save_to, IndexMetadata.of(model, config, save_to))
+        max_bytes = config.memory_share * memory_bytes()
+        return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))
+
+    return distributed.run_on_main(open_on_main, share=False) or contextlib.nullcontext()
 
 
 def _concatenate(parts: list[Arrays]) -> Arrays:

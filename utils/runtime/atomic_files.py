@@ -73,7 +73,7 @@ def lock_folder(folder: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
-        raise InputError(f"Another process is writing to {folder}. Wait for its end, or stop it.") from None
+        raise InputError(f"Another process is writing to {folder}. Wait for it to finish, or stop it.") from None
     except OSError as error:
         raise InputError(f"Cannot write to the folder {folder}: {error.strerror or error}.") from error
     return lock

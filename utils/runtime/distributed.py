@@ -68,10 +68,11 @@ def broadcast_object(value: T) -> T:
     return values[0]
 
 
-def run_on_main(function: Callable[[], T]) -> T:
+def run_on_main(function: Callable[[], T], *, share: bool = True) -> T:
     """What the function returns, or the InputError or OSError that it raises, on the main rank: on every rank.
 
-    For everything that reads or writes files: the ranks may not share a disk, and files may change in between.
+    For everything that reads or writes files: the ranks may not share a disk, and files may change in between. With
+    share=False the other ranks get None, but the same error.
     """
     outcome: Any = None
     if is_main():
@@ -81,10 +82,11 @@ def run_on_main(function: Callable[[], T]) -> T:
             if world_size() == 1:
                 raise
             outcome = error
-    outcome = broadcast_object(outcome)
-    if isinstance(outcome, (InputError, OSError)):
-        raise outcome
-    return outcome
+    is_error = isinstance(outcome, (InputError, OSError))
+    shared: Any = broadcast_object(outcome if share or is_error else None)
+    if isinstance(shared, (InputError, OSError)):
+        raise shared
+    return outcome if is_main() else shared
 
 
 def load_on_main(model: nn.Module, load: Callable[[], T]) -> T:

@@ -62,8 +62,7 @@ class RunDir:
         part = copy.copy(self)
         part.seconds = {}
         part.folder = self.folder / name.replace(os.sep, "_")
-        if distributed.is_main():
-            make_folder(part.folder)
+        distributed.run_on_main(lambda: make_folder(part.folder))
         return part
 
     @contextlib.contextmanager

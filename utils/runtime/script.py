@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from model.errors import InputError
 from model.versions import check_torch_version
 from utils.runtime import distributed
@@ -20,6 +22,8 @@ WORKER_DIED = (
     "A process that reads images died, probably because memory or shared memory (/dev/shm) ran out. Use fewer "
     "--num_workers or a smaller batch."
 )
+OUT_OF_MEMORY = "Out of memory. Use a smaller batch or fewer --num_workers."
+ANOTHER_RANK_ENDED = "another rank has ended. Its message says why."
 
 
 def cli_main(main: Callable[[], None]) -> None:
@@ -55,6 +59,8 @@ def _run(main: Callable[[], None]) -> int:
         raise
     except BaseException as error:
         ignore_stop_signals()  # torchrun and impatient users repeat them
+        with contextlib.suppress(OSError):  # the disk may be full, and a message follows on the terminal
+            logging.debug("The script ended with:", exc_info=error)
         stopped = _find_stopped(error)
         if stopped is None:
             return _report(error)
@@ -68,34 +74,45 @@ def _find_stopped(error: BaseException) -> int | None:
     """The number of the stop signal that an error is due to, or None.
 
     Extension modules turn Stopped into an ImportError while they load, and the end of another rank, which the signal
-    stopped too, is a RuntimeError.
+    stopped too, is an error of the connection.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, Stopped):
         cause = cause.__context__
     if cause is not None:
         return cause.signal
-    return None if isinstance(error, (InputError, OSError)) else stop_signals.received
+    return stop_signals.received if _is_end_of_another_rank(error) else None
+
+
+def _is_end_of_another_rank(error: BaseException) -> bool:
+    lost = ("by peer", "Connection was likely closed", "Broken pipe")
+    return distributed.world_size() > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in lost)
 
 
 def _report(error: BaseException) -> int:
-    """Prints the error in a line or two. Its traceback goes to the log, or to the terminal if there is no log."""
-    is_expected = isinstance(error, (InputError, OSError))
-    message = str(error) if is_expected else f"{type(error).__name__}: {error}"
-    if isinstance(error, RuntimeError) and message.startswith("RuntimeError: DataLoader worker (pid"):
-        message = f"{WORKER_DIED} {message}"
+    """Prints the error in a line or two. The traceback of an unknown one is in the log, or printed without a log."""
+    is_input_error = isinstance(error, (InputError, OSError))
+    known = str(error) if is_input_error else _explain(error)
+    message = known or f"{type(error).__name__}: {error}"
     if distributed.world_size() > 1:
         message = f"rank {distributed.rank()}: {message}"
     log = _log_file()
-    if log is None and not is_expected:
+    if known is None and log is None:
         traceback.print_exception(error)
     print(f"error: {printable(message)}", file=sys.stderr)
-    if log is not None:
-        with contextlib.suppress(OSError):  # the disk may be full, and the message is on the terminal already
-            logging.debug("The script ended with:", exc_info=error)
-        if not is_expected:
-            print(f"The traceback is in {log}.", file=sys.stderr)
-    return 2 if is_expected else 1
+    if not is_input_error and log is not None:
+        print(f"The traceback is in {log}.", file=sys.stderr)
+    return 2 if is_input_error else 1
+
+
+def _explain(error: BaseException) -> str | None:
+    """A message for an error of the libraries whose own says too little; None for others."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        return f"{WORKER_DIED} {text}"
+    if isinstance(error, MemoryError) or "allocate memory" in text or isinstance(error, torch.OutOfMemoryError):
+        return f"{OUT_OF_MEMORY} {text}".rstrip()
+    return ANOTHER_RANK_ENDED if _is_end_of_another_rank(error) else None
 
 
 def _log_file() -> str | None:

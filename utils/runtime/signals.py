@@ -1,17 +1,17 @@
 """Stop signals: what ends a script early, and when it may."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_STATUS = {  # Windows has not all of them. SIGUSR1: clusters send it before they kill
-    getattr(signal, name): status
-    for name, status in {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 143, "SIGQUIT": 143, "SIGUSR1": 143}.items()
-    if hasattr(signal, name)
-}
+from datasets.interruption import EXIT_STATUS
+
+CLEANUP_SECONDS = 5.0
 
 
 class Stopped(BaseException):
@@ -26,14 +26,16 @@ class StopSignals:
     """Raises Stopped when a stop signal arrives: at once, or later where the process must not be interrupted.
 
     Files are written in `delayed` blocks. Training is deferred, so that a step is finished and saved, except in
-    `interruptible` blocks; a second Ctrl-C does not wait for the step. Attribute: received, the number of the first
-    signal, or None.
+    `interruptible` blocks; a second Ctrl-C does not wait for the step. While Stopped ends the script, further signals
+    do not disturb its cleanup for CLEANUP_SECONDS. Attribute: received, the number of the first signal, or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._ctrl_c = 0
         self._delays = 0
         self._deferred = False
+        self._raised = -math.inf  # when, on the monotonic clock
         self._process: int | None = None
 
     def install(self) -> None:
@@ -51,22 +53,22 @@ class StopSignals:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """A block in which a deferred signal takes effect, including one that arrived before."""
-        self._deferred = False
+        deferred, self._deferred = self._deferred, False
         try:
             self._raise_received()
             yield
         finally:
-            self._deferred = True
+            self._deferred = deferred
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
-        """A short block that no signal interrupts. One that arrives takes effect at its end."""
+        """A short block that no signal interrupts. One that arrives takes effect at its end, unless it fails."""
         self._delays += 1
         try:
             yield
         finally:
             self._delays -= 1
-            self._raise_received()
+        self._raise_received()
 
     @contextmanager
     def left_to_the_system(self) -> Iterator[None]:
@@ -81,20 +83,28 @@ class StopSignals:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def repeat(self, number: int) -> None:
+        """Sends this process a signal again whose exception was lost."""
+        self._raised = -math.inf
+        os.kill(os.getpid(), number)
+
     def _raise_received(self) -> None:
-        if self.received is not None and not self._delays and not self._deferred:
+        is_forced = self._ctrl_c > 1
+        if self.received is None or self._delays or (self._deferred and not is_forced):
+            return
+        if time.monotonic() - self._raised > CLEANUP_SECONDS:
+            self._raised = time.monotonic()
             raise Stopped(self.received)
 
     def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a worker that was forked just now
             return
-        # torchrun repeats the Ctrl-C that the terminal sent to all processes.
-        is_second_ctrl_c = self.received == number == signal.SIGINT and "RANK" not in os.environ
         self.received = self.received or number
-        if is_second_ctrl_c and not self._delays:
-            raise Stopped(number)
-        if self._deferred and number == signal.SIGINT:  # os.write, because print is not safe in a signal handler
-            os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
+        # torchrun repeats the Ctrl-C that the terminal sent to all processes, so the second is not the user's.
+        if number == signal.SIGINT and "RANK" not in os.environ:
+            self._ctrl_c += 1
+            if self._deferred and self._ctrl_c == 1:  # os.write, because print is not safe in a signal handler
+                os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
         self._raise_received()
 
 
@@ -112,7 +122,7 @@ def repeat_swallowed_signals() -> None:
         error = unraisable.exc_value
         if isinstance(error, Stopped):
             # Later and from another thread, because a signal raised here would be lost in the same place.
-            threading.Timer(0.05, os.kill, (os.getpid(), error.signal)).start()
+            threading.Timer(0.05, stop_signals.repeat, (error.signal,)).start()
         else:
             sys.__unraisablehook__(unraisable)
 

@@ -3,15 +3,21 @@
 import contextlib
 import logging
 import sys
+import unicodedata
 
 
 def printable(text: object) -> str:
-    """The text with control characters as escapes, except line breaks and tabs, and stray bytes as escapes too.
+    """The text with control and formatting characters as escapes, except line breaks and tabs, and stray bytes too.
 
-    Names come from disks and indexes of strangers, and control characters can rewrite what a terminal shows.
+    Names come from disks and indexes of strangers, and such characters can rewrite what a terminal shows.
     """
     encodable = str(text).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in encodable)
+    return "".join(c.encode("unicode_escape").decode() if _is_hidden(c) else c for c in encodable)
+
+
+def _is_hidden(character: str) -> bool:
+    """Joiners are formatting characters that names in some scripts need, and harmless."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in "\n\t\u200c\u200d"
 
 
 class PrintableFormatter(logging.Formatter):

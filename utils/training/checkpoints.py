@@ -17,6 +17,7 @@ from model.weights import (
 from model.zoo import DINOV2_NAMES
 from utils.runtime import distributed
 from utils.runtime.atomic_files import save_tensors
+from utils.runtime.run_dir import RunDir
 from utils.training.step import TrainingStep
 
 BEST_MODEL, LAST_MODEL = "best_model.pth", "last_model.pth"
@@ -50,10 +51,22 @@ def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
 
 
 class RunCheckpoint(NamedTuple):
-    """A checkpoint of `save_checkpoint`, and its file. best_model.pth lies beside it."""
+    """A checkpoint of `save_checkpoint`, its file, and when that was written (ns). best_model.pth lies beside it."""
 
     path: Path
     content: dict[str, Any]
+    written: int
+
+
+def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | None) -> RunDir:
+    """The folder of a new run, or that of the run to resume. Other processes are locked out.
+
+    Raises InputError if another process continues the run, or has continued it since the checkpoint was read.
+    """
+    run = RunDir(save_dir, flags, folder=checkpoint.path.parent if checkpoint else None, resumable=True)
+    if checkpoint and distributed.run_on_main(lambda: checkpoint.path.stat().st_mtime_ns) != checkpoint.written:
+        raise InputError(f"Another process has continued the run of {checkpoint.path}. Repeat the command to go on.")
+    return run
 
 
 def read_run_checkpoint(path: Path) -> RunCheckpoint:
@@ -61,13 +74,13 @@ def read_run_checkpoint(path: Path) -> RunCheckpoint:
 
     Raises InputError, which names the right flag, for a file with weights only, and if best_model.pth is missing.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, written = _read_with_time(path)
     if "train_state" not in checkpoint:
         raise InputError(
             f"{path} holds weights but no training state: --resume continues a run from its last_model.pth. To start "
             f"a new run from these weights, use --init_from. The file {describe(model_state(checkpoint, path))}."
         )
-    return _with_best_model(path, checkpoint)
+    return _with_best_model(path, checkpoint, written)
 
 
 def load_initial_weights(
@@ -95,11 +108,11 @@ def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunChec
 
     Raises InputError if the file is neither.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, written = _read_with_time(path)
     state = model_state(checkpoint, path)
     config = guess_config(state)
     if config is not None and config.rerank and "train_state" in checkpoint:
-        return _with_best_model(path, checkpoint)
+        return _with_best_model(path, checkpoint, written)
     if config is not None and config.rerank:
         raise InputError(
             f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
@@ -113,7 +126,7 @@ def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunChec
 
 def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:
     """Restores model, optimizer and position. Raises InputError if arguments or the number of processes differ."""
-    source, content = checkpoint
+    source, content = checkpoint.path, checkpoint.content
     state = TrainState(**{"world_size": None, **content["train_state"]})
     saved = state.arguments
     different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
@@ -125,7 +138,7 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
         )
     if state.world_size not in (None, distributed.world_size()):
         raise InputError(
-            f"{source} is of a run with {state.world_size} processes and cannot be resumed with "
+            f"{source} belongs to a run with {state.world_size} processes and cannot be resumed with "
             f"{distributed.world_size()}: the random numbers would change. Use the same number."
         )
     load_state(step.model, content["model_state_dict"], source)
@@ -134,9 +147,14 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     return state
 
 
-def _with_best_model(path: Path, content: dict[str, Any]) -> RunCheckpoint:
+def _read_with_time(path: Path) -> tuple[dict[str, Any], int]:
+    written = path.stat().st_mtime_ns if path.exists() else 0  # before, so that a later change is noticed
+    return read_checkpoint(path), written
+
+
+def _with_best_model(path: Path, content: dict[str, Any], written: int) -> RunCheckpoint:
     if not (path.parent / BEST_MODEL).exists():
         raise InputError(
             f"There is no {BEST_MODEL} beside {path}. A run is resumed in its own folder, which holds both."
         )
-    return RunCheckpoint(path, content)
+    return RunCheckpoint(path, content, written)

@@ -143,10 +143,9 @@ class Trainer:
 
     def load_best_model(self) -> None:
         """Loads best_model.pth into the model, in eval mode."""
-        if distributed.is_main():
-            load_weights(self.training_step.model, self.run.folder / BEST_MODEL)
-        distributed.broadcast_tensors(self.training_step.model.state_dict().values())
-        self.training_step.model.eval()
+        model = self.training_step.model
+        distributed.load_on_main(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
+        model.eval()
 
     def _prepare_step(self) -> None:
         step, config = self.state.step, self.config

@@ -26,8 +26,10 @@ def open_index(
     Raises InputError if there is no index, it was made with another model or resize, it is incomplete (unless
     `allow_incomplete`), or it is damaged; with `verify` all checksums are compared.
     """
-    if not distributed.is_main():
-        return None
-    index = Index(folder, verify=verify, allow_incomplete=allow_incomplete)
-    index.require_compatible(IndexMetadata.of(model, config))
-    return index.features()
+
+    def read() -> Features:
+        index = Index(folder, verify=verify, allow_incomplete=allow_incomplete)
+        index.require_compatible(IndexMetadata.of(model, config))
+        return index.features()
+
+    return distributed.run_on_main(read, share=False)

@@ -44,7 +44,7 @@ class Index:
         if not manifest.complete and not allow_incomplete:
             raise InputError(
                 f"The index {folder} is incomplete: it holds {manifest.images} images, and building it was interrupted "
-                "or still goes on. Continue with --save_index DIR --append, or use it as it is with "
+                "or is still in progress. Continue with --save_index DIR --append, or use it as it is with "
                 "--allow_incomplete_index."
             )
         if verify:

@@ -53,12 +53,12 @@ class IndexWriter:
         self.count = manifest.images
         self.known = set(PathList(folder / PATHS, manifest.path_bytes, manifest.images)) if manifest.chunks else set()
         self._metadata_sha256 = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
-        sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
-        sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
-        self._files = {name: open(folder / name, "ab", buffering=0) for name in sizes}  # noqa: SIM115 - until the end
-        for name, size in sizes.items():
-            self._files[name].truncate(size)  # removes an unfinished chunk, and the end mark
-        os.fsync(self._files[MANIFEST].fileno())  # an index with an end mark must never have an unfinished chunk
+        self._is_complete = manifest.complete
+        self._sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
+        self._sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
+        self._files = {name: open(folder / name, "ab", buffering=0) for name in self._sizes}  # noqa: SIM115 - until the end
+        if not manifest.complete:
+            self._remove_unfinished()
 
     def to_extract(self, images: ImageSet) -> np.ndarray:
         """The indices of the images that the index does not contain yet.
@@ -87,6 +87,8 @@ class IndexWriter:
             content[f"{name}.bin"] = array.tobytes()
         checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
         checksums[METADATA] = self._metadata_sha256
+        if self._is_complete:
+            self._remove_unfinished()
         for name, data in content.items():
             self._write(name, data)
         # Last, because from here on the chunk belongs to the index.
@@ -95,8 +97,17 @@ class IndexWriter:
 
     def features(self) -> Features:
         """Marks the index as complete, and returns the features of all its images."""
-        self._write_manifest({"complete": self.count})
+        if not self._is_complete:
+            self._write_manifest({"complete": self.count})
+            self._is_complete = True
         return Index(self.folder, verify=False).features()
+
+    def _remove_unfinished(self) -> None:
+        """Removes an unfinished chunk, or the end mark: an index that has one never has an unfinished chunk."""
+        for name, size in self._sizes.items():
+            self._files[name].truncate(size)
+        os.fsync(self._files[MANIFEST].fileno())
+        self._is_complete = False
 
     def _write_manifest(self, entry: dict) -> None:
         self._write(MANIFEST, json.dumps(entry).encode() + b"\n")
