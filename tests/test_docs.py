@@ -392,7 +392,7 @@ def layout_messages(s: Setting) -> Iterator[str]:
     (odd / "line\nbreak").mkdir(parents=True)
     (odd / "link.jpg").symlink_to("nowhere")
     yield refusal(list_images, odd)
-    (odd / "link.jpg").rename(odd / "line\nbreak" / "link")
+    (odd / "link.jpg").unlink()
     (odd / "line\nbreak" / "a.jpg").touch()
     yield refusal(list_images, odd)
     (odd / "loop").symlink_to("loop")

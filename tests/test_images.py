@@ -2,6 +2,7 @@
 EXIF orientation is noticed.
 """
 
+import contextlib
 import io
 import os
 import socket
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from datasets.benchmark import ImageSet
 from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
@@ -244,6 +245,32 @@ def test_an_orientation_that_was_applied_is_not_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.images.exif_orientation_of", lambda image: 6)
     for applied in (False, True):
         assert ImageDataset([tmp_path / "image.jpg"], (14, 14), exif_orientation=applied)[0].turned is not applied
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_pillow_turns_it(tmp_path, orientation):
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(orientation, "PNG"))
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(load_image(path, exif_orientation=True)), np.asarray(expected))
+
+
+def test_damaged_exif_never_ends_in_another_error(tmp_path):
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "maker", 0x011A: 72.0, 0x0131: "software"})
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "JPEG", exif=exif)
+    data = bytearray(file.getvalue())
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in random.integers(20, 140, random.integers(1, 4)):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            load_image(path, exif_orientation=True)
 
 
 def test_damaged_exif_is_not_turned(tmp_path):

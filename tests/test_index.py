@@ -112,6 +112,17 @@ def test_appending_gives_the_files_of_one_run(tmp_path, metadata):
     assert content(parts) == content(complete)
 
 
+def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadata):
+    folder = write(tmp_path / "index", metadata, [4])
+    before = content(folder)
+    with writer_of(folder, metadata, append=True) as writer, pytest.raises(InputError, match="line break"):
+        writer.to_extract(ImageSet(["a\nb.jpg"], np.zeros((1, 2))))
+    assert content(folder) == before and len(Index(folder)) == 4
+    with writer_of(folder, metadata, append=True) as writer:
+        writer.features()
+    assert content(folder) == before
+
+
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, cut):
     """Killed while a chunk was written: each file holds some bytes of it, the manifest at most a part of its line."""
@@ -365,9 +376,11 @@ def test_the_end_mark_is_removed_on_the_disk_before_anything_is_appended(tmp_pat
     folder = write(tmp_path / "index", metadata, [3])
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, os.fstat(file).st_size)))
-    with writer_of(folder, metadata, append=True):
-        status = (folder / MANIFEST).stat()
-        assert flushed == [(status.st_ino, status.st_size)] and not Manifest.read(folder).complete
+    with writer_of(folder, metadata, append=True) as writer:
+        assert flushed == [] and Manifest.read(folder).complete
+        size = Manifest.read(folder).size
+        writer.append(make_chunk(3, 2))
+        assert flushed[0] == ((folder / MANIFEST).stat().st_ino, size) and not Manifest.read(folder).complete
 
 
 def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, model, metadata):
@@ -496,7 +509,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, metadata, monkeypatc
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("utils.retrieval.index.writer.filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("utils.runtime.atomic_files.filelock.FileLock.acquire", refuse)
     with pytest.raises(InputError, match=f"Cannot write to the folder {tmp_path}/index: Permission denied"):
         writer_of(tmp_path / "index", metadata)
 

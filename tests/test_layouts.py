@@ -158,7 +158,6 @@ def test_a_subfolder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 )
 def test_what_is_named_like_an_image_but_is_no_file_is_refused(tmp_path, kind, message):
     folder = touch(tmp_path / "database", ["a.jpg", "also.jpg/b.jpg", "note.txt"])
-    (folder / "gone.txt").symlink_to("nowhere")  # nobody expects an image there
     if kind == "broken link":
         (folder / "x.JPG").symlink_to("nowhere")
     elif kind == "pipe":
@@ -461,3 +460,10 @@ def test_six_layouts_and_no_labels_give_the_same_predictions(tiny_benchmark, che
     assert {row["correct"] for row in unlabelled} == {""}
     assert unlabelled == [{**row, "correct": ""} for row in found["standard"]]
     assert "R@1" not in result.stdout and "without labels" in result.stdout
+
+
+def test_a_broken_link_is_an_error_because_it_may_be_a_folder_of_images(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "2019").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match=r"2019 is a broken symbolic link. Repair the link, or remove it\."):
+        list_images(tmp_path)

@@ -712,3 +712,15 @@ def test_the_sizes_in_the_zoo_are_those_of_the_models(entry):
         model = GeoLocalizationNet(entry.config)
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == entry.parameters_m
     assert model.descriptor_dim == entry.descriptor_dim
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+    state = filled(build()).state_dict()
+    torch.save(state, tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    with pytest.raises(InputError, match="packed.pth is damaged: .* it is compressed"):
+        weights.read_checkpoint(tmp_path / "packed.pth")
