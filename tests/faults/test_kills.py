@@ -90,7 +90,7 @@ def test_training_that_is_killed_and_resumed_is_an_undisturbed_run(rng, commands
     else:
         problems += differences(last_checkpoint(tmp_path).parent, expected.folder)
         problems += [f"{name} is left in the finished run's folder" for name in temporary_files(tmp_path)[:1]]
-    tally.add(f"{script} --num_workers={workers}, {', '.join(steps)}, resumed", problems)
+    tally.add(f"{script} --num_workers={workers}, {', '.join(steps)}, resumed", problems, len(steps))
     tally.finish()
 
 
@@ -132,5 +132,7 @@ def test_an_index_whose_writer_is_killed_and_that_is_appended_to_is_an_undisturb
         ]
         if predictions_of(tmp_path) != predictions_of(expected.cwd):
             problems.append("predictions.csv differs from an undisturbed run's")
-    tally.add(f"{script} --save_index=index --num_workers={workers}, {', '.join(steps)}, --append", problems)
+    tally.add(
+        f"{script} --save_index=index --num_workers={workers}, {', '.join(steps)}, --append", problems, len(steps)
+    )
     tally.finish()

@@ -32,9 +32,9 @@ class Tally:
         self.tries = 0
         self.defects: list[tuple[str, str]] = []
 
-    def add(self, fault: str, problems: list[str]) -> None:
-        """A fault, described so that it can be repeated, and the problems after it: none if the code survived."""
-        self.tries += 1
+    def add(self, fault: str, problems: list[str], count: int = 1) -> None:
+        """`count` faults, described so that they can be repeated, and the problems after: none if the code survived."""
+        self.tries += count
         if problems:
             self.defects.append(("; ".join(problems), fault))
 
