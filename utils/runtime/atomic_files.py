@@ -1,8 +1,10 @@
 """Files that are either complete or absent, in folders that one process writes to."""
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +21,20 @@ TEXT_OPTIONS: dict[str, Any] = {
     "encoding": "utf-8",
     "errors": "surrogateescape",
 }  # file names may not be UTF-8
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # the names of atomic_write's temporary files
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # the names that _temporary gives
 LOCK_SECONDS = 15  # worker processes of a killed process hold its locks for some seconds
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "w", *, interruptible: bool = False) -> Iterator[IO]:
     """Opens a temporary file beside `path`, and moves it to `path` if the block succeeds; otherwise removes it.
 
-    A stop signal takes effect afterwards. Raises InputError, which names the file, if it cannot be written (disk full,
-    no permission).
+    A stop signal takes effect afterwards; with `interruptible`, for blocks that take long, at once. Raises InputError,
+    which names the file, if it cannot be written (disk full, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with stop_signals.delayed():
+    temporary = _temporary(path)
+    with contextlib.nullcontext() if interruptible else stop_signals.delayed():
         try:
             with open(temporary, mode, **({} if "b" in mode else TEXT_OPTIONS)) as file:
                 yield file
@@ -43,6 +45,28 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
             raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Creates a temporary folder beside `path`, and moves it to `path` if the block succeeds; otherwise removes it.
+
+    A stop signal takes effect at once. Raises InputError, which names the folder, if it cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def save_tensors(path: Path, content: dict) -> None:
@@ -61,7 +85,7 @@ def remove_leftovers(folder: Path) -> None:
     leftovers = [path for path in sorted(folder.iterdir()) if TEMPORARY.fullmatch(path.name)]
     for path in leftovers:
         logging.info("Removing %s (%.1f MB), left by a process that was killed.", path, path.stat().st_size / 1e6)
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def lock_folder(folder: Path) -> filelock.BaseFileLock:
