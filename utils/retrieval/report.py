@@ -29,6 +29,7 @@ def report(
     last = list(stages.values())[-1].first(k)
     results: dict[str, Any] = {
         "dataset": benchmark.name,
+        "folder": os.path.abspath(benchmark.folder),  # to which the names in predictions.csv are relative
         "database": len(benchmark.database),
         "queries": len(benchmark.queries),
         "descriptor_dim": descriptor_dim,
