@@ -1,8 +1,7 @@
 # `make help` lists the targets. They install into .venv whatever is missing.
 PYTHON ?= python3
 CONSTRAINTS ?=
-FAULTS ?= tests/faults
-TOOLS = pytest pytest-xdist hypothesis ruff mypy
+TOOLS = pytest pytest-xdist hypothesis h5py ruff mypy
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
@@ -62,13 +61,13 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
 	touch $@
 
-.venv-oldest/installed: requirements.txt constraints/oldest.txt
+.venv-oldest/installed: requirements.txt constraints/oldest.txt Makefile
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints/oldest.txt $(TOOLS)
 	touch $@

@@ -34,6 +34,14 @@ NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
     "criterion margin train_positives_dist_threshold lr_crn_net brightness contrast saturation hue rand_perspective "
     "horizontal_flip random_resized_crop random_rotation"
 ).split()
+INDEX_FLAGS = {"trust_index", "allow_incomplete_index"}
+EXPORTS = {  # {(source, format): the flags that apply}
+    ("index", "hloc"): {"image_root", "descriptor_dtype", *INDEX_FLAGS},
+    ("index", "npy"): {"image_root", "descriptor_dtype", *INDEX_FLAGS},
+    ("index", "pairs"): {"image_root", "num_matched", "rerank_num", *INDEX_FLAGS},
+    ("run", "pairs"): {"image_root", "num_matched"},
+    ("run", "msls"): {"num_matched"},
+}
 CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path epochs_num "
     "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num"
@@ -130,6 +138,24 @@ class SearchArguments:
     device: str
     precision: str
     exif_orientation: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """The flags of export_features.py. Either index or run is None. format and output: the values of --to.
+    descriptor_dtype: None for the default of the format.
+    """
+
+    index: Path | None
+    run: Path | None
+    format: str
+    output: Path
+    image_root: Path | None
+    num_matched: int
+    rerank_num: int
+    descriptor_dtype: str | None
+    trust_index: bool
+    allow_incomplete_index: bool
 
 
 class _Refused(argparse.Action):
@@ -273,6 +299,34 @@ def parse_search(description: str | None) -> SearchArguments:
     with _errors_of(parser):
         _resolve_device(args)
         return _build(SearchArguments, args)
+
+
+def parse_export_features(description: str | None) -> ExportArguments:
+    """The flags of export_features.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--index", type=Path, metavar="DIR", help="an index built by eval*.py --save_index")
+    source.add_argument("--run", type=Path, metavar="DIR", help="the folder of an evaluation, with predictions.csv")
+    text = (
+        "what to write, and the new file or folder. Of an index: hloc FILE, its descriptors; npy DIR, its descriptors, "
+        "codes and names; pairs FILE, each image with the nearest others. Of a run: pairs FILE, each query with its "
+        "first predictions; msls FILE, the same as MSLS keys"
+    )
+    add("--to", text, nargs=2, required=True, metavar=("FORMAT", "OUTPUT"))
+    text = "images are named relative to this folder (default: the deepest folder above all of them)"
+    add("--image_root", text, type=Path, metavar="DIR")
+    add("--num_matched", "matches of each image or query (default: 20)", type=positive_int, metavar="N")
+    text = "first-stage results to re-rank, for pairs from the index of a two-branch model (default: 100)"
+    add("--rerank_num", text, type=positive_int, metavar="N")
+    text = "number format of the descriptors (default: fp16 for hloc, that of the index for npy)"
+    add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
+    add("--trust_index", "skip checksum verification of --index; saves time with a large one", action="store_true")
+    add("--allow_incomplete_index", "export --index even if building it was interrupted", action="store_true")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        _check_export(args)
+        numbers = {"num_matched": args.num_matched or 20, "rerank_num": args.rerank_num or 100}
+        return _build(ExportArguments, args, **numbers)
 
 
 # ---- Groups of flags
@@ -506,6 +560,23 @@ def _index_config(args: argparse.Namespace) -> IndexConfig | None:
         return None
     options = {"append": args.append, "descriptor_dtype": dtype or "fp32", "weights": args.resume}
     return IndexConfig(folder=args.save_index, **options)
+
+
+def _check_export(args: argparse.Namespace) -> None:
+    """Rejects exports that do not exist, and flags that do not apply to them. Sets args.format and args.output."""
+    source = "index" if args.index else "run"
+    args.format, args.output = args.to[0], Path(args.to[1])
+    formats = [name for kind, name in EXPORTS if kind == source]
+    if args.format not in formats:
+        raise InputError(f"--to {args.format} is not possible with --{source}. Choose from: {', '.join(formats)}.")
+    flags = set().union(*EXPORTS.values())
+    for flag in sorted(flags - EXPORTS[source, args.format]):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} does not apply to --{source} with --to {args.format}. Leave it out.")
+    if os.path.lexists(args.output):
+        raise InputError(f"{args.output} exists already. Delete it, or choose another name.")
+    if not args.output.absolute().parent.is_dir():
+        raise InputError(f"No folder {args.output.parent} for the file {args.output.name}. Create it.")
 
 
 def _check_test_method(args: argparse.Namespace) -> None:
