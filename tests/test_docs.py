@@ -41,6 +41,16 @@ from model.weights import download, load_foundation, load_model, model_state, re
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.export import (
+    Match,
+    export_hloc,
+    export_msls,
+    export_npy,
+    export_pairs,
+    nearest_others,
+    read_predictions,
+    relative_name,
+)
 from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
@@ -514,6 +524,31 @@ def index_messages(s: Setting) -> Iterator[str]:
     yield refusal(InvertedFile(codes, IVFConfig(nlist=4, nprobe=1)).search, codes, 16)
 
 
+def export_messages(s: Setting) -> Iterator[str]:
+    yield refusal(read_predictions, s.folder, 1)
+    run = s.folder / "run"
+    run.mkdir()
+    (run / "predictions.csv").write_text("query,rank,database_photo\na.jpg,1,b.jpg\n")
+    yield refusal(read_predictions, s.folder, 1)
+    yield refusal(read_predictions, run, 1)
+    (run / "results.json").write_text('{"folder": "/images"}')
+    yield refusal(read_predictions, run, 2)
+    output = s.folder / "output"
+    yield refusal(export_npy, Index(s.indexes["hashing"]), output, "/", dtype="fp16")
+    index = Index(s.indexes["two_branch"])
+    yield refusal(lambda: next(nearest_others(index, 16, rerank_num=100)))
+    for name in ("a b.jpg", "\udcff.jpg"):
+        yield refusal(export_pairs, [Match("/a.jpg", [f"/{name}"])], output, "/")
+    yield refusal(relative_name, "/a/b.jpg", "/c")
+    same = [Match("/a/@1@2@3@4@5@6@key@@.jpg", ["/b/@1@2@3@4@5@6@key@@.jpg"])]
+    for matches in (read_predictions(run, 1), same):
+        yield refusal(export_msls, matches, output)
+    with s.monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "h5py", None)
+        yield refusal(export_hloc, index, output, "/", dtype="fp16")
+    yield script_refusal("export_features.py", f"--run={run}", "--to", "pairs", run, cwd=s.folder)
+
+
 def other_messages(s: Setting) -> Iterator[str]:
     yield refusal(check_torch_version, "2.5.1+cu124")
     s.monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -544,7 +579,7 @@ def other_messages(s: Setting) -> Iterator[str]:
 def messages(tmp_path_factory, tiny_benchmark, checkpoints, foundation, city, indexes) -> list[str]:
     """The messages that troubleshooting.md explains, provoked from the code."""
     found: list[str] = []
-    for provoke in (data_messages, checkpoint_messages, flag_messages, index_messages, other_messages):
+    for provoke in (data_messages, checkpoint_messages, flag_messages, index_messages, export_messages, other_messages):
         with pytest.MonkeyPatch.context() as monkeypatch:
             folder = tmp_path_factory.mktemp("provoked")
             found += provoke(Setting(folder, tiny_benchmark, checkpoints, foundation, city, indexes, monkeypatch))
