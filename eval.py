@@ -61,10 +61,17 @@ def evaluate(
         if args.merges_crops:  # the results of the crops of each query
             results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 
-    # ---- Recalls, predictions.csv, results.json
+    # ---- Recalls, predictions.csv, results.json, pictures, report.html
     dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
     descriptor_dim = database.descriptors.shape[1]
-    return report(run, dataset, {"Float": results}, recall_values=args.recall_values, descriptor_dim=descriptor_dim)
+    return report(
+        run,
+        dataset,
+        {"Float": results},
+        recall_values=args.recall_values,
+        descriptor_dim=descriptor_dim,
+        config=args.report,
+    )
 
 
 if __name__ == "__main__":

@@ -67,9 +67,16 @@ def evaluate(
     if args.merges_crops:  # the results of the crops of each query
         results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 
-    # ---- Recalls, predictions.csv, results.json
+    # ---- Recalls, predictions.csv, results.json, pictures, report.html
     dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-    return report(run, dataset, {"Binary": results}, recall_values=args.recall_values, descriptor_dim=CODE_BITS)
+    return report(
+        run,
+        dataset,
+        {"Binary": results},
+        recall_values=args.recall_values,
+        descriptor_dim=CODE_BITS,
+        config=args.report,
+    )
 
 
 if __name__ == "__main__":

@@ -75,11 +75,13 @@ def evaluate(
     with run.phase("rerank"):
         results = rerank(candidates, database.descriptors, queries.descriptors, rerank_num=args.rerank_num)
 
-    # ---- Recalls of both stages, predictions.csv, results.json
+    # ---- Recalls of both stages, predictions.csv, results.json, pictures, report.html
     dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
     stages = {"First stage, Hamming": candidates, "Re-ranked": results}
     descriptor_dim = database.descriptors.shape[1]
-    return report(run, dataset, stages, recall_values=args.recall_values, descriptor_dim=descriptor_dim)
+    return report(
+        run, dataset, stages, recall_values=args.recall_values, descriptor_dim=descriptor_dim, config=args.report
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from utils.cli import warn_if_slow
 pytestmark = pytest.mark.slow
 
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
+FILES = ["log.txt", "predictions.csv", "report.html", "results.json"]
 VALUES = [1, 5, 10, 100]  # the default, more than the 16 database photos
 
 
@@ -44,7 +45,7 @@ class Outcome:
         assert result.status == 0, result.stderr
         self.lines = result.stdout.splitlines()
         (self.folder,) = (cwd / "logs" / save_dir).iterdir()
-        assert sorted(path.name for path in self.folder.iterdir()) == ["log.txt", "predictions.csv", "results.json"]
+        assert sorted(path.name for path in self.folder.iterdir()) == FILES
         self.results = json.loads((self.folder / "results.json").read_text())
         with open(self.folder / "predictions.csv", newline="") as file:
             self.rows = list(csv.DictReader(file))
@@ -238,6 +239,26 @@ def test_a_script_started_the_way_a_user_does(outcomes, tiny_benchmark, checkpoi
     flags = flags_for(tiny_benchmark, checkpoints["float"])
     outcome = Outcome(run_python(code, ROOT / "eval.py", *flags, cwd=tmp_path, env={"PYTHONPATH": ""}), tmp_path)
     assert outcome.rows == outcomes["float"].rows
+
+
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_the_page_is_about_the_run(outcomes, mode):
+    page = (outcomes[mode].folder / "report.html").read_text()
+    for n, value in outcomes[mode].results["recalls"].items():
+        assert f"<strong>{value:.1f}</strong>R@{n}" in page
+    assert "vit-tiny" in page and torch.__version__ in page and page.count('"src":"data:image/jpeg') == 26
+
+
+def test_pictures_instead_of_a_page(outcomes, tiny_benchmark, checkpoints, tmp_path):
+    more = ["--rerank_num=4", "--num_preds_to_save=2", "--save_only_wrong_preds", "--no_report"]
+    result = run_script("eval_rerank.py", *flags_for(tiny_benchmark, checkpoints["two_branch"], *more), cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    (folder,) = (tmp_path / "logs/eval").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "predictions.csv", "preds", "results.json"]
+    firsts = [row["correct"] for row in outcomes["two_branch"].rows if row["rank"] == "1"]
+    wrong = [f"{i:03d}" for i, correct in enumerate(firsts) if correct == "0"]
+    assert sorted(path.stem for path in (folder / "preds").glob("*.jpg")) == wrong
+    assert sorted(path.stem for path in (folder / "preds").glob("*.txt")) == wrong
 
 
 # ---- Bad input
@@ -443,6 +464,17 @@ def test_disk_full(outcomes, refuse, checkpoints, mode, flags, words):
 def test_recalls_are_printed_even_if_no_file_can_be_written(tiny_benchmark, checkpoints, outcomes, tmp_path):
     result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path, file_limit=8192)
     assert result.status == 2
+    assert result.stdout.splitlines()[-1] == outcomes["float"].lines[-1]
+
+
+def test_a_page_that_cannot_be_written_costs_nothing_else(tiny_benchmark, checkpoints, outcomes, tmp_path):
+    sizes = {path.name: path.stat().st_size for path in outcomes["float"].folder.iterdir()}
+    limit = 2 * sizes["predictions.csv"]
+    assert limit < sizes["report.html"]
+    result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path, file_limit=limit)
+    assert result.status == 2 and "Cannot write" in result.stderr and "report.html" in result.stderr
+    (folder,) = (tmp_path / "logs/eval").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "predictions.csv", "results.json"]
     assert result.stdout.splitlines()[-1] == outcomes["float"].lines[-1]
 
 

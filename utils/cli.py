@@ -19,7 +19,15 @@ from datasets.layouts import BenchmarkConfig
 from datasets.views import CROP_METHODS, TEST_METHODS
 from model import AGGREGATIONS, BACKBONES, InputError, ModelConfig
 from model.network import check_image_size
-from utils.retrieval.config import DESCRIPTOR_DTYPES, PRECISIONS, ExtractionConfig, IndexConfig, IVFConfig, PCAConfig
+from utils.retrieval.config import (
+    DESCRIPTOR_DTYPES,
+    PRECISIONS,
+    ExtractionConfig,
+    IndexConfig,
+    IVFConfig,
+    PCAConfig,
+    ReportConfig,
+)
 from utils.retrieval.extraction import cpu_supports
 from utils.retrieval.test_methods import DEFAULT_MAJORITY_WEIGHT, MERGING_METHODS
 from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
@@ -28,6 +36,7 @@ T = TypeVar("T")
 MAX_INT = 2**31 - 1
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
 DEFAULT_THRESHOLD = 25  # metres
+DEFAULT_REPORT_QUERIES = 100
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
 NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
@@ -88,6 +97,7 @@ class EvaluationArguments:
     ivf: IVFConfig | None = None
     rerank_num: int = 0
     recall_values: list[int]
+    report: ReportConfig = ReportConfig()
     save_dir: str
     compile: bool = False
     seed: int = 0
@@ -189,6 +199,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     if hashing:
         text = "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images"
         add("--ivf", text, type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"))
+    _add_report(add)
     _add_extraction(add)
     add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
     args = parser.parse_args()
@@ -213,6 +224,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
             benchmarks=benchmarks,
             pca=pca,
             extraction=extraction,
+            report=_report_config(args),
             save_index=save_index,
             ivf=IVFConfig(nlist=ivf[0], nprobe=ivf[1]) if ivf else None,
             flags=_plain_values(args),
@@ -398,6 +410,16 @@ def _add_index(parser: argparse.ArgumentParser, add: Callable, descriptors: bool
         add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
 
 
+def _add_report(add: Callable) -> None:
+    text = "save a picture of each query with its first N predictions, and a list of their paths, in preds"
+    add("--num_preds_to_save", text, type=non_negative_int, default=0, metavar="N")
+    text = "with --num_preds_to_save: only queries whose first prediction is wrong"
+    add("--save_only_wrong_preds", text, action="store_true")
+    text = f"queries with pictures in report.html, failures first (default: {DEFAULT_REPORT_QUERIES})"
+    add("--report_queries", text, type=non_negative_int, metavar="N")
+    add("--no_report", "do not write report.html", action="store_true")
+
+
 def _add_training(add: Callable) -> None:
     add("--training_dataset", "cities to train on", choices=tuple(TRAINING_DATASETS), default="gsv_cities")
     add("--gsv_cities_folder", "folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)", type=Path)
@@ -577,6 +599,30 @@ def _check_export(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output} exists already. Delete it, or choose another name.")
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"No folder {args.output.parent} for the file {args.output.name}. Create it.")
+
+
+def _report_config(args: argparse.Namespace) -> ReportConfig:
+    """Pictures and page. Rejects flags that have no effect together. Sets the default of args.report_queries."""
+    if args.save_only_wrong_preds and not args.num_preds_to_save:
+        raise InputError("--save_only_wrong_preds applies to the pictures of --num_preds_to_save N; give that too.")
+    if args.save_only_wrong_preds and args.no_labels:
+        raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
+    depth = max(args.recall_values)
+    if args.num_preds_to_save > depth:
+        raise InputError(
+            f"--num_preds_to_save {args.num_preds_to_save}: each query has {depth} predictions, the largest of "
+            "--recall_values. Save fewer, or add a larger value there."
+        )
+    if args.no_report and args.report_queries is not None:
+        raise InputError("--report_queries applies to report.html, which --no_report leaves out.")
+    if args.report_queries is None:
+        args.report_queries = DEFAULT_REPORT_QUERIES
+    return ReportConfig(
+        num_pictures=args.num_preds_to_save,
+        only_wrong=args.save_only_wrong_preds,
+        page_queries=None if args.no_report else args.report_queries,
+        exif_orientation=args.exif_orientation,
+    )
 
 
 def _check_test_method(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont, ImageOps  # noqa: E402
 
 from datasets.images import load_image  # noqa: E402
 from model.errors import InputError  # noqa: E402
@@ -22,7 +23,12 @@ from utils.runtime.terminal import printable  # noqa: E402
 
 DPI = 110
 CORRECT, WRONG = "#009E73", "#CC3311"  # green and red that remain distinct with the common kinds of colour blindness
+POSITIVE = "#0072B2"  # blue
 DARK, GREY = "#1F2328", "#59636E"
+FRAMES = {"query": DARK, "positive": POSITIVE, "correct": CORRECT, "wrong": WRONG, "unknown": GREY}
+MARKS = {"correct": "✔ ", "wrong": "✘ "}
+CELL, FRAME, LINE, GAP = (240, 180), 5, 20, 12  # of draw_predictions, in pixels: image, frame, line of text, margin
+MAX_COLUMNS = 10
 
 
 class MatchGroup(NamedTuple):
@@ -35,6 +41,14 @@ class MatchGroup(NamedTuple):
     images: Sequence[Sequence[str | Path]]
     distances: Sequence[Sequence[str]]
     correct: np.ndarray
+
+
+class Framed(NamedTuple):
+    """An image (None: an empty frame), two lines of text below it, and what it is: a key of FRAMES."""
+
+    image: str | Path | None
+    captions: tuple[str, str]
+    kind: str
 
 
 def draw_curves(path: Path, history: list[dict]) -> None:
@@ -119,6 +133,67 @@ def draw_match_groups(path: Path, queries: Sequence[str | Path], groups: Sequenc
     note_text = figure.text(margin / width, 0.15 / height, note, fontsize=15, color=GREY, va="bottom", linespacing=1.35)
     note_text.set_parse_math(False)
     _save(figure, path, palette=True)
+
+
+def draw_predictions(
+    path: Path, left: Sequence[Framed], rows: dict[str, Sequence[Framed]], *, exif_orientation: bool = False
+) -> None:
+    """A JPEG of a query and, where known, its nearest positive, on the left, and rows of predictions with headings.
+
+    At most 10 predictions are side by side. An unreadable image is an empty frame that says so. Pillow draws this:
+    matplotlib would take a second for each query.
+    """
+    lines = []
+    for heading, row in rows.items():
+        lines += [(heading, row[i : i + MAX_COLUMNS]) for i in range(0, len(row), MAX_COLUMNS)]
+    stacked = len(lines) >= len(left)  # the images on the left below each other
+    columns = (1 if stacked else len(left)) + max(len(row) for _, row in lines)
+    width, height = CELL[0] + 2 * FRAME + GAP, CELL[1] + 2 * FRAME + 3 * LINE + GAP
+    canvas = Image.new("RGB", (columns * width + GAP, len(lines) * height + GAP), "white")
+    for i, framed in enumerate(left):
+        column, line = (0, i) if stacked else (i, 0)
+        _paste(canvas, framed, (GAP + column * width, GAP + line * height + LINE), exif_orientation)
+    start = GAP + (1 if stacked else len(left)) * width
+    for line, (heading, row) in enumerate(lines):
+        _text(canvas, heading, (start, GAP + line * height - 4))
+        for column, framed in enumerate(row):
+            _paste(canvas, framed, (start + column * width, GAP + line * height + LINE), exif_orientation)
+    with atomic_write(path, "wb") as file:
+        canvas.save(file, format="jpeg", quality=85)
+
+
+def _paste(canvas: Image.Image, framed: Framed, corner: tuple[int, int], exif_orientation: bool) -> None:
+    """Pastes an image with its frame and captions at a corner (x, y)."""
+    x, y = corner
+    box = (x, y, x + CELL[0] + 2 * FRAME - 1, y + CELL[1] + 2 * FRAME - 1)
+    ImageDraw.Draw(canvas).rectangle(box, fill="#EEEEEE", outline=FRAMES[framed.kind], width=FRAME)
+    if framed.image is not None:
+        try:
+            image = load_image(framed.image, CELL[::-1], exif_orientation=exif_orientation)
+        except InputError:
+            message = textwrap.wrap(printable(f"cannot be read: {framed.image}"), 26, break_on_hyphens=False)
+            for i, line in enumerate(message[:8]):
+                _text(canvas, line, (x + 10, y + 12 + i * LINE))
+        else:
+            image = ImageOps.contain(image, CELL)
+            offset = [FRAME + (cell - side) // 2 for cell, side in zip(CELL, image.size, strict=True)]
+            canvas.paste(image, (x + offset[0], y + offset[1]))
+    for i, caption in enumerate(framed.captions):
+        mark = MARKS.get(framed.kind, "") if i == 0 else ""
+        line = mark + " ".join(printable(caption).split())
+        while _font().getlength(line) > CELL[0] + 2 * FRAME:
+            line = f"{line[:-2]}…"
+        _text(canvas, line, (x, y + CELL[1] + 2 * FRAME + 2 + i * LINE))
+
+
+def _text(canvas: Image.Image, text: str, corner: tuple[int, int]) -> None:
+    ImageDraw.Draw(canvas).text(corner, text, fill=DARK, font=_font())
+
+
+@lru_cache
+def _font() -> ImageFont.FreeTypeFont:
+    """matplotlib's font: it has the marks, and most alphabets."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 14)
 
 
 def _draw_heading(axes: np.ndarray, text: str, unit: str) -> None:

@@ -96,3 +96,16 @@ class IVFConfig:
         """Raises InputError if there are fewer codes than lists."""
         if self.nlist > codes:
             raise InputError(f"--ivf: {self.nlist} lists need at least as many codes, but the database has {codes}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What an evaluation writes beside its figures: pictures of the first `num_pictures` predictions of each query, or
+    of those queries only whose first one is wrong; a page with the pictures of at most `page_queries` queries, or none
+    (None). exif_orientation as for load_image.
+    """
+
+    num_pictures: int = 0
+    only_wrong: bool = False
+    page_queries: int | None = None
+    exif_orientation: bool = False

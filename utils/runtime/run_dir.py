@@ -72,11 +72,12 @@ class RunDir:
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes a JSON file into the folder: the content, then seconds per phase, arguments and library versions."""
+    def write_json(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Writes and returns the content, then seconds per phase, arguments and library versions, as JSON."""
         content = {**content, "seconds": self.seconds, "arguments": self.flags, "versions": library_versions()}
         with atomic_write(self.folder / name) as file:
             json.dump(content, file, indent=2)
+        return content
 
 
 class _StrictFileHandler(logging.FileHandler):

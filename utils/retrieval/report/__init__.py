@@ -1,32 +1,42 @@
-"""What an evaluation reports: the protocol and recalls on the terminal, results.json and predictions.csv."""
+"""What an evaluation reports: protocol and recalls on the terminal, results.json, predictions.csv, pictures, a page."""
 
-import csv
 import logging
 import os
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.benchmark import Benchmark
 from datasets.protocols import Recognition, recognise
-from utils.retrieval.metrics import average_precision_at, correct_predictions, format_recalls, recalls_at
+from utils.retrieval.config import ReportConfig
+from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at
+from utils.retrieval.report.evaluation import Evaluation
+from utils.retrieval.report.evaluation_page import PRECISIONS, evaluation_page
+from utils.retrieval.report.predictions import save_pictures, write_predictions
 from utils.retrieval.search import SearchResult
-from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
 
 
 def report(
-    run: RunDir, benchmark: Benchmark, stages: dict[str, SearchResult], *, recall_values: list[int], descriptor_dim: int
+    run: RunDir,
+    benchmark: Benchmark,
+    stages: dict[str, SearchResult],
+    *,
+    recall_values: list[int],
+    descriptor_dim: int,
+    config: ReportConfig | None = None,
 ) -> dict[str, Any]:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
-    Without labels there are no recalls, only predictions. The recalls come first: if a file cannot be written, they are
-    not lost. Conditions, mAP and predictions.csv refer to the last stage. Returns the content of results.json.
+    Then come the pictures and the page that `config` asks for. Without labels there are no recalls, only predictions.
+    What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
+    predictions.csv refer to the last stage. Returns the content of results.json.
     """
-    k = max(recall_values)
-    last = list(stages.values())[-1].first(k)
+    config = config or ReportConfig()
+    first = {name: stage.first(max(recall_values)) for name, stage in stages.items()}
+    evaluation = Evaluation(benchmark=benchmark, stages=first)
     results: dict[str, Any] = {
         "dataset": benchmark.name,
         "folder": os.path.abspath(benchmark.folder),  # to which the names in predictions.csv are relative
@@ -34,48 +44,55 @@ def report(
         "queries": len(benchmark.queries),
         "descriptor_dim": descriptor_dim,
     }
-    correct = None
-    if benchmark.config.labels:
-        correct = correct_predictions(last.indices, benchmark.positives)
-        results = _report_recalls(benchmark, stages, correct, recall_values=recall_values) | results
+    if evaluation.correct:
+        results = _report_recalls(evaluation, recall_values) | results
     else:
         logging.info("%d queries searched without labels: predictions only, no recalls", len(benchmark.queries))
-    write_predictions(run.folder / "predictions.csv", benchmark, last, correct=correct)
-    run.write_json("results.json", results)
+    write_predictions(run.folder / "predictions.csv", evaluation)
+    results = run.write_json("results.json", results)
+    if config.num_pictures:
+        save_pictures(run.folder / "preds", evaluation, config)
+    if config.page_queries is not None:
+        start = time.perf_counter()
+        page = evaluation_page(evaluation, results, num_queries=config.page_queries)
+        page.write(run.folder / "report.html", exif_orientation=config.exif_orientation)
+        logging.debug("report.html took %.1f s", time.perf_counter() - start)
     return results
 
 
-def _report_recalls(
-    benchmark: Benchmark, stages: dict[str, SearchResult], correct: np.ndarray, *, recall_values: list[int]
-) -> dict[str, Any]:
-    """Prints protocol, recalls by condition, mAP and recalls. correct [Q, K]: of the last stage."""
+def _report_recalls(evaluation: Evaluation, recall_values: list[int]) -> dict[str, Any]:
+    """Prints protocol, recalls by condition, mAP and recalls."""
+    benchmark, correct = evaluation.benchmark, list(evaluation.correct.values())[-1]
     protocol = recognise(benchmark.database, benchmark.queries, benchmark.config.threshold)
     logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
     if without_positives:
         logging.info("%d of %d queries have no positive and count as missed", without_positives, len(benchmark.queries))
-    recalls = {
-        name: recalls_at(
-            correct_predictions(stage.first(max(recall_values)).indices, benchmark.positives), recall_values
-        )
-        for name, stage in list(stages.items())[:-1]
-    }
+    recalls = {name: recalls_at(stage, recall_values) for name, stage in evaluation.correct.items()}
     conditions = _recalls_by_condition(benchmark, correct, recall_values)
     precisions = average_precision_at(correct, benchmark.positives, recall_values)
     logging.info(", ".join(f"mAP@{n}: {value:.1f}" for n, value in precisions.items()))
-    final = recalls_at(correct, recall_values)
-    for name, values in recalls.items():
+    *earlier, (_, final) = recalls.items()
+    for name, values in earlier:
         logging.info("%s: %s", name, format_recalls(values))
     logging.info(format_recalls(final))
     return {
         "recalls": final,
-        "first_stage_recalls": next(iter(recalls.values()), None),
+        "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
+        "first_match": _describe_first_matches(evaluation, correct),
         "conditions": conditions,
         "queries_without_positives": without_positives,
         "threshold": benchmark.config.threshold,
         **_describe(protocol),
     }
+
+
+def _describe_first_matches(evaluation: Evaluation, correct: np.ndarray) -> dict[str, Any]:
+    """Area under the precision-recall curve of the first matches, and the distances up to which to accept them."""
+    curve = precision_recall(evaluation.last.distances[:, 0], correct[:, 0])
+    thresholds = {f"{100 * precision:g}": curve.at_precision(precision) for precision in PRECISIONS}
+    return {"metric": evaluation.last.metric[0], "auc": curve.auc, "at_precision": thresholds}
 
 
 def _recalls_by_condition(
@@ -105,21 +122,3 @@ def _describe(recognition: Recognition) -> dict[str, Any]:
         if protocol and protocol.seasons
         else None,
     }
-
-
-def write_predictions(path: Path, benchmark: Benchmark, result: SearchResult, *, correct: np.ndarray | None) -> None:
-    """One row per query and rank: query, rank from 1, database photo, distance, correct (0 or 1), metric.
-
-    correct: [Q, K]; None, and the column is empty, without labels. Images below the benchmark's folder are named
-    relative to it, others by their absolute paths.
-    """
-    folder = os.path.join(os.path.abspath(benchmark.folder), "")
-    marks = np.full(result.indices.shape, "") if correct is None else correct.astype(int)
-    with atomic_write(path) as file:
-        rows = csv.writer(file)
-        rows.writerow(["query", "rank", "database_photo", "distance", "correct", "metric"])
-        for query, *columns in zip(benchmark.queries.paths, result.distances, result.indices, marks, strict=True):
-            query = os.path.abspath(query).removeprefix(folder)
-            for rank, (distance, index, mark) in enumerate(zip(*columns, strict=True)):
-                image = os.path.abspath(benchmark.database.paths[index]).removeprefix(folder)
-                rows.writerow([query, rank + 1, image, f"{distance:.6g}", mark, result.metric[rank]])

@@ -1,0 +1,175 @@
+"""A page in one file: sections, and a gallery of queries with their predictions. It needs no server and no network."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.retrieval.report.charts import escape
+from utils.retrieval.report.thumbnails import thumbnails
+from utils.runtime.atomic_files import atomic_write
+from utils.runtime.terminal import printable
+
+FOLDER = Path(__file__).parent
+# What the page may load: its own pictures, style sheet and script, the latter two by their hashes, and nothing else.
+POLICY = (
+    "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
+)
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: its anchor, heading, and content as HTML."""
+
+    anchor: str
+    heading: str
+    content: str
+
+
+@dataclass(kw_only=True)
+class Gallery:
+    """The queries that a page shows with pictures.
+
+    rows: names of the rows of predictions of each query; filters and sorts: what a reader can choose; queries: as
+    page.js expects them, from `cell` and `image`.
+    """
+
+    heading: str
+    note: str
+    rows: list[str]
+    filters: list[dict[str, Any]] = field(default_factory=list)
+    sorts: list[dict[str, Any]] = field(default_factory=list)
+    queries: list[dict[str, Any]] = field(default_factory=list)
+    _images: dict[str, dict[str, Any]] = field(default_factory=dict)  # {path: what the page knows of it}, in order
+    _indices: dict[str, int] = field(default_factory=dict)
+
+    def image(self, path: str | Path, name: str, xy: np.ndarray | None = None) -> int:
+        """The number of an image in the page. xy: its place on the map."""
+        key = str(path)
+        if key not in self._images:
+            place = None if xy is None else [round(float(value), 1) for value in xy]
+            self._indices[key] = len(self._images)
+            self._images[key] = {"name": printable(name), "xy": place}
+        return self._indices[key]
+
+    def add_filter(self, label: str, options: dict[str, str]) -> None:
+        """A choice among tags, {tag: label}; those that no query has are left out."""
+        counts = {tag: sum(tag in query["tags"] for query in self.queries) for tag in options}
+        present = [
+            {"tag": tag, "label": printable(text), "count": counts[tag]} for tag, text in options.items() if counts[tag]
+        ]
+        if present:
+            self.filters.append({"label": label, "options": present})
+
+    def data(self, *, exif_orientation: bool) -> dict[str, Any]:
+        """All of it, with thumbnails, for JSON."""
+        pictures = thumbnails(list(self._images), exif_orientation=exif_orientation)
+        images = [known | picture for known, picture in zip(self._images.values(), pictures, strict=True)]
+        content = {name: getattr(self, name) for name in ("filters", "sorts", "queries")}
+        return {"rows": [printable(row) for row in self.rows], "images": images, **content}
+
+
+def cell(image: int | None, captions: Sequence[str], correct: bool | None = None) -> dict[str, Any]:
+    """An image of the gallery: its number, None for an empty frame, lines of text, and whether it is correct."""
+    return {"image": image, "captions": list(captions), "correct": correct}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """title: in the browser's tab; heading; header: HTML below it; sections before and after the gallery."""
+
+    title: str
+    heading: str
+    header: str
+    before: list[Section]
+    gallery: Gallery
+    after: list[Section]
+
+    def write(self, path: Path, *, exif_orientation: bool = False) -> None:
+        """Writes the page. Raises InputError if the file cannot be written."""
+        style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+        gallery = Section(anchor="gallery", heading=self.gallery.heading, content="")
+        links = (
+            f'<li><a href="#{section.anchor}">{escape(section.heading)}</a></li>'
+            for section in (*self.before, gallery, *self.after)
+        )
+        parts = {
+            "policy": POLICY.format(style=_hash(style), script=_hash(script)),
+            "title": escape(self.title),
+            "style": style,
+            "header": f"<h1>{escape(self.heading)}</h1>{self.header}",
+            "navigation": "".join(links),
+            "before": "".join(map(_section, self.before)),
+            "gallery_heading": escape(self.gallery.heading),
+            "gallery_note": self.gallery.note,
+            "after": "".join(map(_section, self.after)),
+            "data": _json(self.gallery.data(exif_orientation=exif_orientation)),
+            "script": script,
+        }
+        template = (FOLDER / "page.html").read_text(encoding="utf-8")
+        content = PLACEHOLDER.sub(lambda match: parts[match[1]], template)  # in one pass: parts may contain {{...}}
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table whose first column names the rows; the others hold numbers, as text."""
+    head = "".join(
+        f'<th scope="col"{" class=number" if i else ""}>{escape(text)}</th>' for i, text in enumerate(header)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td class=number>{escape(value)}</td>" for value in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return _scrollable(
+        caption, f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>{body}</table>"
+    )
+
+
+def settings_table(caption: str, values: dict[str, object]) -> str:
+    """A table of names and values."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_plain(value))}</td></tr>'
+        for name, value in values.items()
+    )
+    return _scrollable(caption, f'<table class="settings"><caption>{escape(caption)}</caption>{rows}</table>')
+
+
+def _plain(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _scrollable(name: str, content: str) -> str:
+    """Content that scrolls sideways on a narrow screen, with the keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
+
+
+def choose_evenly(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the indices, evenly spaced."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
+
+
+def _section(section: Section) -> str:
+    name = f"{section.anchor}-heading"
+    heading = f'<h2 id="{name}">{escape(section.heading)}</h2>'
+    return f'<section id="{section.anchor}" aria-labelledby="{name}">{heading}{section.content}</section>'
+
+
+def _json(data: dict[str, Any]) -> str:
+    """JSON that cannot end the script element that contains it, nor begin a comment in it."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
