@@ -1,0 +1,42 @@
+"""Compares evaluations of the same queries: recalls, which queries one wins and another loses, and a page of both.
+
+Example: `python -m utils.retrieval.report logs/eval/RUN_A logs/eval/RUN_B`.
+"""
+
+import argparse
+from pathlib import Path
+
+from utils.cli import DEFAULT_REPORT_QUERIES, non_negative_int
+from utils.retrieval.report.comparison import compare, comparison_page, read_run
+from utils.runtime.script import cli_main
+from utils.runtime.terminal import printable
+
+
+def main() -> None:
+    """Prints the tables, and writes the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.retrieval.report",
+        description="Compare evaluations of the same queries: which ones one wins and another loses.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of an evaluation, logs/<name>/<time>")
+    parser.add_argument("--output", type=Path, default=Path("comparison.html"), metavar="FILE", help="page to write")
+    text = "queries with pictures in the page, those on which the runs differ first (default: %(default)s)"
+    parser.add_argument(
+        "--report_queries", type=non_negative_int, default=DEFAULT_REPORT_QUERIES, metavar="N", help=text
+    )
+    args = parser.parse_args()
+
+    comparison = compare([read_run(folder) for folder in args.runs])
+    print(f"{len(comparison.queries)} queries that all runs have")
+    tables = [comparison.recall_table()] + [comparison.win_table()] * (len(comparison.runs) > 1)
+    for header, rows in tables:
+        print(printable(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}"))
+        for row in rows:
+            print(printable(f"| {' | '.join(row)} |"))
+    turned = any(run.arguments.get("exif_orientation") for run in comparison.runs)
+    comparison_page(comparison, num_queries=args.report_queries).write(args.output, exif_orientation=turned)
+    print(printable(f"\nPage: {args.output}"))
+
+
+if __name__ == "__main__":
+    cli_main(main)
