@@ -55,6 +55,7 @@ from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.pca import check_pca_dim
+from utils.retrieval.report.comparison import compare, read_run
 from utils.runtime.atomic_files import atomic_write, lock_folder
 from utils.runtime.script import WORKER_DIED
 from utils.training.checkpoints import (
@@ -479,6 +480,7 @@ def flag_messages(s: Setting) -> Iterator[str]:
     flags = evaluation_flags(s.benchmark, s.checkpoints["float"])
     for more in (
         ["--hashing"],
+        ["--num_preds_to_save=101"],
         ["--margin=0.1"],
         ["--resize", "100", "322"],
         ["--resize", "14", "4494"],
@@ -488,6 +490,17 @@ def flag_messages(s: Setting) -> Iterator[str]:
         with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit):
             parse_evaluation(None)
         yield stderr.getvalue().split("error: ", 1)[1].strip()
+
+
+def report_messages(s: Setting) -> Iterator[str]:
+    yield refusal(read_run, s.folder)
+    header = "query,rank,database_photo,distance,correct,metric"
+    for name, correct in (("a", "1"), ("b", "0"), ("c", "")):
+        (s.folder / name).mkdir()
+        (s.folder / name / "results.json").write_text("{}")
+        (s.folder / name / "predictions.csv").write_text(f"{header}\n{name}.jpg,1,d.jpg,0.5,{correct},l2\n")
+    yield refusal(read_run, s.folder / "c")
+    yield refusal(compare, [read_run(s.folder / name) for name in ("a", "b")])
 
 
 def index_messages(s: Setting) -> Iterator[str]:
@@ -579,7 +592,16 @@ def other_messages(s: Setting) -> Iterator[str]:
 def messages(tmp_path_factory, tiny_benchmark, checkpoints, foundation, city, indexes) -> list[str]:
     """The messages that troubleshooting.md explains, provoked from the code."""
     found: list[str] = []
-    for provoke in (data_messages, checkpoint_messages, flag_messages, index_messages, export_messages, other_messages):
+    sources = (
+        data_messages,
+        checkpoint_messages,
+        flag_messages,
+        report_messages,
+        index_messages,
+        export_messages,
+        other_messages,
+    )
+    for provoke in sources:
         with pytest.MonkeyPatch.context() as monkeypatch:
             folder = tmp_path_factory.mktemp("provoked")
             found += provoke(Setting(folder, tiny_benchmark, checkpoints, foundation, city, indexes, monkeypatch))
