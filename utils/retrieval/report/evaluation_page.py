@@ -151,8 +151,9 @@ def _distance_section(evaluation: Evaluation) -> Section:
         chart = line_chart("Precision over recall of the first matches of each stage", scaled, x=x, y=y)
         content += f"<div><h3>Precision and recall</h3>{chart}</div>"
     note = (
-        '<p class="hint">A first match is accepted if its distance is at most the threshold. Precision: how many of '
-        "these are right. Thresholds chosen on these queries are optimistic for others.</p>"
+        '<p class="hint">Bars: shares of the right, and of the wrong, first matches. A first match is accepted if its '
+        "distance is at most the threshold. Precision: how many of these are right. "
+        "Thresholds chosen on these queries are optimistic for others.</p>"
     )
     return Section(anchor="distances", heading="Match distance", content=f"{content}</div>{thresholds}{note}")
 
@@ -181,7 +182,7 @@ def _histogram(name: str, distances: np.ndarray, correct: np.ndarray, *, unit: s
         f"{name}: distances of {right} right first matches above, of {wrong} wrong ones below the line",
         (f"✔ right\n{right:,}", shares[0] / highest),
         (f"✘ wrong\n{wrong:,}", shares[1] / highest),
-        x=Axis(f"distance of the first match ({unit}); bars: share of the right or wrong", ticks),
+        x=Axis(f"distance of the first match ({unit})", ticks),
     )
     return f"<div><h3>{escape(name)}</h3>{chart}</div>"
 
