@@ -130,7 +130,12 @@ class Running(NamedTuple):
 
 
 def start_script(
-    script: str, *flags: object, cwd: Path, env: dict[str, str] | None = None, prelude: str = "", threads: int = 1
+    script: str | Path,
+    *flags: object,
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    prelude: str = "",
+    threads: int = 1,
 ) -> Running:
     """Starts a script of the repository in a process of its own, forked from one that has the libraries loaded (several
     seconds less each).
@@ -143,14 +148,14 @@ def start_script(
         ["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"]
     )
     captured = cwd / "stdout.captured", cwd / "stderr.captured"
-    argv = [str(ROOT / script) if script.endswith(".py") else script, *map(str, flags)]
+    argv = [str(ROOT / script) if str(script).endswith(".py") else script, *map(str, flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
     process.start()
     return Running(process, *captured)
 
 
 def run_script(
-    script: str,
+    script: str | Path,
     *flags: object,
     cwd: Path,
     env: dict[str, str] | None = None,

@@ -298,9 +298,9 @@ def script_refusal(script: str, *flags: object, cwd: Path) -> str:
 
 @contextlib.contextmanager
 def logged() -> Iterator[list[str]]:
-    """The messages that the block logs."""
+    """The warnings that the block logs."""
     messages: list[str] = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
     try:
