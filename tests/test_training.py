@@ -4,6 +4,7 @@ stop signals.
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -240,6 +241,7 @@ def signals():
     signals = StopSignals()
     signals.install()
     yield signals
+    sys.unraisablehook = sys.__unraisablehook__
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -297,7 +299,7 @@ def test_a_signal_whose_exception_was_lost_is_repeated(signals):
     with pytest.raises(Stopped):
         send(signal.SIGTERM)
     with pytest.raises(Stopped):
-        signals.repeat(signal.SIGTERM)
+        signals.repeat(Stopped(signal.SIGTERM))
         time.sleep(0.01)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 
-from datasets.interruption import exit_status, raise_on_stop_signals
+from datasets.interruption import exit_status, run_command
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
 
@@ -80,5 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise_on_stop_signals()
-    sys.exit(main())
+    run_command(main)

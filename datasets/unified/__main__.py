@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from datasets.interruption import exit_status, raise_on_stop_signals
+from datasets.interruption import exit_status, run_command
 from datasets.unified.builder import build
 from datasets.unified.config import CITIES, UnifiedConfig
 from datasets.unified.planning import CitySummary
@@ -97,5 +97,4 @@ def format_summary(summaries: Sequence[CitySummary]) -> str:
 
 
 if __name__ == "__main__":
-    raise_on_stop_signals()
-    sys.exit(main())
+    run_command(main)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 STATUS = {signal.SIGINT: 130, **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1), 143)}
 EVALUATIONS = ["eval.py", "eval_hashing.py", "eval_rerank.py"]
 OTHERS = ["search.py", "datasets.synthetic", "datasets.unified"]
-END_OF_INTERPRETER = 1.0  # seconds in which a script that had finished its work may still end with status 0
+END_OF_INTERPRETER = 2.0  # seconds in which a script that had finished its work may still end with status 0
 
 
 def stop(rng: random.Random, subject: Subject, number: int) -> tuple[str, list[str]]:

@@ -15,7 +15,7 @@ from model.errors import InputError
 from model.versions import check_torch_version
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
-from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, repeat_swallowed_signals, stop_signals
+from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, stop_signals
 from utils.runtime.terminal import accept_any_text, printable
 
 WORKER_DIED = (
@@ -34,7 +34,6 @@ def cli_main(main: Callable[[], None]) -> None:
     """
     accept_any_text()
     stop_signals.install()
-    repeat_swallowed_signals()
     keep_freed_memory()
     try:
         status = _run(main)

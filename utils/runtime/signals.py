@@ -3,13 +3,11 @@
 import math
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datasets.interruption import EXIT_STATUS
+from datasets.interruption import EXIT_STATUS, repeat_if_lost
 
 CLEANUP_SECONDS = 5.0
 
@@ -41,6 +39,7 @@ class StopSignals:
     def install(self) -> None:
         """Handles the stop signals of this process. A SIGHUP that nohup ignores stays ignored."""
         self._process = os.getpid()
+        repeat_if_lost(Stopped, self.repeat)
         for number in EXIT_STATUS:
             if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -83,10 +82,10 @@ class StopSignals:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def repeat(self, number: int) -> None:
+    def repeat(self, lost: Stopped) -> None:
         """Sends this process a signal again whose exception was lost."""
         self._raised = -math.inf
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), lost.signal)
 
     def _raise_received(self) -> None:
         is_forced = self._ctrl_c > 1
@@ -109,24 +108,6 @@ class StopSignals:
 
 
 stop_signals = StopSignals()  # of this process
-
-
-def repeat_swallowed_signals() -> None:
-    """Repeats a stop signal whose exception was lost.
-
-    Python discards exceptions raised inside a finalizer or a fork hook, where a signal may well arrive: DataLoader
-    forks its workers.
-    """
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        error = unraisable.exc_value
-        if isinstance(error, Stopped):
-            # Later and from another thread, because a signal raised here would be lost in the same place.
-            threading.Timer(0.05, stop_signals.repeat, (error.signal,)).start()
-        else:
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
