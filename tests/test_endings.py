@@ -48,7 +48,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("action", "workers", "words"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", 2, "A process that reads images died"),
-        ("raise RuntimeError('broken')", 2, "RuntimeError: broken"),
+        ("raise RuntimeError('broken')", 2, "error: A process that reads images failed: RuntimeError: broken"),
+        ("raise RuntimeError('no shared memory')", 2, "Use fewer --num_workers or a smaller batch."),
         ("raise RuntimeError('broken')", 0, "RuntimeError: broken"),
         ("raise MemoryError('too large')", 0, "Out of memory. Use a smaller batch"),
     ],

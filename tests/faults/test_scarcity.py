@@ -55,7 +55,7 @@ def test_few_file_descriptors(rng, commands, tally, tmp_path):
 
 @trials()
 def test_little_memory(rng, commands, tally, tmp_path):
-    script, workers, more = rng.choice(SCRIPTS), rng.choice([0, 2]), log_uniform(rng, 1e6, 1e9)
+    script, workers, more = rng.choice(SCRIPTS), rng.choice([0, 2]), log_uniform(rng, 3e7, 1e9)
     limit, field = rng.choice([("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
     prelude = LITTLE_MEMORY.format(limit=limit, field=field, more=more)
     subject = start_forked(script, [*commands(script), f"--num_workers={workers}"], tmp_path, prelude)

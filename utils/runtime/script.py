@@ -107,9 +107,13 @@ def _report(error: BaseException) -> int:
 def _explain(error: BaseException) -> str | None:
     """A message for an error of the libraries whose own says too little; None for others."""
     text = str(error)
+    if "Original Traceback (most recent call last)" in text:  # of a process that reads images
+        text = text.strip().splitlines()[-1]
+        return f"{WORKER_DIED} {text}" if "shared memory" in text else f"A process that reads images failed: {text}"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         return f"{WORKER_DIED} {text}"
-    if isinstance(error, MemoryError) or "allocate memory" in text or isinstance(error, torch.OutOfMemoryError):
+    shortage = ("allocate memory", "start new thread")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in shortage):
         return f"{OUT_OF_MEMORY} {text}".rstrip()
     return ANOTHER_RANK_ENDED if _is_end_of_another_rank(error) else None
 
