@@ -47,7 +47,7 @@ lint: .venv/installed  ## check style (ruff) and types (mypy)
 bench: export CUDA_VISIBLE_DEVICES =
 bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON in benchmarks/results
 	mkdir -p benchmarks/results
-	for name in input extract train retrieval; do \
+	for name in input extract train retrieval onnx; do \
 		$(VENV_PYTHON) -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
 	done
 
@@ -61,13 +61,13 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real
 
-.venv/installed: requirements.txt Makefile
+.venv/installed: requirements.txt requirements-onnx.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
 	touch $@
 
-.venv-oldest/installed: requirements.txt constraints/oldest.txt Makefile
+.venv-oldest/installed: requirements.txt constraints/oldest.txt requirements-onnx.txt Makefile
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints/oldest.txt $(TOOLS)
+	.venv-oldest/$(BIN)/python -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt --constraint constraints/oldest.txt $(TOOLS)
 	touch $@

@@ -1,9 +1,10 @@
-"""The oldest PyTorch that is safe and supported."""
+"""The version of this project, and the oldest PyTorch that is safe and supported."""
 
 import torch
 
 from model.errors import InputError
 
+VERSION = "0.2.0"  # as in pyproject.toml
 OLDEST_TORCH = (2, 6)
 
 

@@ -103,6 +103,7 @@ class VisionTransformer(nn.Module):
         self.first_adapted_block = vit.depth - vit.num_adapters
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + POSITION_GRID**2, dim))
+        self.position_grid = (POSITION_GRID, POSITION_GRID)  # of pos_embed
         self.mask_token = nn.Parameter(torch.zeros(1, dim))  # unused, but part of DINOv2's weights
         self.patch_embed = PatchEmbed(dim)
         self.blocks = nn.ModuleList(Block(dim, vit.num_heads) for _ in range(vit.depth))
@@ -117,13 +118,21 @@ class VisionTransformer(nn.Module):
 
     def position_embedding(self, h: int, w: int) -> Tensor:
         """Position embedding for an h x w patch grid, [1, 1+h*w, D]."""
-        if (h, w) == (POSITION_GRID, POSITION_GRID):
+        if (h, w) == self.position_grid:
             return self.pos_embed
         grid = self.pos_embed[:, 1:].reshape(1, POSITION_GRID, POSITION_GRID, -1).permute(0, 3, 1, 2)
         # The 0.1 is part of DINOv2's published behaviour: it shifts the sampling points a little.
         scale = ((h + 0.1) / POSITION_GRID, (w + 0.1) / POSITION_GRID)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def fix_grid(self, h: int, w: int) -> None:
+        """Keeps only the position embedding for an h x w patch grid, so that an exported model need not compute it.
+
+        The model then takes images of that size only.
+        """
+        self.pos_embed = nn.Parameter(self.position_embedding(h, w).detach())
+        self.position_grid = (h, w)
 
     def forward(self, images: Tensor, float_branch: bool = True) -> BranchTokens:
         """Normalised images [B, 3, 14h, 14w] -> the branches' tokens.

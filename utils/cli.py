@@ -168,6 +168,20 @@ class ExportArguments:
     allow_incomplete_index: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnnxArguments:
+    """The flags of export_onnx.py. model: None for whatever `resume` contains. resume: None for the published weights.
+
+    settings: resize, antialias and precision of the file. normalize: within the file.
+    """
+
+    model: ModelConfig | None
+    resume: Path | None
+    output: Path
+    settings: ExtractionConfig
+    normalize: bool
+
+
 class _Refused(argparse.Action):
     """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
 
@@ -339,6 +353,43 @@ def parse_export_features(description: str | None) -> ExportArguments:
         _check_export(args)
         numbers = {"num_matched": args.num_matched or 20, "rerank_num": args.rerank_num or 100}
         return _build(ExportArguments, args, **numbers)
+
+
+def parse_export_onnx(description: str | None) -> OnnxArguments:
+    """The flags of export_onnx.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    weights = parser.add_mutually_exclusive_group(required=True)
+    text = "checkpoint to export: ours, published, or bare weights; the model is recognised"
+    weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
+    text = "export the published checkpoint, downloaded once; the flags below choose the model"
+    weights.add_argument("--pretrained", action="store_true", help=text)
+    add("--backbone", "vision transformer (default: dinov2-large)", choices=tuple(BACKBONES))
+    add("--aggregation", "aggregation of the float descriptor (default: gem)", choices=tuple(AGGREGATIONS))
+    add("--hashing", "a hashing-only model or, with --rerank, a two-branch model", action="store_true")
+    add("--rerank", "with --hashing: a two-branch model", action="store_true")
+    text = "size of the images that the file takes in pixels (height width), multiples of 14"
+    add("--resize", text, type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"))
+    text = "state in the file that images are resized without antialiasing; by default with it"
+    add("--no_antialias", text, action="store_true")
+    text = "the file takes normalised images; by default it takes values in [0, 1] and normalises them"
+    add("--no_normalization", text, action="store_true")
+    add("--fp16", "weights and computation in half precision; inputs and outputs stay float32", action="store_true")
+    add("--output", "the file to write", type=Path, metavar="FILE.onnx", required=True)
+    args = parser.parse_args()
+    with _errors_of(parser):
+        names = ("backbone", "aggregation", "hashing", "rerank")
+        flags = {name: getattr(args, name) for name in names if getattr(args, name)}
+        return OnnxArguments(
+            model=ModelConfig(**flags) if flags or args.pretrained else None,
+            resume=args.resume,
+            output=args.output,
+            settings=ExtractionConfig(
+                resize=tuple(args.resize),
+                antialias=not args.no_antialias,
+                precision="fp16" if args.fp16 else "fp32",
+            ),
+            normalize=not args.no_normalization,
+        )
 
 
 # ---- Groups of flags

@@ -165,8 +165,9 @@ class Forward:
 
 def pack_codes(codes: Tensor) -> Tensor:
     """[..., 8*b] of -1 and +1 -> [..., b] uint8 on the same device, in np.packbits order, +1 as bit 1."""
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=codes.device)
-    return ((codes > 0).unflatten(-1, (-1, 8)) * weights).sum(dim=-1, dtype=torch.uint8)
+    # int32, because ONNX cannot sum uint8.
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=codes.device)
+    return ((codes > 0).unflatten(-1, (-1, 8)) * weights).sum(dim=-1, dtype=torch.int32).to(torch.uint8)
 
 
 def cpu_supports(precision: str) -> bool:
