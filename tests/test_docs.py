@@ -40,6 +40,7 @@ from model.versions import check_torch_version
 from model.weights import download, load_foundation, load_model, model_state, read_checkpoint
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
+from utils.onnx_export import check_packages, output_errors
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
 from utils.retrieval.export import (
     Match,
@@ -578,6 +579,11 @@ def other_messages(s: Setting) -> Iterator[str]:
         another.__file__ = "/elsewhere/model.py"
         patch.setitem(sys.modules, "model", another)
         yield refusal(runpy.run_path, str(ROOT / "hubconf.py"))
+    with s.monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnx", None)
+        yield refusal(check_packages)
+    descriptor = np.ones((1, 2))
+    yield refusal(output_errors, {"descriptor": descriptor}, {"descriptor": 2 * descriptor}, 1e-4)
     yield refusal(check_pca_dim, 17, 16, 512)
     with lock_folder(s.folder):
         s.monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0)
