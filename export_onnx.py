@@ -2,7 +2,6 @@
 
 from datasets.transforms import normalize
 from model import InputError
-from model.network import check_image_size
 from model.weights import load_any_model, load_model
 from utils.cli import parse_export_onnx
 from utils.onnx_export import check_packages, checked_images, compare, export, reference_outputs
@@ -18,13 +17,12 @@ def main() -> None:
 
     # ---- The model, and its outputs in PyTorch
     model = load_model(args.model, args.resume) if args.model else load_any_model(str(args.resume))
-    config, settings = model.config, args.settings
-    check_image_size(config, settings.resize)
+    flags, settings = model.config.flags, args.settings
     images = checked_images(settings.resize)
     expected = reference_outputs(model, images)
 
     # ---- The ONNX file. If it does not give the same outputs, or the disk is full, none is left
-    print(f"Exporting {config.flags}; this takes about a minute.", flush=True)
+    print(f"Exporting {flags}; this takes about a minute.", flush=True)
     proto = export(model, settings, normalize=args.normalize)
     with atomic_write(args.output, "wb") as file:
         file.write(proto.SerializeToString())

@@ -134,10 +134,10 @@ def export(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: 
         )
     assert program is not None
     proto = program.model_proto
-    # PyTorch 2.6 states the batch size of the example in some shapes. Those within the graph are not needed.
+    # PyTorch 2.6 states the example's batch size in some shapes, or calls it s0. Those within the graph are not needed.
     del proto.graph.value_info[:]
-    for output in proto.graph.output:
-        output.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for value in [*proto.graph.input, *proto.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     for key, value in metadata(model, settings, normalize=normalize).items():
         proto.metadata_props.add(key=key, value=value)
     return proto
