@@ -24,7 +24,7 @@ def main() -> None:
     # ---- The ONNX file. If it does not give the same outputs, or the disk is full, none is left
     print(f"Exporting {flags}; this takes about a minute.", flush=True)
     proto = export(model, settings, normalize=args.normalize)
-    with atomic_write(args.output, "wb") as file:
+    with atomic_write(args.output, "wb", interruptible=True) as file:
         file.write(proto.SerializeToString())
         file.flush()
         inputs = images if args.normalize else normalize(images)
