@@ -133,8 +133,8 @@ def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold:
     """For each query [Q, 2], the ascending indices of the database images [N, 2] at most `threshold` metres away."""
     from sklearn.neighbors import NearestNeighbors  # slow to import, and --help does not need it
 
-    # A k-d tree compares coordinates. The default for small sets subtracts their squares, which are rounded; it was seen
-    # to hang when memory ran out.
+    # A k-d tree compares coordinates. The default for small sets subtracts their squares, which are rounded; it hung
+    # when memory ran out.
     neighbours = NearestNeighbors(radius=threshold, algorithm="kd_tree").fit(database_utms)
     indices = neighbours.radius_neighbors(query_utms, return_distance=False)
     return [np.sort(positives) for positives in indices]

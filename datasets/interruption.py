@@ -35,7 +35,10 @@ def run_command(main: Callable[[], int]) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise_terminated)
     repeat_if_lost(Terminated, _repeat)
-    status = main()
+    try:
+        status = main()
+    except KeyboardInterrupt as error:  # before it could say anything
+        status = exit_status(error)
     for number in EXIT_STATUS:  # nothing is left to be stopped
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
