@@ -25,7 +25,7 @@ teaser: .venv/installed  ## draw the picture at the top of README.md, after make
 reproduce: .venv/installed  ## compare the published models with published recalls: make reproduce DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m benchmarks.reproduce $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MSLS_QUERIES_LIST),--msls_queries_list "$(MSLS_QUERIES_LIST)")
 
-test: .venv/installed  ## run all tests: about seven minutes on two CPU cores
+test: .venv/installed  ## run all tests: about eight minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST)
 
 test-unit: .venv/installed  ## run the quick tests, which start no scripts
