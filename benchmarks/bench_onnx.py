@@ -39,7 +39,7 @@ def onnx_row(folder: Path, threads: int) -> Row:
 
 
 def main() -> None:
-    args = parse_arguments("onnxruntime against PyTorch.", threads=None)
+    args = parse_arguments("onnxruntime against PyTorch.")
     onnx_export.check_packages()
     with tempfile.TemporaryDirectory() as folder:
         rows = [onnx_row(Path(folder), args.threads)]
