@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datasets.cities import COLUMNS, image_name
-from datasets.images import in_shared_memory, load_image
+from datasets.images import load_image
 from datasets.text_files import CsvRow, read_csv, shorten
 from datasets.transforms import training_transform
 from model.errors import InputError
@@ -175,9 +175,7 @@ def collate_places(samples: list[PlaceSample]) -> PlaceBatch:
     if not complete:
         return PlaceBatch(torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable)
     images, labels = zip(*complete, strict=True)
-    return PlaceBatch(
-        in_shared_memory(torch.cat(images)), torch.tensor(labels).repeat_interleave(len(images[0])), unreadable
-    )
+    return PlaceBatch(torch.cat(images), torch.tensor(labels).repeat_interleave(len(images[0])), unreadable)
 
 
 def _check_folders(folder: Path, cities: Sequence[str]) -> None:

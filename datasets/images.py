@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate
 
 from datasets.views import image_view
 from model.errors import InputError
@@ -104,15 +103,6 @@ def exif_orientation_of(image: Image.Image) -> int:
     return orientation if orientation in TURNS else 1
 
 
-def in_shared_memory(batch: Tensor) -> Tensor:
-    """The batch; of a worker process, in the memory by which the main process will read it.
-
-    Here it is an error if there is too little of it. Where a batch is sent, the error would be lost, and the main
-    process would wait for the batch forever.
-    """
-    return batch.share_memory_() if get_worker_info() is not None else batch
-
-
 class ImageSample(NamedTuple):
     """Pixels [..., 3, H, W], float32 in [0, 1]; whether EXIF says that they are turned, which was not applied."""
 
@@ -171,8 +161,7 @@ def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | Inpu
         if isinstance(sample, InputError):
             return sample
         images.append(sample)
-    pixels = in_shared_memory(torch.stack([image.pixels for image in images]))
-    return ImageBatch(pixels, sum(image.turned for image in images))
+    return ImageBatch(default_collate([image.pixels for image in images]), sum(image.turned for image in images))
 
 
 def _check_file(path: str | Path) -> None:

@@ -342,6 +342,8 @@ def _verify_archive(file: BinaryIO, path: Path) -> None:
     """
     try:
         archive = zipfile.ZipFile(file)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged directory can fail anywhere
         raise _not_a_checkpoint(file, path) from error
     names = archive.namelist()
@@ -367,7 +369,9 @@ def _verify_archive(file: BinaryIO, path: Path) -> None:
             with archive.open(record) as content:
                 while content.read(READ_BLOCK):  # raises BadZipFile where the checksum differs
                     pass
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged record can fail anywhere
             raise InputError(
                 f"{path} is damaged: its record {record.filename} cannot be verified ({error}). Copy or "
                 "download the file again."

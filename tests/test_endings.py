@@ -20,13 +20,12 @@ from test_train_scripts import flags_for as flags_for_training
 from test_train_scripts import metrics_of, run_well, the_folder
 from torch.utils.data import DataLoader
 
-from datasets.gsv_cities import PlaceSample, collate_places
-from datasets.images import ImageSample, collate_images
 from model import InputError
 from utils.runtime.atomic_files import atomic_write, lock_folder, remove_leftovers, save_tensors
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, stop_signals
 from utils.runtime.terminal import printable
+from utils.runtime.workers import start_worker
 from utils.training.checkpoints import open_run, read_run_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -88,22 +87,22 @@ cli_main(main)
     assert (result.status, result.stderr.splitlines()[-1]) == (1, "error: RuntimeError: the step failed")
 
 
-def test_too_little_shared_memory_is_an_error_in_the_worker(monkeypatch):
-    """Where a batch is sent, in a thread of the worker, PyTorch loses the error and the main process waits forever."""
+class Unsendable:
+    """A batch that cannot be sent, as where shared memory or threads run out."""
 
-    def too_little(tensor):
-        raise RuntimeError("unable to allocate shared memory")
+    def __reduce__(self):
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(torch.Tensor, "share_memory_", too_little)
-    images, unreadable = torch.zeros(2, 3, 14, 14, dtype=torch.uint8), []
-    for collate, sample in (
-        (collate_places, PlaceSample(images, 0, unreadable)),
-        (collate_images, ImageSample(images[0].float(), False)),
-    ):
-        loader = DataLoader([sample], num_workers=1, collate_fn=collate)
-        with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
-            next(iter(loader))
-        next(iter(DataLoader([sample], collate_fn=collate)))
+
+def test_a_batch_that_cannot_be_sent_is_an_error(capfd):
+    """Python drops such a batch, and the main process would wait for it forever."""
+    loader = DataLoader(
+        [0], num_workers=1, collate_fn=lambda batch: Unsendable(), worker_init_fn=start_worker, timeout=30
+    )
+    with pytest.raises(RuntimeError, match="DataLoader worker .pid"):
+        next(iter(loader))
+    message = "A process that reads images cannot send a batch: RuntimeError: can't start new thread"
+    assert message in capfd.readouterr().err
 
 
 # ---- Several processes

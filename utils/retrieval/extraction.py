@@ -22,7 +22,7 @@ from utils.retrieval.index import IndexMetadata, IndexWriter
 from utils.retrieval.test_methods import average_crops
 from utils.runtime import distributed
 from utils.runtime.memory import memory_bytes
-from utils.runtime.signals import ignore_stop_signals
+from utils.runtime.workers import start_worker
 
 CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
@@ -86,7 +86,7 @@ def extract_chunks(
         num_workers=config.num_workers,
         collate_fn=collate_images,
         pin_memory=config.device.startswith("cuda"),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
     )
     forward = Forward(model, config, float_branch)
     loaded = iter(loader)

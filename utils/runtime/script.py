@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, stop_signals
 from utils.runtime.terminal import accept_any_text, printable
+from utils.runtime.workers import kill_workers
 
 WORKER_DIED = (
     "A process that reads images died, probably because memory or shared memory (/dev/shm) ran out. Use fewer "
@@ -38,7 +38,7 @@ def cli_main(main: Callable[[], None]) -> None:
     try:
         status = _run(main)
     finally:
-        _kill_workers()
+        kill_workers()
     if status and distributed.world_size() > 1:
         # Without finalizers, which may wait for the other ranks. These learn of the end as their connections close.
         logging.shutdown()
@@ -123,11 +123,3 @@ def _log_file() -> str | None:
     handlers = logging.getLogger().handlers
     paths = (handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler))
     return next((os.path.relpath(path) for path in paths), None)
-
-
-def _kill_workers() -> None:
-    """Ends the processes that read images. They ignore stop signals, and exiting would wait for them forever."""
-    if hasattr(signal, "SIGCHLD"):  # not on Windows
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for a killed worker
-    for process in multiprocessing.active_children():
-        process.kill()

@@ -110,7 +110,7 @@ class StopSignals:
 stop_signals = StopSignals()  # of this process
 
 
-def ignore_stop_signals(worker: int = 0) -> None:
-    """For a script that is ending, and for worker processes, which the main process ends: Ctrl-C reaches them too."""
+def ignore_stop_signals() -> None:
+    """For a script that is ending, and for worker processes, which the main process ends."""
     for number in EXIT_STATUS:
         signal.signal(number, signal.SIG_IGN)

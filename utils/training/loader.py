@@ -12,7 +12,7 @@ from datasets.gsv_cities import GSVCities, PlaceBatches, collate_places
 from datasets.transforms import normalize
 from model import InputError
 from utils.runtime import distributed
-from utils.runtime.signals import ignore_stop_signals
+from utils.runtime.workers import start_worker
 from utils.training.config import TrainingConfig
 
 MAX_UNREADABLE_FRACTION = 0.01  # of all images
@@ -49,7 +49,7 @@ class PlaceLoader:
             collate_fn=collate_places,
             pin_memory=config.device.startswith("cuda"),
             persistent_workers=num_workers > 0,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=start_worker,
         )
         self.unreadable: set[str] = set()
 
