@@ -1,7 +1,8 @@
 # `make help` lists the targets. They install into .venv whatever is missing.
 PYTHON ?= python3
 CONSTRAINTS ?=
-TOOLS = pytest pytest-xdist hypothesis h5py ruff mypy
+OPTIONAL = $(wildcard requirements-*.txt)
+TOOLS = pytest pytest-xdist hypothesis ruff mypy
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
@@ -61,13 +62,13 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real
 
-.venv/installed: requirements.txt requirements-onnx.txt Makefile
+.venv/installed: requirements.txt $(OPTIONAL) Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet $(addprefix --requirement=,requirements.txt $(OPTIONAL)) $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
 	touch $@
 
-.venv-oldest/installed: requirements.txt constraints/oldest.txt requirements-onnx.txt Makefile
+.venv-oldest/installed: requirements.txt constraints/oldest.txt $(OPTIONAL) Makefile
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/$(BIN)/python -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt --constraint constraints/oldest.txt $(TOOLS)
+	.venv-oldest/$(BIN)/python -m pip install --quiet $(addprefix --requirement=,requirements.txt $(OPTIONAL)) --constraint constraints/oldest.txt $(TOOLS)
 	touch $@

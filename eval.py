@@ -1,5 +1,6 @@
 """Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
 
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -26,9 +27,15 @@ def main() -> None:
 
     # ---- Datasets (usually one) and model
     benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
-    model = load_model_on_all_ranks(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
+    model = load_model_on_all_ranks(
+        args.model,
+        args.resume,
+        device=args.extraction.device,
+        image_sizes=args.image_sizes,
+        compiled=args.compile,
+    )
     pca = fit_pca_to_images(model, args.extraction, args.pca) if args.pca else None
-    run = RunDir(args.save_dir, args.flags)
+    run = RunDir(args.save_dir, args.flags | asdict(model.config))
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model, pca=pca))
 
 

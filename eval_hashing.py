@@ -1,5 +1,6 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -26,8 +27,14 @@ def main() -> None:
 
     # ---- Datasets (usually one) and model
     benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
-    model = load_model_on_all_ranks(args.model, args.resume, device=args.extraction.device, compiled=args.compile)
-    run = RunDir(args.save_dir, args.flags)
+    model = load_model_on_all_ranks(
+        args.model,
+        args.resume,
+        device=args.extraction.device,
+        image_sizes=args.image_sizes,
+        compiled=args.compile,
+    )
+    run = RunDir(args.save_dir, args.flags | asdict(model.config))
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model))
 
 

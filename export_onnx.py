@@ -2,7 +2,7 @@
 
 from datasets.transforms import normalize
 from model import InputError
-from model.weights import load_any_model, load_model
+from model.weights import load_model
 from utils.cli import parse_export_onnx
 from utils.onnx_export import check_packages, checked_images, compare, export, reference_outputs
 from utils.runtime.atomic_files import atomic_write
@@ -16,7 +16,7 @@ def main() -> None:
         raise InputError(f"--output: there is no folder {args.output.parent}.")  # known now, not after the export
 
     # ---- The model, and its outputs in PyTorch
-    model = load_model(args.model, args.resume) if args.model else load_any_model(str(args.resume))
+    model = load_model(args.model, args.resume)
     flags, settings = model.config.flags, args.settings
     images = checked_images(settings.resize)
     expected = reference_outputs(model, images)

@@ -1,5 +1,6 @@
 """Train a float SelaVPR++ model (stage one): adapters and head beside a frozen DINOv2 backbone."""
 
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -7,13 +8,14 @@ import torch
 from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
 from model import GeoLocalizationNet
+from model.network import check_image_size
 from utils.cli import parse_training
 from utils.retrieval.extraction import extract
 from utils.retrieval.report import report
 from utils.retrieval.search import search_l2
 from utils.runtime import distributed
 from utils.runtime.script import cli_main
-from utils.training.checkpoints import TrainState, load_initial_weights, open_run, read_run_checkpoint, restore
+from utils.training.checkpoints import TrainState, initial_model, open_run, read_run_checkpoint, restore
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses
 from utils.training.step import TrainingStep
@@ -27,17 +29,20 @@ def main() -> None:
     torch.manual_seed(args.training.seed)
 
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
-    model = GeoLocalizationNet(args.model)
     checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
-    if checkpoint is None:
-        load_weights = partial(
-            load_initial_weights,
-            model,
+    if checkpoint:
+        model = GeoLocalizationNet(args.model.resolve(checkpoint.model_config))
+    else:
+        build = partial(
+            initial_model,
+            args.model,
             init_from=args.init_from,
             foundation=args.foundation_model_path,
             train_backbone=args.training.train_backbone,
         )
-        distributed.load_on_main(model, load_weights)
+        model = distributed.build_on_main(build)
+    for size in args.image_sizes:
+        check_image_size(model.config, size)
 
     # ---- Data: batches of places with several images each; datasets to validate and to test on
     places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
@@ -48,8 +53,9 @@ def main() -> None:
 
     # ---- Training: the loss is that of the descriptors. Only the float branch learns, unless --train_backbone is given
     training_step = TrainingStep(model, args.training, criterion=float_losses, branch="float")
-    state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    run = open_run(args.save_dir, args.flags, checkpoint)
+    must_match = args.must_match | asdict(model.config)
+    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
+    run = open_run(args.save_dir, args.flags | asdict(model.config), checkpoint)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

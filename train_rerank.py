@@ -1,5 +1,6 @@
 """Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model."""
 
+from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -7,13 +8,14 @@ import torch
 from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
 from model import GeoLocalizationNet
+from model.network import check_image_size
 from utils.cli import parse_training
 from utils.retrieval.extraction import extract
 from utils.retrieval.report import report
 from utils.retrieval.search import rerank, search_hamming
 from utils.runtime import distributed
 from utils.runtime.script import cli_main
-from utils.training.checkpoints import TrainState, open_run, restore, resume_or_load_float_model
+from utils.training.checkpoints import TrainState, open_run, read_two_branch_checkpoint, restore, two_branch_model
 from utils.training.loader import PlaceLoader
 from utils.training.losses import hashing_losses
 from utils.training.step import TrainingStep
@@ -27,9 +29,14 @@ def main() -> None:
     torch.manual_seed(args.training.seed)
 
     # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
-    model = GeoLocalizationNet(args.model)
     assert args.resume, "--resume is required here"
-    checkpoint = distributed.load_on_main(model, partial(resume_or_load_float_model, model, args.resume))
+    checkpoint = distributed.run_on_main(partial(read_two_branch_checkpoint, args.resume))
+    if checkpoint:
+        model = GeoLocalizationNet(args.model.resolve(checkpoint.model_config))
+    else:
+        model = distributed.build_on_main(partial(two_branch_model, args.model, args.resume))
+    for size in args.image_sizes:
+        check_image_size(model.config, size)
 
     # ---- Data: batches of places with several images each; datasets to validate and to test on
     places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
@@ -47,8 +54,9 @@ def main() -> None:
     generator = torch.Generator()
     criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
     training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary")
-    state = restore(checkpoint, training_step, args.must_match) if checkpoint else TrainState(arguments=args.must_match)
-    run = open_run(args.save_dir, args.flags, checkpoint)
+    must_match = args.must_match | asdict(model.config)
+    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
+    run = open_run(args.save_dir, args.flags | asdict(model.config), checkpoint)
     trainer = Trainer(training_step, loader, args.training, run=run, state=state, generator=generator)
     for _ in trainer.epochs():
         for images, labels, rank_sizes in trainer.batches():

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import eval as eval_float
 import eval_rerank
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import GeoLocalizationNet, InputError
+from model import GeoLocalizationNet, InputError, ModelChoice
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
 from utils.cli import EvaluationArguments, non_negative_int, positive_int, resolve_device
@@ -231,7 +231,7 @@ def verdict(measured: float, published: float | None, *, has_other_protocol: boo
 def evaluation_arguments(entry: PublishedModel, args: argparse.Namespace) -> EvaluationArguments:
     """The settings of the evaluation scripts that the published figures are compared with."""
     return EvaluationArguments(
-        model=entry.config,
+        model=ModelChoice(**asdict(entry.config)),
         resume=None,
         benchmarks=[],
         extraction=ExtractionConfig(

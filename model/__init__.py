@@ -1,7 +1,7 @@
 """SelaVPR++ models. Needs only torch and the standard library."""
 
 from model.aggregation import AGGREGATIONS
-from model.config import BACKBONES, ModelConfig
+from model.config import BACKBONES, ModelChoice, ModelConfig
 from model.errors import InputError
 from model.network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
 
@@ -12,6 +12,7 @@ __all__ = [
     "GeoLocalizationNet",
     "HashingOutput",
     "InputError",
+    "ModelChoice",
     "ModelConfig",
     "TwoBranchOutput",
 ]

@@ -1,6 +1,6 @@
 """What a model is made of: the backbones, and the choice of backbone, aggregation and branches."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from model.aggregation import AGGREGATIONS
 from model.errors import InputError
@@ -72,3 +72,25 @@ class ModelConfig:
         """The model as the scripts' flags."""
         branches = " --hashing" * self.hashing + " --rerank" * self.rerank
         return f"--backbone={self.backbone} --aggregation={self.aggregation}{branches}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """What a user states about a model: fields of ModelConfig, or None for those that the checkpoint decides."""
+
+    backbone: str | None = None
+    aggregation: str | None = None
+    hashing: bool | None = None
+    rerank: bool | None = None
+
+    def resolve(self, checkpoint: ModelConfig | None = None) -> ModelConfig:
+        """The model, where a field that is None is that of the checkpoint's model, or has ModelConfig's default.
+
+        The model differs from the checkpoint's, and loading it fails, where the user states something else. Raises
+        InputError as ModelConfig does.
+        """
+        stated = {name: value for name, value in asdict(self).items() if value is not None}
+        fields = (asdict(checkpoint) if checkpoint else {}) | stated
+        if fields.get("hashing") and not fields.get("rerank") and self.aggregation is None:
+            fields.pop("aggregation", None)  # a hashing-only model has no choice, but the checkpoint may be another's
+        return ModelConfig(**fields)

@@ -7,72 +7,23 @@ import os
 import re
 import time
 import urllib.error
-import zipfile
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.aggregation import AGGREGATIONS
-from model.config import BACKBONES, ModelConfig
+from model.checkpoint_files import READ_BLOCK, read_checkpoint
+from model.config import BACKBONES, ModelChoice, ModelConfig
 from model.errors import InputError
 from model.network import GeoLocalizationNet
 from model.zoo import DINOV2_NAMES, DINOV2_SHA256, DINOV2_URL, MODEL_ZOO, find_published
 
-ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
-ZIP_FOLDER = 0x10  # of records whose content torch.load takes as empty, giving uninitialised tensors
-READ_BLOCK = 1 << 20  # bytes
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-class _NumPyPlaceholder:
-    """Placeholder for the NumPy objects in published checkpoints (saved recalls), which are not used here.
-
-    With it, loading runs no NumPy code on the file's content, and neither NumPy 1 nor 2 needs to be installed.
-    """
-
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-_NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray"] + [
-    f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")
-]
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The dict in a checkpoint file, with tensors on the CPU. Code in the file is never run.
-
-    The checksums of the file are verified; the legacy format of torch.save has none. Raises InputError if the file is
-    missing, is not a checkpoint, is truncated or damaged, or contains pickled code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        reason = "this is a folder" if path.is_dir() else "not a file" if path.exists() else "the file does not exist"
-        raise InputError(f"No checkpoint at {path}: {reason}.")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    with file:  # opened once, so that the file that was verified is the one that is loaded
-        head = file.read(64)
-        _refuse_other_formats(head, path)
-        if head.startswith(ZIP_MAGIC):
-            _verify_archive(file, path)
-        file.seek(0)
-        checkpoint = _load(file, path)
-    if not isinstance(checkpoint, dict):
-        raise InputError(
-            f"{path} contains a {type(checkpoint).__name__}. Expected a dict of tensors, or one under "
-            "'model_state_dict'."
-        )
-    return checkpoint
 
 
 def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
@@ -101,22 +52,47 @@ def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def load_model(config: ModelConfig, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:
+def model_content(model: GeoLocalizationNet) -> dict[str, Any]:
+    """What our checkpoints contain of a model: its configuration and its entries."""
+    return {"model_config": asdict(model.config), "model_state_dict": model.state_dict()}
+
+
+def find_config(checkpoint: dict, source: str | Path) -> ModelConfig | None:
+    """The model of a checkpoint: the one that it states or, if it states none, the one that its entries belong to.
+
+    None if that is not a SelaVPR++ model. Raises InputError, which names the file `source`, if it states a model that
+    does not exist, or contains no model.
+    """
+    stated = checkpoint.get("model_config")
+    if stated is None:
+        return guess_config(model_state(checkpoint, source))
+    names = {field.name for field in fields(ModelConfig)}
+    try:
+        if stated.keys() != names:
+            raise InputError(f"Expected the fields {', '.join(sorted(names))}.")
+        if any(type(stated[name]) is not bool for name in ("hashing", "rerank")):
+            raise InputError("hashing and rerank must be true or false.")
+        return ModelConfig(**stated)
+    except (InputError, AttributeError, TypeError) as error:
+        raise InputError(f"{source} states a model that does not exist here, {stated!r}: {error}") from error
+
+
+def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
 
-    Raises InputError if the weights are missing or another model's.
+    What a ModelChoice leaves open is that of the file or, of published weights, ModelConfig's default. Raises
+    InputError if the weights are missing or another model's.
     """
-    model = GeoLocalizationNet(config)
-    load_trained(model, path)
-    return model.eval().to(device)
-
-
-def load_trained(model: GeoLocalizationNet, path: str | Path | None) -> None:
-    """Loads a file into the model, or (path None) the published weights. Raises InputError as for both."""
     if path is None:
-        load_published(model)
+        network = GeoLocalizationNet(model.resolve() if isinstance(model, ModelChoice) else model)
+        load_published(network)
     else:
-        load_weights(model, path)
+        checkpoint = read_checkpoint(path)
+        state = model_state(checkpoint, path)
+        config = model.resolve(find_config(checkpoint, path)) if isinstance(model, ModelChoice) else model
+        network = GeoLocalizationNet(config)
+        load_state(network, state, path)
+    return network.eval().to(device)
 
 
 def load_any_model(source: str) -> GeoLocalizationNet:
@@ -129,13 +105,7 @@ def load_any_model(source: str) -> GeoLocalizationNet:
         return load_model(published[source], None)
     if not Path(source).exists():
         raise InputError(f"{source} is neither a file nor a published model. Choose from: {', '.join(published)}.")
-    state = model_state(read_checkpoint(source), source)
-    config = guess_config(state)
-    if config is None:
-        raise InputError(f"{source} {describe(state)}.")
-    model = GeoLocalizationNet(config)
-    load_state(model, state, source)
-    return model.eval()
+    return load_model(ModelChoice(), Path(source))
 
 
 def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
@@ -320,89 +290,6 @@ def _remove_leftovers(path: Path) -> None:
         if names.fullmatch(leftover.name) and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
             logging.info("Removing %s, which a killed download has left.", leftover)
             leftover.unlink(missing_ok=True)
-
-
-def _refuse_other_formats(head: bytes, path: Path) -> None:
-    """Raises InputError for an empty file and for a safetensors file, judged by their first bytes."""
-    size = path.stat().st_size
-    if not head:
-        raise InputError(f"{path} is not a checkpoint, or is truncated: the file is empty.")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:  # the length of a JSON object, and its start
-        raise InputError(
-            f"{path} is a safetensors file. Expected a file of torch.save; convert it with "
-            "torch.save(safetensors.torch.load_file(...), ...)."
-        )
-
-
-def _verify_archive(file: BinaryIO, path: Path) -> None:
-    """Verifies the checksums of all records of a checkpoint in the ZIP format, which torch.load ignores.
-
-    A file that was written without checksums is accepted with a warning. Raises InputError if a checksum differs, or
-    if the archive is not a checkpoint.
-    """
-    try:
-        archive = zipfile.ZipFile(file)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged directory can fail anywhere
-        raise _not_a_checkpoint(file, path) from error
-    names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise InputError(
-            f"{path} is a TorchScript archive; expected a state dict, as torch.save(model.state_dict(), ...) writes it."
-        )
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise InputError(
-            f"{path} is a ZIP archive but not a checkpoint: it contains {', '.join(names[:5])}. Expected a file of "
-            "torch.save."
-        )
-    # A record that is not empty, as data.pkl, has the checksum 0 only where torch.save was told to write none.
-    if all(record.CRC == 0 for record in archive.infolist()):
-        logging.warning("%s was saved without checksums (set_crc32_options), so damage cannot be detected.", path)
-        return
-    for record in archive.infolist():
-        try:
-            if record.external_attr & ZIP_FOLDER:
-                raise zipfile.BadZipFile("it is marked as a folder")
-            if record.compress_type != zipfile.ZIP_STORED:  # never by torch.save; a few MB could fill the memory
-                raise zipfile.BadZipFile("it is compressed")
-            with archive.open(record) as content:
-                while content.read(READ_BLOCK):  # raises BadZipFile where the checksum differs
-                    pass
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged record can fail anywhere
-            raise InputError(
-                f"{path} is damaged: its record {record.filename} cannot be verified ({error}). Copy or "
-                "download the file again."
-            ) from error
-
-
-def _load(file: BinaryIO, path: Path) -> object:
-    try:
-        with torch.serialization.safe_globals([(_NumPyPlaceholder, name) for name in _NUMPY_NAMES]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise InputError(
-                f"{path} contains pickled code ({code[1]}) and was not loaded. A checkpoint may hold only tensors "
-                "and plain values."
-            ) from error
-        raise _not_a_checkpoint(file, path) from error
-
-
-def _not_a_checkpoint(file: BinaryIO, path: Path) -> InputError:
-    """The error for a file that cannot be read, with its first words if it is a text."""
-    file.seek(0)
-    start = file.read(40).decode("latin-1")
-    is_text = start.isascii() and "".join(start.split()).isprintable()
-    text = f", beginning with {start!r}" if start and is_text else ""
-    return InputError(
-        f"{path} is not a checkpoint, or is truncated: torch.load cannot read it ({path.stat().st_size} bytes{text})."
-    )
 
 
 def _entry_problem(name: object, value: object) -> str | None:

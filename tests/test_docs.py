@@ -35,9 +35,10 @@ from datasets.images import load_image
 from datasets.layouts import BenchmarkConfig, list_images
 from datasets.positions import PositionTable
 from datasets.protocols import PROTOCOLS
-from model import AGGREGATIONS, InputError, ModelConfig, aggregation
+from model import AGGREGATIONS, InputError, ModelChoice, ModelConfig, aggregation
+from model.checkpoint_files import read_checkpoint
 from model.versions import check_torch_version
-from model.weights import download, load_foundation, load_model, model_state, read_checkpoint
+from model.weights import download, load_foundation, load_model, model_state
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.onnx_export import check_packages, output_errors
@@ -61,10 +62,10 @@ from utils.runtime.atomic_files import atomic_write, lock_folder
 from utils.runtime.script import WORKER_DIED
 from utils.training.checkpoints import (
     TrainState,
-    load_initial_weights,
+    initial_model,
     read_run_checkpoint,
+    read_two_branch_checkpoint,
     restore,
-    resume_or_load_float_model,
 )
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
@@ -424,7 +425,6 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     torch.save({"train_state": asdict(TrainState(arguments={"lr": 0.1}, world_size=2))}, run)
     cut.write_bytes(s.checkpoints["float"].read_bytes()[:20000])
     torch.save({"model": Trap()}, trap)
-    tiny, two_branch = build("vit-tiny"), build("vit-tiny", **MODES["two_branch"])
 
     yield script_refusal("eval.py", *evaluation_flags(s.benchmark, s.checkpoints["two_branch"]), cwd=s.folder)
     yield refusal(load_model, ModelConfig(backbone="vit-tiny"), s.foundation)
@@ -444,10 +444,10 @@ def checkpoint_messages(s: Setting) -> Iterator[str]:
     cached = s.folder / "checkpoints" / MODEL_ZOO[0].file
     cached.write_bytes(b"")
     yield refusal(download, MODEL_ZOO[0].urls, flag="--resume", sha256=64 * "a")
-    yield refusal(load_foundation, tiny)
+    yield refusal(load_foundation, build("vit-tiny"))
     yield script_refusal("train.py", *training_flags(s.city, f"--resume={s.checkpoints['float']}"), cwd=s.folder)
-    yield refusal(load_initial_weights, tiny, init_from=run, foundation=None, train_backbone=True)
-    yield refusal(resume_or_load_float_model, two_branch, s.checkpoints["two_branch"])
+    yield refusal(initial_model, ModelChoice(), init_from=run, foundation=None, train_backbone=True)
+    yield refusal(read_two_branch_checkpoint, s.checkpoints["two_branch"])
     yield refusal(read_run_checkpoint, run)
     (s.folder / "best_model.pth").touch()
     yield refusal(restore, read_run_checkpoint(run), None, {"lr": 0.2})
@@ -459,8 +459,15 @@ def file_messages(s: Setting) -> Iterator[str]:
     state = read_checkpoint(s.checkpoints["float"])["model_state_dict"]
     for entries in ({"linear2.bias": 0.5}, {"linear2.bias": torch.ones(1)}):  # beside "module.linear2.bias"
         yield refusal(model_state, {**state, **entries}, path)
-    write_safetensors(path)
+    write_safetensors(path, {"model_config": "{"})
+    path.write_bytes(path.read_bytes()[:-1])
     yield refusal(read_checkpoint, path)
+    torch.save({"model_state_dict": {"a": torch.ones(1)}, "model_config": {"backbone": "vit-tiny"}}, path)
+    yield refusal(load_model, ModelChoice(), path)
+    with pytest.MonkeyPatch.context() as without_package:
+        without_package.setitem(sys.modules, "safetensors.torch", None)
+        write_safetensors(path)
+        yield refusal(read_checkpoint, path)
     for name in ("archive/constants.pkl", "notes.txt"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(name, "")

@@ -379,7 +379,11 @@ def test_checkpoint_that_is_truncated(refuse, checkpoints, tmp_path, size):
     ],
 )
 def test_checkpoint_for_another_model(refuse, checkpoints, script, of, words):
-    refuse(script, [], [checkpoints[of], *words], checkpoint=checkpoints[of])
+    refuse(script, ["--aggregation=gem"], [checkpoints[of], *words], checkpoint=checkpoints[of])
+
+
+def test_the_size_of_images_is_checked_for_the_model_of_the_checkpoint(refuse, checkpoints):
+    refuse("eval.py", [], ["SALAD", "4 x 4 = 16"], checkpoint=checkpoints["salad"])
 
 
 class Trap:

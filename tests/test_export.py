@@ -576,3 +576,25 @@ def test_the_script_ends_with_status_2_for_what_an_index_has_not(evaluated):
     result = run_script("export_features.py", f"--index={evaluated / 'index'}", "--to", "pairs", "x", cwd=evaluated)
     assert result.status == 2 and "--num_matched is 20" in result.stderr and "Traceback" not in result.stderr
     assert not [path for path in evaluated.iterdir() if path.name == "x" or path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("output", ["model.safetensors", "no_folder/model.safetensors"])
+def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path, output):
+    pytest.importorskip("safetensors")
+    path = tmp_path / output
+    result = run_script(
+        "export_safetensors.py", f"--resume={checkpoints['two_branch']}", f"--output={path}", cwd=tmp_path
+    )
+    if not path.parent.exists():
+        assert result.status == 1 and f"there is no folder {path.parent}" in result.stderr
+        return
+    assert result.status == 0, result.stderr
+    assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
+    predictions = []
+    for resume in (checkpoints["two_branch"], path):
+        flags = [flag for flag in flags_for(tiny_benchmark, resume) if flag != "--backbone=vit-tiny"]
+        result = run_script("eval_rerank.py", *flags, f"--save_dir={resume.suffix[1:]}", cwd=tmp_path)
+        assert result.status == 0, result.stderr
+        (folder,) = (tmp_path / "logs" / resume.suffix[1:]).iterdir()
+        predictions.append((folder / "predictions.csv").read_bytes())
+    assert predictions[0] == predictions[1]

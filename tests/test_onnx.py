@@ -17,7 +17,7 @@ from test_docs import blocks
 import export_onnx
 from datasets.resizing import resize_image
 from datasets.transforms import normalize
-from model import BACKBONES, InputError, ModelConfig
+from model import BACKBONES, InputError, ModelChoice
 from model.config import ViTConfig
 from model.versions import VERSION
 from utils import onnx_export
@@ -302,7 +302,7 @@ def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(mo
         ("float", ["--rerank"], ["rerank", "hashing"]),
         ("float", ["--hashing", "--backbone=vit-tiny"], ["does not fit the model", "eval.py"]),
         ("float", ["--output=nowhere/model.onnx"], ["--output", "no folder nowhere"]),
-        ("float", ["--resume=none.pth"], ["none.pth", "neither a file"]),
+        ("float", ["--resume=none.pth"], ["No checkpoint at none.pth"]),
     ],
 )
 def test_bad_input_is_refused(checkpoints, monkeypatch, tmp_path, capsys, model, flags, words):
@@ -327,12 +327,12 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch, name):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--resume=a.pth"], None),
-        (["--resume=a.pth", "--hashing"], ModelConfig(hashing=True)),
-        (["--pretrained"], ModelConfig()),
+        (["--resume=a.pth"], ModelChoice()),
+        (["--resume=a.pth", "--hashing"], ModelChoice(hashing=True, rerank=False)),
+        (["--pretrained"], ModelChoice()),
         (
             ["--pretrained", "--backbone=dinov2-base", "--hashing", "--rerank"],
-            ModelConfig(backbone="dinov2-base", hashing=True, rerank=True),
+            ModelChoice(backbone="dinov2-base", hashing=True, rerank=True),
         ),
     ],
 )

@@ -38,6 +38,11 @@ FILES = [
     "results.json",
 ]
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
+BRANCHES = {
+    "train.py": {"hashing": False, "rerank": False},
+    "train_hashing.py": {"hashing": True, "rerank": False},
+    "train_rerank.py": {"hashing": True, "rerank": True},
+}
 
 
 def flags_for(city, *more):
@@ -82,6 +87,11 @@ def the_folder(cwd):
 
 def load(path):
     return torch.load(path, weights_only=True)
+
+
+def best_model(folder):
+    """The entries of best_model.pth."""
+    return load(folder / "best_model.pth")["model_state_dict"]
 
 
 def metrics_of(folder):
@@ -161,18 +171,22 @@ def test_what_a_run_leaves(stages, script):
         ("train_rerank.py", "eval_rerank.py"),
     ],
 )
-def test_best_model_is_bare_weights_that_evaluate_to_the_same(stages, city, tmp_path, script, evaluation):
+def test_the_best_model_states_what_it_is_and_evaluates_to_the_same(stages, city, tmp_path, script, evaluation):
     folder = stages[script][1]
-    best = load(folder / "best_model.pth")
-    assert all(isinstance(value, torch.Tensor) for value in best.values())
-    assert best.keys() == load(folder / "last_model.pth")["model_state_dict"].keys()
+    best, last = load(folder / "best_model.pth"), load(folder / "last_model.pth")
+    assert best.keys() == {"model_config", "model_state_dict"}
+    assert best["model_state_dict"].keys() == last["model_state_dict"].keys()
+    assert (
+        best["model_config"]
+        == last["model_config"]
+        == {"backbone": "vit-tiny", "aggregation": "gem", **BRANCHES[script]}
+    )
     more = ["--rerank_num=3"] if script == "train_rerank.py" else []
     lines, evaluated = run_well(
         evaluation,
         [
             f"--datasets_folder={city}",
             "--dataset_name=synthetic",
-            "--backbone=vit-tiny",
             "--resize",
             56,
             56,
@@ -185,11 +199,13 @@ def test_best_model_is_bare_weights_that_evaluate_to_the_same(stages, city, tmp_
     )
     assert lines[-1] == stages[script][0][-1]
     assert (evaluated / "predictions.csv").read_text() == (folder / "predictions.csv").read_text()
+    settings = json.loads((evaluated / "results.json").read_text())["arguments"]
+    assert settings["backbone"] == "vit-tiny"  # which was not given
 
 
 def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
     folder = stages["train_hashing.py"][1]
-    assert same(load(folder / "best_model.pth"), load(folder / "last_model.pth")["model_state_dict"])
+    assert same(best_model(folder), load(folder / "last_model.pth")["model_state_dict"])
 
 
 def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, foundation):
@@ -211,7 +227,7 @@ def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, fou
 
 
 def test_stage_two_leaves_the_float_branch_bit_for_bit(stages):
-    start = load(stages["train.py"][1] / "best_model.pth")
+    start = best_model(stages["train.py"][1])
     state = load(stages["train_rerank.py"][1] / "last_model.pth")["model_state_dict"]
     assert any("running_var" in name for name in start)
     assert same({name: state[name] for name in start}, start)
@@ -222,9 +238,8 @@ def test_stage_two_leaves_the_float_branch_bit_for_bit(stages):
 
 def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
     """Stage two's: the float model, whose adapters the binary branch starts with."""
-    lines, folder = run_well(
-        "train_rerank.py", flags_for(city, f"--resume={checkpoints['float']}", "--epochs_num=0"), tmp_path
-    )
+    flags = flags_for(city, f"--resume={checkpoints['float']}", "--epochs_num=0")
+    lines, folder = run_well("train_rerank.py", [flag for flag in flags if flag != "--backbone=vit-tiny"], tmp_path)
     assert lines[-1].startswith("R@1: ")
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
@@ -233,7 +248,7 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
         "predictions.csv",
         "results.json",
     ]
-    best, start = load(folder / "best_model.pth"), filled(build("vit-tiny")).state_dict()
+    best, start = best_model(folder), filled(build("vit-tiny")).state_dict()
     assert same({name: best[name] for name in start}, start)
     adapters = [name for name in start if name.startswith("backbone.adapters.")]
     assert adapters
@@ -249,7 +264,7 @@ def test_a_new_run_starts_from_given_weights(city, checkpoints, tmp_path, script
     """Published ones here; the foundation is not needed."""
     flags = flags_for(city, f"--init_from={checkpoints[mode]}", "--epochs_num=0")
     _, folder = run_well(script, flags, tmp_path / "start")
-    start = load(folder / "best_model.pth")
+    start = best_model(folder)
     assert same(start, dict(filled(build(**MODES[mode])).state_dict()))
     _, folder = run_well(script, [*flags, "--epochs_num=1", "--val_datasets", "none"], tmp_path / "run")
     tuned = load(folder / "last_model.pth")
@@ -325,6 +340,29 @@ def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, m
     assert validate(model)[0].first_stage is not None and len(computed) == 8
 
 
+def test_curves_for_tensorboard_go_on_where_a_run_is_resumed(city, checkpoints, tmp_path):
+    """The model, which the flags do not name, is that of the checkpoint."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = [flag for flag in flags_for(city, "--tensorboard") if flag != "--backbone=vit-tiny"]
+    first = [*flags, f"--init_from={checkpoints['float']}", "--epochs_num=1"]
+    _, folder = run_well("train.py", first, tmp_path)
+    checkpoint = (folder / "last_model.pth").read_bytes()
+    for _ in range(2):  # the second time as if the first one had been killed
+        (folder / "last_model.pth").write_bytes(checkpoint)
+        run_well("train.py", [*flags, f"--resume={folder / 'last_model.pth'}"], tmp_path)
+    events = event_accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss/total")}
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 2 * BATCHES + 1))
+    rows = metrics_of(folder)
+    for epoch, row in enumerate(rows):
+        steps = range(epoch * BATCHES + 1, (epoch + 1) * BATCHES + 1)
+        assert float(row["loss"]) == pytest.approx(sum(losses[step] for step in steps) / BATCHES, rel=1e-5)
+    recalls = [event.value for event in events.Scalars("validation/synthetic_R@1")]
+    assert recalls == pytest.approx([float(row["synthetic_R@1"]) for row in rows])
+    assert {"training/learning_rate", "epoch/seconds", "epoch/peak_memory_mb"} < set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("curves")] == [BATCHES, 2 * BATCHES]
+
+
 # ---- Interrupting and resuming
 
 
@@ -362,7 +400,7 @@ def outcome(folder):
     checkpoint = load(folder / "last_model.pth")
     for row in checkpoint["train_state"]["history"]:
         row["seconds"] = row["peak_memory_mb"] = 0
-    return checkpoint, load(folder / "best_model.pth"), (folder / "predictions.csv").read_text()
+    return checkpoint, best_model(folder), (folder / "predictions.csv").read_text()
 
 
 def interrupt(script, flags, cwd, number, moment):
@@ -503,7 +541,7 @@ def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, city, c
     result = run_script("train_rerank.py", *command[:-1], "--epochs_num=5", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert (folder / "best_model.pth").read_bytes() != best
-    assert same(load(folder / "best_model.pth"), load(folder / "last_model.pth")["model_state_dict"])
+    assert same(best_model(folder), load(folder / "last_model.pth")["model_state_dict"])
     row = metrics_of(folder)[-1]
     assert row["epoch"] == "5" and float(row["learning_rate"]) == 2e-4
     score = float(row["synthetic_R@1"]) + float(row["synthetic_R@5"])
@@ -696,7 +734,7 @@ def test_stage_two_without_a_start(refuse):
     ],
 )
 def test_stage_two_from_another_model(refuse, checkpoints, start, words):
-    refuse("train_rerank.py", [f"--resume={checkpoints[start]}"], words)
+    refuse("train_rerank.py", ["--aggregation=gem", f"--resume={checkpoints[start]}"], words)
 
 
 @pytest.mark.parametrize(
@@ -715,7 +753,7 @@ def test_each_way_to_start_refuses_the_others_file(refuse, stages, flag, file, w
 def test_initial_weights_of_another_model(refuse, checkpoints, of):
     refuse(
         "train.py",
-        [f"--init_from={checkpoints[of]}"],
+        ["--aggregation=gem", f"--init_from={checkpoints[of]}"],
         [checkpoints[of], "does not fit", f"--aggregation={'salad' if of == 'salad' else 'gem'}"],
     )
 

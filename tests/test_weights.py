@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import threading
 import time
 import zipfile
@@ -17,7 +18,7 @@ import pytest
 import torch
 from helpers import MODES, NOT_TORCH, build, filled, run_python, save_published
 
-from model import GeoLocalizationNet, InputError, ModelConfig, weights, zoo
+from model import GeoLocalizationNet, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
 
 LOAD = """
 import sys, torch
@@ -286,8 +287,13 @@ def test_the_file_that_was_verified_is_the_one_that_is_loaded(tmp_path, monkeypa
     path, other = tmp_path / "model.pth", tmp_path / "other.pth"
     expected = small_checkpoint(path)
     torch.save({"other": torch.ones(3)}, other)
-    verify = weights._verify_archive
-    monkeypatch.setattr(weights, "_verify_archive", lambda *arguments: (verify(*arguments), os.replace(other, path)))
+    verify = checkpoint_files._verify_archive
+
+    def verify_and_replace(*arguments):
+        verify(*arguments)
+        os.replace(other, path)
+
+    monkeypatch.setattr(checkpoint_files, "_verify_archive", verify_and_replace)
     assert equal(weights.read_checkpoint(path), expected)
 
 
@@ -353,17 +359,17 @@ def test_no_file(tmp_path):
     assert "the file is empty" in refusal(tmp_path / "empty.pth")
 
 
-def write_safetensors(path):
+def write_safetensors(path, metadata=None):
     """A safetensors file with one tensor, as its format defines it."""
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(header | ({"__metadata__": metadata} if metadata else {})).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (write_safetensors, "is a safetensors file. Expected a file of torch.save"),
         (
             lambda path: np.savez(path.open("wb"), a=np.ones(2)),
             "is a ZIP archive but not a checkpoint: it contains a.npy",
@@ -391,6 +397,97 @@ def test_other_kinds_of_files_are_named(tmp_path, write, words, name):
 def test_a_file_without_a_model(tmp_path, content, word):
     torch.save(content, tmp_path / "other.pth")
     assert word in refusal(tmp_path / "other.pth")
+
+
+# ---- What a checkpoint states about its model, and safetensors files
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("mode", "aggregation"), [("float", "salad"), ("hashing", "gem"), ("two_branch", "boq")])
+def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregation):
+    model = filled(build("vit-tiny", aggregation, **MODES[mode]))
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        torch.save(weights.model_content(model), path)
+    else:
+        pytest.importorskip("safetensors")
+        path.write_bytes(checkpoint_files.safetensors_bytes(model.state_dict(), model.config))
+    assert weights.find_config(checkpoint_files.read_checkpoint(path), path) == model.config
+    loaded = weights.load_model(ModelChoice(), path)
+    assert loaded.config == model.config and not loaded.training
+    assert equal(loaded.state_dict(), model.state_dict())
+
+
+def test_what_a_checkpoint_states_goes_before_what_its_entries_suggest(tmp_path):
+    """And must be true: an entry that the stated model lacks is refused."""
+    content = weights.model_content(filled(build()))
+    path = tmp_path / "model.pth"
+    torch.save(content | {"model_config": content["model_config"] | {"aggregation": "boq"}}, path)
+    with pytest.raises(InputError, match=r"does not fit the model.\nState-dict entries: .* missing \(aggregation"):
+        weights.load_model(ModelChoice(), path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        (["vit-tiny"], "list"),
+        ({"backbone": "vit-tiny"}, "Expected the fields aggregation, backbone, hashing, rerank"),
+        ({"backbone": "vit-tiny", "aggregation": "gem", "hashing": 1, "rerank": 0}, "must be true or false"),
+        ({"backbone": "vit-9", "aggregation": "gem", "hashing": False, "rerank": False}, "Unknown backbone 'vit-9'"),
+        ({"backbone": [], "aggregation": "gem", "hashing": False, "rerank": False}, "unhashable"),
+    ],
+)
+def test_a_checkpoint_that_states_no_model_of_ours(tmp_path, stated, words):
+    path = tmp_path / "model.pth"
+    torch.save(weights.model_content(filled(build())) | {"model_config": stated}, path)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))} states a model that does not exist here, .*{words}"):
+        weights.load_model(ModelChoice(), path)
+
+
+@pytest.mark.parametrize(
+    ("choice", "checkpoint", "expected"),
+    [
+        ({}, None, {"backbone": "dinov2-large"}),
+        ({"backbone": "vit-tiny"}, None, {"backbone": "vit-tiny"}),
+        ({"hashing": True, "rerank": True}, {"aggregation": "boq"}, {"aggregation": "boq", **MODES["two_branch"]}),
+        ({"hashing": True, "rerank": False}, {"aggregation": "boq"}, {"hashing": True}),
+        ({"aggregation": "salad"}, {"backbone": "vit-tiny"}, {"aggregation": "salad", "backbone": "vit-tiny"}),
+        ({"hashing": False, "rerank": False}, MODES["two_branch"], {}),
+    ],
+)
+def test_what_the_user_states_goes_before_the_checkpoint(choice, checkpoint, expected):
+    found = None if checkpoint is None else ModelConfig(**checkpoint)
+    assert ModelChoice(**choice).resolve(found) == ModelConfig(**expected)
+
+
+def test_a_safetensors_file_of_others_is_recognised(tmp_path):
+    """It has the entries of a model, in half precision, and no word about it."""
+    package = pytest.importorskip("safetensors.torch")
+    state = filled(build(**MODES["two_branch"])).state_dict()
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    package.save_file(halves, tmp_path / "model.safetensors")
+    loaded = weights.load_model(ModelChoice(), tmp_path / "model.safetensors")
+    assert loaded.config == ModelConfig(backbone="vit-tiny", **MODES["two_branch"])
+    assert all(torch.equal(value, halves[name].to(value.dtype)) for name, value in loaded.state_dict().items())
+
+
+def test_a_safetensors_file_that_is_damaged(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path)
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"1", content.replace(b"F32", b"F99"), content.replace(b"[1]", b"[7]")):
+        path.write_bytes(damaged)
+        assert "is not a safetensors file, or is truncated or damaged" in refusal(path)
+    write_safetensors(path, {"model_config": "{"})
+    assert "the metadata model_config is not JSON: '{'" in refusal(path)
+
+
+def test_a_safetensors_file_without_the_package(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "model.pth")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install -r requirements-safetensors.txt" in refusal(tmp_path / "model.pth")
 
 
 # ---- DINOv2's weights

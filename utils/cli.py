@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from datasets.cities import TRAINING_DATASETS, training_order
 from datasets.gsv_cities import PlacesConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.views import CROP_METHODS, TEST_METHODS
-from model import AGGREGATIONS, BACKBONES, InputError, ModelConfig
+from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig
 from model.network import check_image_size
 from utils.retrieval.config import (
     DESCRIPTOR_DTYPES,
@@ -53,7 +54,7 @@ EXPORTS = {  # {(source, format): the flags that apply}
 }
 CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path epochs_num "
-    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num"
+    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num tensorboard"
 ).split()
 
 
@@ -83,7 +84,7 @@ fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", 
 class EvaluationArguments:
     """The flags of an evaluation script. resume: None for the published weights. flags: all, as plain values."""
 
-    model: ModelConfig
+    model: ModelChoice
     resume: Path | None
     benchmarks: list[BenchmarkConfig]
     extraction: ExtractionConfig
@@ -104,6 +105,12 @@ class EvaluationArguments:
     flags: dict[str, Any]
 
     @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of what the model takes: the database's images, and crops of queries."""
+        size = self.extraction.resize
+        return [size, (min(size), min(size))] if self.test_method in CROP_METHODS else [size]
+
+    @property
     def merges_crops(self) -> bool:
         """Whether the test method searches each crop of a query and merges the results."""
         return self.test_method in MERGING_METHODS
@@ -113,7 +120,7 @@ class EvaluationArguments:
 class TrainingArguments:
     """The flags of a training script. flags: all, as plain values. must_match: those that a resumed run must repeat."""
 
-    model: ModelConfig
+    model: ModelChoice
     resume: Path | None
     init_from: Path | None = None
     foundation_model_path: Path | None = None
@@ -130,6 +137,11 @@ class TrainingArguments:
     save_dir: str
     must_match: dict[str, Any]
     flags: dict[str, Any]
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of what the model takes: images in training and in evaluation."""
+        return [self.places.image_size, self.extraction.resize]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +182,25 @@ class ExportArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxArguments:
-    """The flags of export_onnx.py. model: None for whatever `resume` contains. resume: None for the published weights.
+    """The flags of export_onnx.py. resume: None for the published weights.
 
     settings: resize, antialias and precision of the file. normalize: within the file.
     """
 
-    model: ModelConfig | None
+    model: ModelChoice
     resume: Path | None
     output: Path
     settings: ExtractionConfig
     normalize: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsArguments:
+    """The flags of export_safetensors.py. resume: None for the published weights."""
+
+    model: ModelChoice
+    resume: Path | None
+    output: Path
 
 
 class _Refused(argparse.Action):
@@ -195,7 +216,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     Exits with status 2 if they are not valid.
     """
     parser, add = _parser(description)
-    _add_model(add, hashing, rerank)
+    _add_model(add, hashing, rerank, default="that of --resume; with --pretrained {}")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument(
         "--resume", type=Path, metavar="FILE", help="checkpoint to evaluate: ours, published, or bare weights"
@@ -224,14 +245,11 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
         _check_test_method(args)
         save_index = _index_config(args)
         ivf = getattr(args, "ivf", None)
-        model, extraction = _build(ModelConfig, args), _extraction(args, args.precision)
-        check_image_size(model, extraction.resize)
-        if args.test_method in CROP_METHODS:
-            check_image_size(model, (min(extraction.resize),) * 2)
+        model, extraction = _build(ModelChoice, args), _extraction(args, args.precision)
         pca = None
         if getattr(args, "pca_dim", None):
             pca = PCAConfig(folder=args.datasets_folder / args.pca_dataset_folder, dim=args.pca_dim, seed=args.seed)
-        return _build(
+        settings = _build(
             EvaluationArguments,
             args,
             model=model,
@@ -243,6 +261,8 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
             ivf=IVFConfig(nlist=ivf[0], nprobe=ivf[1]) if ivf else None,
             flags=_plain_values(args),
         )
+        _check_image_sizes(settings)
+        return settings
 
 
 def parse_training(description: str | None, *, hashing: bool = False, rerank: bool = False) -> TrainingArguments:
@@ -251,7 +271,7 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
     Exits with status 2 if they are not valid.
     """
     parser, add = _parser(description)
-    _add_model(add, hashing, rerank)
+    _add_model(add, hashing, rerank, default="that of --resume" + " or --init_from, otherwise {}" * (not rerank))
     if rerank:
         text = "a trained float model to start from, or this script's last_model.pth to resume a run"
         add("--resume", text, type=Path, metavar="FILE", required=True)
@@ -275,6 +295,8 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
         _check_branches(parser, args, (hashing, rerank))
         if args.datasets_folder is None:
             raise InputError(NO_DATASETS_FOLDER)
+        if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs the package tensorboard: pip install -r requirements-tensorboard.txt")
         _resolve_common(args)
         if getattr(args, "init_from", None) and args.foundation_model_path:
             raise InputError("--init_from contains the backbone; give either that or --foundation_model_path.")
@@ -286,11 +308,9 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
         if args.weight_decay is None:
             args.weight_decay = DEFAULT_WEIGHT_DECAY[args.optim]
         flags = _plain_values(args)
-        model, extraction = _build(ModelConfig, args), _extraction(args, args.eval_precision)
+        model, extraction = _build(ModelChoice, args), _extraction(args, args.eval_precision)
         places = _build(PlacesConfig, args, cities=tuple(args.cities), image_size=tuple(args.image_size))
-        for size in (extraction.resize, places.image_size):
-            check_image_size(model, size)
-        return _build(
+        settings = _build(
             TrainingArguments,
             args,
             model=model,
@@ -302,6 +322,8 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
             flags=flags,
             must_match={name: value for name, value in flags.items() if name not in CHANGEABLE},
         )
+        _check_image_sizes(settings)
+        return settings
 
 
 def parse_search(description: str | None) -> SearchArguments:
@@ -358,15 +380,7 @@ def parse_export_features(description: str | None) -> ExportArguments:
 def parse_export_onnx(description: str | None) -> OnnxArguments:
     """The flags of export_onnx.py. Exits with status 2 if they are not valid."""
     parser, add = _parser(description)
-    weights = parser.add_mutually_exclusive_group(required=True)
-    text = "checkpoint to export: ours, published, or bare weights; the model is recognised"
-    weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
-    text = "export the published checkpoint, downloaded once; the flags below choose the model"
-    weights.add_argument("--pretrained", action="store_true", help=text)
-    add("--backbone", "vision transformer (default: dinov2-large)", choices=tuple(BACKBONES))
-    add("--aggregation", "aggregation of the float descriptor (default: gem)", choices=tuple(AGGREGATIONS))
-    add("--hashing", "a hashing-only model or, with --rerank, a two-branch model", action="store_true")
-    add("--rerank", "with --hashing: a two-branch model", action="store_true")
+    _add_any_model(parser, add)
     text = "size of the images that the file takes in pixels (height width), multiples of 14"
     add("--resize", text, type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"))
     text = "state in the file that images are resized without antialiasing; by default with it"
@@ -377,10 +391,8 @@ def parse_export_onnx(description: str | None) -> OnnxArguments:
     add("--output", "the file to write", type=Path, metavar="FILE.onnx", required=True)
     args = parser.parse_args()
     with _errors_of(parser):
-        names = ("backbone", "aggregation", "hashing", "rerank")
-        flags = {name: getattr(args, name) for name in names if getattr(args, name)}
         return OnnxArguments(
-            model=ModelConfig(**flags) if flags or args.pretrained else None,
+            model=_any_model(args),
             resume=args.resume,
             output=args.output,
             settings=ExtractionConfig(
@@ -392,16 +404,42 @@ def parse_export_onnx(description: str | None) -> OnnxArguments:
         )
 
 
+def parse_export_safetensors(description: str | None) -> SafetensorsArguments:
+    """The flags of export_safetensors.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    _add_any_model(parser, add)
+    add("--output", "the file to write", type=Path, metavar="FILE.safetensors", required=True)
+    args = parser.parse_args()
+    with _errors_of(parser):
+        return SafetensorsArguments(model=_any_model(args), resume=args.resume, output=args.output)
+
+
 # ---- Groups of flags
 
 
-def _add_model(add: Callable, hashing: bool, rerank: bool) -> None:
-    add("--backbone", "vision transformer", choices=tuple(BACKBONES), default="dinov2-large")
+def _add_model(add: Callable, hashing: bool, rerank: bool, default: str) -> None:
+    """default: where the model comes from if it is not given, in words; {} stands for ModelConfig's default."""
+    text = f"vision transformer (default: {default.format(ModelConfig.backbone)})"
+    add("--backbone", text, choices=tuple(BACKBONES))
     aggregations = ("gem",) if hashing and not rerank else tuple(AGGREGATIONS)
-    add("--aggregation", "aggregation of the float descriptor", choices=aggregations, default="gem")
+    text = f"aggregation of the float descriptor (default: {default.format(ModelConfig.aggregation)})"
+    add("--aggregation", text, choices=aggregations)
     for flag, is_on in (("--hashing", hashing), ("--rerank", rerank)):
         text = "always on here (accepted for compatibility)" if is_on else "not supported by this script"
         add(flag, text, action="store_true")
+
+
+def _add_any_model(parser: argparse.ArgumentParser, add: Callable) -> None:
+    """The weights of a model of any kind, for scripts that export one."""
+    weights = parser.add_mutually_exclusive_group(required=True)
+    text = "checkpoint to export: ours, published, or bare weights; the model is recognised"
+    weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
+    text = "export the published checkpoint, downloaded once; the flags below choose the model"
+    weights.add_argument("--pretrained", action="store_true", help=text)
+    add("--backbone", "vision transformer (default: dinov2-large)", choices=tuple(BACKBONES))
+    add("--aggregation", "aggregation of the float descriptor (default: gem)", choices=tuple(AGGREGATIONS))
+    add("--hashing", "a hashing-only model or, with --rerank, a two-branch model", action="store_true")
+    add("--rerank", "with --hashing: a two-branch model", action="store_true")
 
 
 def _add_dataset(add: Callable, several: bool = False) -> None:
@@ -489,6 +527,8 @@ def _add_training(add: Callable) -> None:
     add("--lr", "initial learning rate, halved every 3 epochs", type=positive_float, default=4e-4)
     add("--weight_decay", "weight decay (default: 0.01 for adamw, 0 for adam and sgd)", type=non_negative_float)
     add("--save_dir", "a new run goes to logs/NAME/<time>/", default="train", metavar="NAME")
+    text = "also write the curves for TensorBoard, to the run's folder; needs requirements-tensorboard.txt"
+    add("--tensorboard", text, action="store_true")
 
 
 def _add_extraction(add: Callable) -> None:
@@ -510,6 +550,21 @@ def _add_device(add: Callable) -> None:
 
 
 # ---- From flags to settings
+
+
+def _any_model(args: argparse.Namespace) -> ModelChoice:
+    """The model of the flags of `_add_any_model`. Raises InputError if there is no such model."""
+    branches = {"hashing": args.hashing, "rerank": args.rerank} if args.hashing or args.rerank else {}
+    choice = ModelChoice(backbone=args.backbone, aggregation=args.aggregation, **branches)
+    if args.pretrained:
+        choice.resolve()
+    return choice
+
+
+def _check_image_sizes(settings: EvaluationArguments | TrainingArguments) -> None:
+    """Raises InputError for a size that the model cannot take, as far as it is known before reading the checkpoint."""
+    for size in settings.image_sizes:
+        check_image_size(settings.model.resolve(), size)
 
 
 def _parser(description: str | None) -> tuple[argparse.ArgumentParser, Callable]:

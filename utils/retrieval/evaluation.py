@@ -9,8 +9,9 @@ from typing import Any
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import GeoLocalizationNet, InputError, ModelConfig
-from model.weights import load_trained
+from model import GeoLocalizationNet, InputError, ModelChoice
+from model.network import check_image_size
+from model.weights import load_model
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -19,14 +20,21 @@ Results = dict[str, Any]  # the content of results.json
 
 
 def load_model_on_all_ranks(
-    config: ModelConfig, path: Path | None, *, device: str, compiled: bool = False
+    choice: ModelChoice,
+    path: Path | None,
+    *,
+    device: str,
+    image_sizes: list[tuple[int, int]],
+    compiled: bool = False,
 ) -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
 
-    The main rank reads the file. Raises InputError if the weights are missing or another model's.
+    The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
+    cannot take images of one of the sizes (H, W).
     """
-    model = GeoLocalizationNet(config)
-    distributed.load_on_main(model, partial(load_trained, model, path))
+    model = distributed.build_on_main(partial(load_model, choice, path))
+    for size in image_sizes:
+        check_image_size(model.config, size)
     if compiled:
         model.compile()
     return model.eval().to(device)

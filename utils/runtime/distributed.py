@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.errors import InputError
+from model import GeoLocalizationNet, InputError
 from utils.runtime.signals import stop_signals
 
 T = TypeVar("T")
@@ -89,11 +89,19 @@ def run_on_main(function: Callable[[], T], *, share: bool = True) -> T:
     return outcome if is_main() else shared
 
 
-def load_on_main(model: nn.Module, load: Callable[[], T]) -> T:
+def load_on_main(model: nn.Module, load: Callable[[], None]) -> None:
     """Calls `load`, which fills the model, on the main rank, and copies the weights to the others. As run_on_main."""
-    result = run_on_main(load)
+    run_on_main(load)
     broadcast_tensors(model.state_dict().values())
-    return result
+
+
+def build_on_main(build: Callable[[], GeoLocalizationNet]) -> GeoLocalizationNet:
+    """The model that `build` returns on the main rank: on every rank, on the CPU. As run_on_main."""
+    built: Any = run_on_main(build, share=False)
+    config: Any = broadcast_object(built.config if is_main() else None)
+    model = built if is_main() else GeoLocalizationNet(config)
+    broadcast_tensors(model.state_dict().values())
+    return model
 
 
 def gather_objects(value: T) -> list[T] | None:

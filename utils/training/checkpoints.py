@@ -4,15 +4,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model import GeoLocalizationNet, InputError
+from model import GeoLocalizationNet, InputError, ModelChoice, ModelConfig
+from model.checkpoint_files import read_checkpoint
 from model.weights import (
     describe,
-    guess_config,
+    find_config,
     load_float_branch,
     load_foundation,
     load_state,
+    model_content,
     model_state,
-    read_checkpoint,
 )
 from model.zoo import DINOV2_NAMES
 from utils.runtime import distributed
@@ -45,9 +46,12 @@ class TrainState:
 
 def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
     """Writes a checkpoint atomically. Raises InputError, and keeps the old file, if that fails."""
-    states: dict[str, Any] = {"model": step.model, "optimizer": step.optimizer, "scaler": step.scaler}
-    content = {f"{name}_state_dict": part.state_dict() for name, part in states.items()}
-    save_tensors(path, {**content, "train_state": asdict(state)})
+    states = {
+        "optimizer_state_dict": step.optimizer.state_dict(),
+        "scaler_state_dict": step.scaler.state_dict(),
+        "train_state": asdict(state),
+    }
+    save_tensors(path, model_content(step.model) | states)
 
 
 class RunCheckpoint(NamedTuple):
@@ -56,6 +60,11 @@ class RunCheckpoint(NamedTuple):
     path: Path
     content: dict[str, Any]
     written: int
+
+    @property
+    def model_config(self) -> ModelConfig | None:
+        """The model; None if it is not a SelaVPR++ model."""
+        return find_config(self.content, self.path)
 
 
 def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | None) -> RunDir:
@@ -83,10 +92,30 @@ def read_run_checkpoint(path: Path) -> RunCheckpoint:
     return _with_best_model(path, checkpoint, written)
 
 
-def load_initial_weights(
-    model: GeoLocalizationNet, *, init_from: Path | None, foundation: Path | None, train_backbone: bool
-) -> None:
-    """Loads what a new run starts from: the weights of a trained model, or DINOv2's, from a file or by download.
+def read_two_branch_checkpoint(path: Path) -> RunCheckpoint | None:
+    """The two-branch run to resume; None if the file holds a float model, which a new run starts from.
+
+    Raises InputError for the file of any other model, and if best_model.pth is missing.
+    """
+    checkpoint, written = _read_with_time(path)
+    state, config = model_state(checkpoint, path), find_config(checkpoint, path)
+    if config is not None and config.rerank and "train_state" in checkpoint:
+        return _with_best_model(path, checkpoint, written)
+    if config is not None and config.rerank:
+        raise InputError(
+            f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
+            f"last_model.pth, or start from a trained float model. The file {describe(state)}."
+        )
+    if config is not None and config.hashing:
+        raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
+    return None
+
+
+def initial_model(
+    choice: ModelChoice, *, init_from: Path | None, foundation: Path | None, train_backbone: bool
+) -> GeoLocalizationNet:
+    """The model at the start of a new run: a trained one, or DINOv2's backbone, from a file or by download, with new
+    adapters and head.
 
     A backbone without published weights (vit-tiny) starts from scratch if it is trained. Raises InputError for a file
     that does not fit, and, naming the right flag, for the checkpoint of a run.
@@ -98,30 +127,24 @@ def load_initial_weights(
                 f"{init_from} is the checkpoint of a training run, which --resume continues. --init_from starts a "
                 "new run from weights, such as the run's best_model.pth."
             )
+        model = GeoLocalizationNet(choice.resolve(find_config(checkpoint, init_from)))
         load_state(model, model_state(checkpoint, init_from), init_from)
-    elif foundation is not None or model.config.backbone in DINOV2_NAMES or not train_backbone:
+        return model
+    model = GeoLocalizationNet(choice.resolve())
+    if foundation is not None or model.config.backbone in DINOV2_NAMES or not train_backbone:
         load_foundation(model, foundation)
+    return model
 
 
-def resume_or_load_float_model(model: GeoLocalizationNet, path: Path) -> RunCheckpoint | None:
-    """The checkpoint of a two-branch run to resume; or None, after loading a float model into the two-branch `model`.
+def two_branch_model(choice: ModelChoice, path: Path) -> GeoLocalizationNet:
+    """The two-branch model at the start of stage two: a trained float model, with its adapters in both branches.
 
-    Raises InputError if the file is neither.
+    Raises InputError if the file contains no such model.
     """
-    checkpoint, written = _read_with_time(path)
-    state = model_state(checkpoint, path)
-    config = guess_config(state)
-    if config is not None and config.rerank and "train_state" in checkpoint:
-        return _with_best_model(path, checkpoint, written)
-    if config is not None and config.rerank:
-        raise InputError(
-            f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
-            f"last_model.pth, or start from a trained float model. The file {describe(state)}."
-        )
-    if config is not None and config.hashing:
-        raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
-    load_float_branch(model, state, path)
-    return None
+    checkpoint = read_checkpoint(path)
+    model = GeoLocalizationNet(choice.resolve(find_config(checkpoint, path)))
+    load_float_branch(model, model_state(checkpoint, path), path)
+    return model
 
 
 def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:

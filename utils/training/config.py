@@ -13,8 +13,8 @@ class TrainingConfig:
 
     batch_size: places per batch, over all ranks; epochs_num; patience: epochs without a better model before training
     ends; optim: adam, adamw or sgd; lr: learning rate at the start, halved every 3 epochs; weight_decay; precision:
-    of the forward pass; train_backbone: train the backbone too; compile: compile the model; device; seed. Raises
-    InputError for other values.
+    of the forward pass; train_backbone: train the backbone too; compile: compile the model; tensorboard: also write
+    the curves for TensorBoard; device; seed. Raises InputError for other values.
     """
 
     batch_size: int = 120
@@ -26,6 +26,7 @@ class TrainingConfig:
     precision: str = "fp32"
     train_backbone: bool = False
     compile: bool = False
+    tensorboard: bool = False
     device: str = "cpu"
     seed: int = 0
 

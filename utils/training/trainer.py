@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from model import InputError
-from model.weights import load_weights
+from model.weights import load_weights, model_content
 from utils.retrieval.metrics import format_recalls
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
@@ -25,8 +25,10 @@ from utils.training.config import TrainingConfig
 from utils.training.loader import Batch, PlaceLoader, mix_seeds
 from utils.training.losses import Losses
 from utils.training.step import TrainingStep, learning_rate, set_training_mode
+from utils.training.tensorboard import TensorBoard
 from utils.training.validation import ValidationResult
 
+CURVES = "curves.png"
 MAX_NON_FINITE = 3  # steps in a row
 
 
@@ -51,6 +53,9 @@ class Trainer:
         self.run, self.state, self.generator = run, state, generator
         self.non_finite_steps = 0
         self.pending: Losses | None = None
+        self.board: TensorBoard | None = None
+        if config.tensorboard and distributed.is_main():
+            self.board = TensorBoard(run.folder / "tensorboard", first_step=state.step)
         stop_signals.defer()
         self._log_summary()
         if state.step == 0:
@@ -139,6 +144,8 @@ class Trainer:
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         if distributed.is_main():
             write_metrics(self.run.folder, state.history)
+        if self.board:
+            self.board.add_epoch(row, self.run.folder / CURVES)
         self._save()
 
     def load_best_model(self) -> None:
@@ -178,20 +185,25 @@ class Trainer:
         sums = self.state.sums
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
+        rate = self.training_step.optimizer.param_groups[0]["lr"]
+        if self.board:
+            self.board.add_step(self.state.step, values, learning_rate=rate)
         images = self.config.batch_size * self.loader.places.config.images_per_place
         self.bar.set_postfix(
             loss=f"{values['total']:.3f}",
-            lr=f"{self.training_step.optimizer.param_groups[0]['lr']:.1e}",
+            lr=f"{rate:.1e}",
             images_per_s=f"{images * sums['steps'] / sums['seconds']:.0f}",
         )
 
     def _save(self) -> None:
         if distributed.is_main():
             save_checkpoint(self.run.folder / LAST_MODEL, self.training_step, self.state)
+        if self.board:
+            self.board.flush()
 
     def _save_best_model(self) -> None:
         if distributed.is_main():
-            save_tensors(self.run.folder / BEST_MODEL, self.training_step.model.state_dict())
+            save_tensors(self.run.folder / BEST_MODEL, model_content(self.training_step.model))
 
     def _log_summary(self) -> None:
         model, places, config = self.training_step.model, self.loader.places, self.config
@@ -217,7 +229,7 @@ def write_metrics(folder: Path, history: list[dict]) -> None:
         rows = csv.DictWriter(file, history[-1].keys())
         rows.writeheader()
         rows.writerows(history)
-    draw_curves(folder / "curves.png", history)
+    draw_curves(folder / CURVES, history)
 
 
 def peak_memory_mb(device: str) -> float:
