@@ -3,7 +3,8 @@
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,15 +50,26 @@ def load_image(
     With draft_size = (H, W) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side falls below
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
+    with open_image(path) as image:
+        if draft_size is not None:
+            image.draft("RGB", draft_size[::-1])  # ignored by other formats
+        rgb = to_rgb(image)
+        turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, of which only the header has been read: its pixels are decoded when the block asks for them.
+
+    Raises InputError as load_image does, also for errors of Pillow in the block.
+    """
     try:
         _check_file(path)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
-            if draft_size is not None:
-                image.draft("RGB", draft_size[::-1])  # ignored by other formats
-            rgb = to_rgb(image)
-            turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
-            return rgb if turn is None else rgb.transpose(turn)
+            yield image
+        return
     except FileNotFoundError:
         problem = "there is no such file."
     except UnidentifiedImageError:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet, InputError, ModelConfig
-from model.weights import load_trained
+from model.weights import load_any_model, load_trained
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -19,14 +19,21 @@ Results = dict[str, Any]  # the content of results.json
 
 
 def load_model_on_all_ranks(
-    config: ModelConfig, path: Path | None, *, device: str, compiled: bool = False
+    config: ModelConfig | None, path: Path | None, *, device: str, compiled: bool = False
 ) -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
 
-    The main rank reads the file. Raises InputError if the weights are missing or another model's.
+    config: None for whatever model the file contains. The main rank reads the file. Raises InputError if the weights
+    are missing or another model's.
     """
-    model = GeoLocalizationNet(config)
-    distributed.load_on_main(model, partial(load_trained, model, path))
+    if config is None:
+        loaded: Any = distributed.run_on_main(partial(load_any_model, str(path)), share=False)
+        recognised: Any = distributed.broadcast_object(loaded.config if loaded else None)
+        model = loaded or GeoLocalizationNet(recognised)
+        distributed.broadcast_tensors(model.state_dict().values())
+    else:
+        model = GeoLocalizationNet(config)
+        distributed.load_on_main(model, partial(load_trained, model, path))
     if compiled:
         model.compile()
     return model.eval().to(device)
