@@ -1,7 +1,6 @@
 """Where an image was taken, as its EXIF data says."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,8 @@ def gps_position(path: str | Path) -> tuple[float, float] | None:
 def _gps_tags(data: bytes) -> dict[int, Any]:
     """The values of the GPS directory in EXIF data, by tag."""
     exif = Image.Exif()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow about damaged data, without the name of the file
-        exif.load(data)
-        return exif.get_ifd(ExifTags.IFD.GPSInfo)
+    exif.load(data)
+    return exif.get_ifd(ExifTags.IFD.GPSInfo)
 
 
 def _degrees(name: str, gps: dict[int, Any]) -> float:

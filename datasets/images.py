@@ -3,6 +3,7 @@
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ TURNS = {  # that make an image upright, by its EXIF orientation
 }
 SMALLER = f"At most {MAX_PIXELS:,} are read, and {MAX_SIDE:,} per side. Scale it down."
 
+# Pillow warns of damaged EXIF data without the name of the file. What it cannot read counts as absent.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # otherwise Pillow warns of images half that size
 
 
