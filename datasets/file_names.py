@@ -41,7 +41,8 @@ def find_utm_position(path: str | Path) -> tuple[float, float] | None:
 def common_utm_zone(paths: Sequence[str | Path]) -> str | None:
     """The UTM zone that all these file names state, such as "32N"; None if one states none, or another one.
 
-    N and S are the halves of the globe. Names have the letter of the latitude band instead, from N on in the north.
+    N and S stand for the hemispheres. The names have the letter of the latitude band: C to M in the south, N to X in
+    the north.
     """
     zones = {(_field(path, ZONE), _field(path, BAND)) for path in paths}
     if not all(ZONE_NUMBER.fullmatch(number) and LATITUDE_BAND.fullmatch(band) for number, band in zones):

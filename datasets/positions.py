@@ -29,9 +29,10 @@ class UTMPositions(NamedTuple):
 class PositionTable:
     """Positions of images from a CSV file: the columns image, easting, northing, or image, latitude, longitude.
 
-    Attribute zone: the UTM zone, such as "32N", if the file has latitudes and longitudes; otherwise None.
     An image is named by its path relative to `folder`, relative to the database or queries folder that contains it,
     or absolute. Latitudes and longitudes (degrees, WGS 84) are converted to UTM, all in one zone: that of most images.
+    Attribute: zone, the UTM zone, such as "32N", of positions that were latitudes and longitudes; otherwise None.
+
     Raises InputError if a column is missing, an image is listed twice, a number is invalid or out of range, or the
     images lie in zones that are not neighbours.
     """

@@ -194,7 +194,7 @@ def test_other_files_are_refused(tmp_path, metadata, name, text, words):
 
 
 def test_no_index_there(tmp_path):
-    with pytest.raises(InputError, match="--save_index"):
+    with pytest.raises(InputError, match="build_index.py creates one"):
         Index(tmp_path)
 
 
