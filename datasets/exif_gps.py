@@ -50,13 +50,18 @@ def _gps_tags(data: bytes) -> dict[int, Any]:
     return exif.get_ifd(ExifTags.IFD.GPSInfo)
 
 
+def _number(value: Any) -> float:
+    """A rational of Pillow as a float, NaN if its denominator is 0, for which older versions raise an error."""
+    return math.nan if getattr(value, "denominator", 1) == 0 else float(value)
+
+
 def _degrees(name: str, gps: dict[int, Any]) -> float:
     """The latitude or longitude (name). Raises InvalidGPS, or one of DAMAGED for values of the wrong type."""
     value_tag, letter_tag = TAGS[name]
     positive, negative = LETTERS[name]
     if value_tag not in gps:
         raise InvalidGPS(f"it has no {name}")
-    degrees, minutes, seconds = map(float, gps[value_tag])  # not a number where a denominator is 0
+    degrees, minutes, seconds = map(_number, gps[value_tag])
     if not (degrees >= 0 and 0 <= minutes <= 60 and 0 <= seconds <= 60):
         raise InvalidGPS(f"its {name} is {degrees:g} degrees, {minutes:g} minutes, {seconds:g} seconds")
     letter = str(gps.get(letter_tag, "")).strip("\0 ").upper()
