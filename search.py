@@ -1,14 +1,19 @@
-"""Find the places of single images: the best matches of each in an index, with positions and distances."""
+"""Find the places of images: the best matches of each in an index, with positions and distances."""
 
-from math import isfinite
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 from datasets.benchmark import ImageSet
+from datasets.layouts import find_images
 from model import InputError
 from model.weights import load_model
 from utils.cli import parse_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import Index, IndexMetadata
+from utils.retrieval.matches import list_matches, table_lines
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
@@ -17,12 +22,13 @@ from utils.runtime.terminal import printable
 
 def main() -> None:
     args = parse_search(__doc__)
+    images = find_images(args.images)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)
 
     # ---- The index, and the model that it was built with
     index = Index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
-    print(f"The index {args.index} holds {len(index)} images.")
+    print(f"The index {args.index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
         raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
@@ -39,37 +45,41 @@ def main() -> None:
 
     # ---- Search, and re-ranking if the model is a two-branch one
     database = index.features()
-    queries = extract(model, ImageSet.without_positions(args.images), settings)
+    queries = extract(model, ImageSet.without_positions(images), settings)
     assert queries is not None, "this script has one process"
     rerank_num = args.rerank_num if model.config.rerank else 0
     results = search(database, queries, max(args.results, rerank_num))
     if rerank_num:
         results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
 
-    # ---- Report
-    distances, indices, metric = results.first(args.results)
-    for i, image in enumerate(args.images):
-        matches = [index.images.paths[match] for match in indices[i]]
-        positions = index.images.utms[indices[i]]
-        print(printable(f"\n{image}"))
-        print(f"{'rank':>4}  {'distance':>16}  {'easting':>12}  {'northing':>12}  image")
-        for rank, (match, (easting, northing)) in enumerate(zip(matches, positions, strict=True)):
-            distance = f"{distances[i, rank]:>8.4g} {metric[rank]:<7}"
-            position = (
-                f"{easting:>12.2f}  {northing:>12.2f}" if isfinite(easting) else f"{'unknown':>12}  {'unknown':>12}"
-            )
-            print(f"{rank + 1:>4}  {distance}  {position}  {printable(match)}")
+    # ---- Report: a table for each image and, if wanted, a picture; or one JSON object for all
+    found = list_matches(results.first(args.results), index.images)
+    has_positions = any(match.easting is not None for matches in found for match in matches)
+    has_degrees = has_positions and index.images.utm_zone is not None
+    pictures: list[str | None] = [None] * len(images)
+    for i, (image, matches) in enumerate(zip(images, found, strict=True)):
+        if not args.json:
+            print(printable(f"\n{image}"))
+            print("\n".join(table_lines(matches, positions=has_positions, degrees=has_degrees)))
         if args.save_pictures:
             from utils.visualization import draw_matches  # loads matplotlib
 
-            captions = [
-                f"{rank + 1}: {distances[i, rank]:.4g}"
-                + (f"\n{easting:.0f} E  {northing:.0f} N" if isfinite(easting) else "")
-                for rank, (easting, northing) in enumerate(positions)
-            ]
-            picture = args.save_pictures / f"{i + 1:03d}_{image.stem}.png"
-            draw_matches(picture, image, matches, captions=captions)
-            print(printable(f"Picture: {picture}"))
+            picture = args.save_pictures / f"{i + 1:03d}_{Path(image).stem}.png"
+            paths, captions = [match.path for match in matches], [match.caption for match in matches]
+            draw_matches(picture, image, paths, captions=captions, exif_orientation=args.exif_orientation)
+            pictures[i] = str(picture)
+            if not args.json:
+                print(printable(f"Picture: {picture}"))
+    if args.json:
+        content = {
+            "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
+            "model": {**asdict(model.config), "weights": str(weights or "published"), "resize": settings.resize},
+            "queries": [
+                {"image": image, "picture": picture, "matches": [match._asdict() for match in matches]}
+                for image, picture, matches in zip(images, pictures, found, strict=True)
+            ],
+        }
+        print(json.dumps(content, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

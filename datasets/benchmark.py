@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.file_names import image_key, mapillary_conditions, utm_position
+from datasets.file_names import common_utm_zone, image_key, mapillary_conditions, utm_position
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
 from datasets.positions import PositionTable
 from datasets.text_files import read_lines
@@ -18,10 +18,13 @@ from model.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N images: their paths, and their positions `utms` [N, 2], float64, easting and northing in metres."""
+    """N images: their paths, and their positions `utms` [N, 2], float64, easting and northing in metres; the UTM zone
+    of these, such as "32N" (N or S of the equator), if it is known.
+    """
 
     paths: Sequence[str | Path]
     utms: np.ndarray
+    utm_zone: str | None = None
 
     @staticmethod
     def without_positions(paths: Sequence[str | Path]) -> "ImageSet":
@@ -33,7 +36,7 @@ class ImageSet:
 
     def __getitem__(self, selection: slice | np.ndarray) -> "ImageSet":
         indices = range(len(self))[selection] if isinstance(selection, slice) else selection
-        return ImageSet([self.paths[i] for i in indices], self.utms[selection])
+        return ImageSet([self.paths[i] for i in indices], self.utms[selection], self.utm_zone)
 
 
 class Benchmark:
@@ -55,8 +58,9 @@ class Benchmark:
             paths = list_images(folder)
             if not config.labels:
                 return ImageSet.without_positions(paths)
-            utms = positions.utms(paths, folder) if positions else np.array([utm_position(path) for path in paths])
-            return ImageSet(paths, utms)
+            if positions:
+                return ImageSet(paths, positions.utms(paths, folder), positions.zone)
+            return ImageSet(paths, np.array([utm_position(path) for path in paths]), common_utm_zone(paths))
 
         self.database = read(layout.database) if layout.database else ImageSet([], np.empty((0, 2)))
         parts = {folder: read(folder) for folder in layout.queries}

@@ -3,7 +3,9 @@
 import os
 import stat
 import struct
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,8 @@ TURNS = {  # that make an image upright, by its EXIF orientation
 }
 SMALLER = f"At most {MAX_PIXELS:,} are read, and {MAX_SIDE:,} per side. Scale it down."
 
+# Pillow warns of damaged EXIF data without the name of the file. What it cannot read counts as absent.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # otherwise Pillow warns of images half that size
 
 
@@ -49,15 +53,26 @@ def load_image(
     With draft_size = (H, W) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side falls below
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
+    with open_image(path) as image:
+        if draft_size is not None:
+            image.draft("RGB", draft_size[::-1])  # ignored by other formats
+        rgb = to_rgb(image)
+        turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, of which only the header has been read: its pixels are decoded when the block asks for them.
+
+    Raises InputError as load_image does, also for errors of Pillow in the block.
+    """
     try:
         _check_file(path)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
-            if draft_size is not None:
-                image.draft("RGB", draft_size[::-1])  # ignored by other formats
-            rgb = to_rgb(image)
-            turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
-            return rgb if turn is None else rgb.transpose(turn)
+            yield image
+        return
     except FileNotFoundError:
         problem = "there is no such file."
     except UnidentifiedImageError:

@@ -1,8 +1,9 @@
 """Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
 
+import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -78,19 +79,49 @@ def list_images(folder: Path) -> list[str]:
     circle, a listed image is missing, a subfolder or file cannot be read as such, or a name has a line break.
     """
     path_list = folder.with_name(folder.name + PATH_LIST_SUFFIX)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file. Expected a folder of images.")
     if not folder.is_dir():
         raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
     if path_list.is_file():
         return _check_names(sorted(_read_path_list(path_list, folder)))
-    found = sorted(_walk(str(folder), ()))
-    paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
-    if len(paths) < len(found):
-        message = "%d files in %s are ignored, such as %s. Convert them to JPEG or PNG."
-        other = next(path for path in found if not path.lower().endswith(IMAGE_SUFFIXES))
-        logging.warning(message, len(found) - len(paths), folder, os.path.basename(other))
+    paths = _supported(sorted(_walk(str(folder), ())), folder)
     if not paths:
         raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
     return _check_names(paths)
+
+
+def find_images(names: Sequence[str]) -> list[str]:
+    """The image files that names stand for, in the order of the names: files; folders, see list_images; and patterns.
+
+    A pattern, such as "trip/*.jpg" or "trip/**/*.jpg", stands for the image files that it matches, sorted; folders that
+    it matches are not entered. Raises InputError for a folder or pattern without images. A file is returned even if it
+    does not exist.
+    """
+    return [path for name in names for path in _images_of(name)]
+
+
+def _images_of(name: str) -> list[str]:
+    if os.path.isdir(name):
+        return list_images(Path(name))
+    if os.path.lexists(name) or not glob.has_magic(name):  # the names of files may contain brackets
+        return [name]
+    found = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
+    candidates = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES)]
+    paths = _supported(candidates, name)
+    if not paths:
+        raise InputError(f"No images match {name}. Looked for files that end with {', '.join(IMAGE_SUFFIXES)}.")
+    return paths
+
+
+def _supported(paths: list[str], source: str | Path) -> list[str]:
+    """Those of the image files that can be read, by their suffixes. Warns of the others."""
+    supported = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    if len(supported) < len(paths):
+        message = "%d files in %s are ignored, such as %s. Convert them to JPEG or PNG."
+        other = next(path for path in paths if not path.lower().endswith(IMAGE_SUFFIXES))
+        logging.warning(message, len(paths) - len(supported), source, os.path.basename(other))
+    return supported
 
 
 def _check_names(paths: list[str]) -> list[str]:

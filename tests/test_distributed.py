@@ -150,6 +150,19 @@ def test_a_missing_dataset_does_not_keep_two_processes_from_evaluating_the_other
     assert "tiny,unrecognised protocol,16,10," in summary.read_text()
 
 
+def test_build_index(tiny_benchmark, checkpoints, tmp_path):
+    """The model that the main rank recognises in the file reaches the other one."""
+    images = tiny_benchmark / "tiny" / "images" / "test" / "database"
+    flags = [images, f"--resume={checkpoints['two_branch']}", "--resize", 56, 56, "--num_workers=0", "--device=cpu"]
+    flags += ["--infer_batch_size=4"]
+    printed = torchrun(ROOT / "build_index.py", *flags, "--index=two", cwd=tmp_path)
+    assert printed.count("16 images") == 2, printed
+    result = run_script("build_index.py", *flags, "--index=one", cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
 def test_eval(tiny_benchmark, checkpoints, tmp_path):
     flags = [
         f"--datasets_folder={tiny_benchmark}",

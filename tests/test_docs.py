@@ -23,6 +23,7 @@ import test_aggregations
 import torch
 from helpers import MODES, ROOT, build, run_script
 from PIL import Image
+from test_build_index import gps_tags, save_photo
 from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
@@ -30,9 +31,10 @@ from test_weights import small_checkpoint, write_safetensors
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.file_names import utm_position
+from datasets.folder import PositionConfig, locate_images
 from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig
 from datasets.images import load_image
-from datasets.layouts import BenchmarkConfig, list_images
+from datasets.layouts import BenchmarkConfig, find_images, list_images
 from datasets.positions import PositionTable
 from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, InputError, ModelChoice, ModelConfig, aggregation
@@ -348,6 +350,8 @@ def data_messages(s: Setting) -> Iterator[str]:
     yield refusal(validation_sets, [BenchmarkConfig(datasets_folder=s.benchmark, name="pitts30k", split="val")])
     (s.folder / "empty").mkdir()
     yield refusal(list_images, s.folder / "empty")
+    yield refusal(find_images, [f"{s.folder}/empty/*"])
+    yield from position_messages(s)
     yield from layout_messages(s)
     yield refusal(utm_position, "images/photo.jpg")
     yield refusal(load_image, s.folder / "missing.jpg")
@@ -386,6 +390,19 @@ def data_messages(s: Setting) -> Iterator[str]:
         yield refusal(GSVCities, broken, config)
     yield refusal(GSVCities, "/nowhere", config)
     yield refusal(GSVCities, broken, replace(config, cities=("Alder", "Elm", "Fir")))
+
+
+def position_messages(s: Setting) -> Iterator[str]:
+    path = Path(save_photo(s.folder / "photos" / "a.jpg", {1: "N"}))
+    yield refusal(list_images, path)
+    for source in ("names", "exif"):
+        yield refusal(locate_images, [str(path)], path.parent, PositionConfig(source=source))
+    save_photo(path, gps_tags(0, 0))
+    with logged() as warnings:
+        locate_images([str(path)], path.parent, PositionConfig())
+    yield from warnings
+    save_photo(path, gps_tags(37.78, -122.41))
+    yield refusal(locate_images, ["@1000@1000@.jpg", str(path)], path.parent, PositionConfig())
 
 
 def layout_messages(s: Setting) -> Iterator[str]:
@@ -538,6 +555,7 @@ def index_messages(s: Setting) -> Iterator[str]:
     yield refusal(IndexWriter, IndexConfig(folder=Path("/dev/null")), other)
     with IndexWriter(IndexConfig(folder=s.folder / "new"), other) as writer:
         yield refusal(writer.to_extract, ImageSet.without_positions(["a\nb.jpg"]))
+        yield refusal(writer.to_extract, ImageSet(["a.jpg"], np.zeros((1, 2)), "32N"))
     old.mkdir()
     (old / "header.json").write_text('{"format": 1}')
     yield refusal(Index, old)

@@ -511,7 +511,15 @@ def test_faiss_need_not_come_from_the_package_faiss_cpu(outcomes, tiny_benchmark
 
 @pytest.mark.parametrize(
     "script",
-    [*SCRIPTS.values(), "train.py", "train_hashing.py", "train_rerank.py", "search.py", "export_onnx.py"],
+    [
+        *SCRIPTS.values(),
+        "train.py",
+        "train_hashing.py",
+        "train_rerank.py",
+        "build_index.py",
+        "search.py",
+        "export_onnx.py",
+    ],
 )
 def test_help_is_quick(script, tmp_path):
     """It loads none of the libraries that it does not need."""

@@ -1,4 +1,4 @@
-"""The examples of the README: from image files to descriptors, and a search in any folder of images."""
+"""The examples of the README: from image files to descriptors."""
 
 import re
 import shutil
@@ -54,36 +54,20 @@ def test_describe_image(images, checkpoints, tmp_path, mode, parts):
             assert bits == [(features["code"][0] != code).sum() for code in features["code"][1:]]
 
 
-@pytest.mark.parametrize("mode", ["float", "hashing", "two_branch"])
-def test_search_folder(images, checkpoints, tmp_path, mode):
-    queries = [images / "place 2/view 1.jpg", images / "place 6/view 0.jpg"]
-    flags = ["--model", checkpoints[mode], *SIZE, "--results=3", "--save_pictures=found", "--device=cpu"]
-    result = run_python(RUN, "examples.search_folder", images, *queries, *flags, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    for query, block in zip(queries, result.stdout.strip().split("\n\n"), strict=True):
-        lines = block.splitlines()
-        assert lines[0] == str(query)
-        assert lines[1].endswith(str(query)) and re.match(r"  1: (0|\d\.\d+e-\d+) ", lines[1])  # it is in the folder
-        assert len(lines) == 5 and lines[4].startswith("  Picture: found/")
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["001_view 1.png", "002_view 0.png"]
-
-
 @pytest.mark.parametrize(
-    ("module", "arguments", "words"),
+    ("arguments", "words"),
     [
-        ("examples.describe_image", ["no.jpg"], ["no.jpg", "no such file"]),
-        ("examples.describe_image", [IMAGE, "--model=resnet"], ["resnet", "SelaVPRplusplus_base"]),
-        ("examples.describe_image", ["empty"], ["empty", "folder"]),
-        ("examples.search_folder", ["nowhere", IMAGE], ["No folder nowhere"]),
-        ("examples.search_folder", ["empty", IMAGE], ["No images in empty"]),
-        ("examples.search_folder", ["my images", "no.jpg"], ["no.jpg", "no such file"]),
-        ("examples.search_folder", ["my images", "no.jpg", "--results=0"], ["--results", "'0'"]),
-        ("examples.search_folder", ["my images", IMAGE, "--resize", 50, 50], ["50 x 50", "14"]),
+        (["no.jpg"], ["no.jpg", "no such file"]),
+        ([IMAGE, "--model=resnet"], ["resnet", "SelaVPRplusplus_base"]),
+        (["empty"], ["empty", "folder"]),
+        ([IMAGE, "--resize", 50, 50], ["50 x 50", "14"]),
     ],
 )
-def test_bad_input(images, checkpoints, tmp_path, module, arguments, words):
+def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
-    result = run_python(RUN, module, "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
+    result = run_python(
+        RUN, "examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path
+    )
     assert result.status == 2 and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 

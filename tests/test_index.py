@@ -194,7 +194,7 @@ def test_other_files_are_refused(tmp_path, metadata, name, text, words):
 
 
 def test_no_index_there(tmp_path):
-    with pytest.raises(InputError, match="--save_index"):
+    with pytest.raises(InputError, match="build_index.py creates one"):
         Index(tmp_path)
 
 
@@ -259,6 +259,9 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         {"another": 1},
         {"format": 2.0},
         {"weights_sha256": None},
+        {"utm_zone": 32},
+        {"utm_zone": "32V"},
+        {"utm_zone": "61N"},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -415,6 +418,15 @@ def test_unknown_positions_are_accepted(tmp_path, metadata):
         assert np.isnan(writer.features().images.utms).all()
 
 
+def test_an_index_without_a_zone_is_an_older_one(tmp_path, metadata):
+    folder = write(tmp_path / "index", replace(metadata, utm_zone="56S"), [2])
+    assert Index(folder).images.utm_zone == Index(folder).images[0:1].utm_zone == "56S"
+    saved = json.loads((folder / METADATA).read_text())
+    del saved["utm_zone"]
+    (folder / METADATA).write_text(json.dumps(saved))
+    assert IndexMetadata.read(folder).utm_zone is None
+
+
 def write_small(folder, metadata):
     """An index of 3 images with descriptors of 4 dimensions: few enough bytes to try them all."""
     with writer_of(folder, replace(metadata, descriptor_dim=4)) as writer:
@@ -541,9 +553,7 @@ def test_an_index_of_format_1_is_refused_with_what_to_do(tmp_path, metadata):
         lambda: writer_of(tmp_path, metadata, append=True),
         lambda: writer_of(tmp_path, metadata),
     ):
-        with pytest.raises(
-            InputError, match="format 1; this version reads format 2. Rebuild the index with --save_index"
-        ):
+        with pytest.raises(InputError, match="format 1; this version reads format 2. Rebuild the index"):
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
 

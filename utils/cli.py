@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from datasets.cities import TRAINING_DATASETS, training_order
+from datasets.folder import POSITION_SOURCES, PositionConfig
 from datasets.gsv_cities import PlacesConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.views import CROP_METHODS, TEST_METHODS
@@ -145,10 +146,22 @@ class TrainingArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchArguments:
-    """The flags of search.py. resume: None for the weights that the index names."""
+class BuildIndexArguments:
+    """The flags of build_index.py. resume: None for the published weights."""
 
-    images: list[Path]
+    folder: Path
+    positions: PositionConfig
+    model: ModelChoice
+    resume: Path | None
+    extraction: ExtractionConfig
+    index: IndexConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArguments:
+    """The flags of search.py. images: files, folders, patterns. resume: None for the weights that the index names."""
+
+    images: list[str]
     index: Path
     trust_index: bool
     allow_incomplete_index: bool
@@ -156,6 +169,7 @@ class SearchArguments:
     results: int
     rerank_num: int
     save_pictures: Path | None
+    json: bool
     infer_batch_size: int
     device: str
     precision: str
@@ -326,23 +340,63 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
         return settings
 
 
+def parse_build_index(description: str | None) -> BuildIndexArguments:
+    """The flags of build_index.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    add("folder", "folder of images, also in subfolders", type=Path, metavar="IMAGES")
+    add("--index", "the folder to write; see docs/index_format.md", type=Path, required=True, metavar="DIR")
+    add("--append", "add missing images to --index, or continue if building it was interrupted", action="store_true")
+    _add_any_model(parser, add, "index with")
+    positions = parser.add_mutually_exclusive_group()
+    text = (
+        "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
+        "(auto, the default)"
+    )
+    positions.add_argument("--positions", choices=POSITION_SOURCES, default="auto", help=text)
+    text = "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude"
+    positions.add_argument("--positions_csv", type=Path, metavar="FILE", help=text)
+    add("--descriptor_dtype", "number format of the descriptors", choices=tuple(DESCRIPTOR_DTYPES), default="fp32")
+    _add_ignore_exif(parser)
+    _add_reading(add)
+    _add_device(add)
+    add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        for flag in ("resume", "positions_csv"):
+            _require_file(args, flag)
+        _resolve_device(args)
+        return _build(
+            BuildIndexArguments,
+            args,
+            positions=PositionConfig(source=args.positions, csv=args.positions_csv),
+            model=_any_model(args),
+            extraction=_extraction(args, args.precision),
+            index=_build(IndexConfig, args, folder=args.index, weights=args.resume),
+        )
+
+
 def parse_search(description: str | None) -> SearchArguments:
     """The flags of search.py. Exits with status 2 if they are not valid."""
     parser, add = _parser(description)
-    add("images", "image files to locate", nargs="+", type=Path, metavar="IMAGE")
-    add("--index", "an index built by eval*.py --save_index", type=Path, required=True, metavar="DIR")
+    text = 'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"'
+    add("images", text, nargs="+", metavar="IMAGE")
+    add("--index", "an index built by build_index.py or eval*.py --save_index", type=Path, required=True, metavar="DIR")
     add("--resume", "checkpoint, if it is no longer at the path that the index stores", type=Path, metavar="FILE")
     add("--results", "matches to print for each image", type=positive_int, default=5, metavar="N")
     text = "first-stage results to re-rank; ignored for models other than two-branch ones"
     add("--rerank_num", text, type=positive_int, default=100, metavar="N")
     add("--save_pictures", "save a PNG of each image with its matches in DIR", type=Path, metavar="DIR")
+    add(
+        "--json",
+        "print one JSON object in place of tables; all other messages go to standard error",
+        action="store_true",
+    )
     add("--trust_index", "skip checksum verification of --index; saves time with a large one", action="store_true")
     add("--allow_incomplete_index", "search --index even if building it was interrupted", action="store_true")
     add("--infer_batch_size", "images per batch", type=positive_int, default=16, metavar="N")
     _add_device(add)
     add("--precision", PRECISION_HELP, choices=tuple(PRECISIONS), default="fp32")
-    text = "ignore the images' EXIF orientation; by default they are turned upright"
-    parser.add_argument("--ignore_exif_orientation", dest="exif_orientation", action="store_false", help=text)
+    _add_ignore_exif(parser)
     args = parser.parse_args()
     with _errors_of(parser):
         _resolve_device(args)
@@ -353,7 +407,8 @@ def parse_export_features(description: str | None) -> ExportArguments:
     """The flags of export_features.py. Exits with status 2 if they are not valid."""
     parser, add = _parser(description)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--index", type=Path, metavar="DIR", help="an index built by eval*.py --save_index")
+    text = "an index built by build_index.py or eval*.py --save_index"
+    source.add_argument("--index", type=Path, metavar="DIR", help=text)
     source.add_argument("--run", type=Path, metavar="DIR", help="the folder of an evaluation, with predictions.csv")
     text = (
         "what to write, and the new file or folder. Of an index: hloc FILE, its descriptors; npy DIR, its descriptors, "
@@ -380,7 +435,7 @@ def parse_export_features(description: str | None) -> ExportArguments:
 def parse_export_onnx(description: str | None) -> OnnxArguments:
     """The flags of export_onnx.py. Exits with status 2 if they are not valid."""
     parser, add = _parser(description)
-    _add_any_model(parser, add)
+    _add_any_model(parser, add, "export")
     text = "size of the images that the file takes in pixels (height width), multiples of 14"
     add("--resize", text, type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"))
     text = "state in the file that images are resized without antialiasing; by default with it"
@@ -407,7 +462,7 @@ def parse_export_onnx(description: str | None) -> OnnxArguments:
 def parse_export_safetensors(description: str | None) -> SafetensorsArguments:
     """The flags of export_safetensors.py. Exits with status 2 if they are not valid."""
     parser, add = _parser(description)
-    _add_any_model(parser, add)
+    _add_any_model(parser, add, "export")
     add("--output", "the file to write", type=Path, metavar="FILE.safetensors", required=True)
     args = parser.parse_args()
     with _errors_of(parser):
@@ -429,12 +484,12 @@ def _add_model(add: Callable, hashing: bool, rerank: bool, default: str) -> None
         add(flag, text, action="store_true")
 
 
-def _add_any_model(parser: argparse.ArgumentParser, add: Callable) -> None:
-    """The weights of a model of any kind, for scripts that export one."""
+def _add_any_model(parser: argparse.ArgumentParser, add: Callable, purpose: str) -> None:
+    """The model of a checkpoint, of whatever branches, or a published one; see _any_model."""
     weights = parser.add_mutually_exclusive_group(required=True)
-    text = "checkpoint to export: ours, published, or bare weights; the model is recognised"
+    text = f"checkpoint to {purpose}: ours, published, or bare weights; the model is recognised"
     weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
-    text = "export the published checkpoint, downloaded once; the flags below choose the model"
+    text = f"{purpose} the published checkpoint, downloaded once; the flags below choose the model"
     weights.add_argument("--pretrained", action="store_true", help=text)
     add("--backbone", "vision transformer (default: dinov2-large)", choices=tuple(BACKBONES))
     add("--aggregation", "aggregation of the float descriptor (default: gem)", choices=tuple(AGGREGATIONS))
@@ -531,13 +586,18 @@ def _add_training(add: Callable) -> None:
     add("--tensorboard", text, action="store_true")
 
 
-def _add_extraction(add: Callable) -> None:
-    text = "size of images in evaluation in pixels (height width), multiples of 14"
+def _add_reading(add: Callable, when: str = "") -> None:
+    """How images are read and resized."""
+    text = f"size of images{when} in pixels (height width), multiples of 14"
     add("--resize", text, type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"))
     add("--no_antialias", "resize without antialiasing, as torchvision before 0.17 did", action="store_true")
-    add("--infer_batch_size", "images per batch in evaluation", type=positive_int, default=16, metavar="N")
+    add("--infer_batch_size", f"images per batch{when}", type=positive_int, default=16, metavar="N")
     text = "processes that read images; 0: the main one does"
     add("--num_workers", text, type=non_negative_int, default=min(8, os.cpu_count() or 1), metavar="N")
+
+
+def _add_extraction(add: Callable) -> None:
+    _add_reading(add, " in evaluation")
     text = "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file"
     add("--memory_share", text, type=fraction, default=0.5, metavar="SHARE")
     _add_device(add)
@@ -547,6 +607,11 @@ def _add_extraction(add: Callable) -> None:
 
 def _add_device(add: Callable) -> None:
     add("--device", "auto: a GPU if there is one", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+
+
+def _add_ignore_exif(parser: argparse.ArgumentParser) -> None:
+    text = "ignore the images' EXIF orientation; by default they are turned upright"
+    parser.add_argument("--ignore_exif_orientation", dest="exif_orientation", action="store_false", help=text)
 
 
 # ---- From flags to settings
@@ -612,12 +677,17 @@ def _check_branches(parser: argparse.ArgumentParser, args: argparse.Namespace, b
     args.hashing, args.rerank = hashing, rerank
 
 
+def _require_file(args: argparse.Namespace, flag: str) -> None:
+    """Raises InputError if a flag names a file that does not exist."""
+    path = getattr(args, flag)
+    if path and (path.is_dir() or not path.exists()):
+        raise InputError(f"--{flag}: no file {path}.")
+
+
 def _benchmarks(args: argparse.Namespace) -> list[BenchmarkConfig]:
     """The datasets or folders to evaluate. Sets args.dataset_name and args.split to their defaults."""
     for flag in ("queries_list", "positions_csv"):
-        path = getattr(args, flag)
-        if path and (path.is_dir() or not path.exists()):
-            raise InputError(f"--{flag}: no file {path}.")
+        _require_file(args, flag)
     if args.no_labels and args.val_positive_dist_threshold is not None:
         raise InputError("--val_positive_dist_threshold applies to labels, which --no_labels leaves out.")
     args.val_positive_dist_threshold = args.val_positive_dist_threshold or DEFAULT_THRESHOLD

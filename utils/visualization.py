@@ -1,6 +1,7 @@
 """Pictures: the curves of a training run, and images with their matches. Importing this module loads matplotlib."""
 
 import io
+import os
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
@@ -74,19 +75,24 @@ def draw_curves(path: Path, history: list[dict]) -> None:
     _save(figure, path)
 
 
-def draw_matches(path: Path, query: Path, matches: Sequence[str], *, captions: Sequence[str]) -> None:
-    """A PNG of a query and its matches, best first, with captions. An unreadable match is an empty frame."""
+def draw_matches(
+    path: Path, query: str, matches: Sequence[str], *, captions: Sequence[str], exif_orientation: bool = False
+) -> None:
+    """A PNG of a query and its matches, best first, with captions. An unreadable match is an empty frame.
+
+    exif_orientation as for load_image.
+    """
     columns = min(1 + len(matches), 6)
     rows = -(-(1 + len(matches)) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.2 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     shown: list[str | Path] = [query, *matches]
-    titles = (textwrap.fill(printable(query.name), 32), *captions)
+    titles = (textwrap.fill(printable(os.path.basename(query)), 32), *captions)
     for axis, image, title in zip(axes.flat, shown, titles, strict=False):
         axis.set_title(title, fontsize=10, parse_math=False)
         try:
-            axis.imshow(load_image(image))
+            axis.imshow(load_image(image, exif_orientation=exif_orientation))
         except InputError:
             message = textwrap.fill(printable(f"cannot be read: {image}"), 28, break_on_hyphens=False)
             axis.text(0.5, 0.5, message, ha="center", va="center", fontsize=7, parse_math=False)

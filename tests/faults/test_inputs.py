@@ -254,6 +254,7 @@ PARSERS: dict[str, tuple[Callable, dict]] = {
     "eval_rerank.py": (cli.parse_evaluation, {"hashing": True, "rerank": True}),
     "train.py": (cli.parse_training, {}),
     "train_hashing.py": (cli.parse_training, {"hashing": True}),
+    "build_index.py": (cli.parse_build_index, {}),
     "search.py": (cli.parse_search, {}),
 }
 NUMERIC = {
@@ -264,6 +265,7 @@ NUMERIC = {
         "epochs_num patience train_batch_size images_per_place randaugment_ops lr weight_decay seed num_workers "
         "infer_batch_size memory_share recall_values val_positive_dist_threshold image_size resize"
     ).split(),
+    "build_index.py": "infer_batch_size num_workers resize".split(),
     "search.py": "results rerank_num infer_batch_size".split(),
 }
 NUMERIC["eval_rerank.py"] = [*NUMERIC["eval.py"], "rerank_num", "ivf"]
@@ -271,13 +273,14 @@ NUMERIC["train_hashing.py"] = [*NUMERIC["train.py"], "pair_fraction"]
 ENDLESS = ("num_workers", "epochs_num", "randaugment_ops")  # scripts do as they are told, and start 2**32 processes
 PAIRS = ("resize", "image_size", "ivf")
 VALID = ["--datasets_folder=data", "--resume=model.pth"]
+VALID_OF = {"search.py": ["image.jpg", "--index=index"], "build_index.py": ["images", "--index=index", "--pretrained"]}
 
 
 @trials(-(-TRIALS // 4), fixed=1)
 @pytest.mark.parametrize("script", PARSERS)
 def test_command_lines_are_understood_or_refused(explore, tally, script, monkeypatch, capsys):
     parse, options = PARSERS[script]
-    valid = ["image.jpg", "--index=index"] if script == "search.py" else VALID
+    valid = VALID_OF.get(script, VALID)
     flags = st.tuples(st.sampled_from(NUMERIC[script]), st.sampled_from(NUMBERS[:-1]) | st.text(max_size=4))
 
     def check(changes: list[tuple[str, str]]) -> None:

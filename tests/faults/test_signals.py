@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 STATUS = {signal.SIGINT: 130, **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1), 143)}
 EVALUATIONS = ["eval.py", "eval_hashing.py", "eval_rerank.py"]
-OTHERS = ["search.py", "datasets.synthetic", "datasets.unified"]
+OTHERS = ["search.py", "build_index.py", "datasets.synthetic", "datasets.unified"]
 END_OF_INTERPRETER = 2.0  # seconds in which a script that had finished its work may still end with status 0
 
 
@@ -98,7 +98,7 @@ def test_an_evaluation_stops_at_a_signal_and_leaves_nothing_behind(rng, commands
 
 
 @trials()
-def test_search_and_the_builders_of_datasets_stop_at_a_signal_and_continue(rng, commands, undisturbed, tally, tmp_path):
+def test_search_and_builders_stop_at_a_signal_and_continue(rng, commands, undisturbed, tally, tmp_path):
     script = rng.choice(OTHERS)
     status, flags = try_to_stop(rng, script, commands, undisturbed, tally, tmp_path)
     if status and script != "search.py":

@@ -187,7 +187,7 @@ def _open_store(
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            return IndexWriter(save_to, IndexMetadata.of(model, config, save_to))
+            return IndexWriter(save_to, IndexMetadata.of(model, config, save_to, utm_zone=images.utm_zone))
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))
 

@@ -20,11 +20,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
 
+from datasets.positions import UTM_ZONE
 from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
 from model.network import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
@@ -34,7 +35,7 @@ FORMAT = 2
 METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
-REBUILD = "Rebuild the index with --save_index"
+REBUILD = "Rebuild the index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class IndexMetadata:
     """How an index was made.
 
     The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias,
-    precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors.
+    precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors; the UTM zone of
+    the positions, such as "32N", or None if it is not known.
     """
 
     backbone: str
@@ -57,9 +59,16 @@ class IndexMetadata:
     descriptor_dim: int
     descriptor_dtype: str
     exif_orientation: bool = False  # absent in older indexes, which ignored it
+    utm_zone: str | None = None  # absent in older indexes
 
     @staticmethod
-    def of(model: GeoLocalizationNet, config: ExtractionConfig, index: IndexConfig | None = None) -> "IndexMetadata":
+    def of(
+        model: GeoLocalizationNet,
+        config: ExtractionConfig,
+        index: IndexConfig | None = None,
+        *,
+        utm_zone: str | None = None,
+    ) -> "IndexMetadata":
         """The metadata of an index with this model and these settings."""
         return IndexMetadata(
             **asdict(model.config),
@@ -71,6 +80,7 @@ class IndexMetadata:
             descriptor_dim=model.descriptor_dim,
             descriptor_dtype=index.descriptor_dtype if index else "fp32",
             exif_orientation=config.exif_orientation,
+            utm_zone=utm_zone,
         )
 
     @staticmethod
@@ -85,13 +95,13 @@ class IndexMetadata:
                 raise TypeError("a format that is not a number")
             if number == FORMAT:
                 types = {field.name: field.type for field in fields(IndexMetadata)}
-                if any(type(value) is not types[name] for name, value in content.items()):
+                if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
                     raise TypeError("a value of the wrong type")
                 metadata = IndexMetadata(**content)
                 metadata._check_values()
                 return metadata
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"No index in {folder}: {path} is missing. eval*.py --save_index creates one.") from None
+            raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
         raise InputError(f"The index {folder} has format {number}; this version reads format {FORMAT}. {REBUILD}.")
@@ -105,6 +115,8 @@ class IndexMetadata:
         np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
         if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
+        if self.utm_zone is not None and not UTM_ZONE.fullmatch(self.utm_zone):
+            raise ValueError(f"the UTM zone {self.utm_zone}")
 
     @property
     def model_config(self) -> ModelConfig:
@@ -237,7 +249,7 @@ def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> No
         if row and actual > size + CHUNK_SIZE * row:  # lines of the manifest are missing
             raise InputError(
                 f"{folder / MANIFEST} is missing or truncated: {path} holds {actual // row} images, but the manifest "
-                f"lists {manifest.images}. Copy the index again, or rebuild it with --save_index."
+                f"lists {manifest.images}. Copy the index again, or rebuild it."
             )
 
 

@@ -44,7 +44,7 @@ class Index:
         if not manifest.complete and not allow_incomplete:
             raise InputError(
                 f"The index {folder} is incomplete: it holds {manifest.images} images, and building it was interrupted "
-                "or is still in progress. Continue with --save_index DIR --append, or use it as it is with "
+                "or is still in progress. Continue building it with --append, or use it as it is with "
                 "--allow_incomplete_index."
             )
         if verify:
@@ -56,7 +56,7 @@ class Index:
         paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images)
         utms = self._columns["utms"][:]
         _check_positions(folder / "utms.bin", utms)
-        self.images = ImageSet(paths, utms)
+        self.images = ImageSet(paths, utms, self.metadata.utm_zone)
         logging.info("The index %s holds %d images.", folder, len(self))
         if not manifest.complete:
             logging.warning("The index %s is incomplete: results do not cover the whole database.", folder)
@@ -72,7 +72,7 @@ class Index:
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
         message = f"The index {self.folder} was built with another model or resize"
-        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation"}
+        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "utm_zone"}
         self.metadata.require_same(metadata, ignored, message)
 
     def features(self) -> Features:

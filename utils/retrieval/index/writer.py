@@ -42,7 +42,8 @@ class IndexWriter:
         remove_leftovers(folder)
         if (folder / METADATA).exists():
             message = f"--append: the index {folder} was built differently"
-            IndexMetadata.read(folder).require_same(metadata, {"weights_file"}, message)
+            self.metadata = IndexMetadata.read(folder)
+            self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
         else:
             with atomic_write(folder / METADATA) as file:
                 json.dump({"format": FORMAT, **asdict(metadata)}, file, indent=2)
@@ -63,7 +64,7 @@ class IndexWriter:
     def to_extract(self, images: ImageSet) -> np.ndarray:
         """The indices of the images that the index does not contain yet.
 
-        Raises InputError for a path with a line break.
+        Raises InputError for a path with a line break, and for positions in another UTM zone than the index's.
         """
         paths = [os.path.abspath(path) for path in images.paths]
         for path in paths:
@@ -71,7 +72,14 @@ class IndexWriter:
                 raise InputError(
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
-        return np.array([i for i, path in enumerate(paths) if path not in self.known], int)
+        missing = np.array([i for i, path in enumerate(paths) if path not in self.known], int)
+        if images.utm_zone != self.metadata.utm_zone and np.isfinite(images.utms[missing]).any():
+            raise InputError(
+                f"--append: the UTM zone of the index {self.folder} is {self.metadata.utm_zone or 'unknown'}, but that "
+                f"of the images to add is {images.utm_zone or 'unknown'}, so their positions cannot be compared. Build "
+                "a new index of all images, or add these without positions (--positions none in build_index.py)."
+            )
+        return missing
 
     def append(self, chunk: Features) -> None:
         """Adds the features of up to CHUNK_SIZE images: all of them or, if the process dies, none.

@@ -1,0 +1,105 @@
+"""Images of any folder, and where they were taken: as their names say, their EXIF data, or a CSV file."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.benchmark import ImageSet
+from datasets.exif_gps import InvalidGPS, gps_position
+from datasets.file_names import EXPECTED_NAME, common_utm_zone, find_utm_position
+from datasets.positions import PositionTable, utm_of_degrees
+from model.errors import InputError
+
+POSITION_SOURCES = ("auto", "names", "exif", "none")
+UNKNOWN = (np.nan, np.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """Where positions come from: one of POSITION_SOURCES, or a CSV file instead, which lists all images.
+
+    "auto": file names, or EXIF GPS where the names hold none.
+    """
+
+    source: str = "auto"
+    csv: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in POSITION_SOURCES:
+            raise InputError(
+                f"Unknown source of positions {self.source!r}. Choose from: {', '.join(POSITION_SOURCES)}."
+            )
+
+
+class LocatedImages(NamedTuple):
+    """Images, and a sentence that says how many positions came from where."""
+
+    images: ImageSet
+    summary: str
+
+
+def locate_images(paths: Sequence[str], folder: Path, config: PositionConfig) -> LocatedImages:
+    """The images of a folder with their positions, NaN where unknown.
+
+    Raises InputError if no image has a position in the given source ("names" or "exif"), if some have one in their
+    names and others in EXIF, if the CSV file lacks an image, or if positions lie in zones that are not neighbours.
+    """
+    if config.csv:
+        table = PositionTable(config.csv, folder)
+        return _located(ImageSet(paths, table.utms(paths, folder), table.zone), str(config.csv))
+    named, measured = np.full((2, len(paths), 2), np.nan)
+    if config.source in ("auto", "names"):
+        named[:] = [find_utm_position(path) or UNKNOWN for path in paths]
+    has_name = np.isfinite(named[:, 0])
+    if config.source in ("auto", "exif"):
+        measured[~has_name] = _gps_positions(list(compress(paths, ~has_name)))
+    has_gps = np.isfinite(measured[:, 0])
+    if has_name.any() and has_gps.any():
+        raise InputError(
+            f"{folder}: the names of {has_name.sum()} images hold UTM positions, and {has_gps.sum()} others have only "
+            f"EXIF GPS, such as {paths[has_gps.argmax()]}. The two cannot be combined, because UTM zones may differ. "
+            "Choose one with --positions names or --positions exif, or list all positions in a CSV file "
+            "(--positions_csv)."
+        )
+    if config.source == "names" and not has_name.any():
+        raise InputError(
+            f"--positions names: no UTM position in the names of the {len(paths)} images in {folder}. {EXPECTED_NAME} "
+            "Choose another source, or --positions none."
+        )
+    if config.source == "exif" and not has_gps.any():
+        raise InputError(
+            f"--positions exif: none of the {len(paths)} images in {folder} has a GPS position in its EXIF data. "
+            "Choose another source, or --positions none."
+        )
+    if has_gps.any():
+        measured[has_gps], zone = utm_of_degrees(measured[has_gps], list(compress(paths, has_gps)), folder)
+        return _located(ImageSet(paths, measured, zone), "EXIF GPS")
+    return _located(ImageSet(paths, named, common_utm_zone(list(compress(paths, has_name)))), "file names")
+
+
+def _gps_positions(paths: Sequence[str]) -> np.ndarray:
+    """Latitude and longitude [N, 2] in degrees, NaN where unknown. Warns of data that cannot be used."""
+    positions, invalid = np.full((len(paths), 2), np.nan), []
+    for i, path in enumerate(tqdm(paths, desc="Reading EXIF", unit="image", leave=False, delay=1)):
+        try:
+            positions[i] = gps_position(path) or UNKNOWN
+        except InvalidGPS as error:
+            invalid.append(f"{os.path.basename(path)} ({error})")
+    if invalid:
+        message = "%d of %d images have EXIF GPS data that cannot be used, such as %s. Their positions are unknown."
+        logging.warning(message, len(invalid), len(paths), invalid[0])
+    return positions
+
+
+def _located(images: ImageSet, source: str) -> LocatedImages:
+    known = int(np.isfinite(images.utms[:, 0]).sum())
+    parts = [f"{known} from {source}"] * (known > 0) + [f"{len(images) - known} unknown"] * (known < len(images))
+    zone = f"; UTM zone {images.utm_zone or 'unknown'}" if known else ""
+    return LocatedImages(images, f"Positions: {', '.join(parts)}{zone}.")

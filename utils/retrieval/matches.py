@@ -1,0 +1,73 @@
+"""What a search reports of each match: on the terminal, below its picture, and as JSON."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.benchmark import ImageSet
+from datasets.positions import degrees_of_utm
+from utils.retrieval.search import SearchResult
+from utils.runtime.terminal import printable
+
+UTM_COLUMNS = ("easting", 12, 2), ("northing", 12, 2)  # name, width, digits after the point
+DEGREE_COLUMNS = ("latitude", 11, 6), ("longitude", 11, 6)
+
+
+class Match(NamedTuple):
+    """An image that was found. rank: from 1. metric: of the distance. easting, northing: in metres, latitude,
+    longitude: in degrees, WGS 84; None where unknown.
+    """
+
+    rank: int
+    path: str
+    distance: float
+    metric: str
+    easting: float | None
+    northing: float | None
+    latitude: float | None
+    longitude: float | None
+
+    @property
+    def caption(self) -> str:
+        """Rank, distance and position, in at most three lines."""
+        lines = [f"{self.rank}: {self.distance:.4g}"]
+        if self.easting is not None:
+            lines.append(f"{self.easting:.0f} E  {self.northing:.0f} N")
+        if self.latitude is not None:
+            lines.append(f"{self.latitude:.5f}, {self.longitude:.5f}")
+        return "\n".join(lines)
+
+
+def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:
+    """The matches of each query, best first."""
+    return [
+        [
+            Match(rank + 1, str(images.paths[i]), distances[rank].item(), results.metric[rank], *position)
+            for rank, (i, position) in enumerate(zip(indices, _positions(images, indices), strict=True))
+        ]
+        for distances, indices in zip(results.distances, results.indices, strict=True)
+    ]
+
+
+def _positions(images: ImageSet, indices: np.ndarray) -> list[list[float | None]]:
+    """[easting, northing, latitude, longitude] of each of these images."""
+    utms = np.asarray(images.utms[indices])
+    degrees = degrees_of_utm(utms, images.utm_zone) if images.utm_zone else np.full_like(utms, np.nan)
+    rows = np.hstack([utms, degrees]).tolist()
+    return [[value if np.isfinite(value) else None for value in row] for row in rows]
+
+
+def table_lines(matches: list[Match], *, positions: bool, degrees: bool) -> list[str]:
+    """The table of one query's matches, with or without columns for UTM positions, and for degrees."""
+    columns = [*(UTM_COLUMNS if positions else ()), *(DEGREE_COLUMNS if degrees else ())]
+    names = "".join(f"  {name:>{width}}" for name, width, _ in columns)
+    lines = [f"{'rank':>4}  {'distance':>16}{names}  image"]
+    for match in matches:
+        numbers = [getattr(match, name) for name, *_ in columns]
+        texts = [
+            f"  {number:>{width}.{digits}f}" if number is not None else f"  {'unknown':>{width}}"
+            for number, (_, width, digits) in zip(numbers, columns, strict=True)
+        ]
+        distance = f"{match.distance:>8.4g} {match.metric:<7}"
+        lines.append(f"{match.rank:>4}  {distance}{''.join(texts)}  {printable(match.path)}")
+    return lines
