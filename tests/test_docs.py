@@ -80,6 +80,7 @@ PAGES = [
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 SHELL = ("", "bash", "sh", "shell", "console")
+SMALLER = ("fp16", "int8")  # types of descriptors
 OTHER_PROGRAMS_FLAGS = {"--nproc_per_node", "--nnodes", "--standalone"}  # in prose; torchrun's
 
 
@@ -221,17 +222,20 @@ def test_every_flag_in_prose_is_one_of_some_script(known_flags):
 def indexes(tiny_benchmark, checkpoints, tmp_path_factory) -> dict[str, Path]:
     """{kind: index folder}, built by the scripts."""
     folder = tmp_path_factory.mktemp("indexes")
-    for kind, more in (*((mode, []) for mode in MODES), ("half", ["--descriptor_dtype=fp16"])):
-        mode = "two_branch" if kind == "half" else kind
+    for kind, more in (
+        *((mode, []) for mode in MODES),
+        *((dtype, [f"--descriptor_dtype={dtype}"]) for dtype in SMALLER),
+    ):
+        mode = "two_branch" if kind in SMALLER else kind
         flags = evaluation_flags(tiny_benchmark, checkpoints[mode], f"--save_index={folder / kind}", *more)
         result = run_script(SCRIPTS[mode], *flags, cwd=folder)
         assert result.status == 0, result.stderr
-    return {kind: folder / kind for kind in (*MODES, "half")}
+    return {kind: folder / kind for kind in (*MODES, *SMALLER)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["complete", "with an unfinished chunk"])
-@pytest.mark.parametrize("kind", [*MODES, "half"])
+@pytest.mark.parametrize("kind", [*MODES, *SMALLER])
 def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
     folder = tmp_path / "index"
     shutil.copytree(indexes[kind], folder)
