@@ -63,7 +63,7 @@ def evaluate(
             results = inverted_file.search(queries.codes, k)
     else:
         with run.phase("search"):
-            results = search_hamming(database.codes, queries.codes, k)
+            results = search_hamming(database.codes, queries.codes, k, device=args.extraction.device)
     if args.merges_crops:  # the results of the crops of each query
         results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 

@@ -67,7 +67,7 @@ def evaluate(
             candidates = inverted_file.search(queries.codes, k)
     else:
         with run.phase("search"):
-            candidates = search_hamming(database.codes, queries.codes, k)
+            candidates = search_hamming(database.codes, queries.codes, k, device=args.extraction.device)
     if args.merges_crops:  # the results of the crops of each query
         candidates = merge_crops(candidates, args.test_method, k=k, majority_weight=args.majority_weight)
 

@@ -24,6 +24,7 @@ def naive_quantize(row):
     return [0 if scale == 0 else round(float(value) / scale) for value in row], scale
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_quantisation_is_that_of_a_naive_loop(seed, dtype):
