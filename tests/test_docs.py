@@ -54,9 +54,10 @@ from utils.retrieval.export import (
 )
 from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
-from utils.retrieval.index.inverted_file import InvertedFile
+from utils.retrieval.index.inverted_file import InvertedFile, open_inverted_file
 from utils.retrieval.pca import check_pca_dim
 from utils.retrieval.report.comparison import compare, read_run
+from utils.retrieval.search import search_hamming
 from utils.runtime.atomic_files import atomic_write, lock_folder
 from utils.runtime.script import WORKER_DIED
 from utils.training.checkpoints import (
@@ -331,6 +332,11 @@ class SmallMemory(torch.nn.Module):
         return images.mean(dim=(2, 3))
 
 
+def out_of_memory(*arguments, **options):
+    """What a search does on a GPU without free memory."""
+    raise torch.OutOfMemoryError
+
+
 class NaN(torch.nn.Module):
     """A model whose output is NaN."""
 
@@ -541,6 +547,13 @@ def index_messages(s: Setting) -> Iterator[str]:
     codes = Index(folder).features().codes
     yield refusal(InvertedFile, codes, IVFConfig(nlist=17, nprobe=5))
     yield refusal(InvertedFile(codes, IVFConfig(nlist=4, nprobe=1)).search, codes, 16)
+    with logged() as warnings:
+        for part in (codes, codes[1:], codes):
+            open_inverted_file(part, IVFConfig(nlist=4, nprobe=1), s.folder)
+            if len(part) < len(codes):
+                (s.folder / "ivf_4.bin").write_bytes(b"[]")
+        open_inverted_file(codes, IVFConfig(nlist=4, nprobe=1), s.folder / "nowhere")
+    yield from warnings
 
 
 def export_messages(s: Setting) -> Iterator[str]:
@@ -577,6 +590,9 @@ def other_messages(s: Setting) -> Iterator[str]:
         Forward(SmallMemory(), ExtractionConfig(batch_size=2))(torch.rand(2, 3, 14, 14))
         s.monkeypatch.setattr("utils.cli.cpu_supports", lambda precision: False)
         warn_if_slow("cpu", "bf16")
+        s.monkeypatch.setattr("utils.retrieval.gpu_search._search", out_of_memory)
+        codes = np.zeros((2, 64), np.uint8)
+        search_hamming(codes, codes, 1, device="cuda")
     yield from warnings
     yield refusal(Forward(NaN(), ExtractionConfig()), torch.rand(1, 3, 14, 14))
     with s.monkeypatch.context() as patch:

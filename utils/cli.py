@@ -105,6 +105,11 @@ class EvaluationArguments:
     flags: dict[str, Any]
 
     @property
+    def index_folder(self) -> Path | None:
+        """The folder of the index that is saved or loaded, if any."""
+        return self.save_index.folder if self.save_index else self.load_index
+
+    @property
     def merges_crops(self) -> bool:
         """Whether the test method searches each crop of a query and merges the results."""
         return self.test_method in MERGING_METHODS

@@ -80,7 +80,7 @@ class IndexMetadata:
         path = folder / METADATA
         old = folder / "header.json"
         try:
-            content = _parse_object((old if old.exists() else path).read_bytes())
+            content = parse_object((old if old.exists() else path).read_bytes())
             number = content.pop("format")
             if type(number) is not int:
                 raise TypeError("a format that is not a number")
@@ -172,7 +172,7 @@ class Manifest(NamedTuple):
         data = path.read_bytes() if path.exists() else b""
         *lines, rest = data.split(b"\n")
         try:
-            entries = list(map(_parse_object, lines))
+            entries = list(map(parse_object, lines))
             ended = bool(entries) and "complete" in entries[-1]
             chunks = entries[:-1] if ended else entries
             for chunk in chunks:
@@ -195,7 +195,7 @@ class Manifest(NamedTuple):
         return sum(chunk["path_bytes"] for chunk in self.chunks)
 
 
-def _parse_object(text: bytes) -> dict[str, Any]:
+def parse_object(text: bytes) -> dict[str, Any]:
     """Raises ValueError if this is not one JSON object in which each field appears once."""
     try:
         content = json.loads(text, object_pairs_hook=_unique_fields)
