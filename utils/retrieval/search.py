@@ -15,6 +15,7 @@ from tqdm import tqdm
 from model import InputError
 from utils.retrieval.features import DiskArray, Features
 from utils.retrieval.gpu_search import search_hamming_on_device
+from utils.retrieval.quantization import QuantizedArray
 
 QUERY_BLOCK = 32  # queries between two updates of the progress bar
 DATABASE_BLOCK_BYTES = 256 << 20
@@ -44,7 +45,7 @@ def search(database: Features, queries: Features, k: int, *, device: str = "cpu"
     return search_l2(database.descriptors, queries.descriptors, k)
 
 
-def search_l2(database: np.ndarray | DiskArray, queries: np.ndarray, k: int) -> SearchResult:
+def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, k: int) -> SearchResult:
     """The k nearest of database [N, d] to each of queries [Q, d], float32 or float16, by exact L2 distance.
 
     Queries [Q, C, d] with C crops each give Q*C rows of results. Distances are float32. K is min(k, N). Raises
@@ -102,7 +103,7 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, *, device:
 
 
 def rerank(
-    candidates: SearchResult, database: np.ndarray | DiskArray, queries: np.ndarray, *, rerank_num: int
+    candidates: SearchResult, database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, *, rerank_num: int
 ) -> SearchResult:
     """Orders the first `rerank_num` candidates by the L2 distance of descriptors. The others keep their order.
 

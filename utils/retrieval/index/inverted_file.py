@@ -47,13 +47,15 @@ class InvertedFile:
         self._quantizer = faiss.IndexBinaryFlat(bits)  # kept here, because faiss holds only a bare pointer to it
         self.index = faiss.IndexBinaryIVF(self._quantizer, bits, config.nlist)
         self.index.nprobe = config.nprobe
-        self.lists = lists or self._sort(codes)
-        if lists:
+        if lists is None:
+            lists = self._sort(codes)
+        else:
             self._quantizer.add(lists.centres)
             self.index.is_trained = True
+        self.lists = lists
         for start in block_starts(len(codes), BLOCK_SIZE, "Filling the inverted file"):
             block = np.ascontiguousarray(codes[start : start + BLOCK_SIZE])
-            numbers = self.lists.numbers[start : start + BLOCK_SIZE].astype(np.int64)
+            numbers = lists.numbers[start : start + BLOCK_SIZE].astype(np.int64)
             pointers = faiss.swig_ptr(block), None, faiss.swig_ptr(numbers)
             self.index.add_core(len(block), *pointers)  # type: ignore[attr-defined]
 
