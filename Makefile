@@ -48,7 +48,7 @@ lint: .venv/installed  ## check style (ruff) and types (mypy)
 bench: export CUDA_VISIBLE_DEVICES =
 bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON in benchmarks/results
 	mkdir -p benchmarks/results
-	for name in input extract train retrieval onnx; do \
+	for name in input extract train retrieval approximate onnx; do \
 		$(VENV_PYTHON) -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
 	done
 

@@ -11,7 +11,7 @@ from utils.cli import EvaluationArguments, parse_evaluation
 from utils.retrieval.evaluation import Results, evaluate_each, load_model_on_all_ranks, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
-from utils.retrieval.index.inverted_file import InvertedFile
+from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.report import report
 from utils.retrieval.search import search_hamming
 from utils.retrieval.test_methods import merge_crops
@@ -65,12 +65,12 @@ def evaluate(
     k = max(args.recall_values)
     if args.ivf:
         with run.phase("inverted_file"):
-            inverted_file = InvertedFile(database.codes, args.ivf)
+            inverted_file = open_inverted_file(database.codes, args.ivf, args.index_folder)
         with run.phase("search"):
             results = inverted_file.search(queries.codes, k)
     else:
         with run.phase("search"):
-            results = search_hamming(database.codes, queries.codes, k)
+            results = search_hamming(database.codes, queries.codes, k, device=args.extraction.device)
     if args.merges_crops:  # the results of the crops of each query
         results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
 

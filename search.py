@@ -48,7 +48,7 @@ def main() -> None:
     queries = extract(model, ImageSet.without_positions(images), settings)
     assert queries is not None, "this script has one process"
     rerank_num = args.rerank_num if model.config.rerank else 0
-    results = search(database, queries, max(args.results, rerank_num))
+    results = search(database, queries, max(args.results, rerank_num), device=args.device)
     if rerank_num:
         results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
 

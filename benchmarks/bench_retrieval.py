@@ -21,10 +21,11 @@ from benchmarks.common import Row, compare, measure, parse_arguments, peak_memor
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
-from utils.retrieval.features import CHUNK_SIZE, Features
+from utils.retrieval.features import CHUNK_SIZE, DiskArray, Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.metrics import recalls_at
+from utils.retrieval.quantization import QuantizedArray, quantize
 from utils.retrieval.search import SearchResult, rerank, search_hamming
 from utils.runtime.script import cli_main
 
@@ -91,7 +92,7 @@ def make_single_queries(database: Features) -> list[Features]:
     return [make_features(codes[[i]], descriptors[[i]]) for i in range(SINGLE_QUERIES)]
 
 
-def search_rows() -> list[Row]:
+def search_rows(folder: Path) -> list[Row]:
     """Single queries among 100,000 images."""
     database = make_features(make_codes(IMAGES, 1), make_descriptors(IMAGES, 0))
     queries = make_single_queries(database)
@@ -113,7 +114,12 @@ def search_rows() -> list[Row]:
         rounds=ROUNDS,
         note="ours runs right after a flat search, which fills the caches with other data",
     )
-    return [row.per_item(SINGLE_QUERIES, "ms/query"), cold, rerank_row(database, queries[0])]
+    return [
+        row.per_item(SINGLE_QUERIES, "ms/query"),
+        cold,
+        rerank_row(database, queries[0]),
+        *smaller_rows(folder, database, queries),
+    ]
 
 
 def rerank_row(database: Features, query: Features) -> Row:
@@ -129,6 +135,39 @@ def rerank_row(database: Features, query: Features) -> Row:
     order = "the same" if (baseline() == ours()).all() else "DIFFERENT"
     note = f"baseline: a loop of norms; the order is {order}"
     return compare(f"re-ranking {K} candidates", baseline, ours, rounds=20 * ROUNDS, target=2, note=note)
+
+
+def smaller_rows(folder: Path, database: Features, queries: list[Features]) -> list[Row]:
+    """Re-ranking with descriptors of fewer bits, read from a file in the page cache."""
+    candidates = [search_hamming(database.codes, query.codes, K) for query in queries]
+    codes, scales = quantize(database.descriptors)
+    arrays: dict[str, DiskArray | QuantizedArray] = {
+        "fp32": write_array(folder / "fp32", database.descriptors),
+        "fp16": write_array(folder / "fp16", database.descriptors.astype(np.float16)),
+        "int8": QuantizedArray(write_array(folder / "int8", codes), scales),
+    }
+
+    def rerank_all(dtype: str) -> None:
+        for query, results in zip(queries, candidates, strict=True):
+            rerank(results, arrays[dtype], query.descriptors, rerank_num=K)
+
+    rows = [
+        compare(
+            f"  from a file, {dtype}",
+            lambda: rerank_all("fp32"),
+            lambda: rerank_all(dtype),  # noqa: B023 - called at once
+            rounds=2 * ROUNDS,
+            note=f"baseline: fp32; the file has {(folder / dtype).stat().st_size / 1e6:.0f} MB",
+        )
+        for dtype in ("fp16", "int8")
+    ]
+    return [row.per_item(SINGLE_QUERIES, "ms/query") for row in rows]
+
+
+def write_array(path: Path, array: np.ndarray) -> DiskArray:
+    """The array in a file."""
+    array.tofile(path)
+    return DiskArray(path, array.dtype, array.shape)
 
 
 # ---- Memory
@@ -266,7 +305,7 @@ def main() -> None:
     faiss.omp_set_num_threads(args.threads)
     images, codes, nlist = (1_000_000, 10_000_000, 4096) if args.large else (50_000, 500_000, 512)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*search_rows(), memory_row(Path(folder), images), *code_rows(codes, nlist, (8, 32, 128))]
+        rows = [*search_rows(Path(folder)), memory_row(Path(folder), images), *code_rows(codes, nlist, (8, 32, 128))]
     report("Retrieval", rows, args.json)
 
 

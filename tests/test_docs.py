@@ -57,9 +57,10 @@ from utils.retrieval.export import (
 )
 from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
-from utils.retrieval.index.inverted_file import InvertedFile
+from utils.retrieval.index.inverted_file import InvertedFile, open_inverted_file
 from utils.retrieval.pca import check_pca_dim
 from utils.retrieval.report.comparison import compare, read_run
+from utils.retrieval.search import search_hamming
 from utils.runtime.atomic_files import atomic_write, lock_folder
 from utils.runtime.script import WORKER_DIED
 from utils.training.checkpoints import (
@@ -83,6 +84,7 @@ PAGES = [
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 SHELL = ("", "bash", "sh", "shell", "console")
+SMALLER = ("fp16", "int8")  # types of descriptors
 OTHER_PROGRAMS_FLAGS = {"--nproc_per_node", "--nnodes", "--standalone"}  # in prose; torchrun's
 
 
@@ -224,17 +226,20 @@ def test_every_flag_in_prose_is_one_of_some_script(known_flags):
 def indexes(tiny_benchmark, checkpoints, tmp_path_factory) -> dict[str, Path]:
     """{kind: index folder}, built by the scripts."""
     folder = tmp_path_factory.mktemp("indexes")
-    for kind, more in (*((mode, []) for mode in MODES), ("half", ["--descriptor_dtype=fp16"])):
-        mode = "two_branch" if kind == "half" else kind
+    for kind, more in (
+        *((mode, []) for mode in MODES),
+        *((dtype, [f"--descriptor_dtype={dtype}"]) for dtype in SMALLER),
+    ):
+        mode = "two_branch" if kind in SMALLER else kind
         flags = evaluation_flags(tiny_benchmark, checkpoints[mode], f"--save_index={folder / kind}", *more)
         result = run_script(SCRIPTS[mode], *flags, cwd=folder)
         assert result.status == 0, result.stderr
-    return {kind: folder / kind for kind in (*MODES, "half")}
+    return {kind: folder / kind for kind in (*MODES, *SMALLER)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["complete", "with an unfinished chunk"])
-@pytest.mark.parametrize("kind", [*MODES, "half"])
+@pytest.mark.parametrize("kind", [*MODES, *SMALLER])
 def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
     folder = tmp_path / "index"
     shutil.copytree(indexes[kind], folder)
@@ -328,6 +333,11 @@ class SmallMemory(torch.nn.Module):
         if len(images) > 1:
             raise torch.OutOfMemoryError
         return images.mean(dim=(2, 3))
+
+
+def out_of_memory(*arguments, **options):
+    """What a search does on a GPU without free memory."""
+    raise torch.OutOfMemoryError
 
 
 class NaN(torch.nn.Module):
@@ -562,6 +572,13 @@ def index_messages(s: Setting) -> Iterator[str]:
     codes = Index(folder).features().codes
     yield refusal(InvertedFile, codes, IVFConfig(nlist=17, nprobe=5))
     yield refusal(InvertedFile(codes, IVFConfig(nlist=4, nprobe=1)).search, codes, 16)
+    with logged() as warnings:
+        for part in (codes, codes[1:], codes):
+            open_inverted_file(part, IVFConfig(nlist=4, nprobe=1), s.folder)
+            if len(part) < len(codes):
+                (s.folder / "ivf_4.bin").write_bytes(b"[]")
+        open_inverted_file(codes, IVFConfig(nlist=4, nprobe=1), s.folder / "nowhere")
+    yield from warnings
 
 
 def export_messages(s: Setting) -> Iterator[str]:
@@ -598,6 +615,9 @@ def other_messages(s: Setting) -> Iterator[str]:
         Forward(SmallMemory(), ExtractionConfig(batch_size=2))(torch.rand(2, 3, 14, 14))
         s.monkeypatch.setattr("utils.cli.cpu_supports", lambda precision: False)
         warn_if_slow("cpu", "bf16")
+        s.monkeypatch.setattr("utils.retrieval.gpu_search._search", out_of_memory)
+        codes = np.zeros((2, 64), np.uint8)
+        search_hamming(codes, codes, 1, device="cuda")
     yield from warnings
     yield refusal(Forward(NaN(), ExtractionConfig()), torch.rand(1, 3, 14, 14))
     with s.monkeypatch.context() as patch:

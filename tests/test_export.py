@@ -156,6 +156,8 @@ def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, bl
         ("two_branch", "fp32", "fp16"),
         ("float", "fp16", None),
         ("float", "fp16", "fp32"),
+        ("two_branch", "int8", None),
+        ("float", "int8", "fp16"),
         ("hashing", "fp32", None),
     ],
 )
@@ -169,7 +171,8 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
     assert content == {"database_paths.txt"} | {name for name, array in expected.items() if array is not None}
     for name in content - {"database_paths.txt"}:
         array = np.load(tmp_path / "npy" / name, allow_pickle=False)
-        kind = np.uint8 if name == "database_codes.npy" else {"fp16": np.float16, "fp32": np.float32}[dtype or stored]
+        kinds = {"fp16": np.float16, "fp32": np.float32, "int8": np.float32}
+        kind = np.uint8 if name == "database_codes.npy" else kinds[dtype or stored]
         assert array.dtype == kind and array.flags.c_contiguous
         np.testing.assert_array_equal(array, expected[name][:].astype(kind))
     lines = (tmp_path / "npy" / "database_paths.txt").read_bytes().decode().split("\n")
@@ -586,7 +589,7 @@ def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, che
         "export_safetensors.py", f"--resume={checkpoints['two_branch']}", f"--output={path}", cwd=tmp_path
     )
     if not path.parent.exists():
-        assert result.status == 1 and f"there is no folder {path.parent}" in result.stderr
+        assert result.status == 2 and f"there is no folder {path.parent}" in result.stderr
         return
     assert result.status == 0, result.stderr
     assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout

@@ -1,10 +1,12 @@
 """The same results on a CUDA GPU as on the CPU. Skipped where there is none."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import MODES, build, filled, image_batch
 from test_eval import SCRIPTS, run_mode
 
+from utils.retrieval.search import search_hamming
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses
 from utils.training.step import TrainingStep, set_training_mode
@@ -44,3 +46,14 @@ def test_a_training_step():
         images = torch.from_numpy(image_batch(7, 8, 56, 56)).to(device)
         losses[device] = float(step(images, torch.arange(4, device=device).repeat_interleave(2)).total)
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+
+
+@pytest.mark.parametrize("values", [2, 256])  # of a byte; with 2 there are many ties
+def test_the_search_by_codes(values):
+    random = np.random.default_rng(0)
+    database = random.integers(0, values, (300_000, 64), dtype=np.uint8)  # three blocks
+    queries = np.concatenate([random.integers(0, values, (600, 64), dtype=np.uint8), ~database[:1]])
+    expected = search_hamming(database, queries, 100)
+    actual = search_hamming(database, queries, 100, device="cuda")
+    np.testing.assert_array_equal(actual.distances, expected.distances)
+    np.testing.assert_array_equal(actual.indices, expected.indices)

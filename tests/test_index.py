@@ -123,9 +123,11 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
     assert content(folder) == before
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("cut", range(1, 40, 3))
-def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, cut):
+def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, cut, dtype):
     """Killed while a chunk was written: each file holds some bytes of it, the manifest at most a part of its line."""
+    metadata = replace(metadata, descriptor_dtype=dtype)
     complete = write(tmp_path / "complete", metadata, [4, 4])
     broken = write(tmp_path / "broken", metadata, [4])
     random = np.random.default_rng(cut)
@@ -172,7 +174,7 @@ def test_a_trusted_index_is_refused_where_it_is_cut_off(tmp_path, metadata, name
     ("name", "text", "words"),
     [
         (METADATA, "{", ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 7}', ["format 7", "format 2"]),
+        (METADATA, '{"format": 7}', ["format 7", "formats 2 and 3"]),
         (METADATA, "[]", ["metadata.json", "damaged"]),
         (METADATA, '{"format": 2}', ["metadata.json", "damaged"]),
         (METADATA, 10**5 * "[", ["metadata.json", "damaged", "nested too deeply"]),
@@ -256,6 +258,8 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         {"descriptor_dim": 1 << 17},
         {"descriptor_dim": 10**400},
         {"descriptor_dtype": "zz"},
+        {"descriptor_dtype": "int8"},
+        {"format": 3},
         {"another": 1},
         {"format": 2.0},
         {"weights_sha256": None},
@@ -389,7 +393,8 @@ def test_the_end_mark_is_removed_on_the_disk_before_anything_is_appended(tmp_pat
 def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, model, metadata):
     """A checksum does not keep out who computes it anew; the sizes of the files do."""
     folder = write(tmp_path / "index", metadata, [3])
-    for change in ({"descriptor_dim": 256}, {"descriptor_dtype": "fp16"}, {"descriptor_dim": 1 << 40}):
+    quantized = {"descriptor_dtype": "int8", "format": 3}
+    for change in ({"descriptor_dim": 256}, {"descriptor_dtype": "fp16"}, quantized, {"descriptor_dim": 1 << 40}):
         copy = shutil.copytree(folder, tmp_path / str(change))
         forge(copy, METADATA, lambda content: {**content, **change})  # noqa: B023 - called at once
         checksum = hashlib.sha256((copy / METADATA).read_bytes()).hexdigest()
@@ -553,7 +558,7 @@ def test_an_index_of_format_1_is_refused_with_what_to_do(tmp_path, metadata):
         lambda: writer_of(tmp_path, metadata, append=True),
         lambda: writer_of(tmp_path, metadata),
     ):
-        with pytest.raises(InputError, match="format 1; this version reads format 2. Rebuild the index"):
+        with pytest.raises(InputError, match="format 1; this version reads formats 2 and 3. Rebuild the index"):
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
 
@@ -697,8 +702,8 @@ def wait_for_chunks(process, manifest, count):
 
 
 def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, checkpoints):
-    """kill -9 after some chunks; --append then gives the files of one run."""
-    arguments = tiny_benchmark, checkpoints["two_branch"], tmp_path
+    """kill -9 after some chunks; --append then gives the files of one run. int8 has one file more than the others."""
+    arguments = tiny_benchmark, checkpoints["two_branch"], tmp_path, "--descriptor_dtype=int8"
     assert start_slowly(*arguments, "--save_index=complete").wait() == 0
     process = start_slowly(*arguments, "--save_index=index", "--append")
     manifest = tmp_path / "index" / MANIFEST

@@ -23,6 +23,7 @@ from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig
 from model.network import check_image_size
 from utils.retrieval.config import (
     DESCRIPTOR_DTYPES,
+    FLOAT_DTYPES,
     PRECISIONS,
     ExtractionConfig,
     IndexConfig,
@@ -110,6 +111,11 @@ class EvaluationArguments:
         """(H, W) of what the model takes: the database's images, and crops of queries."""
         size = self.extraction.resize
         return [size, (min(size), min(size))] if self.test_method in CROP_METHODS else [size]
+
+    @property
+    def index_folder(self) -> Path | None:
+        """The folder of the index that is saved or loaded, if any."""
+        return self.save_index.folder if self.save_index else self.load_index
 
     @property
     def merges_crops(self) -> bool:
@@ -421,8 +427,8 @@ def parse_export_features(description: str | None) -> ExportArguments:
     add("--num_matched", "matches of each image or query (default: 20)", type=positive_int, metavar="N")
     text = "first-stage results to re-rank, for pairs from the index of a two-branch model (default: 100)"
     add("--rerank_num", text, type=positive_int, metavar="N")
-    text = "number format of the descriptors (default: fp16 for hloc, that of the index for npy)"
-    add("--descriptor_dtype", text, choices=tuple(DESCRIPTOR_DTYPES))
+    text = "number format of the descriptors (default: fp16 for hloc; for npy that of the index, or fp32 for int8)"
+    add("--descriptor_dtype", text, choices=tuple(FLOAT_DTYPES))
     add("--trust_index", "skip checksum verification of --index; saves time with a large one", action="store_true")
     add("--allow_incomplete_index", "export --index even if building it was interrupted", action="store_true")
     args = parser.parse_args()

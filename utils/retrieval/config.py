@@ -11,7 +11,8 @@ from model.errors import InputError
 from model.vision_transformer import patch_grid
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DESCRIPTOR_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
 
 
 @dataclass(frozen=True, kw_only=True)

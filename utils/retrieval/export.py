@@ -16,7 +16,7 @@ import numpy as np
 from datasets.file_names import image_key
 from datasets.text_files import read_csv, shorten
 from model.errors import InputError
-from utils.retrieval.config import DESCRIPTOR_DTYPES
+from utils.retrieval.config import FLOAT_DTYPES
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index import Index
 from utils.retrieval.search import SearchResult, block_starts, rerank, search
@@ -61,7 +61,7 @@ def relative_name(path: str | Path, root: str | Path) -> str:
 def export_hloc(index: Index, output: Path, root: str | Path, *, dtype: str) -> None:
     """Writes the descriptors to an HDF5 file, in hloc's layout: <name>/global_descriptor, [dim], float16 or float32.
 
-    dtype: a key of DESCRIPTOR_DTYPES. Raises InputError if h5py is not installed, the index has no descriptors, or a
+    dtype: a key of FLOAT_DTYPES. Raises InputError if h5py is not installed, the index has no descriptors, or a
     name is not UTF-8 or occurs twice.
     """
     try:
@@ -77,7 +77,7 @@ def export_hloc(index: Index, output: Path, root: str | Path, *, dtype: str) -> 
         h5py.File(file, "w", libver="latest") as features,
     ):
         for start in block_starts(len(index), CHUNK_SIZE, "Exporting"):
-            block = descriptors[start : start + CHUNK_SIZE].astype(DESCRIPTOR_DTYPES[dtype])
+            block = descriptors[start : start + CHUNK_SIZE].astype(FLOAT_DTYPES[dtype])
             for i, descriptor in enumerate(block, start):
                 name = _require_utf8(relative_name(index.images.paths[i], root))
                 if name in features:
@@ -89,8 +89,8 @@ def export_npy(index: Index, folder: Path, root: str | Path, *, dtype: str | Non
     """Writes a folder with database_descriptors.npy [N, dim] and database_codes.npy [N, 64] uint8, as far as the index
     has them, and database_paths.txt: the names of the images in the same order.
 
-    dtype: a key of DESCRIPTOR_DTYPES; None: that of the index. Raises InputError if it is given, but the index has no
-    descriptors.
+    dtype: a key of FLOAT_DTYPES; None: that of the index, or float32 for int8. Raises InputError if it is given, but
+    the index has no descriptors.
     """
     if dtype:
         _require_descriptors(index)
@@ -99,10 +99,8 @@ def export_npy(index: Index, folder: Path, root: str | Path, *, dtype: str | Non
         if features.codes is not None:
             _write_array(temporary / "database_codes.npy", features.codes, features.codes.dtype)
         if features.descriptors is not None:
-            dtype = dtype or index.metadata.descriptor_dtype
-            _write_array(
-                temporary / "database_descriptors.npy", features.descriptors, np.dtype(DESCRIPTOR_DTYPES[dtype])
-            )
+            file_dtype = np.dtype(FLOAT_DTYPES[dtype]) if dtype else features.descriptors.dtype
+            _write_array(temporary / "database_descriptors.npy", features.descriptors, file_dtype)
         with open(temporary / "database_paths.txt", "w", **TEXT_OPTIONS) as file:
             file.writelines(f"{relative_name(path, root)}\n" for path in features.images.paths)
             _flush_to_disk(file)
@@ -158,7 +156,7 @@ def _require_descriptors(index: Index) -> Any:
 
 
 def _write_array(path: Path, array: Any, dtype: np.dtype) -> None:
-    """Writes rows [N, d], an array or a DiskArray, as np.save does, in blocks."""
+    """Writes rows [N, d], of an array or read from the disk, as np.save does, in blocks."""
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(file, header)

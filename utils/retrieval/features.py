@@ -39,7 +39,7 @@ class Features(NamedTuple):
 
     images: ImageSet
     codes: Any  # np.ndarray
-    descriptors: Any  # np.ndarray, or DiskArray
+    descriptors: Any  # np.ndarray, DiskArray or QuantizedArray
 
 
 class FeatureBuffer:

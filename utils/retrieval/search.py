@@ -3,15 +3,19 @@
 faiss is imported by the functions that use it, because it is slow to load and `--help` does not need it.
 """
 
+import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from model import InputError
 from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.gpu_search import search_hamming_on_device
+from utils.retrieval.quantization import QuantizedArray
 
 QUERY_BLOCK = 32  # queries between two updates of the progress bar
 DATABASE_BLOCK_BYTES = 256 << 20
@@ -34,14 +38,14 @@ class SearchResult(NamedTuple):
         return SearchResult(self.distances[:, :k], self.indices[:, :k], self.metric[:k])
 
 
-def search(database: Features, queries: Features, k: int) -> SearchResult:
-    """The k nearest images: by Hamming distance if there are codes, else by L2 distance."""
+def search(database: Features, queries: Features, k: int, *, device: str = "cpu") -> SearchResult:
+    """The k nearest images: by Hamming distance, on the device, if there are codes; else by L2 distance."""
     if database.codes is not None:
-        return search_hamming(database.codes, queries.codes, k)
+        return search_hamming(database.codes, queries.codes, k, device=device)
     return search_l2(database.descriptors, queries.descriptors, k)
 
 
-def search_l2(database: np.ndarray | DiskArray, queries: np.ndarray, k: int) -> SearchResult:
+def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, k: int) -> SearchResult:
     """The k nearest of database [N, d] to each of queries [Q, d], float32 or float16, by exact L2 distance.
 
     Queries [Q, C, d] with C crops each give Q*C rows of results. Distances are float32. K is min(k, N). Raises
@@ -64,16 +68,21 @@ def search_l2(database: np.ndarray | DiskArray, queries: np.ndarray, k: int) -> 
     return SearchResult(np.sqrt(np.maximum(squares, 0)), indices, ["l2"] * indices.shape[1])
 
 
-def search_hamming(database: np.ndarray, queries: np.ndarray, k: int) -> SearchResult:
+def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, *, device: str = "cpu") -> SearchResult:
     """The k nearest of database [N, b] to queries [Q, b], packed codes of 8*b bits, by exact Hamming distance.
 
     Queries [Q, C, b] with C crops each give Q*C rows of results. Distances are int32. K is min(k, N). Among equal
-    distances the smaller index comes first.
+    distances the smaller index comes first. The search runs on the CPU, or on a CUDA device if its memory suffices.
     """
     import faiss
 
     queries = queries.reshape(-1, queries.shape[-1])
     k = min(k, len(database))
+    if device.startswith("cuda"):
+        try:
+            return SearchResult(*search_hamming_on_device(database, queries, k, device=device), ["hamming"] * k)
+        except torch.OutOfMemoryError:
+            logging.warning("The GPU's memory does not suffice for the search by codes, which runs on the CPU instead.")
     threads = faiss.omp_get_max_threads()
     # faiss gives each query to one thread. With fewer queries than threads, each thread searches a part of the
     # database instead.
@@ -94,7 +103,7 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int) -> SearchR
 
 
 def rerank(
-    candidates: SearchResult, database: np.ndarray | DiskArray, queries: np.ndarray, *, rerank_num: int
+    candidates: SearchResult, database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, *, rerank_num: int
 ) -> SearchResult:
     """Orders the first `rerank_num` candidates by the L2 distance of descriptors. The others keep their order.
 

@@ -1,10 +1,11 @@
 """The format of an index on disk, and the checks that reading and writing share.
 
-Format 2, little-endian, without pickled data:
+Format 2, or 3 with descriptors in int8; little-endian, without pickled data:
 
     metadata.json    written once: the fields of IndexMetadata
     codes.bin        [N, 64] uint8, 512 bits packed in np.packbits order; for models with a binary branch
-    descriptors.bin  [N, dim] float32 or float16; for models with a float branch
+    descriptors.bin  [N, dim] float32, float16 or int8; for models with a float branch
+    scales.bin       [N] float32, by which descriptors in int8 are multiplied
     utms.bin         [N, 2] float64: easting and northing in metres
     paths.txt        absolute paths, one per line, in UTF-8 (or as the system's bytes, where they are not UTF-8)
     manifest.jsonl   one line per chunk of up to 1024 images: {"images": count, "path_bytes": bytes in paths.txt,
@@ -31,7 +32,7 @@ from model.network import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
 
-FORMAT = 2
+FORMAT, QUANTIZED_FORMAT = 2, 3
 METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
@@ -89,22 +90,27 @@ class IndexMetadata:
         path = folder / METADATA
         old = folder / "header.json"
         try:
-            content = _parse_object((old if old.exists() else path).read_bytes())
+            content = parse_object((old if old.exists() else path).read_bytes())
             number = content.pop("format")
             if type(number) is not int:
                 raise TypeError("a format that is not a number")
-            if number == FORMAT:
+            if number in (FORMAT, QUANTIZED_FORMAT):
                 types = {field.name: field.type for field in fields(IndexMetadata)}
                 if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
                     raise TypeError("a value of the wrong type")
                 metadata = IndexMetadata(**content)
                 metadata._check_values()
+                if metadata.format != number:
+                    raise ValueError(f"descriptors of type {metadata.descriptor_dtype} in an index of format {number}")
                 return metadata
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
-        raise InputError(f"The index {folder} has format {number}; this version reads format {FORMAT}. {REBUILD}.")
+        raise InputError(
+            f"The index {folder} has format {number}; this version reads formats {FORMAT} and {QUANTIZED_FORMAT}. "
+            f"{REBUILD}."
+        )
 
     def _check_values(self) -> None:
         """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
@@ -117,6 +123,16 @@ class IndexMetadata:
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
         if self.utm_zone is not None and not UTM_ZONE.fullmatch(self.utm_zone):
             raise ValueError(f"the UTM zone {self.utm_zone}")
+
+    @property
+    def format(self) -> int:
+        """The number in metadata.json, by which versions that cannot read the index refuse it."""
+        return QUANTIZED_FORMAT if self.is_quantized else FORMAT
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether descriptors are stored as quantization.quantize gives them."""
+        return self.descriptor_dtype == "int8" and self.descriptor_dim > 0
 
     @property
     def model_config(self) -> ModelConfig:
@@ -137,6 +153,8 @@ class IndexMetadata:
             columns["codes"] = (np.dtype("|u1"), CODE_BITS // 8)
         if self.descriptor_dim:
             columns["descriptors"] = (np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype]), self.descriptor_dim)
+            if self.is_quantized:
+                columns["scales"] = (np.dtype("<f4"), 1)
         return columns
 
     @property
@@ -166,7 +184,7 @@ class Manifest(NamedTuple):
         data = path.read_bytes() if path.exists() else b""
         *lines, rest = data.split(b"\n")
         try:
-            entries = list(map(_parse_object, lines))
+            entries = list(map(parse_object, lines))
             ended = bool(entries) and "complete" in entries[-1]
             chunks = entries[:-1] if ended else entries
             for chunk in chunks:
@@ -189,7 +207,7 @@ class Manifest(NamedTuple):
         return sum(chunk["path_bytes"] for chunk in self.chunks)
 
 
-def _parse_object(text: bytes) -> dict[str, Any]:
+def parse_object(text: bytes) -> dict[str, Any]:
     """Raises ValueError if this is not one JSON object in which each field appears once."""
     try:
         content = json.loads(text, object_pairs_hook=_unique_fields)

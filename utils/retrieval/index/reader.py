@@ -21,6 +21,7 @@ from utils.retrieval.index.format import (
     verify_checksums,
     verify_metadata,
 )
+from utils.retrieval.quantization import QuantizedArray
 
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 
@@ -76,9 +77,12 @@ class Index:
         self.metadata.require_same(metadata, ignored, message)
 
     def features(self) -> Features:
-        """Codes, in memory, and descriptors, on disk."""
+        """Codes and scales, in memory, and descriptors, on disk."""
         codes = self._columns["codes"][:] if "codes" in self._columns else None
-        return Features(self.images, codes, self._columns.get("descriptors"))
+        descriptors: DiskArray | QuantizedArray | None = self._columns.get("descriptors")
+        if self.metadata.is_quantized:
+            descriptors = QuantizedArray(self._columns["descriptors"], self._columns["scales"][:])
+        return Features(self.images, codes, descriptors)
 
 
 def _check_positions(path: Path, utms: np.ndarray) -> None:

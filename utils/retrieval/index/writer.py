@@ -13,7 +13,6 @@ from model import InputError
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index.format import (
-    FORMAT,
     MANIFEST,
     METADATA,
     PATHS,
@@ -24,6 +23,7 @@ from utils.retrieval.index.format import (
     verify_metadata,
 )
 from utils.retrieval.index.reader import Index, PathList
+from utils.retrieval.quantization import quantize
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
 
 
@@ -46,7 +46,7 @@ class IndexWriter:
             self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
         else:
             with atomic_write(folder / METADATA) as file:
-                json.dump({"format": FORMAT, **asdict(metadata)}, file, indent=2)
+                json.dump({"format": metadata.format, **asdict(metadata)}, file, indent=2)
         manifest = Manifest.read(folder)
         verify_metadata(folder, manifest)
         check_sizes(folder, metadata, manifest)
@@ -88,6 +88,8 @@ class IndexWriter:
         """
         paths = [os.path.abspath(path) for path in chunk.images.paths]
         arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
+        if self.metadata.is_quantized:
+            arrays["descriptors"], arrays["scales"] = quantize(chunk.descriptors)
         content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
         for name, (dtype, width) in self.metadata.columns.items():
             array = np.ascontiguousarray(arrays[name], dtype)
