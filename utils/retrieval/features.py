@@ -38,8 +38,8 @@ class Features(NamedTuple):
     """
 
     images: ImageSet
-    codes: Any  # np.ndarray
-    descriptors: Any  # np.ndarray, or DiskArray
+    codes: Any  # np.ndarray, or RemoteCodes
+    descriptors: Any  # np.ndarray, DiskArray, or that of a search engine
 
 
 class FeatureBuffer:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from model import InputError
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index.format import (
-    FORMAT,
     MANIFEST,
     METADATA,
     PATHS,
@@ -45,7 +43,7 @@ class IndexWriter:
             IndexMetadata.read(folder).require_same(metadata, {"weights_file"}, message)
         else:
             with atomic_write(folder / METADATA) as file:
-                json.dump({"format": FORMAT, **asdict(metadata)}, file, indent=2)
+                file.write(metadata.to_json(indent=2))
         manifest = Manifest.read(folder)
         verify_metadata(folder, manifest)
         check_sizes(folder, metadata, manifest)
