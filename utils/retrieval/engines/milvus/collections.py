@@ -9,6 +9,7 @@ holds, and whether all have arrived.
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Connection:
     """A client of the server at an address. `call` raises InputError where the server refuses or does not answer."""
 
     def __init__(self, address: EngineAddress) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read on import; else a failed TLS handshake is printed
         try:
             from grpc import RpcError
             from pymilvus import MilvusClient
@@ -37,7 +39,7 @@ class Connection:
             raise InputError(
                 f"{address} needs the package pymilvus. Install it with: pip install -r requirements-milvus.txt"
             ) from None
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it prints a traceback for each error
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # prints a traceback for each error
         self.address = address
         self._errors = MilvusException, RpcError
         options = {"server_pem_path": str(address.tls_ca)} if address.tls_ca else {}
@@ -63,11 +65,11 @@ class Connection:
 
     def _explain(self, error: Exception) -> InputError:
         server = f"{self.address.host}:{self.address.port}"
-        text = " ".join(str(getattr(error, "message", "") or error).split())
-        if "illegal connection params or server unavailable" in text or "UNAVAILABLE" in text:
-            return InputError(f"No Milvus server answers at {server}. Start it, or check the address, and TLS.")
-        if "auth check failure" in text or "UNAUTHENTICATED" in text:
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())  # the cause of a failed connection is its cause
+        if "UNAUTHENTICATED" in text:
             return InputError(f"The Milvus server at {server} refuses the token. Set MILVUS_TOKEN to USER:PASSWORD.")
+        if "UNAVAILABLE" in text or "server unavailable" in text:
+            return InputError(f"No Milvus server answers at {server}. Start it, or check the address and TLS.")
         return InputError(f"The Milvus server at {server} reports an error: {text[:300]}")
 
 
