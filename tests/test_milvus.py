@@ -2,14 +2,15 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import ROOT, build, run_python, run_script
-from milvus_server import MilvusProcess, missing
 from test_eval import SCRIPTS, flags_for
 
+from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
@@ -23,14 +24,20 @@ pytestmark = pytest.mark.slow
 TOKEN = "root:Milvus"  # a new server's
 ROWS, DIM = 2500, 512  # three chunks, the last one incomplete
 REASON = missing()
+SETTINGS = {  # it asks for a token, and looks for new collections and rows more often than by default
+    "common.security.authorizationEnabled": "true",
+    "proxy.timeTickInterval": 50,
+    "queryCoord.checkInterval": 100,
+    "queryCoord.distPullInterval": 100,
+}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server that asks for a token."""
+    """A server that ends with these tests."""
     if REASON:
         pytest.skip(f"no Milvus server can be started here: {REASON}")
-    server = MilvusProcess(tmp_path_factory.mktemp("milvus"), **{"common.security.authorizationEnabled": "true"})
+    server = MilvusProcess(tmp_path_factory.mktemp("milvus"), **SETTINGS)
     yield server
     server.close()
 
@@ -69,20 +76,24 @@ def exported(tmp_path_factory, metadata, address):
     return index, address("exported")
 
 
+def assert_equal(actual, expected):
+    """Two search results are."""
+    for left, right in zip(actual[:2], expected[:2], strict=True):
+        np.testing.assert_array_equal(left, right)
+        assert left.dtype == right.dtype
+    assert actual.metric == expected.metric
+
+
 def assert_same_results(index, copy, k):
     """Search, re-ranking, paths and positions are equal, in every bit and in the same order."""
     ours, theirs = index.features(), copy.features()
     queries = ours.codes[[0, 7, 2000]] ^ np.array([[0], [1], [2]], np.uint8)
-    descriptors = ours.descriptors[np.array([0, 7, 2000])] + 0.01
     expected, actual = (search_hamming(features.codes, queries, k) for features in (ours, theirs))
-    for stage in range(2):
-        for left, right in zip(expected[:2], actual[:2], strict=True):
-            np.testing.assert_array_equal(left, right)
-            assert left.dtype == right.dtype
-        assert expected.metric == actual.metric
-        if stage == 0:
-            expected = rerank(expected, ours.descriptors, descriptors, rerank_num=50)
-            actual = rerank(actual, theirs.descriptors, descriptors, rerank_num=50)
+    assert_equal(actual, expected)
+    if index.metadata.descriptor_dim:
+        descriptors = ours.descriptors[np.array([0, 7, 2000])] + 0.01
+        expected = rerank(expected, ours.descriptors, descriptors, rerank_num=50)
+        assert_equal(rerank(actual, theirs.descriptors, descriptors, rerank_num=50), expected)
     found = expected.indices[:, ::7].ravel()
     assert [ours.images.paths[i] for i in found] == [theirs.images.paths[i] for i in found]
     np.testing.assert_array_equal(ours.images.utms[found], theirs.images.utms[found])
@@ -142,17 +153,15 @@ def test_evaluations_and_searches_give_the_same_predictions(
     assert (actual / "predictions.csv").read_bytes() == (expected / "predictions.csv").read_bytes()
     expected, actual = (json.loads((folder / "results.json").read_text()) for folder in (expected, actual))
     assert actual["recalls"] == expected["recalls"] and actual["database"] == expected["database"] == 16
-    query = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
-    printed = [run("search.py", f"--index={index}", query, "--device=cpu") for index in ("index", where)]
-    assert printed[0].splitlines()[1:] == printed[1].splitlines()[1:] and "l2" in printed[0] or mode == "hashing"
-    other = "hashing" if mode == "two_branch" else "two_branch"
-    result = run_script(
-        SCRIPTS[other],
-        *flags_for(tiny_benchmark, checkpoints[other], f"--load_index={where}"),
-        cwd=tmp_path,
-        env=env,
-    )
-    assert result.status == 2 and "built with another model" in result.stderr and "rerank" in result.stderr
+    if mode == "two_branch":
+        query = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
+        printed = [run("search.py", f"--index={index}", query, "--device=cpu") for index in ("index", where)]
+        assert printed[0].splitlines()[1:] == printed[1].splitlines()[1:] and "l2" in printed[0]
+    else:
+        flags = flags_for(tiny_benchmark, checkpoints["two_branch"], f"--load_index={where}")
+        result = run_script("eval_rerank.py", *flags, cwd=tmp_path, env=env)
+        assert result.status == 2 and "was built with another model" in result.stderr
+        assert "rerank False (now True)" in result.stderr
 
 
 # ---- Exporting
@@ -163,6 +172,7 @@ class Interrupted(Exception):
 
 
 def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, address, monkeypatch):
+    metadata = replace(metadata, rerank=False, descriptor_dim=0)
     index, target = write(tmp_path / "index", metadata, ROWS), address("interrupted")
     write_chunk, written = writer._write_chunk, []
 
@@ -201,39 +211,39 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
 
     # Rows that are lost afterwards are noticed.
     collections = open_index(target)._collections
-    collections.connection.call("delete", collections.descriptors, ids=[5])
-    with pytest.raises(InputError, match=f"damaged: interrupted_descriptors holds {ROWS + 99} rows"):
+    collections.connection.call("delete", collections.codes, ids=[5])
+    with pytest.raises(InputError, match=f"damaged: interrupted holds {ROWS + 99} rows"):
         open_index(target)
     with pytest.raises(InputError, match="holds 1 of 2 rows"):
-        reader.MilvusDescriptors(collections)[np.array([4, 5])]
+        collections.rows(collections.codes, [4, 5], ["path"])
 
 
-def test_rows_that_differ_are_noticed(tmp_path, metadata, address, monkeypatch):
-    index = write(tmp_path / "index", replace(metadata, rerank=False, descriptor_dim=0), 300)
-    write_chunk = writer._write_chunk
-
-    def write_another(collections, features, chunk):
-        write_chunk(collections, features._replace(codes=features.codes ^ 1), chunk)
-
-    monkeypatch.setattr(writer, "_write_chunk", write_another)
-    with pytest.raises(InputError, match="Rows of .* differ"):
-        export_index(index, address("differing"))
-    with pytest.raises(InputError, match="incomplete"):
-        open_index(address("differing"))
+@pytest.mark.parametrize("part", ["paths", "utms", "codes", "descriptors", "count"])
+def test_rows_that_differ_after_an_export_are_noticed(exported, part):
+    index, address = exported
+    features, collections = index.features(), open_index(address)._collections
+    writer._verify(collections, features)
+    if part == "paths":
+        images = ImageSet(["/other.jpg", *features.images.paths[1:]], features.images.utms)
+    elif part == "utms":
+        images = ImageSet(features.images.paths, features.images.utms + 1)
+    else:
+        images = features.images[: ROWS - (part == "count")]
+    codes = features.codes ^ 1 if part == "codes" else features.codes
+    descriptors = features.descriptors[:] + 1 if part == "descriptors" else features.descriptors
+    with pytest.raises(InputError, match="instead of 2499" if part == "count" else "Rows of .* differ"):
+        writer._verify(collections, Features(images, codes, descriptors))
 
 
 def test_collections_of_others_are_refused(address, exported):
     index, target = exported
-    connection = open_index(target)._collections.connection
-    connection.call("create_collection", "foreign", dimension=8)
-    with pytest.raises(InputError, match="foreign at .* was not written by"):
-        open_index(address("foreign"))
-    with pytest.raises(InputError, match="foreign at .* was not written by"):
-        export_index(index, address("foreign"))
-    connection.call("create_collection", "half_descriptors", dimension=8)
-    with pytest.raises(InputError, match="half_descriptors exists already"):
-        export_index(index, address("half"))
-    with pytest.raises(InputError, match="No index .*nothing.*export_index"):
+    open_index(target)._collections.connection.call("create_collection", "alone_descriptors", dimension=8)
+    for use in (open_index, lambda address: export_index(index, address)):
+        with pytest.raises(InputError, match="alone_descriptors at .* was not written by"):
+            use(address("alone_descriptors"))
+    with pytest.raises(InputError, match="alone_descriptors exists already"):
+        export_index(index, address("alone"))
+    with pytest.raises(InputError, match=r"No index .*nothing.*export_index"):
         open_index(address("nothing"))
 
 
@@ -270,14 +280,16 @@ def test_no_server(scheme):
         open_index(EngineAddress.parse(f"{scheme}://127.0.0.1:1/index"))
 
 
-def test_a_missing_package_is_named(tmp_path):
-    code = (
-        f"import runpy, sys; sys.argv[1:] = ['--index=milvus://localhost:1/x', 'a.jpg', '--device=cpu']; "
-        f"runpy.run_path({str(ROOT / 'search.py')!r}, run_name='__main__')"
-    )
-    result = run_python(code, cwd=tmp_path, without=("pymilvus",))
-    assert result.status == 2 and "pip install -r requirements-milvus.txt" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(InputError, match="needs the package pymilvus.*pip install -r requirements-milvus.txt"):
+        open_index(EngineAddress.parse("milvus://127.0.0.1:1/index"))
+
+
+def test_the_scripts_do_not_need_the_package():
+    files = ["search.py", "eval_rerank.py", "export_index.py"]
+    code = f"import runpy\nfor name in {files}: runpy.run_path(name)\nimport utils.retrieval.engines.milvus"
+    assert run_python(code, cwd=ROOT, without=("pymilvus", "grpc")).status == 0
 
 
 @pytest.mark.parametrize(

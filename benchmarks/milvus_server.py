@@ -1,11 +1,10 @@
-"""A real Milvus server for tests, from the package `milvus`, that no other machine can reach.
+"""A real Milvus server for tests and benchmarks, from the package `milvus`, that no other machine can reach.
 
 That server listens on every interface, whatever its configuration says. So it runs in a network namespace of its own,
 which has nothing but a loopback interface. A Unix socket leads out of the namespace, and a port on 127.0.0.1 to it.
 """
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,10 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 PORT = 19530  # in the namespace, where every port is free
 COMPONENTS = ("rootCoord", "proxy", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode")
@@ -55,6 +57,7 @@ class MilvusProcess:
         command = [*ISOLATED, sys.executable, __file__, str(self.folder)]
         command += [f"{name}={value}" for name, value in self.settings.items()]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout, "a pipe"
         line = self._process.stdout.readline()
         if not line.startswith("ready "):
             self._process.wait()
@@ -77,7 +80,7 @@ class MilvusProcess:
         return connection
 
 
-def _relay(listener: socket.socket, connect) -> None:
+def _relay(listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
     """Joins each connection that the listener accepts with a new one."""
     while True:
         try:
@@ -102,33 +105,50 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
-def main() -> None:
-    """Within the namespace: serves until standard input ends or the server dies. Without a folder: only tries."""
+def bring_loopback_up() -> None:
+    """Within a new network namespace: makes 127.0.0.1 work."""
+    import fcntl  # which Windows lacks
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, BRING_LOOPBACK_UP)
-    if len(sys.argv) == 1:
-        return
+
+
+def start_server(folder: Path, settings: dict[str, str] | None = None) -> Any:
+    """Within such a namespace: a running milvus.MilvusServer on PORT, with its data in `folder`."""
     from milvus import MilvusServer, MilvusServerConfig
 
-    folder = Path(sys.argv[1])
-    (folder / "socket").unlink(missing_ok=True)
     server = MilvusServer(MilvusServerConfig())
     server.set_base_dir(str(folder))
-    settings = {f"{name}.ip": "127.0.0.1" for name in COMPONENTS} | dict(text.split("=", 1) for text in sys.argv[2:])
-    for name, value in settings.items():
+    for name, value in ({f"{name}.ip": "127.0.0.1" for name in COMPONENTS} | (settings or {})).items():
         server.config.set(name, value)
     server.start()
+    return server
+
+
+def main() -> None:
+    """Within the namespace: serves until standard input ends or the server dies. Without a folder: only tries."""
+    bring_loopback_up()
+    if len(sys.argv) == 1:
+        return
+    folder = Path(sys.argv[1])
+    (folder / "socket").unlink(missing_ok=True)
+    server = start_server(folder, dict(text.split("=", 1) for text in sys.argv[2:]))
     try:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(folder / "socket"))
         listener.listen()
-        connect = lambda: socket.create_connection(("127.0.0.1", PORT))  # noqa: E731
+        connect = partial(socket.create_connection, ("127.0.0.1", PORT))
         threading.Thread(target=_relay, args=(listener, connect), daemon=True).start()
-        threading.Thread(target=lambda: (sys.stdin.read(), server.server_proc.kill()), daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(server.server_proc,), daemon=True).start()
         print("ready", server.server_proc.pid, flush=True)
         server.server_proc.wait()
     finally:
         server.stop()
+
+
+def _end_with_parent(process: subprocess.Popen) -> None:
+    sys.stdin.read()
+    process.kill()
 
 
 if __name__ == "__main__":
