@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?=
 TOOLS = pytest pytest-xdist hypothesis h5py ruff mypy
+MILVUS_SERVER = milvus==2.3.5
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
@@ -61,10 +62,11 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real
 
-.venv/installed: requirements.txt requirements-onnx.txt Makefile
+.venv/installed: requirements.txt requirements-onnx.txt requirements-milvus.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.txt --requirement requirements-onnx.txt --requirement requirements-milvus.txt $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet --no-deps $(MILVUS_SERVER) || echo "No Milvus server for this system: its tests will be skipped."
 	touch $@
 
 .venv-oldest/installed: requirements.txt constraints/oldest.txt requirements-onnx.txt Makefile

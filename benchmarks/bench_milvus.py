@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import faiss
 import numpy as np
 import torch
 
@@ -30,6 +32,7 @@ from model import GeoLocalizationNet, InputError, ModelConfig
 from utils.cli import positive_int
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.engines.milvus import export_index, open_index
+from utils.retrieval.engines.milvus.collections import Connection
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.search import SearchResult, rerank, search_hamming
@@ -43,17 +46,24 @@ INSIDE = "BENCH_MILVUS_INSIDE"  # environment variable: set within the namespace
 @dataclass(kw_only=True)
 class Row:
     """An engine: images per second that it takes in; the median time of one query alone, and of one of 100 together, in
-    milliseconds; memory and disk in MB; for how many of 100 queries its results are those of NumPy.
+    milliseconds; memory and disk in MB; for how many of 100 queries indices and distances are those of our code.
     """
 
     engine: str
     insert: float | None = None
-    first_stage: float = 0
+    first_stage: float | None = None
+    first_stage_batch: float | None = None
     rerank: float | None = None
-    first_stage_batch: float = 0
-    memory_mb: float = 0
+    memory_mb: float | None = None
     disk_mb: float | None = None
     equal: int = QUERIES
+
+
+class Engine(NamedTuple):
+    """search(database, queries) -> the first stage; rerank(candidates, database, queries) -> the second."""
+
+    search: Callable[[Features, Features], SearchResult]
+    rerank: Callable[[SearchResult, Features, Features], SearchResult]
 
 
 def main() -> None:
@@ -68,7 +78,8 @@ def main() -> None:
         command = [*ISOLATED, sys.executable, "-m", "benchmarks.bench_milvus", *sys.argv[1:]]
         sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}).returncode)
     bring_loopback_up()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_all(Path(folder), args.images, codes_only=args.codes_only)
     report(rows, args.images, args.json)
@@ -82,12 +93,11 @@ def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
     local = index.features()
     queries = make_queries(local)
     arrays = local._replace(descriptors=None if codes_only else local.descriptors[:])
-    expected = [numpy_search(arrays, query) for query in queries]
-    rows = [measure("NumPy", arrays, queries, search=numpy_search, expected=expected)]
+    expected = results(OURS, local, queries)
+    rows = [measure("NumPy", NUMPY, arrays, queries=queries, expected=expected)]
     rows[0].memory_mb = sum(part.nbytes for part in arrays[1:] if part is not None) / 1e6
-    rows.append(measure("ours, an index in a folder", local, queries, search=our_search, expected=expected))
-    disk = size_mb(index.folder)
-    rows[1] = replace(rows[1], insert=images / seconds, memory_mb=88 * images / 1e6, disk_mb=disk)
+    row = measure("ours, an index in a folder", OURS, local, queries=queries, expected=expected)
+    rows.append(replace(row, insert=images / seconds, memory_mb=88 * images / 1e6, disk_mb=size_mb(index.folder)))
     server_folder = folder / "server"
     server = start_server(server_folder)
     try:
@@ -99,9 +109,13 @@ def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
             seconds = time.perf_counter() - start
             remote = open_index(address).features()
             name = f"Milvus 2.3.5, {shards} shard{'s' * (shards > 1)}"
-            row = measure(name, remote, queries, search=our_search, expected=expected)
+            row = measure(name, OURS, remote, queries=queries, expected=expected)
             memory, disk = resident_mb(server.server_proc.pid) - empty_mb, size_mb(server_folder) - empty_disk
             rows.append(replace(row, insert=images / seconds, memory_mb=memory, disk_mb=disk))
+            if not codes_only:
+                engine = Engine(search_codes, partial(rerank_by_server, Connection(address)))
+                row = measure("  re-ranked by Milvus", engine, remote, queries=queries, expected=expected)
+                rows.append(replace(row, first_stage=None, first_stage_batch=None))
     finally:
         server.stop()
     return rows
@@ -140,59 +154,76 @@ def make_queries(database: Features) -> list[Features]:
 # ---- Searching
 
 
-def numpy_search(database: Features, query: Features) -> tuple[SearchResult, SearchResult | None]:
-    """Both stages without faiss."""
-    distances = np.bitwise_count(database.codes.view(np.uint64) ^ query.codes.view(np.uint64)).sum(axis=1)
-    indices = distances.argsort(kind="stable")[None, :K]
-    found = SearchResult(distances[indices], indices, ["hamming"] * K)
-    return found, None if database.descriptors is None else numpy_rerank(found, database, query)
+def search_codes(database: Features, queries: Features) -> SearchResult:
+    """The first stage as in the scripts, with an index in a folder or in Milvus."""
+    return search_hamming(database.codes, queries.codes, K)
 
 
-def numpy_rerank(found: SearchResult, database: Features, query: Features) -> SearchResult:
-    """The second stage without faiss."""
-    (indices,) = found.indices
-    distances = np.linalg.norm(database.descriptors[indices] - query.descriptors, axis=1)
+def rerank_descriptors(found: SearchResult, database: Features, queries: Features) -> SearchResult:
+    """The second stage as in the scripts."""
+    return rerank(found, database.descriptors, queries.descriptors, rerank_num=K)
+
+
+def numpy_search(database: Features, queries: Features) -> SearchResult:
+    """The first stage without faiss; needs NumPy 2."""
+    words = database.codes.view(np.uint64)
+    distances = np.stack([np.bitwise_count(words ^ query.view(np.uint64)).sum(axis=1) for query in queries.codes])
+    indices = distances.argsort(axis=1, kind="stable")[:, :K]
+    return SearchResult(np.take_along_axis(distances, indices, axis=1), indices, ["hamming"] * K)
+
+
+def numpy_rerank(found: SearchResult, database: Features, queries: Features) -> SearchResult:
+    """The second stage without faiss, for one query."""
+    distances = np.linalg.norm(database.descriptors[found.indices[0]] - queries.descriptors, axis=1)
     order = distances.argsort(kind="stable")
-    return SearchResult(distances[None, order], indices[None, order], ["l2"] * K)
+    return SearchResult(distances[None, order], found.indices[:, order], ["l2"] * K)
 
 
-def our_search(database: Features, query: Features) -> tuple[SearchResult, SearchResult | None]:
-    """Both stages as in the scripts, with an index in a folder or in Milvus."""
-    found = search_hamming(database.codes, query.codes, K)
+def rerank_by_server(
+    connection: Connection, found: SearchResult, database: Features, queries: Features
+) -> SearchResult:
+    """The second stage with distances that Milvus computes, for one query."""
+    options = {"limit": K, "filter": f"id in {found.indices[0].tolist()}", "consistency_level": "Eventually"}
+    name = f"{connection.address.name}_descriptors"
+    (hits,) = connection.call("search", name, data=list(queries.descriptors), **options)
+    distances = np.sqrt(np.array([hit["distance"] for hit in hits], np.float32))
+    return SearchResult(distances[None], np.array([[hit["id"] for hit in hits]]), ["l2"] * K)
+
+
+OURS, NUMPY = Engine(search_codes, rerank_descriptors), Engine(numpy_search, numpy_rerank)
+
+
+def results(engine: Engine, database: Features, queries: list[Features]) -> list[SearchResult]:
+    """Those of the last stage."""
+    found = [engine.search(database, query) for query in queries]
     if database.descriptors is None:
-        return found, None
-    return found, rerank(found, database.descriptors, query.descriptors, rerank_num=K)
+        return found
+    return [engine.rerank(first, database, query) for first, query in zip(found, queries, strict=True)]
 
 
-def measure(engine: str, database: Features, queries: list[Features], *, search: Callable, expected: list[Any]) -> Row:
+def measure(
+    name: str, engine: Engine, database: Features, *, queries: list[Features], expected: list[SearchResult]
+) -> Row:
     """A row without what the database takes."""
-    actual = [search(database, query) for query in queries]  # also warms up
-    first_only, both = database._replace(descriptors=None), database
-    row = Row(engine=engine, first_stage=median_ms(search, first_only, queries))
+    actual = results(engine, database, queries)  # also warms up
+    pairs = list(zip(actual, expected, strict=True))
+    equal = sum(all(np.array_equal(a, b) for a, b in zip(left[:2], right[:2], strict=True)) for left, right in pairs)
+    together = Features(queries[0].images, np.concatenate([query.codes for query in queries]), None)
+    row = Row(engine=name, equal=equal)
+    row.first_stage = median_ms(lambda query: engine.search(database, query), queries)
+    row.first_stage_batch = median_ms(lambda _: engine.search(database, together), range(3)) / QUERIES
     if database.descriptors is not None:
-        row.rerank = median_ms(search, both, queries) - row.first_stage
-    together = np.concatenate([query.codes for query in queries])
-    if search is our_search:
-        batch = median_ms(search, first_only, [Features(queries[0].images, together, None)] * 5)
-        row.first_stage_batch = batch / QUERIES
-    else:
-        row.first_stage_batch = row.first_stage
-    row.equal = sum(
-        all(
-            left is right is None or np.array_equal(left.indices, right.indices)
-            for left, right in zip(*pair, strict=True)
-        )
-        for pair in zip(actual, expected, strict=True)
-    )
+        found = [(engine.search(database, query), query) for query in queries]
+        row.rerank = median_ms(lambda pair: engine.rerank(pair[0], database, pair[1]), found)
     return row
 
 
-def median_ms(search: Callable, database: Features, queries: list[Features]) -> float:
-    """The median time of a query."""
+def median_ms(function: Callable[[Any], object], arguments: Iterable[Any]) -> float:
+    """The median time of a call."""
     seconds = []
-    for query in queries:
+    for argument in arguments:
         start = time.perf_counter()
-        search(database, query)
+        function(argument)
         seconds.append(time.perf_counter() - start)
     return 1e3 * statistics.median(seconds)
 
@@ -217,7 +248,7 @@ def report(rows: list[Row], images: int, path: Path | None) -> None:
     title = f"{images:,} images, {descriptors}, {machine()['cpu']}, {os.cpu_count()} cores"
     print(
         f"{title}\n\n| engine | images/s in | first stage, ms | in batches of {QUERIES} | re-ranking, ms | memory, MB |"
-        " disk, MB | queries equal to NumPy |\n|" + " --- |" * 8
+        " disk, MB | results equal to ours |\n|" + " --- |" * 8
     )
     for row in rows:
         values = [row.insert, row.first_stage, row.first_stage_batch, row.rerank, row.memory_mb, row.disk_mb]

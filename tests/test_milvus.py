@@ -255,9 +255,9 @@ def test_what_milvus_cannot_hold_is_refused(tmp_path, metadata, address):
     with pytest.raises(InputError, match="no codes"):
         export_index(Index(tmp_path / "float"), address("float"))
     with pytest.raises(InputError, match="not UTF-8"):
-        writer._require_text(os.fsdecode(b"/\xff.jpg"))
+        writer.require_text(os.fsdecode(b"/\xff.jpg"))
     with pytest.raises(InputError, match="has 66001 bytes"):
-        writer._require_text("/" + 33000 * "é")
+        writer.require_text("/" + 33000 * "é")
 
 
 # ---- The connection

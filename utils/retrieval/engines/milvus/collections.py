@@ -42,7 +42,9 @@ class Connection:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # prints a traceback for each error
         self.address = address
         self._errors = MilvusException, RpcError
-        options = {"server_pem_path": str(address.tls_ca)} if address.tls_ca else {}
+        options: dict[str, Any] = {"server_pem_path": str(address.tls_ca)} if address.tls_ca else {}
+        # A connection of its own: pymilvus would share one that another client opened with another certificate.
+        options["dedicated"] = True
         uri = f"{'https' if address.tls else 'http'}://{address.host}:{address.port}"
         try:
             self._client = MilvusClient(uri, token=address.token, timeout=CONNECT_SECONDS, **options)

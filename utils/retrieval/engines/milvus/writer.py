@@ -112,7 +112,7 @@ def _write_chunk(collections: Collections, features: Features, chunk: range) -> 
             {
                 "id": i,
                 "code": code.tobytes(),
-                "path": _require_text(str(path)),
+                "path": require_text(str(path)),
                 "easting": easting,
                 "northing": northing,
             }
@@ -121,7 +121,7 @@ def _write_chunk(collections: Collections, features: Features, chunk: range) -> 
     )
 
 
-def _require_text(path: str) -> str:
+def require_text(path: str) -> str:
     """The path. Raises InputError for one that Milvus cannot store."""
     try:
         size = len(path.encode())
