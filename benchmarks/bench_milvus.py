@@ -183,7 +183,11 @@ def rerank_by_server(
     connection: Connection, found: SearchResult, database: Features, queries: Features
 ) -> SearchResult:
     """The second stage with distances that Milvus computes, for one query."""
-    options = {"limit": K, "filter": f"id in {found.indices[0].tolist()}", "consistency_level": "Eventually"}
+    options: dict[str, Any] = {
+        "limit": K,
+        "filter": f"id in {found.indices[0].tolist()}",
+        "consistency_level": "Eventually",
+    }
     name = f"{connection.address.name}_descriptors"
     (hits,) = connection.call("search", name, data=list(queries.descriptors), **options)
     distances = np.sqrt(np.array([hit["distance"] for hit in hits], np.float32))

@@ -78,8 +78,8 @@ class IndexConfig:
 class EngineAddress:
     """Where a search engine holds an index: milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection.
 
-    token: "" without authentication. tls_ca: the file with the certificate that signed the server's; None: those that
-    the system trusts. Neither is part of the text.
+    token: "" without authentication. tls_ca: the file with the certificate that signed the server's; None for those
+    that the client trusts by itself. Neither is part of the text.
     """
 
     engine: str

@@ -136,7 +136,7 @@ class Positions:
         return self._table.utms(np.asarray(indices))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._table.all_utms(), dtype, copy=copy is not False)
+        return np.array(self._table.all_utms(), dtype, copy=copy)
 
 
 class MilvusCodes:
