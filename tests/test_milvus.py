@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ROOT, build, run_python, run_script
+from helpers import build, run_script
 from test_eval import SCRIPTS, flags_for
 
 from benchmarks.milvus_server import MilvusProcess, missing
@@ -294,12 +294,6 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(InputError, match="needs the package pymilvus.*pip install -r requirements-milvus.txt"):
         open_index(EngineAddress.parse("milvus://127.0.0.1:1/index"))
-
-
-def test_the_scripts_do_not_need_the_package():
-    files = ["search.py", "eval_rerank.py", "export_index.py"]
-    code = f"import runpy\nfor name in {files}: runpy.run_path(name)\nimport utils.retrieval.engines.milvus"
-    assert run_python(code, cwd=ROOT, without=("pymilvus", "grpc")).status == 0
 
 
 @pytest.mark.parametrize(

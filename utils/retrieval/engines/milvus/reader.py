@@ -205,8 +205,8 @@ class MilvusCodes:
 class MilvusDescriptors:
     """The descriptors [N, dim]. `descriptors[indices]` reads rows [n, dim], float32.
 
-    Milvus could compute the distances as well. But its sums differ in the last bits from those of faiss, and with them
-    the order of close candidates.
+    Milvus could compute the distances as well. But they differ in the last bits from those of faiss, and with them the
+    order of close candidates could.
     """
 
     dtype = np.dtype(np.float32)
