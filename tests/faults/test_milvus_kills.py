@@ -1,6 +1,7 @@
 """kill -9 of exports to Milvus, and of the server during one: nothing is lost and nothing is there twice."""
 
 import random
+import re
 import signal
 import subprocess
 import time
@@ -64,9 +65,10 @@ def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_
         except InputError as error:
             if "No index" not in str(error) and "incomplete" not in str(error):
                 problems.append(str(error))
-        tally.add(f"kill {kill}, {shards} shards", problems)
-    copied = export_index(local_index, address)
-    assert copied > 0
+        *_, progress = re.findall(r"(\d+)/\d+ \[", subject.stderr) or ["0"]
+        print(f"{shards} shards, kill {kill}: at image {progress}")
+        tally.add(f"kill {kill}, {shards} shards, image {progress}", problems)
+    assert export_index(local_index, address) > 0
     assert_same_results(local_index, open_index(address), 100)
     assert_complete(local_index, open_index(address))
     tally.finish()

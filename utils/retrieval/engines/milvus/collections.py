@@ -115,8 +115,8 @@ class Collections:
         """Creates the collections that do not exist. That of the codes comes first, because it has the state."""
         from pymilvus import DataType
 
-        self.metadata, self.shards = metadata, shards
         if not self.exists:
+            self.metadata, self.shards = metadata, shards
             if self.connection.call("has_collection", self.descriptors):
                 raise InputError(
                     f"A collection {self.descriptors} exists already at {self.address.host}:{self.address.port}, "
@@ -128,7 +128,6 @@ class Collections:
             schema.add_field("easting", DataType.DOUBLE).add_field("northing", DataType.DOUBLE)
             self._create(self.codes, schema, state, index=("code", "BIN_FLAT", "HAMMING"))
             self.exists = True
-        self.state = state
         if metadata.descriptor_dim and not self.connection.call("has_collection", self.descriptors):
             schema = self.connection.schema(f"Descriptors of {self.codes}")
             schema.add_field("descriptor", DataType.FLOAT_VECTOR, dim=metadata.descriptor_dim)

@@ -46,7 +46,7 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
         if collections.state == replace(state, complete=True):
             return 0
     collections.create(index.metadata, state, shards or 1)
-    collections.set_state(state)
+    collections.set_state(state)  # that of an existing copy says less, or that it is complete
     collections.load()
     # The codes of a chunk are written after its descriptors, so their number tells which chunks have arrived. Of the
     # next one, some shards may have got their rows, and others not: it is written again.
