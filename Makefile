@@ -3,6 +3,7 @@ PYTHON ?= python3
 CONSTRAINTS ?=
 OPTIONAL = $(wildcard requirements-*.txt)
 TOOLS = pytest pytest-xdist hypothesis ruff mypy
+MILVUS_SERVER = milvus==2.3.5
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile
@@ -66,6 +67,7 @@ clean:  ## remove the environments, logs and the demo
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(VENV_PYTHON) -m pip install --quiet $(addprefix --requirement=,requirements.txt $(OPTIONAL)) $(addprefix --constraint=,$(CONSTRAINTS)) $(TOOLS)
+	$(VENV_PYTHON) -m pip install --quiet --no-deps $(MILVUS_SERVER) || echo "No Milvus server for this system: its tests will be skipped."
 	touch $@
 
 .venv-oldest/installed: requirements.txt constraints/oldest.txt $(OPTIONAL) Makefile

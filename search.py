@@ -12,7 +12,7 @@ from model.weights import load_model
 from utils.cli import parse_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
-from utils.retrieval.index import Index, IndexMetadata
+from utils.retrieval.index import IndexMetadata, read_index
 from utils.retrieval.matches import list_matches, table_lines
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import make_folder
@@ -27,7 +27,7 @@ def main() -> None:
         make_folder(args.save_pictures, exist_ok=True)
 
     # ---- The index, and the model that it was built with
-    index = Index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
+    index = read_index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
     print(f"The index {args.index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():

@@ -3,6 +3,7 @@ quotes are those of the code.
 """
 
 import contextlib
+import importlib.util
 import io
 import logging
 import re
@@ -44,7 +45,9 @@ from model.weights import download, load_foundation, load_model, model_state
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.onnx_export import check_packages, output_errors
-from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.engines.milvus import export_index, open_index
+from utils.retrieval.engines.milvus.writer import require_text
 from utils.retrieval.export import (
     Match,
     export_hloc,
@@ -569,6 +572,19 @@ def index_messages(s: Setting) -> Iterator[str]:
     old.mkdir()
     (old / "header.json").write_text('{"format": 1}')
     yield refusal(Index, old)
+    flags = evaluation_flags(s.benchmark, s.checkpoints["hashing"], "--load_index=milvus://127.0.0.1:1/a")
+    yield script_refusal("eval_hashing.py", *flags, "--ivf", 2, 1, cwd=s.folder)
+    address = EngineAddress.parse("milvus://127.0.0.1:1/a")
+    yield refusal(EngineAddress.parse, "milvus://a@b/c")
+    yield refusal(export_index, Index(s.indexes["float"]), address)
+    yield refusal(require_text, "\udcff.jpg")
+    if importlib.util.find_spec("pymilvus"):
+        yield refusal(open_index, address)
+    else:
+        yield "No Milvus server answers at 127.0.0.1:1. Start it, or check the address and TLS."
+    with s.monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pymilvus", None)
+        yield refusal(open_index, address)
     codes = Index(folder).features().codes
     yield refusal(InvertedFile, codes, IVFConfig(nlist=17, nprobe=5))
     yield refusal(InvertedFile(codes, IVFConfig(nlist=4, nprobe=1)).search, codes, 16)

@@ -25,6 +25,7 @@ from utils.retrieval.config import (
     DESCRIPTOR_DTYPES,
     FLOAT_DTYPES,
     PRECISIONS,
+    EngineAddress,
     ExtractionConfig,
     IndexConfig,
     IVFConfig,
@@ -80,6 +81,33 @@ non_negative_int = _number(int, 0, f"a whole number from 0 to {MAX_INT}", most=M
 positive_float = _number(float, sys.float_info.min, "a number above 0", most=sys.float_info.max)
 non_negative_float = _number(float, 0, "a number of 0 or more", most=sys.float_info.max)
 fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", most=1.0)
+max_shards = _number(int, 1, "a whole number from 1 to 16", most=16)
+
+
+def index_location(text: str) -> Path | EngineAddress:
+    """An argparse type: a folder, or the address of an index in a search engine."""
+    return engine_address(text) if "://" in text else Path(text)
+
+
+def index_folder(text: str) -> Path:
+    """An argparse type: a folder, where the address of a search engine does not apply."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a folder. Only eval_hashing.py, eval_rerank.py and search.py "
+            "search such an index; export_index.py writes one."
+        )
+    return Path(text)
+
+
+def engine_address(text: str) -> EngineAddress:
+    """An argparse type. What else the connection needs comes from the environment."""
+    tls_ca = os.environ.get("MILVUS_TLS_CA")
+    try:
+        return EngineAddress.parse(
+            text, token=os.environ.get("MILVUS_TOKEN", ""), tls_ca=Path(tls_ca) if tls_ca else None
+        )
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +122,7 @@ class EvaluationArguments:
     majority_weight: float = DEFAULT_MAJORITY_WEIGHT
     pca: PCAConfig | None = None
     save_index: IndexConfig | None = None
-    load_index: Path | None = None
+    load_index: Path | EngineAddress | None = None
     trust_index: bool = False
     allow_incomplete_index: bool = False
     ivf: IVFConfig | None = None
@@ -115,7 +143,9 @@ class EvaluationArguments:
     @property
     def index_folder(self) -> Path | None:
         """The folder of the index that is saved or loaded, if any."""
-        return self.save_index.folder if self.save_index else self.load_index
+        if self.save_index:
+            return self.save_index.folder
+        return self.load_index if isinstance(self.load_index, Path) else None
 
     @property
     def merges_crops(self) -> bool:
@@ -168,7 +198,7 @@ class SearchArguments:
     """The flags of search.py. images: files, folders, patterns. resume: None for the weights that the index names."""
 
     images: list[str]
-    index: Path
+    index: Path | EngineAddress
     trust_index: bool
     allow_incomplete_index: bool
     resume: Path | None
@@ -198,6 +228,16 @@ class ExportArguments:
     descriptor_dtype: str | None
     trust_index: bool
     allow_incomplete_index: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportIndexArguments:
+    """The flags of export_index.py. shards: None for the default of a new copy, or those of an existing one."""
+
+    index: Path
+    to: EngineAddress
+    append: bool
+    shards: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +290,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     add("--save_dir", "results go to logs/NAME/<time>/", default="eval", metavar="NAME")
     if rerank:
         add("--rerank_num", "first-stage results to re-rank", type=positive_int, default=100, metavar="N")
-    _add_index(parser, add, descriptors=rerank or not hashing)
+    _add_index(parser, add, codes=hashing, descriptors=rerank or not hashing)
     if hashing:
         text = "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images"
         add("--ivf", text, type=positive_int, nargs=2, metavar=("NLIST", "NPROBE"))
@@ -386,7 +426,8 @@ def parse_search(description: str | None) -> SearchArguments:
     parser, add = _parser(description)
     text = 'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"'
     add("images", text, nargs="+", metavar="IMAGE")
-    add("--index", "an index built by build_index.py or eval*.py --save_index", type=Path, required=True, metavar="DIR")
+    text = "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME"
+    add("--index", text, type=index_location, required=True, metavar="DIR")
     add("--resume", "checkpoint, if it is no longer at the path that the index stores", type=Path, metavar="FILE")
     add("--results", "matches to print for each image", type=positive_int, default=5, metavar="N")
     text = "first-stage results to re-rank; ignored for models other than two-branch ones"
@@ -405,6 +446,7 @@ def parse_search(description: str | None) -> SearchArguments:
     _add_ignore_exif(parser)
     args = parser.parse_args()
     with _errors_of(parser):
+        _check_engine_flags(args, args.index)
         _resolve_device(args)
         return _build(SearchArguments, args)
 
@@ -414,7 +456,7 @@ def parse_export_features(description: str | None) -> ExportArguments:
     parser, add = _parser(description)
     source = parser.add_mutually_exclusive_group(required=True)
     text = "an index built by build_index.py or eval*.py --save_index"
-    source.add_argument("--index", type=Path, metavar="DIR", help=text)
+    source.add_argument("--index", type=index_folder, metavar="DIR", help=text)
     source.add_argument("--run", type=Path, metavar="DIR", help="the folder of an evaluation, with predictions.csv")
     text = (
         "what to write, and the new file or folder. Of an index: hloc FILE, its descriptors; npy DIR, its descriptors, "
@@ -436,6 +478,25 @@ def parse_export_features(description: str | None) -> ExportArguments:
         _check_export(args)
         numbers = {"num_matched": args.num_matched or 20, "rerank_num": args.rerank_num or 100}
         return _build(ExportArguments, args, **numbers)
+
+
+def parse_export_index(description: str | None) -> ExportIndexArguments:
+    """The flags of export_index.py. Exits with status 2 if they are not valid."""
+    parser, add = _parser(description)
+    text = "a complete index built by eval_hashing.py or eval_rerank.py --save_index; its checksums are verified"
+    add("--index", text, type=index_folder, required=True, metavar="DIR")
+    text = "milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection"
+    add("--to", text, type=engine_address, required=True, metavar="ADDRESS")
+    add("--append", "add the images that --index has more than the copy", action="store_true")
+    add("--shards", "shards of a new copy (default: 1)", type=max_shards, metavar="N")
+    text = "USER:PASSWORD; visible to other users of this machine, unlike the environment variable MILVUS_TOKEN"
+    add("--token", text)
+    text = "certificate that signed the server's, for milvus+tls (or set the environment variable MILVUS_TLS_CA)"
+    add("--tls_ca", text, type=Path, metavar="FILE")
+    args = parser.parse_args()
+    with _errors_of(parser):
+        options = {name: getattr(args, name) for name in ("token", "tls_ca") if getattr(args, name)}
+        return _build(ExportIndexArguments, args, to=dataclasses.replace(args.to, **options))
 
 
 def parse_export_onnx(description: str | None) -> OnnxArguments:
@@ -548,10 +609,12 @@ def _add_test_method(add: Callable, pca: bool) -> None:
         add("--pca_dataset_folder", text, type=Path, metavar="FOLDER")
 
 
-def _add_index(parser: argparse.ArgumentParser, add: Callable, descriptors: bool) -> None:
+def _add_index(parser: argparse.ArgumentParser, add: Callable, codes: bool, descriptors: bool) -> None:
     index = parser.add_mutually_exclusive_group()
-    index.add_argument("--save_index", type=Path, metavar="DIR", help="save the database's features to a new folder")
-    index.add_argument("--load_index", type=Path, metavar="DIR", help="search this index; database images are not read")
+    text = "save the database's features to a new folder"
+    index.add_argument("--save_index", type=index_folder, metavar="DIR", help=text)
+    text = "search this index" + ", or milvus://HOST:PORT/NAME" * codes + "; database images are not read"
+    index.add_argument("--load_index", type=index_location if codes else index_folder, metavar="DIR", help=text)
     add("--append", "add missing images to the existing index of --save_index", action="store_true")
     add("--trust_index", "skip checksum verification of --load_index; saves time with a large one", action="store_true")
     add("--allow_incomplete_index", "search --load_index even if building it was interrupted", action="store_true")
@@ -750,8 +813,16 @@ def _check_given_folders(args: argparse.Namespace) -> str:
     return str(args.queries_folder)
 
 
+def _check_engine_flags(args: argparse.Namespace, location: Path | EngineAddress | None) -> None:
+    """Rejects flags that apply to an index in a folder, if it is in a search engine."""
+    for flag in ("ivf", "trust_index", "allow_incomplete_index"):
+        if isinstance(location, EngineAddress) and getattr(args, flag, None):
+            raise InputError(f"--{flag} applies to an index in a folder, not to {location}. Leave it out.")
+
+
 def _index_config(args: argparse.Namespace) -> IndexConfig | None:
     """The index to save, if any. Rejects flags that apply to an index that is not given."""
+    _check_engine_flags(args, args.load_index)
     if args.append and not args.save_index:
         raise InputError("--append adds to the index of --save_index DIR; give that too.")
     for flag in ("trust_index", "allow_incomplete_index"):
@@ -868,4 +939,5 @@ def _extraction(args: argparse.Namespace, precision: str) -> ExtractionConfig:
 
 def _plain_values(args: argparse.Namespace) -> dict[str, Any]:
     """All flags as JSON and checkpoints can hold them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    plain = (Path, EngineAddress)
+    return {name: str(value) if isinstance(value, plain) else value for name, value in vars(args).items()}

@@ -1,7 +1,8 @@
 """Settings of extraction, index and search."""
 
 import dataclasses
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from model.vision_transformer import patch_grid
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
 DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
+ENGINE_ADDRESS = re.compile(
+    r"(?P<engine>milvus)(?P<tls>\+tls)?://(?P<host>[\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})"
+    r"/(?P<name>[A-Za-z_][A-Za-z0-9_]{0,199})"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,51 @@ class IndexConfig:
         if self.descriptor_dtype not in DESCRIPTOR_DTYPES:
             choices = ", ".join(DESCRIPTOR_DTYPES)
             raise InputError(f"Unknown descriptor type {self.descriptor_dtype!r}. Choose from: {choices}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAddress:
+    """Where a search engine holds an index: milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection.
+
+    token: "" without authentication. tls_ca: the file with the certificate that signed the server's; None for those
+    that the client trusts by itself. Neither is part of the text.
+    """
+
+    engine: str
+    host: str
+    port: int
+    name: str
+    tls: bool = False
+    token: str = field(default="", repr=False)
+    tls_ca: Path | None = None
+
+    @staticmethod
+    def parse(text: str, *, token: str = "", tls_ca: Path | None = None) -> "EngineAddress":
+        """Raises InputError if this is not such an address."""
+        match = ENGINE_ADDRESS.fullmatch(text)
+        if not match or not 1 <= int(match["port"]) <= 65535:
+            raise InputError(
+                f"{text!r} is not the address of an index. Expected milvus://HOST:PORT/NAME, or milvus+tls://..., with "
+                "a NAME of letters, digits and underscores that does not begin with a digit."
+            )
+        return EngineAddress(
+            engine=match["engine"],
+            host=match["host"],
+            port=int(match["port"]),
+            name=match["name"],
+            tls=bool(match["tls"]),
+            token=token,
+            tls_ca=tls_ca,
+        )
+
+    def __post_init__(self) -> None:
+        if self.tls_ca and not self.tls:
+            raise InputError(f"The certificate {self.tls_ca} is given, but {self} is not encrypted. Use milvus+tls://.")
+        if self.tls_ca and not self.tls_ca.is_file():
+            raise InputError(f"No file {self.tls_ca} with a certificate. Check --tls_ca, or MILVUS_TLS_CA.")
+
+    def __str__(self) -> str:
+        return f"{self.engine}{'+tls' if self.tls else ''}://{self.host}:{self.port}/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,8 @@ class Features(NamedTuple):
     """
 
     images: ImageSet
-    codes: Any  # np.ndarray
-    descriptors: Any  # np.ndarray, DiskArray or QuantizedArray
+    codes: Any  # np.ndarray, or RemoteCodes
+    descriptors: Any  # np.ndarray, DiskArray, QuantizedArray, or that of a search engine
 
 
 class FeatureBuffer:

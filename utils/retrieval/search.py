@@ -6,7 +6,7 @@ faiss is imported by the functions that use it, because it is slow to load and `
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ class SearchResult(NamedTuple):
     def first(self, k: int) -> "SearchResult":
         """The first k ranks."""
         return SearchResult(self.distances[:, :k], self.indices[:, :k], self.metric[:k])
+
+
+class RemoteCodes(Protocol):
+    """Codes [N, 64] of a database that a search engine holds."""
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+        """The k <= N nearest to packed codes [Q, 64], as search_hamming gives them."""
 
 
 def search(database: Features, queries: Features, k: int, *, device: str = "cpu") -> SearchResult:
@@ -68,7 +77,9 @@ def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.nda
     return SearchResult(np.sqrt(np.maximum(squares, 0)), indices, ["l2"] * indices.shape[1])
 
 
-def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, *, device: str = "cpu") -> SearchResult:
+def search_hamming(
+    database: np.ndarray | RemoteCodes, queries: np.ndarray, k: int, *, device: str = "cpu"
+) -> SearchResult:
     """The k nearest of database [N, b] to queries [Q, b], packed codes of 8*b bits, by exact Hamming distance.
 
     Queries [Q, C, b] with C crops each give Q*C rows of results. Distances are int32. K is min(k, N). Among equal
@@ -78,6 +89,8 @@ def search_hamming(database: np.ndarray, queries: np.ndarray, k: int, *, device:
 
     queries = queries.reshape(-1, queries.shape[-1])
     k = min(k, len(database))
+    if not isinstance(database, np.ndarray):
+        return database.search(queries, k)
     if device.startswith("cuda"):
         try:
             return SearchResult(*search_hamming_on_device(database, queries, k, device=device), ["hamming"] * k)

@@ -1,20 +1,35 @@
-"""An index: the features of a database in a folder, written in chunks, so that an interrupted build can continue."""
+"""An index: the features of a database in a folder, written in chunks, so that an interrupted build can continue.
+
+A search engine may hold a copy of it: see `utils.retrieval.engines`.
+"""
 
 from pathlib import Path
 
 from model import GeoLocalizationNet
-from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.config import EngineAddress, ExtractionConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index.format import IndexMetadata
-from utils.retrieval.index.reader import Index
+from utils.retrieval.index.reader import Index, OpenIndex
 from utils.retrieval.index.writer import IndexWriter
 from utils.runtime import distributed
 
-__all__ = ["Index", "IndexMetadata", "IndexWriter", "open_index"]
+__all__ = ["Index", "IndexMetadata", "IndexWriter", "OpenIndex", "open_index", "read_index"]
+
+
+def read_index(location: Path | EngineAddress, *, verify: bool = True, allow_incomplete: bool = False) -> OpenIndex:
+    """The index in a folder or a search engine. `verify` and `allow_incomplete` apply to a folder: see Index.
+
+    Raises InputError if there is no index, or it is incomplete or damaged.
+    """
+    if isinstance(location, EngineAddress):
+        from utils.retrieval.engines import engine_of  # which needs an optional package
+
+        return engine_of(location).open_index(location)
+    return Index(location, verify=verify, allow_incomplete=allow_incomplete)
 
 
 def open_index(
-    folder: Path,
+    location: Path | EngineAddress,
     model: GeoLocalizationNet,
     config: ExtractionConfig,
     *,
@@ -28,7 +43,7 @@ def open_index(
     """
 
     def read() -> Features:
-        index = Index(folder, verify=verify, allow_incomplete=allow_incomplete)
+        index = read_index(location, verify=verify, allow_incomplete=allow_incomplete)
         index.require_compatible(IndexMetadata.of(model, config))
         return index.features()
 

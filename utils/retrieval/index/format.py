@@ -37,6 +37,11 @@ METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
 REBUILD = "Rebuild the index"
+METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
+
+
+class UnknownFormat(ValueError):
+    """Metadata of another format. The message names both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,27 +95,35 @@ class IndexMetadata:
         path = folder / METADATA
         old = folder / "header.json"
         try:
-            content = parse_object((old if old.exists() else path).read_bytes())
-            number = content.pop("format")
-            if type(number) is not int:
-                raise TypeError("a format that is not a number")
-            if number in (FORMAT, QUANTIZED_FORMAT):
-                types = {field.name: field.type for field in fields(IndexMetadata)}
-                if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
-                    raise TypeError("a value of the wrong type")
-                metadata = IndexMetadata(**content)
-                metadata._check_values()
-                if metadata.format != number:
-                    raise ValueError(f"descriptors of type {metadata.descriptor_dtype} in an index of format {number}")
-                return metadata
+            return IndexMetadata.parse((old if old.exists() else path).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
+        except UnknownFormat as error:
+            raise InputError(f"The index {folder} has {error}. {REBUILD}.") from None
+        except METADATA_ERRORS as error:
             raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
-        raise InputError(
-            f"The index {folder} has format {number}; this version reads formats {FORMAT} and {QUANTIZED_FORMAT}. "
-            f"{REBUILD}."
-        )
+
+    @staticmethod
+    def parse(text: bytes) -> "IndexMetadata":
+        """The content of metadata.json. Raises UnknownFormat, or one of METADATA_ERRORS if it is damaged."""
+        content = parse_object(text)
+        number = content.pop("format")
+        if type(number) is not int:
+            raise TypeError("a format that is not a number")
+        if number not in (FORMAT, QUANTIZED_FORMAT):
+            raise UnknownFormat(f"format {number}; this version reads formats {FORMAT} and {QUANTIZED_FORMAT}")
+        types = {field.name: field.type for field in fields(IndexMetadata)}
+        if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
+            raise TypeError("a value of the wrong type")
+        metadata = IndexMetadata(**content)
+        metadata._check_values()
+        if metadata.format != number:
+            raise ValueError(f"descriptors of type {metadata.descriptor_dtype} in an index of format {number}")
+        return metadata
+
+    def to_json(self, indent: int | None = None) -> str:
+        """What `parse` reads."""
+        return json.dumps({"format": self.format, **asdict(self)}, indent=indent)
 
     def _check_values(self) -> None:
         """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""

@@ -1,5 +1,6 @@
 """Reading an index."""
 
+import abc
 import logging
 import mmap
 import os
@@ -26,10 +27,38 @@ from utils.retrieval.quantization import QuantizedArray
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 
 
-class Index:
-    """An index opened for reading. In memory: codes, positions and offsets of paths, 88 bytes per image.
+class OpenIndex(abc.ABC):
+    """An index opened for reading, in a folder or in a search engine.
 
-    Attributes: folder; metadata; images. With `verify` every byte is read and its checksum compared. Raises
+    Attributes: metadata; images. str() names the index in messages.
+    """
+
+    metadata: IndexMetadata
+    images: ImageSet
+
+    @abc.abstractmethod
+    def features(self) -> Features:
+        """Images, codes and descriptors; each may stay where the index is, and be read on demand."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the model's weights when the index was built; None for the published ones."""
+        return None if self.metadata.weights_file == "published" else Path(self.metadata.weights_file)
+
+    def require_compatible(self, metadata: IndexMetadata) -> None:
+        """Raises InputError if the index was built with another model or resize than this metadata's."""
+        message = f"The index {self} was built with another model or resize"
+        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "utm_zone"}
+        self.metadata.require_same(metadata, ignored, message)
+
+
+class Index(OpenIndex):
+    """An index in a folder. In memory: codes, positions and offsets of paths, 88 bytes per image.
+
+    Attributes: folder; and those of OpenIndex. With `verify` every byte is read and its checksum compared. Raises
     InputError, which names the file, if the folder is not an index, has another format, is damaged, or (without
     `allow_incomplete`) is incomplete.
     """
@@ -62,19 +91,8 @@ class Index:
         if not manifest.complete:
             logging.warning("The index %s is incomplete: results do not cover the whole database.", folder)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def weights(self) -> Path | None:
-        """The file of the model's weights when the index was built; None for the published ones."""
-        return None if self.metadata.weights_file == "published" else Path(self.metadata.weights_file)
-
-    def require_compatible(self, metadata: IndexMetadata) -> None:
-        """Raises InputError if the index was built with another model or resize than this metadata's."""
-        message = f"The index {self.folder} was built with another model or resize"
-        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "utm_zone"}
-        self.metadata.require_same(metadata, ignored, message)
+    def __str__(self) -> str:
+        return str(self.folder)
 
     def features(self) -> Features:
         """Codes and scales, in memory, and descriptors, on disk."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,7 @@ class IndexWriter:
             self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
         else:
             with atomic_write(folder / METADATA) as file:
-                json.dump({"format": metadata.format, **asdict(metadata)}, file, indent=2)
+                file.write(metadata.to_json(indent=2))
         manifest = Manifest.read(folder)
         verify_metadata(folder, manifest)
         check_sizes(folder, metadata, manifest)

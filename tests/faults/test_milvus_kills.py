@@ -1,0 +1,128 @@
+"""kill -9 of exports to Milvus, and of the server during one: nothing is lost and nothing is there twice."""
+
+import random
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from helpers import build
+from processes import GRACE, start_forked, wait_until
+from test_milvus import TOKEN, assert_same_results, write
+from trials import SEED
+
+from benchmarks.milvus_server import MilvusProcess, missing
+from model import InputError
+from utils.retrieval.config import EngineAddress, ExtractionConfig
+from utils.retrieval.engines.milvus import export_index, open_index, reader
+from utils.retrieval.index import IndexMetadata
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+ROWS, KILLS = 20_000, 10
+SMALL_CHUNKS = "import utils.retrieval.engines.milvus.writer as writer; writer.CHUNK_SIZE = 64"  # 313 of them
+REASON = missing()
+CERTIFICATE = (
+    "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+    "-addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    if REASON:
+        pytest.skip(f"no Milvus server can be started here: {REASON}")
+    server = MilvusProcess(tmp_path_factory.mktemp("milvus"), **{"common.security.authorizationEnabled": "true"})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def local_index(tmp_path_factory):
+    metadata = IndexMetadata.of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+    return write(tmp_path_factory.mktemp("index") / "index", metadata, ROWS)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_index, shards, tally):
+    rng = random.Random(f"{SEED} {shards}")
+    address = EngineAddress.parse(f"milvus://{server.address}/killed_{shards}", token=TOKEN)
+    flags = [f"--index={local_index}", f"--to={address}", f"--token={TOKEN}", f"--shards={shards}"]
+    for kill in range(KILLS):
+        subject = start_forked("export_index.py", flags, tmp_path, SMALL_CHUNKS)
+        # The first kill comes at any time, even while the collections are created, the others while rows are written.
+        if kill:
+            subject.wait_for_start()
+            wait_until(lambda subject=subject: "Exporting" in subject.stderr or subject.wait(0) is not None, 120)
+        subject.wait(rng.uniform(0, 1 if kill else 10))
+        subject.signal(signal.SIGKILL, [subject.pid])
+        subject.wait(GRACE)
+        problems = []
+        try:
+            problems.append(f"an incomplete index of {len(open_index(address))} images can be opened")
+        except InputError as error:
+            if "No index" not in str(error) and "incomplete" not in str(error):
+                problems.append(str(error))
+        *_, progress = re.findall(r"(\d+)/\d+ \[", subject.stderr) or ["0"]
+        print(f"{shards} shards, kill {kill}: at image {progress}")
+        tally.add(f"kill {kill}, {shards} shards, image {progress}", problems)
+    assert export_index(local_index, address) > 0
+    assert_same_results(local_index, open_index(address), 100)
+    assert_complete(local_index, open_index(address))
+    tally.finish()
+
+
+def test_a_server_that_is_killed_during_an_export_loses_nothing(tmp_path, server, local_index, tally):
+    address = EngineAddress.parse(f"milvus://{server.address}/server_killed", token=TOKEN)
+    flags = [f"--index={local_index}", f"--to={address}", f"--token={TOKEN}", "--shards=4"]
+    subject = start_forked("export_index.py", flags, tmp_path, SMALL_CHUNKS)
+    subject.wait_for_start()
+    wait_until(lambda: "Exporting" in subject.stderr, 120)
+    time.sleep(1)
+    server.kill()
+    problems = []
+    if subject.wait(GRACE) != 2 or "error: " not in subject.stderr:
+        problems.append(f"status {subject.wait(0)}: {subject.stderr[-300:]}")
+    start = time.monotonic()
+    server.start()
+    copied = export_index(local_index, address)
+    print(
+        f"{subject.stderr.splitlines()[-1]}; back and exported after {time.monotonic() - start:.0f} s, {copied} copied"
+    )
+    assert 0 < copied < ROWS
+    assert_same_results(local_index, open_index(address), 100)
+    assert_complete(local_index, open_index(address))
+    tally.add("the server killed", problems)
+    tally.finish()
+
+
+def test_an_encrypted_connection(tmp_path, local_index):
+    if REASON:
+        pytest.skip(f"no Milvus server can be started here: {REASON}")
+    files = [tmp_path / "server.key", tmp_path / "server.pem"]
+    subprocess.run([*CERTIFICATE.split(), "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
+    settings = {"common.security.tlsMode": 1, "tls.serverKeyPath": files[0], "tls.serverPemPath": files[1]}
+    server = MilvusProcess(tmp_path / "milvus", **settings)
+    try:
+        address = EngineAddress.parse(f"milvus+tls://{server.address}/encrypted", tls_ca=files[1])
+        assert export_index(local_index, address) == ROWS
+        assert_same_results(local_index, open_index(address), 100)
+        for text, tls_ca in ((str(address), None), (str(address).replace("+tls", ""), None)):
+            with pytest.raises(InputError, match="No Milvus server answers"):
+                open_index(EngineAddress.parse(text, tls_ca=tls_ca))
+    finally:
+        server.close()
+
+
+def assert_complete(index, copy):
+    """Every row is there, once."""
+    features = index.features()
+    for start in range(0, ROWS, 1000):
+        ids = range(start, start + 1000)
+        rows = copy._collections.rows(copy._collections.codes, ids, ["code", "path"])
+        assert [rows[i]["path"] for i in ids] == features.images.paths[start : start + 1000]
+        assert [b"".join(rows[i]["code"]) for i in ids] == [code.tobytes() for code in features.codes[start : ids.stop]]
+        rows = reader.MilvusDescriptors(copy._collections)[np.arange(start, ids.stop)]
+        np.testing.assert_array_equal(rows, features.descriptors[start : ids.stop])
