@@ -23,6 +23,7 @@ import test_aggregations
 import torch
 from helpers import MODES, ROOT, build, run_script
 from PIL import Image
+from test_benchmark import make_split
 from test_build_index import gps_tags, save_photo
 from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
@@ -363,6 +364,8 @@ def data_messages(s: Setting) -> Iterator[str]:
     yield refusal(find_images, [f"{s.folder}/empty/*"])
     yield from position_messages(s)
     yield from layout_messages(s)
+    zoned = make_split(s.folder / "zones", ["@1@2@32@N@.jpg"], ["@1@2@33@N@.jpg"]).parents[2]
+    yield refusal(Benchmark, BenchmarkConfig(datasets_folder=zoned, name="town"))
     yield refusal(utm_position, "images/photo.jpg")
     yield refusal(load_image, s.folder / "missing.jpg")
     (s.folder / "page.jpg").write_text("<html>")
