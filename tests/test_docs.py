@@ -569,6 +569,10 @@ def index_messages(s: Setting) -> Iterator[str]:
     with IndexWriter(IndexConfig(folder=s.folder / "new"), other) as writer:
         yield refusal(writer.to_extract, ImageSet.without_positions(["a\nb.jpg"]))
         yield refusal(writer.to_extract, ImageSet(["a.jpg"], np.zeros((1, 2)), "32N"))
+    moved = ImageSet(Index(folder).images.paths[:1], np.zeros((1, 2)))
+    with logged() as warnings, IndexWriter(IndexConfig(folder=folder, append=True), Index(folder).metadata) as writer:
+        writer.to_extract(moved)
+    yield from warnings
     old.mkdir()
     (old / "header.json").write_text('{"format": 1}')
     yield refusal(Index, old)
