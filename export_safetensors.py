@@ -1,6 +1,5 @@
 """Export a SelaVPR++ model to a safetensors file, with the model's configuration in its metadata."""
 
-from model import InputError
 from model.checkpoint_files import safetensors_bytes
 from model.weights import load_model
 from utils.cli import parse_export_safetensors
@@ -10,8 +9,6 @@ from utils.runtime.script import cli_main
 
 def main() -> None:
     args = parse_export_safetensors(__doc__)
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f"--output: there is no folder {args.output.parent}.")
     model = load_model(args.model, args.resume)
     content = safetensors_bytes(model.state_dict(), model.config)
     with atomic_write(args.output, "wb") as file:

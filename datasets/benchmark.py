@@ -44,7 +44,8 @@ class Benchmark:
 
     Attributes: config; name; folder, above all images; database and queries, in sorted order; query_folders, {name:
     indices of the queries in that folder}. With `has_database=False` the database folder is not read and `database` is
-    empty, for evaluations of an index. Raises InputError if a folder is missing or empty, or an image has no position.
+    empty, for evaluations of an index. Raises InputError if a folder is missing or empty, if an image has no position,
+    or if database and queries state different UTM zones.
     """
 
     def __init__(self, config: BenchmarkConfig, *, has_database: bool = True) -> None:
@@ -70,17 +71,25 @@ class Benchmark:
         self.query_folders = {
             folder.name: np.arange(start, stop) for folder, start, stop in zip(parts, bounds, bounds[1:], strict=False)
         }
+        zones = {part.utm_zone for part in parts.values()}
         self.queries = ImageSet(
-            [path for part in parts.values() for path in part.paths], np.concatenate([p.utms for p in parts.values()])
+            [path for part in parts.values() for path in part.paths],
+            np.concatenate([part.utms for part in parts.values()]),
+            zones.pop() if len(zones) == 1 else None,
         )
+        _check_zones(self.database, self.queries)
 
     def with_database(self, database: ImageSet) -> "Benchmark":
-        """The same queries against another database, such as the images of an index."""
+        """The same queries against another database, such as the images of an index.
+
+        With labels, raises InputError if its positions are unknown or in another UTM zone.
+        """
         benchmark = copy.copy(self)
         benchmark.database = database
         benchmark.__dict__.pop("positives", None)
         if self.config.labels and np.isnan(database.utms).any():
             raise InputError("The index holds images without positions, so that no recall is defined. Use --no_labels.")
+        _check_zones(database, self.queries)
         return benchmark
 
     @cached_property
@@ -97,6 +106,16 @@ class Benchmark:
     def __str__(self) -> str:
         database = f"{len(self.database)} database images, " if len(self.database) else ""
         return f"{self.name} ({self.folder}): {database}{len(self.queries)} queries"
+
+
+def _check_zones(database: ImageSet, queries: ImageSet) -> None:
+    """Raises InputError if the UTM zones of positions are known and differ."""
+    if database.utm_zone and queries.utm_zone and database.utm_zone != queries.utm_zone:
+        raise InputError(
+            f"The positions of the database lie in UTM zone {database.utm_zone}, but those of the queries in zone "
+            f"{queries.utm_zone}, so distances would be wrong. Give the positions of all images in one CSV file "
+            "(--positions_csv), or evaluate without them (--no_labels)."
+        )
 
 
 def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path) -> dict[Path, ImageSet]:

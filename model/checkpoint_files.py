@@ -113,8 +113,8 @@ def _load_safetensors(data: bytes, path: Path) -> dict:
         return {"model_state_dict": state}
     try:
         return {"model_state_dict": state, "model_config": json.loads(config)}
-    except ValueError as error:
-        raise InputError(f"{path}: the metadata model_config is not JSON: {config!r}.") from error
+    except (ValueError, RecursionError) as error:  # the latter for JSON that is nested too deeply
+        raise InputError(f"{path}: the metadata model_config is not JSON: {config[:100]!r}.") from error
 
 
 def _verify_archive(file: BinaryIO, path: Path) -> None:

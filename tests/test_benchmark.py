@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from datasets.benchmark import Benchmark, find_positives
-from datasets.file_names import utm_position
+from datasets.benchmark import Benchmark, ImageSet, find_positives
+from datasets.file_names import common_utm_zone, utm_position
 from datasets.layouts import BenchmarkConfig, list_images
 from model import InputError
 
@@ -46,6 +46,27 @@ def test_benchmark_attributes(tmp_path):
     assert benchmark.queries.utms.tolist() == [[500, -500.25], [900, 875], [110.5, 200]]
     assert [positives.tolist() for positives in benchmark.positives] == [[], [2], [0, 1]]
     assert all(word in str(benchmark) for word in ("town", "3 database", "3 queries"))
+
+
+@pytest.mark.parametrize(
+    ("zones", "refused"),
+    [(("32@V", "32@V"), False), (("32@V", "33@V"), True), (("32@N", "32@M"), True), (("32@V", "@"), False)],
+)
+def test_positions_in_different_utm_zones_are_not_compared(tmp_path, zones, refused):
+    """Of a database in files, and of one in an index."""
+    database, queries = ([f"@1@2@{zone}@.jpg"] for zone in zones)
+    make_split(tmp_path / "both", database, queries)
+    make_split(tmp_path / "queries", database, queries)
+    only_queries = Benchmark(town(tmp_path / "queries"), has_database=False)
+    index = ImageSet(database, np.array([[1, 2]]), common_utm_zone(database))
+    for compare in (lambda: Benchmark(town(tmp_path / "both")), lambda: only_queries.with_database(index)):
+        if refused:
+            with pytest.raises(InputError, match=r"zone 32N, but those of the queries in zone (33N|32S), so"):
+                compare()
+        else:
+            assert [positives.tolist() for positives in compare().positives] == [[0]]
+    unlabelled = Benchmark(town(tmp_path / "both", labels=False))
+    assert unlabelled.with_database(index).database is index
 
 
 def test_without_its_database_only_the_queries_are_looked_at(tmp_path):

@@ -24,6 +24,7 @@ import test_aggregations
 import torch
 from helpers import MODES, ROOT, build, run_script
 from PIL import Image
+from test_benchmark import make_split
 from test_build_index import gps_tags, save_photo
 from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
@@ -366,6 +367,8 @@ def data_messages(s: Setting) -> Iterator[str]:
     yield refusal(find_images, [f"{s.folder}/empty/*"])
     yield from position_messages(s)
     yield from layout_messages(s)
+    zoned = make_split(s.folder / "zones", ["@1@2@32@N@.jpg"], ["@1@2@33@N@.jpg"]).parents[2]
+    yield refusal(Benchmark, BenchmarkConfig(datasets_folder=zoned, name="town"))
     yield refusal(utm_position, "images/photo.jpg")
     yield refusal(load_image, s.folder / "missing.jpg")
     (s.folder / "page.jpg").write_text("<html>")
@@ -569,6 +572,10 @@ def index_messages(s: Setting) -> Iterator[str]:
     with IndexWriter(IndexConfig(folder=s.folder / "new"), other) as writer:
         yield refusal(writer.to_extract, ImageSet.without_positions(["a\nb.jpg"]))
         yield refusal(writer.to_extract, ImageSet(["a.jpg"], np.zeros((1, 2)), "32N"))
+    moved = ImageSet(Index(folder).images.paths[:1], np.zeros((1, 2)))
+    with logged() as warnings, IndexWriter(IndexConfig(folder=folder, append=True), Index(folder).metadata) as writer:
+        writer.to_extract(moved)
+    yield from warnings
     old.mkdir()
     (old / "header.json").write_text('{"format": 1}')
     yield refusal(Index, old)

@@ -581,16 +581,22 @@ def test_the_script_ends_with_status_2_for_what_an_index_has_not(evaluated):
     assert not [path for path in evaluated.iterdir() if path.name == "x" or path.name.endswith(".tmp")]
 
 
-@pytest.mark.parametrize("output", ["model.safetensors", "no_folder/model.safetensors"])
-def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path, output):
+def test_a_safetensors_file_is_a_new_one(checkpoints, tmp_path):
+    checkpoint = shutil.copy(checkpoints["two_branch"], tmp_path / "model.pth")
+    before = checkpoint.read_bytes()
+    for output, words in ((checkpoint, "exists already"), (tmp_path / "nowhere" / "a", "No folder")):
+        flags = f"--resume={checkpoint}", f"--output={output}"
+        result = run_script("export_safetensors.py", *flags, cwd=tmp_path)
+        assert result.status == 2 and words in result.stderr
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path):
     pytest.importorskip("safetensors")
-    path = tmp_path / output
+    path = tmp_path / "model.safetensors"
     result = run_script(
         "export_safetensors.py", f"--resume={checkpoints['two_branch']}", f"--output={path}", cwd=tmp_path
     )
-    if not path.parent.exists():
-        assert result.status == 2 and f"there is no folder {path.parent}" in result.stderr
-        return
     assert result.status == 0, result.stderr
     assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
     predictions = []

@@ -123,6 +123,29 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
     assert content(folder) == before
 
 
+def test_appending_warns_of_positions_that_the_index_keeps(tmp_path, metadata, caplog):
+    folder = tmp_path / "index"
+    images = ImageSet(["/a.jpg", "/b.jpg", "/c.jpg"], np.array([[1, 2], [np.nan, np.nan], [5, 6]]))
+    with writer_of(folder, metadata) as writer:
+        writer.append(make_chunk(0, 3)._replace(images=images))
+        writer.features()
+    nowhere = [np.nan, np.nan]
+    for utms, count, first in (
+        ([[1, 2], nowhere, [5, 6.001]], 0, None),
+        ([nowhere, nowhere, nowhere], 0, None),
+        ([[1, 2], [3, 4], [5, 6]], 1, "/b.jpg"),
+        ([[1.1, 2], [3, 4], [5, 6]], 2, "/a.jpg"),
+    ):
+        caplog.clear()
+        with writer_of(folder, metadata, append=True) as writer:
+            assert not len(writer.to_extract(ImageSet(images.paths, np.array(utms))))
+            new = writer.to_extract(ImageSet(["/c.jpg", "/d.jpg"], np.array([utms[2], [7, 8]])))
+            assert new.tolist() == [1]
+        expected = [f"{count} images are in the index {folder} already, with other positions or none, such as {first}."]
+        assert [message.split(" The index keeps")[0] for message in caplog.messages] == expected * (count > 0)
+    np.testing.assert_array_equal(Index(folder).images.utms, images.utms)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, cut, dtype):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from helpers import run_script
-from test_eval import flags_for
+from test_eval import SCRIPTS, flags_for
 from test_index import evaluate
 
 from utils.retrieval.config import IVFConfig
@@ -145,9 +145,10 @@ def test_without_an_index_none_is_kept(codes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_scripts_keep_it_and_use_it(tmp_path, tiny_benchmark, checkpoints):
-    arguments = "hashing", tiny_benchmark, checkpoints["hashing"], tmp_path
-    flags = ["--recall_values", 1, 2, "--ivf", 2, 1]
+@pytest.mark.parametrize("mode", ["hashing", "two_branch"])
+def test_the_scripts_keep_it_and_use_it(tmp_path, tiny_benchmark, checkpoints, mode):
+    arguments = mode, tiny_benchmark, checkpoints[mode], tmp_path
+    flags = ["--recall_values", 1, 2, "--ivf", 2, 1, *["--rerank_num=2"] * (mode == "two_branch")]
     saved = evaluate(*arguments, *flags, "--save_index=index")
     path = tmp_path / "index" / "ivf_2.bin"
     before = path.stat().st_mtime_ns
@@ -155,5 +156,5 @@ def test_the_scripts_keep_it_and_use_it(tmp_path, tiny_benchmark, checkpoints):
     assert path.stat().st_mtime_ns == before
     # A stale one, as after --append.
     path.write_bytes(path.read_bytes().replace(b'"codes_sha256": "', b'"codes_sha256": "0'))
-    result = run_script("eval_hashing.py", *flags_for(*arguments[1:3], *flags, "--load_index=index"), cwd=tmp_path)
+    result = run_script(SCRIPTS[mode], *flags_for(*arguments[1:3], *flags, "--load_index=index"), cwd=tmp_path)
     assert result.status == 0 and "belongs to other codes" in result.stdout + result.stderr

@@ -13,6 +13,7 @@ from test_eval import SCRIPTS, flags_for
 
 from datasets.layouts import find_images
 from model import InputError
+from utils.retrieval.matches import Match
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +167,12 @@ def test_the_pictures_show_turned_images_upright(phone):
     left, right = (np.argwhere(half) for half in np.split(coloured, [coloured.shape[1] // 2], axis=1))
     sizes = [np.ptp(half, axis=0) + 1 for half in (left, right)]
     assert sizes[0] == pytest.approx(sizes[1], abs=4) and sizes[1][1] / sizes[1][0] == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_the_caption_of_a_match():
+    match = Match(2, "a.jpg", 0.123456, "l2", 551955.2, 4181569.9, 37.78, -122.41)
+    assert match.caption == "2: 0.1235\n551955 E  4181570 N\n37.78000, -122.41000"
+    assert match._replace(easting=None, latitude=None).caption == "2: 0.1235"
 
 
 # ---- Names of queries

@@ -481,6 +481,8 @@ def test_a_safetensors_file_that_is_damaged(tmp_path):
         assert "is not a safetensors file, or is truncated or damaged" in refusal(path)
     write_safetensors(path, {"model_config": "{"})
     assert "the metadata model_config is not JSON: '{'" in refusal(path)
+    write_safetensors(path, {"model_config": "[" * 100_000})
+    assert len(refusal(path)) < 1000 and "is not JSON: '[[[" in refusal(path)
 
 
 def test_a_safetensors_file_without_the_package(tmp_path, monkeypatch):

@@ -533,6 +533,7 @@ def parse_export_safetensors(description: str | None) -> SafetensorsArguments:
     add("--output", "the file to write", type=Path, metavar="FILE.safetensors", required=True)
     args = parser.parse_args()
     with _errors_of(parser):
+        _check_new_file(args.output)  # which may be the checkpoint itself
         return SafetensorsArguments(model=_any_model(args), resume=args.resume, output=args.output)
 
 
@@ -848,10 +849,15 @@ def _check_export(args: argparse.Namespace) -> None:
     for flag in sorted(flags - EXPORTS[source, args.format]):
         if getattr(args, flag):
             raise InputError(f"--{flag} does not apply to --{source} with --to {args.format}. Leave it out.")
-    if os.path.lexists(args.output):
-        raise InputError(f"{args.output} exists already. Delete it, or choose another name.")
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f"No folder {args.output.parent} for the file {args.output.name}. Create it.")
+    _check_new_file(args.output)
+
+
+def _check_new_file(path: Path) -> None:
+    """Raises InputError if a file or folder of that name exists, or if its folder does not."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists already. Delete it, or choose another name.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"No folder {path.parent} for the file {path.name}. Create it.")
 
 
 def _report_config(args: argparse.Namespace) -> ReportConfig:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.config import IndexConfig
-from utils.retrieval.features import Features
+from utils.retrieval.features import DiskArray, Features
 from utils.retrieval.index.format import (
     MANIFEST,
     METADATA,
@@ -24,6 +25,8 @@ from utils.retrieval.index.format import (
 from utils.retrieval.index.reader import Index, PathList
 from utils.retrieval.quantization import quantize
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
+
+SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
 
 
 class IndexWriter:
@@ -51,7 +54,8 @@ class IndexWriter:
         check_sizes(folder, metadata, manifest)
         verify_checksums(folder, metadata, manifest)
         self.count = manifest.images
-        self.known = set(PathList(folder / PATHS, manifest.path_bytes, manifest.images)) if manifest.chunks else set()
+        paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images) if manifest.chunks else ()
+        self._rows = {path: row for row, path in enumerate(paths)}
         self._metadata_sha256 = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
         self._is_complete = manifest.complete
         self._sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
@@ -63,7 +67,8 @@ class IndexWriter:
     def to_extract(self, images: ImageSet) -> np.ndarray:
         """The indices of the images that the index does not contain yet.
 
-        Raises InputError for a path with a line break, and for positions in another UTM zone than the index's.
+        Warns of images that it contains with other positions, which it keeps. Raises InputError for a path with a line
+        break, and for positions in another UTM zone than the index's.
         """
         paths = [os.path.abspath(path) for path in images.paths]
         for path in paths:
@@ -71,14 +76,31 @@ class IndexWriter:
                 raise InputError(
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
-        missing = np.array([i for i, path in enumerate(paths) if path not in self.known], int)
+        missing = np.array([i for i, path in enumerate(paths) if path not in self._rows], int)
         if images.utm_zone != self.metadata.utm_zone and np.isfinite(images.utms[missing]).any():
             raise InputError(
                 f"--append: the UTM zone of the index {self.folder} is {self.metadata.utm_zone or 'unknown'}, but that "
                 f"of the images to add is {images.utm_zone or 'unknown'}, so their positions cannot be compared. Build "
                 "a new index of all images, or add these without positions (--positions none in build_index.py)."
             )
+        self._warn_of_other_positions(paths, images.utms)
         return missing
+
+    def _warn_of_other_positions(self, paths: list[str], utms: np.ndarray) -> None:
+        """Warns if the index contains images with other positions than these [N, 2], as far as these are known."""
+        known = [i for i, path in enumerate(paths) if path in self._rows and np.isfinite(utms[i]).all()]
+        if not known:
+            return
+        dtype, width = self.metadata.columns["utms"]
+        column = DiskArray(self.folder / "utms.bin", dtype, (self.count, width))
+        saved = column[np.array([self._rows[paths[i]] for i in known])]
+        same = (np.abs(saved - utms[known]) <= SAME_POSITION_METRES).all(axis=1)  # False for unknown ones
+        if not same.all():
+            message = (
+                "%d images are in the index %s already, with other positions or none, such as %s. The index keeps "
+                "those. Build a new index to change them."
+            )
+            logging.warning(message, (~same).sum(), self.folder, paths[known[int(same.argmin())]])
 
     def append(self, chunk: Features) -> None:
         """Adds the features of up to CHUNK_SIZE images: all of them or, if the process dies, none.
