@@ -7,6 +7,7 @@ from datasets.layouts import list_images
 from utils.cli import parse_build_index
 from utils.retrieval.evaluation import load_model_on_all_ranks
 from utils.retrieval.extraction import extract
+from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
@@ -17,6 +18,7 @@ def main() -> None:
     distributed.init(args.extraction.device)
 
     # ---- Images and model
+    distributed.run_on_main(partial(check_folder, args.index.folder, append=args.index.append))
     paths = distributed.run_on_main(partial(list_images, args.folder))
     model = load_model_on_all_ranks(
         args.model, args.resume, device=args.extraction.device, image_sizes=[args.extraction.resize]

@@ -1,7 +1,6 @@
 """Export a SelaVPR++ model to an ONNX file for images of one size, checked with onnxruntime against PyTorch."""
 
 from datasets.transforms import normalize
-from model import InputError
 from model.weights import load_model
 from utils.cli import parse_export_onnx
 from utils.onnx_export import check_packages, checked_images, compare, export, reference_outputs
@@ -12,8 +11,6 @@ from utils.runtime.script import cli_main
 def main() -> None:
     args = parse_export_onnx(__doc__)
     check_packages()
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f"--output: there is no folder {args.output.parent}.")  # known now, not after the export
 
     # ---- The model, and its outputs in PyTorch
     model = load_model(args.model, args.resume)

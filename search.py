@@ -13,7 +13,7 @@ from utils.cli import parse_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import IndexMetadata, read_index
-from utils.retrieval.matches import list_matches, table_lines
+from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
@@ -52,24 +52,11 @@ def main() -> None:
     if rerank_num:
         results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
 
-    # ---- Report: a table for each image and, if wanted, a picture; or one JSON object for all
+    # ---- Report: pictures, if wanted; a table for each image, or one JSON object for all
     found = list_matches(results.first(args.results), index.images)
-    has_positions = any(match.easting is not None for matches in found for match in matches)
-    has_degrees = has_positions and index.images.utm_zone is not None
     pictures: list[str | None] = [None] * len(images)
-    for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        if not args.json:
-            print(printable(f"\n{image}"))
-            print("\n".join(table_lines(matches, positions=has_positions, degrees=has_degrees)))
-        if args.save_pictures:
-            from utils.visualization import draw_matches  # loads matplotlib
-
-            picture = args.save_pictures / f"{i + 1:03d}_{Path(image).stem}.png"
-            paths, captions = [match.path for match in matches], [match.caption for match in matches]
-            draw_matches(picture, image, paths, captions=captions, exif_orientation=args.exif_orientation)
-            pictures[i] = str(picture)
-            if not args.json:
-                print(printable(f"Picture: {picture}"))
+    if args.save_pictures:
+        pictures = save_pictures(args.save_pictures, images, found, exif_orientation=args.exif_orientation)
     if args.json:
         content = {
             "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
@@ -80,6 +67,29 @@ def main() -> None:
             ],
         }
         print(json.dumps(content, indent=2, allow_nan=False))
+        return
+    has_positions = any(match.easting is not None for matches in found for match in matches)
+    has_degrees = has_positions and index.images.utm_zone is not None
+    for image, picture, matches in zip(images, pictures, found, strict=True):
+        print(printable(f"\n{image}"))
+        print("\n".join(table_lines(matches, positions=has_positions, degrees=has_degrees)))
+        if picture:
+            print(printable(f"Picture: {picture}"))
+
+
+def save_pictures(
+    folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool
+) -> list[str | None]:
+    """Saves a PNG of each image with its matches, and returns their paths."""
+    from utils.visualization import draw_matches  # loads matplotlib
+
+    pictures: list[str | None] = []
+    for i, (image, matches) in enumerate(zip(images, found, strict=True)):
+        picture = folder / f"{i + 1:03d}_{Path(image).stem}.png"
+        paths, captions = [match.path for match in matches], [match.caption for match in matches]
+        draw_matches(picture, image, paths, captions=captions, exif_orientation=exif_orientation)
+        pictures.append(str(picture))
+    return pictures
 
 
 if __name__ == "__main__":

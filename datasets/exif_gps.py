@@ -24,7 +24,7 @@ def gps_position(path: str | Path) -> tuple[float, float] | None:
     """(latitude, longitude) in degrees, WGS 84, of an image file; None if its EXIF data holds no GPS position.
 
     Reads the header of the file, not its pixels; of a PNG file, the EXIF data before the pixels. Raises InvalidGPS for
-    data that is damaged or incomplete, for a position outside UTM, and for 0, 0, which devices write that have none.
+    data that is damaged or incomplete, for a position outside UTM, and for 0, 0, which devices without a fix write.
     Raises InputError if the file is not an image.
     """
     with open_image(path) as image:

@@ -95,8 +95,8 @@ def find_images(names: Sequence[str]) -> list[str]:
     """The image files that names stand for, in the order of the names: files; folders, see list_images; and patterns.
 
     A pattern, such as "trip/*.jpg" or "trip/**/*.jpg", stands for the image files that it matches, sorted; folders that
-    it matches are not entered. Raises InputError for a folder or pattern without images. A file is returned even if it
-    does not exist.
+    it matches are not entered. Raises InputError for a folder or pattern without images, and for a file that does not
+    exist.
     """
     return [path for name in names for path in _images_of(name)]
 
@@ -104,8 +104,10 @@ def find_images(names: Sequence[str]) -> list[str]:
 def _images_of(name: str) -> list[str]:
     if os.path.isdir(name):
         return list_images(Path(name))
-    if os.path.lexists(name) or not glob.has_magic(name):  # the names of files may contain brackets
+    if os.path.lexists(name):  # the names of files may contain brackets
         return [name]
+    if not glob.has_magic(name):
+        raise InputError(f"Cannot read the image {name}: there is no such file.")
     found = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
     candidates = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES)]
     paths = _supported(candidates, name)

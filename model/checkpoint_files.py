@@ -18,6 +18,7 @@ from model.errors import InputError
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
 ZIP_FOLDER = 0x10  # of records whose content torch.load takes as empty, giving uninitialised tensors
 READ_BLOCK = 1 << 20  # bytes
+MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, by the format's definition
 
 
 class _NumPyPlaceholder:
@@ -59,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict:
         file.seek(0)
         if not head:
             raise InputError(f"{path} is not a checkpoint, or is truncated: the file is empty.")
-        if _is_safetensors(head, path.stat().st_size):
+        if _is_safetensors(head):
             return _load_safetensors(file.read(), path)
         if head.startswith(ZIP_MAGIC):
             _verify_archive(file, path)
@@ -94,9 +95,9 @@ def _safetensors(purpose: str) -> ModuleType:
     return safetensors.torch
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file of this size begins as safetensors files do: with the length of a JSON object, and its start."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a JSON object, and its start."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_SAFETENSORS_HEADER
 
 
 def _load_safetensors(data: bytes, path: Path) -> dict:

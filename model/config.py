@@ -86,11 +86,11 @@ class ModelChoice:
     def resolve(self, checkpoint: ModelConfig | None = None) -> ModelConfig:
         """The model, where a field that is None is that of the checkpoint's model, or has ModelConfig's default.
 
-        The model differs from the checkpoint's, and loading it fails, where the user states something else. Raises
-        InputError as ModelConfig does.
+        Where the user states something else than the checkpoint, the user's value is used, and loading the checkpoint
+        fails. Raises InputError as ModelConfig does.
         """
         stated = {name: value for name, value in asdict(self).items() if value is not None}
         fields = (asdict(checkpoint) if checkpoint else {}) | stated
         if fields.get("hashing") and not fields.get("rerank") and self.aggregation is None:
-            fields.pop("aggregation", None)  # a hashing-only model has no choice, but the checkpoint may be another's
+            fields.pop("aggregation", None)  # hashing-only models always use GeM, whatever the checkpoint is
         return ModelConfig(**fields)

@@ -74,7 +74,9 @@ def find_config(checkpoint: dict, source: str | Path) -> ModelConfig | None:
             raise InputError("hashing and rerank must be true or false.")
         return ModelConfig(**stated)
     except (InputError, AttributeError, TypeError) as error:
-        raise InputError(f"{source} states a model that does not exist here, {stated!r}: {error}") from error
+        raise InputError(
+            f"{source} states a model that does not exist here, {str(stated)[:200]}: {str(error)[:200]}"
+        ) from error
 
 
 def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:

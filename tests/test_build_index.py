@@ -371,6 +371,12 @@ def test_bad_input_is_refused_in_a_line(tmp_path, checkpoints, refusal):
         ("images", [f"--resume={checkpoints['salad']}"], "SALAD needs more than 64 patches"),
         ("images", ["--pretrained"], "not allowed with argument"),
         ("images", ["--index=images"], "images contains a.jpg but no metadata.json"),
+        ("images", ["--index=images", "--resume=images/a.jpg"], "no metadata.json"),  # known before the model is read
+        (
+            "images",
+            [f"--resume={checkpoints['hashing']}", "--descriptor_dtype=int8"],
+            "which hashing-only models do not",
+        ),
     ):
         message = refusal(folder, *more)
         assert words in message, (folder, more, message)

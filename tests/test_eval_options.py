@@ -248,6 +248,10 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
     flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
     expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
+    loaded = run_mode(
+        "float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}", "--exif_orientation"
+    )
+    assert f"The images of the index {index} were read as they are stored, and the queries upright" in loaded.log
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
     assert distance[False] != distance[True]
     for more, is_applied in (([], True), (["--ignore_exif_orientation"], False)):

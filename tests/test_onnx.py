@@ -301,7 +301,7 @@ def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(mo
         ("salad", ["--resize", "112", "112"], ["SALAD", "64", "8 x 8 = 64"]),
         ("float", ["--rerank"], ["rerank", "hashing"]),
         ("float", ["--hashing", "--backbone=vit-tiny"], ["does not fit the model", "eval.py"]),
-        ("float", ["--output=nowhere/model.onnx"], ["--output", "no folder nowhere"]),
+        ("float", ["--output=nowhere/model.onnx"], ["No folder nowhere for the file model.onnx"]),
         ("float", ["--resume=none.pth"], ["No checkpoint at none.pth"]),
     ],
 )

@@ -418,7 +418,7 @@ def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregatio
     assert equal(loaded.state_dict(), model.state_dict())
 
 
-def test_what_a_checkpoint_states_goes_before_what_its_entries_suggest(tmp_path):
+def test_what_a_checkpoint_states_takes_precedence_over_what_its_entries_suggest(tmp_path):
     """And must be true: an entry that the stated model lacks is refused."""
     content = weights.model_content(filled(build()))
     path = tmp_path / "model.pth"
@@ -455,7 +455,7 @@ def test_a_checkpoint_that_states_no_model_of_ours(tmp_path, stated, words):
         ({"hashing": False, "rerank": False}, MODES["two_branch"], {}),
     ],
 )
-def test_what_the_user_states_goes_before_the_checkpoint(choice, checkpoint, expected):
+def test_what_the_user_states_takes_precedence_over_the_checkpoint(choice, checkpoint, expected):
     found = None if checkpoint is None else ModelConfig(**checkpoint)
     assert ModelChoice(**choice).resolve(found) == ModelConfig(**expected)
 
@@ -479,6 +479,8 @@ def test_a_safetensors_file_that_is_damaged(tmp_path):
     for damaged in (content[:-1], content + b"1", content.replace(b"F32", b"F99"), content.replace(b"[1]", b"[7]")):
         path.write_bytes(damaged)
         assert "is not a safetensors file, or is truncated or damaged" in refusal(path)
+    path.write_bytes(content[:40])  # within the header
+    assert "is not a safetensors file, or is truncated or damaged" in refusal(path)
     write_safetensors(path, {"model_config": "{"})
     assert "the metadata model_config is not JSON: '{'" in refusal(path)
     write_safetensors(path, {"model_config": "[" * 100_000})

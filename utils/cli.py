@@ -513,6 +513,7 @@ def parse_export_onnx(description: str | None) -> OnnxArguments:
     add("--output", "the file to write", type=Path, metavar="FILE.onnx", required=True)
     args = parser.parse_args()
     with _errors_of(parser):
+        _check_new_file(args.output)
         return OnnxArguments(
             model=_any_model(args),
             resume=args.resume,
@@ -559,8 +560,10 @@ def _add_any_model(parser: argparse.ArgumentParser, add: Callable, purpose: str)
     weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
     text = f"{purpose} the published checkpoint, downloaded once; the flags below choose the model"
     weights.add_argument("--pretrained", action="store_true", help=text)
-    add("--backbone", "vision transformer (default: dinov2-large)", choices=tuple(BACKBONES))
-    add("--aggregation", "aggregation of the float descriptor (default: gem)", choices=tuple(AGGREGATIONS))
+    default = "(default: that of --resume; with --pretrained {})"
+    add("--backbone", f"vision transformer {default.format(ModelConfig.backbone)}", choices=tuple(BACKBONES))
+    text = f"aggregation of the float descriptor {default.format(ModelConfig.aggregation)}"
+    add("--aggregation", text, choices=tuple(AGGREGATIONS))
     add("--hashing", "a hashing-only model or, with --rerank, a two-branch model", action="store_true")
     add("--rerank", "with --hashing: a two-branch model", action="store_true")
 

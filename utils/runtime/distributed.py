@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,8 @@ def init(device: str) -> None:
         torch.cuda.set_device(device)
     with stop_signals.left_to_the_system():  # a rank may wait for one that was stopped
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        _cpu_group = dist.new_group(backend="gloo")
+        # The main rank may read files for hours while the others wait. torchrun ends them if it dies.
+        _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def shutdown() -> None:

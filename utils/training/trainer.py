@@ -196,10 +196,10 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        if self.board:
+            self.board.flush()  # before the checkpoint, after which a resumed run goes on; it replaces what is beyond
         if distributed.is_main():
             save_checkpoint(self.run.folder / LAST_MODEL, self.training_step, self.state)
-        if self.board:
-            self.board.flush()
 
     def _save_best_model(self) -> None:
         if distributed.is_main():

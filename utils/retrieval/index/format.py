@@ -75,7 +75,16 @@ class IndexMetadata:
         *,
         utm_zone: str | None = None,
     ) -> "IndexMetadata":
-        """The metadata of an index with this model and these settings."""
+        """The metadata of an index with this model and these settings.
+
+        Raises InputError for a number format of descriptors that the model does not have.
+        """
+        dtype = index.descriptor_dtype if index else "fp32"
+        if dtype != "fp32" and not model.config.has_float_branch:
+            raise InputError(
+                f"--descriptor_dtype {dtype} applies to float descriptors, which hashing-only models do not have. "
+                "Leave it out."
+            )
         return IndexMetadata(
             **asdict(model.config),
             weights_sha256=fingerprint(model),
@@ -84,7 +93,7 @@ class IndexMetadata:
             antialias=config.antialias,
             precision=config.precision,
             descriptor_dim=model.descriptor_dim,
-            descriptor_dtype=index.descriptor_dtype if index else "fp32",
+            descriptor_dtype=dtype,
             exif_orientation=config.exif_orientation,
             utm_zone=utm_zone,
         )

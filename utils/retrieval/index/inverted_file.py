@@ -65,6 +65,7 @@ class InvertedFile:
 
         nlist = self.index.nlist
         self.index.cp.max_points_per_centroid = TRAINING_CODES_PER_LIST
+        self.index.cp.min_points_per_centroid = 1  # without faiss's warning on small databases
         self.index.cp.seed = 1
         sample_size = min(len(codes), TRAINING_CODES_PER_LIST * nlist)
         sample = np.random.default_rng(0).choice(len(codes), sample_size, replace=False)

@@ -39,7 +39,8 @@ class IndexWriter:
     def __init__(self, config: IndexConfig, metadata: IndexMetadata) -> None:
         self.folder = folder = config.folder
         self.metadata = metadata
-        _prepare_folder(folder, config.append)
+        check_folder(folder, append=config.append)
+        make_folder(folder, exist_ok=True)
         self._lock = lock_folder(folder)
         remove_leftovers(folder)
         if (folder / METADATA).exists():
@@ -165,12 +166,15 @@ class IndexWriter:
         self._lock.release()
 
 
-def _prepare_folder(folder: Path, append: bool) -> None:
+def check_folder(folder: Path, *, append: bool) -> None:
+    """Raises InputError if an index cannot be built in a folder, which need not exist.
+
+    It may contain nothing else or, with `append`, an index.
+    """
     if os.path.lexists(folder) and not folder.is_dir():
         kind = "a file" if folder.is_file() else "not a folder"
         raise InputError(f"{folder} is {kind}. An index is a folder. Choose a new one.")
-    make_folder(folder, exist_ok=True)
-    entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    entries = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.exists() else []
     if "header.json" in entries:
         IndexMetadata.read(folder)  # raises the error for an index of format 1
     if METADATA in entries and not append:
