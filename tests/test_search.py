@@ -191,12 +191,14 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
         (["**/*.jp*g"], ["[x]*.jpg", "b.jpg", "sub/deep/e.jpeg"]),
         (["[ab].*"], ["a.JPG", "b.jpg"]),
         (["[x]*.jpg"], ["[x]*.jpg"]),
-        (["missing.jpg", "notes.txt"], ["missing.jpg", "notes.txt"]),  # reading them says what is wrong
+        (["notes.txt"], ["notes.txt"]),  # reading it says what is wrong
     ):
         assert find_images(names) == expected, names
     assert not caplog.messages
     assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
     assert caplog.messages == ["1 files in ?.* are ignored, such as c.heic. Convert them to JPEG or PNG."]
+    with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
+        find_images(["b.jpg", "missing.jpg"])
     (tmp_path / "empty").mkdir()
     for name, words in (("*.tif", "No images match"), ("emp*", "No images match"), ("empty", "No images in")):
         with pytest.raises(InputError, match=words):
