@@ -6,7 +6,7 @@ TOOLS = pytest pytest-xdist hypothesis ruff mypy
 MILVUS_SERVER = milvus==2.3.5
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
-PYTEST = -m pytest -q -n auto --dist loadfile
+PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-unit test-oldest test-faults lint clean
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import InputError, ModelConfig
+from model import InputError, ModelChoice
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract
@@ -46,8 +46,7 @@ def main() -> None:
             threshold=flags["val_positive_dist_threshold"],
         )
     )
-    config = ModelConfig(backbone=flags["backbone"], aggregation=flags["aggregation"], hashing=True, rerank=True)
-    model = load_model(config, args.demo / flags["resume"])
+    model = load_model(ModelChoice(hashing=True, rerank=True), args.demo / flags["resume"])
     settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
 
     # ---- Codes and descriptors
@@ -76,7 +75,7 @@ def main() -> None:
     ]
     make_folder(args.output.parent, exist_ok=True)
     paths = [dataset.queries.paths[i] for i in chosen]
-    note = describe(dataset, correct_codes, correct_reranked, backbone=config.backbone)
+    note = describe(dataset, correct_codes, correct_reranked, backbone=model.config.backbone)
     draw_match_groups(args.output, paths, groups, note=note)
     print(f"Picture: {args.output} ({args.output.stat().st_size / 1000:.0f} kB)")
 

@@ -17,7 +17,20 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--faults", action="store_true", help="also run the random trials of tests/faults")
 
 
+SLOWEST_FILES = [  # these start first, so that no process ends the run alone with one of them
+    "test_milvus.py",
+    "test_golden_training.py",
+    "test_train_scripts.py",
+    "test_distributed.py",
+    "test_endings.py",
+    "test_index.py",
+    "test_onnx.py",
+]
+
+
 def pytest_collection_modifyitems(config, items) -> None:
+    ranks = {name: rank for rank, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
     random_trials = [item for item in items if item.get_closest_marker("faults")]
     if random_trials and not config.getoption("--faults"):
         config.hook.pytest_deselected(items=random_trials)

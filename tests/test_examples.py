@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, run_python
+from helpers import ROOT, run_script
 
 from datasets.layouts import list_images
 
 pytestmark = pytest.mark.slow
-RUN = "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module(sys.argv[0], run_name='__main__')"
 SIZE = ["--resize", 56, 56]
 IMAGE = "my images/place 0/view 0.jpg"
 
@@ -37,7 +36,7 @@ def images(tiny_benchmark, tmp_path):
 def test_describe_image(images, checkpoints, tmp_path, mode, parts):
     first, same, other = images / "place 0/view 0.jpg", images / "place 0/view 1.jpg", images / "place 5/view 0.jpg"
     flags = ["--model", checkpoints[mode], *SIZE, "--output=features.npz"]
-    result = run_python(RUN, "examples.describe_image", first, same, other, *flags, cwd=tmp_path)
+    result = run_script("examples.describe_image", first, same, other, *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
     with np.load(tmp_path / "features.npz") as features:
         assert {name: features[name].shape for name in features if name != "paths"} == parts
@@ -65,9 +64,7 @@ def test_describe_image(images, checkpoints, tmp_path, mode, parts):
 )
 def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
-    result = run_python(
-        RUN, "examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path
-    )
+    result = run_script("examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
     assert result.status == 2 and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 

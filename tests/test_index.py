@@ -791,14 +791,13 @@ cli_main(main)
 """
 
 
-@pytest.mark.parametrize("place", ["inside_a_finalizer", "inside_an_import"])
 @pytest.mark.parametrize(
-    ("number", "script", "status", "message"),
+    ("place", "number", "script", "status", "message"),
     [
-        (signal.SIGTERM, "evaluation", 143, b""),
-        (signal.SIGINT, "evaluation", 130, b"interrupted\n"),
-        (signal.SIGTERM, "training", 143, b""),
-        (signal.SIGINT, "training", 130, b"interrupted\n"),
+        ("inside_a_finalizer", signal.SIGTERM, "evaluation", 143, b""),
+        ("inside_an_import", signal.SIGINT, "evaluation", 130, b"interrupted\n"),
+        ("inside_an_import", signal.SIGTERM, "training", 143, b""),
+        ("inside_a_finalizer", signal.SIGINT, "training", 130, b"interrupted\n"),
     ],
 )
 def test_a_stop_signal_is_not_lost(place, number, script, status, message):

@@ -78,7 +78,8 @@ def reproduce(server, datasets, cwd, published):
 
 @pytest.mark.slow
 def test_all_verdicts(server, datasets, tmp_path):
-    _, rows = reproduce(server, datasets, tmp_path, [])
+    result, rows = reproduce(server, datasets, tmp_path, [])
+    assert result.status == 0, result.stderr
     measured = {key: float(row["measured R@1"]) for key, row in rows.items() if row["measured R@1"]}
     assert len(rows) == 12 and len(measured) == 6  # three models on two datasets
 
@@ -103,9 +104,6 @@ def test_all_verdicts(server, datasets, tmp_path):
     assert "| SelaVPRplusplus_base | pitts30k | Pitts30k test |" in result.stdout
     assert result.stdout.splitlines()[-1] == "3 of 12 figures compared with published ones; 1 differ"
 
-    result, _ = reproduce(server, datasets, tmp_path, published[:2])
-    assert result.status == 0, result.stderr
-
 
 @pytest.mark.parametrize(
     ("measured", "published", "expected"),
@@ -116,13 +114,9 @@ def test_the_tolerance_is_inclusive(measured, published, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("model,R@1\n", "Expected model, protocol, R@1"), ("model,protocol,R@1\na,b,high\n", "line 2: R@1 is 'high'")],
-)
-def test_a_table_of_published_figures_is_refused(server, datasets, tmp_path, text, message):
-    (tmp_path / "bad.csv").write_text(text)
+def test_a_table_of_published_figures_is_refused(server, datasets, tmp_path):
+    (tmp_path / "bad.csv").write_text("model,protocol,R@1\na,b,high\n")
     flags = [f"--datasets_folder={datasets}", f"--published={tmp_path / 'bad.csv'}"]
     result = run_python(BOOTSTRAP, server, tmp_path / "hub", *flags, cwd=tmp_path)
-    assert result.status == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert result.status == 2 and "line 2: R@1 is 'high'" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "logs").exists()
