@@ -44,7 +44,7 @@ def open_index(
 
     def read() -> Features:
         index = read_index(location, verify=verify, allow_incomplete=allow_incomplete)
-        index.require_compatible(IndexMetadata.of(model, config))
+        index.require_compatible(IndexMetadata.of(model, config, pca=index.pca))
         return index.features()
 
     return distributed.run_on_main(read, share=False)
