@@ -5,7 +5,7 @@ from functools import partial
 from datasets.folder import locate_images
 from datasets.layouts import list_images
 from utils.cli import parse_build_index
-from utils.retrieval.evaluation import load_model_on_all_ranks
+from utils.retrieval.evaluation import find_pca, load_model_on_all_ranks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
@@ -31,7 +31,8 @@ def main() -> None:
         print(f"Model: {model.config.flags}", flush=True)
 
     # ---- Features, which go to the index chunk by chunk (under torchrun, of every rank's share)
-    features = extract(model, images, args.extraction, save_to=args.index)
+    pca = find_pca(model, args.extraction, None, index=args.index.folder)  # an evaluation may have begun the index
+    features = extract(model, images, args.extraction, save_to=args.index, pca=pca)
     if features is not None:  # only the main rank receives them
         print(printable(f"The index {args.index.folder} is complete and holds {len(features.images)} images."))
 

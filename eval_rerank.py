@@ -8,11 +8,11 @@ import torch
 from datasets.benchmark import Benchmark
 from model import GeoLocalizationNet
 from utils.cli import EvaluationArguments, parse_evaluation
-from utils.retrieval.evaluation import Results, evaluate_each, load_model_on_all_ranks, read_benchmarks
+from utils.retrieval.evaluation import Results, evaluate_each, find_pca, load_model_on_all_ranks, read_benchmarks
 from utils.retrieval.extraction import extract
 from utils.retrieval.index import open_index
 from utils.retrieval.index.inverted_file import open_inverted_file
-from utils.retrieval.pca import PCA, fit_pca_to_images
+from utils.retrieval.pca import PCA
 from utils.retrieval.report import report
 from utils.retrieval.search import rerank, search_hamming
 from utils.retrieval.test_methods import merge_crops
@@ -35,7 +35,7 @@ def main() -> None:
         image_sizes=args.image_sizes,
         compiled=args.compile,
     )
-    pca = fit_pca_to_images(model, args.extraction, args.pca) if args.pca else None
+    pca = find_pca(model, args.extraction, args.pca, index=args.index_folder)
     run = RunDir(args.save_dir, args.flags | asdict(model.config))
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model, pca=pca))
 
@@ -58,12 +58,10 @@ def evaluate(
                 allow_incomplete=args.allow_incomplete_index,
             )
         else:
-            database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
-        queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))
+            database = extract(model, dataset.database, args.extraction, save_to=args.save_index, pca=pca)
+        queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method), pca=pca)
     if database is None or queries is None:  # only the main rank receives the features
         return None
-    if pca:
-        database, queries = pca.project_features(database), pca.project_features(queries)
 
     # ---- First stage: search by Hamming distance of the codes
     k = max(args.rerank_num, *args.recall_values)

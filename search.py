@@ -41,11 +41,11 @@ def main() -> None:
         precision=args.precision,
         exif_orientation=args.exif_orientation,
     )
-    index.require_compatible(IndexMetadata.of(model, settings))
+    index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
     database = index.features()
-    queries = extract(model, ImageSet.without_positions(images), settings)
+    queries = extract(model, ImageSet.without_positions(images), settings, pca=index.pca)
     assert queries is not None, "this script has one process"
     rerank_num = args.rerank_num if model.config.rerank else 0
     results = search(database, queries, max(args.results, rerank_num), device=args.device)

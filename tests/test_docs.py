@@ -46,9 +46,10 @@ from model.weights import download, load_foundation, load_model, model_state
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
 from utils.onnx_export import check_packages, output_errors
-from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig, IVFConfig
+from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig, IVFConfig, PCAConfig
 from utils.retrieval.engines.milvus import export_index, open_index
 from utils.retrieval.engines.milvus.writer import require_text
+from utils.retrieval.evaluation import find_pca
 from utils.retrieval.export import (
     Match,
     export_hloc,
@@ -88,7 +89,11 @@ PAGES = [
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 SHELL = ("", "bash", "sh", "shell", "console")
-SMALLER = ("fp16", "int8")  # types of descriptors
+SMALLER = {  # indexes with smaller descriptors: {kind: flags}
+    "fp16": ["--descriptor_dtype=fp16"],
+    "int8": ["--descriptor_dtype=int8"],
+    "pca": ["--descriptor_dtype=int8", "--pca_dim=6", "--pca_dataset_folder=tiny/images/test/database"],
+}
 OTHER_PROGRAMS_FLAGS = {"--nproc_per_node", "--nnodes", "--standalone"}  # in prose; torchrun's
 
 
@@ -230,10 +235,7 @@ def test_every_flag_in_prose_is_one_of_some_script(known_flags):
 def indexes(tiny_benchmark, checkpoints, tmp_path_factory) -> dict[str, Path]:
     """{kind: index folder}, built by the scripts."""
     folder = tmp_path_factory.mktemp("indexes")
-    for kind, more in (
-        *((mode, []) for mode in MODES),
-        *((dtype, [f"--descriptor_dtype={dtype}"]) for dtype in SMALLER),
-    ):
+    for kind, more in (*((mode, []) for mode in MODES), *SMALLER.items()):
         mode = "two_branch" if kind in SMALLER else kind
         flags = evaluation_flags(tiny_benchmark, checkpoints[mode], f"--save_index={folder / kind}", *more)
         result = run_script(SCRIPTS[mode], *flags, cwd=folder)
@@ -249,7 +251,7 @@ def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
     shutil.copytree(indexes[kind], folder)
     expected = Index(folder).features()
     if state != "complete":
-        for path in (*folder.glob("*.bin"), folder / "paths.txt"):
+        for path in {*folder.glob("*.bin"), folder / "paths.txt"} - {folder / "pca.bin"}:
             path.write_bytes(path.read_bytes() + b"/unfinished\n")
         manifest = folder / "manifest.jsonl"
         first_line = manifest.read_bytes().splitlines(keepends=True)[0]
@@ -266,6 +268,11 @@ def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
         else:
             assert names[name].dtype == features[:].dtype
             np.testing.assert_array_equal(names[name], features[:])
+    pca = Index(folder, allow_incomplete=True).pca
+    assert ("mean" in names) == (kind == "pca") == (pca is not None)
+    if pca:
+        np.testing.assert_array_equal(names["mean"], pca.mean)
+        np.testing.assert_array_equal(names["components"], pca.components)
 
 
 def test_the_example_aggregation_obeys_the_rules(monkeypatch):
@@ -527,6 +534,7 @@ def flag_messages(s: Setting) -> Iterator[str]:
         ["--resize", "100", "322"],
         ["--resize", "14", "4494"],
         ["--aggregation=salad"],
+        ["--load_index=index", "--pca_dim=6", "--pca_dataset_folder=tiny"],
     ):
         s.monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, flags), *more])
         with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.raises(SystemExit):
@@ -562,6 +570,11 @@ def index_messages(s: Setting) -> Iterator[str]:
     yield refusal(Index, cut)
     (cut / "utms.bin").write_bytes((folder / "utms.bin").read_bytes() + b"more")
     yield refusal(Index, cut)
+    for kind, dim in (("pca", 5), ("float", 6)):
+        yield refusal(find_pca, None, ExtractionConfig(), PCAConfig(folder=s.folder, dim=dim), index=s.indexes[kind])
+    damaged_pca = shutil.copytree(s.indexes["pca"], s.folder / "damaged_pca")
+    (damaged_pca / "pca.bin").write_bytes(bytes((damaged_pca / "pca.bin").stat().st_size))
+    yield refusal(Index, damaged_pca)
     incomplete = shutil.copytree(folder, s.folder / "incomplete")
     (incomplete / "manifest.jsonl").write_bytes((folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)[0])
     yield refusal(Index, incomplete)
@@ -584,6 +597,7 @@ def index_messages(s: Setting) -> Iterator[str]:
     address = EngineAddress.parse("milvus://127.0.0.1:1/a")
     yield refusal(EngineAddress.parse, "milvus://a@b/c")
     yield refusal(export_index, Index(s.indexes["float"]), address)
+    yield refusal(export_index, Index(s.indexes["pca"]), address)
     yield refusal(require_text, "\udcff.jpg")
     if importlib.util.find_spec("pymilvus"):
         yield refusal(open_index, address)

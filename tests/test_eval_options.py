@@ -271,8 +271,12 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         ("float", ["--pca_dim=4"], ["both --pca_dim and --pca_dataset_folder"]),
         ("float", ["--pca_dim=17", "--pca_dataset_folder=tiny/images/test/database"], ["--pca_dim 17", "16", "512"]),
         ("float", ["--pca_dim=4", "--pca_dataset_folder=nowhere"], ["No folder", "nowhere", "tiny"]),
-        ("float", ["--pca_dim=4", "--pca_dataset_folder=tiny", "--save_index=index"], ["--pca_dim", "index"]),
-        ("two_branch", ["--pca_dim=4", "--pca_dataset_folder=tiny", "--load_index=index"], ["--pca_dim", "index"]),
+        ("float", ["--pca_dim=4", "--save_index=index"], ["both --pca_dim and --pca_dataset_folder"]),
+        (
+            "two_branch",
+            ["--pca_dim=4", "--pca_dataset_folder=tiny", "--load_index=index"],
+            ["--pca_dim does not apply to --load_index"],
+        ),
         ("hashing", ["--pca_dim=4"], ["--pca_dim applies to float descriptors"]),
         ("float", ["--dataset_name", "tiny", "tiny"], ["more than once"]),
         (

@@ -197,7 +197,7 @@ def test_a_trusted_index_is_refused_where_it_is_cut_off(tmp_path, metadata, name
     ("name", "text", "words"),
     [
         (METADATA, "{", ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 7}', ["format 7", "formats 2 and 3"]),
+        (METADATA, '{"format": 7}', ["format 7", "formats 2 to 4"]),
         (METADATA, "[]", ["metadata.json", "damaged"]),
         (METADATA, '{"format": 2}', ["metadata.json", "damaged"]),
         (METADATA, 10**5 * "[", ["metadata.json", "damaged", "nested too deeply"]),
@@ -581,7 +581,7 @@ def test_an_index_of_format_1_is_refused_with_what_to_do(tmp_path, metadata):
         lambda: writer_of(tmp_path, metadata, append=True),
         lambda: writer_of(tmp_path, metadata),
     ):
-        with pytest.raises(InputError, match="format 1; this version reads formats 2 and 3. Rebuild the index"):
+        with pytest.raises(InputError, match="format 1; this version reads formats 2 to 4. Rebuild the index"):
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["header.json"]
 

@@ -13,10 +13,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.views import TEST_METHODS, image_view
 from model.errors import InputError
-from utils.retrieval import pca as pca_module
 from utils.retrieval.features import DiskArray
 from utils.retrieval.metrics import average_precision_at
-from utils.retrieval.pca import fit_pca
+from utils.retrieval.pca import PCA, fit_pca
 from utils.retrieval.search import SearchResult, rerank
 from utils.retrieval.test_methods import CROP_COUNTS, average_crops, merge_crops
 
@@ -620,18 +619,24 @@ def test_pca_with_as_many_dimensions_as_samples():
     assert np.abs(projected[:, 9]).max() < 1e-4
 
 
-@pytest.mark.parametrize("block_rows", [7, 1000, 2500, 10_000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_pca_projects_descriptors_on_disk(dtype, block_rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(pca_module, "BLOCK_BYTES", block_rows * 4 * 8)
-    descriptors = random_descriptors(np.random.default_rng(0), 2500, 8).astype(dtype)
+def test_pca_projects_each_crop(dtype):
+    descriptors = random_descriptors(np.random.default_rng(0), 300, 8).astype(dtype)
     pca = fit_pca(descriptors[:100].astype(np.float32), 3)
-    descriptors.tofile(tmp_path / "descriptors")
-    on_disk = pca.project(DiskArray(tmp_path / "descriptors", descriptors.dtype, descriptors.shape))
-    assert isinstance(on_disk, np.ndarray) and on_disk.dtype == np.float32 and on_disk.shape == (2500, 3)
-    np.testing.assert_allclose(on_disk, pca.project(descriptors.astype(np.float32)), rtol=0, atol=1e-5)
+    crops = pca.project(descriptors.reshape(100, 3, 8))
+    assert crops.dtype == np.float32 and crops.shape == (100, 3, 3)
     mean, axes = naive_pca(descriptors[:100], 3)
-    np.testing.assert_allclose(np.abs(on_disk), np.abs((descriptors - mean) @ axes), rtol=0, atol=2e-5)
+    expected = (descriptors - mean) @ axes
+    np.testing.assert_allclose(np.abs(crops), np.abs(expected.reshape(100, 3, 3)), rtol=0, atol=2e-5)
+
+
+def test_a_stored_pca_projects_to_the_same_bits():
+    descriptors = random_descriptors(np.random.default_rng(0), 200, 32)
+    pca = fit_pca(descriptors, 8)
+    stored = PCA.from_bytes(pca.to_bytes(), 32)
+    np.testing.assert_array_equal(stored.project(descriptors), pca.project(descriptors))
+    for name in ("mean", "components"):
+        assert getattr(stored, name).flags.c_contiguous and getattr(pca, name).flags.c_contiguous
 
 
 def test_fitting_a_pca_again_gives_the_same():

@@ -896,8 +896,8 @@ def _check_test_method(args: argparse.Namespace) -> None:
     pca_dim, pca_folder = getattr(args, "pca_dim", None), getattr(args, "pca_dataset_folder", None)
     if (pca_dim is None) != (pca_folder is None):
         raise InputError("PCA needs both --pca_dim and --pca_dataset_folder.")
-    if pca_dim and (args.save_index or args.load_index):
-        raise InputError("--pca_dim cannot be used with an index, which stores the model's own descriptors.")
+    if pca_dim and args.load_index:
+        raise InputError("--pca_dim does not apply to --load_index: the index states how its descriptors were reduced.")
     if pca_dim and args.datasets_folder is None:
         raise InputError(f"{NO_DATASETS_FOLDER} --pca_dataset_folder lies in it.")
 

@@ -7,11 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.benchmark import Benchmark
-from datasets.layouts import BenchmarkConfig
+import numpy as np
+
+from datasets.benchmark import Benchmark, ImageSet
+from datasets.layouts import BenchmarkConfig, list_images
 from model import GeoLocalizationNet, InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
+from utils.retrieval.config import ExtractionConfig, PCAConfig
+from utils.retrieval.extraction import extract
+from utils.retrieval.index import IndexMetadata
+from utils.retrieval.index.format import METADATA, read_pca
+from utils.retrieval.pca import PCA, check_pca_dim, fit_pca
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -38,6 +45,45 @@ def load_model_on_all_ranks(
     if compiled:
         model.compile()
     return model.eval().to(device)
+
+
+def find_pca(
+    model: GeoLocalizationNet, extraction: ExtractionConfig, config: PCAConfig | None, *, index: Path | None
+) -> PCA | None:
+    """The projection of float descriptors: that of the index, if there is one in this folder; otherwise fitted.
+
+    None on all but the main rank, and without PCA. Raises InputError if the index has another dimension, or its
+    projection is damaged; or if the folder of images holds none, or too few.
+    """
+    stored = distributed.run_on_main(partial(_stored_pca, index, config), share=False) if index else None
+    if config and distributed.broadcast_object(stored is None):
+        return _fit_pca_to_images(model, extraction, config)
+    return stored
+
+
+def _stored_pca(index: Path, config: PCAConfig | None) -> PCA | None:
+    if not (index / METADATA).exists():
+        return None
+    metadata = IndexMetadata.read(index)
+    pca = read_pca(index, metadata)
+    if config and config.dim != (pca.dim if pca else None):
+        content = f"that PCA reduced to {pca.dim} dimensions" if pca else "that are not reduced"
+        raise InputError(
+            f"--pca_dim {config.dim}: the index {index} holds descriptors {content}, and --append keeps to that. Leave "
+            "--pca_dim out, or choose a new folder."
+        )
+    return pca
+
+
+def _fit_pca_to_images(model: GeoLocalizationNet, extraction: ExtractionConfig, config: PCAConfig) -> PCA | None:
+    """Fits PCA to the model's descriptors of random images of a folder."""
+    paths = distributed.run_on_main(partial(list_images, config.folder))
+    if len(paths) > config.max_images:
+        chosen = np.random.default_rng(config.seed).choice(len(paths), config.max_images, replace=False)
+        paths = [paths[i] for i in np.sort(chosen)]
+    check_pca_dim(config.dim, len(paths), model.descriptor_dim)  # before the extraction
+    features = extract(model, ImageSet.without_positions(paths), extraction)
+    return fit_pca(np.asarray(features.descriptors[:]), config.dim, config.seed) if features else None
 
 
 def read_benchmarks(configs: list[BenchmarkConfig], *, has_database: bool) -> dict[str, Benchmark | InputError]:

@@ -19,6 +19,7 @@ from model.network import sign
 from utils.retrieval.config import PRECISIONS, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
+from utils.retrieval.pca import PCA
 from utils.retrieval.test_methods import average_crops
 from utils.runtime import distributed
 from utils.runtime.memory import memory_bytes
@@ -45,19 +46,21 @@ def extract(
     *,
     float_branch: bool = True,
     save_to: IndexConfig | None = None,
+    pca: PCA | None = None,
 ) -> Features | None:
     """Extracts features. The model must be in eval mode on config.device. Without `float_branch`: the codes only.
 
     With `save_to`, the features go to that index, which may already contain some of the images, or others. Everything
-    that it then contains is returned. Under torchrun each rank extracts its share; the main rank returns the features,
-    the others None. Raises InputError if an image cannot be read.
+    that it then contains is returned. `pca` projects the descriptors. Under torchrun each rank extracts its share; the
+    main rank, which alone needs `pca`, returns the features, the others None. Raises InputError if an image cannot be
+    read.
     """
-    with _open_store(images, model, config, save_to=save_to) as store:
+    with _open_store(images, model, config, save_to=save_to, pca=pca) as store:
         indices: Any = store.to_extract(images) if store else None
         remaining = images[distributed.broadcast_object(indices)]
         for chunk in extract_chunks(model, remaining, config, float_branch=float_branch):
             if store and chunk:
-                store.append(chunk)
+                store.append(pca.project_features(chunk) if pca else chunk)
         return store.features() if store else None
 
 
@@ -181,13 +184,19 @@ def cpu_supports(precision: str) -> bool:
 
 
 def _open_store(
-    images: ImageSet, model: GeoLocalizationNet, config: ExtractionConfig, *, save_to: IndexConfig | None
+    images: ImageSet,
+    model: GeoLocalizationNet,
+    config: ExtractionConfig,
+    *,
+    save_to: IndexConfig | None,
+    pca: PCA | None,
 ) -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer | None]:
     """Where the main rank stores features: in the index `save_to`, or in a buffer. None on the other ranks."""
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            return IndexWriter(save_to, IndexMetadata.of(model, config, save_to, utm_zone=images.utm_zone))
+            metadata = IndexMetadata.of(model, config, save_to, utm_zone=images.utm_zone, pca=pca)
+            return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))
 

@@ -1,45 +1,42 @@
-"""Principal component analysis of float descriptors, fitted on images of another dataset."""
-
-from functools import partial
-from typing import Any
+"""Principal component analysis of float descriptors."""
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
-from datasets.layouts import list_images
-from model import GeoLocalizationNet, InputError
-from utils.retrieval.config import ExtractionConfig, PCAConfig
-from utils.retrieval.extraction import extract
-from utils.retrieval.features import DiskArray, Features
-from utils.runtime import distributed
-
-BLOCK_BYTES = 256 << 20
+from model.errors import InputError
+from utils.retrieval.features import Features
 
 
 class PCA:
-    """A projection without whitening: `mean` [d] is subtracted, then `components` [dim, d] are applied."""
+    """A projection without whitening: `mean` [d] is subtracted, then `components` [dim, d] are applied; float32."""
 
     def __init__(self, mean: np.ndarray, components: np.ndarray) -> None:
-        self.mean = mean
-        self.components = components
+        # In one layout, whether fitted or read from an index: BLAS may round differently for another one.
+        self.mean = np.array(mean, np.float32, order="C")
+        self.components = np.array(components, np.float32, order="C")
 
-    def project(self, descriptors: np.ndarray | DiskArray) -> np.ndarray:
-        """[N, d] -> [N, dim] float32."""
-        dim, width = self.components.shape
-        projected = np.empty((len(descriptors), dim), np.float32)
-        block = max(1, BLOCK_BYTES // (4 * width))
-        for start in range(0, len(descriptors), block):
-            rows = np.asarray(descriptors[start : start + block], np.float32)
-            projected[start : start + block] = (rows - self.mean) @ self.components.T
-        return projected
+    @property
+    def dim(self) -> int:
+        """Dimension of projected descriptors."""
+        return len(self.components)
+
+    def project(self, descriptors: np.ndarray) -> np.ndarray:
+        """[..., d] -> [..., dim] float32."""
+        rows = np.asarray(descriptors, np.float32).reshape(-1, len(self.mean))
+        return ((rows - self.mean) @ self.components.T).reshape(*descriptors.shape[:-1], self.dim)
 
     def project_features(self, features: Features) -> Features:
-        """The same with projected descriptors. Those of several crops, [N, C, d], become [N, C, dim]."""
-        descriptors: Any = features.descriptors
-        if len(descriptors.shape) == 2:
-            return features._replace(descriptors=self.project(descriptors))
-        projected = self.project(np.asarray(descriptors[:]).reshape(-1, descriptors.shape[-1]))
-        return features._replace(descriptors=projected.reshape(*descriptors.shape[:-1], -1))
+        """The same with projected descriptors."""
+        return features._replace(descriptors=self.project(features.descriptors))
+
+    def to_bytes(self) -> bytes:
+        """Mean and components, row by row, as little-endian float32."""
+        return b"".join(array.astype("<f4").tobytes() for array in (self.mean, self.components))
+
+    @staticmethod
+    def from_bytes(data: bytes, width: int) -> "PCA":
+        """What `to_bytes` gives, for descriptors of this dimension d."""
+        mean, *components = np.frombuffer(data, "<f4").reshape(-1, width)
+        return PCA(mean, np.array(components))
 
 
 def fit_pca(descriptors: np.ndarray, dim: int, seed: int = 0) -> PCA:
@@ -51,7 +48,7 @@ def fit_pca(descriptors: np.ndarray, dim: int, seed: int = 0) -> PCA:
 
     check_pca_dim(dim, *descriptors.shape)
     fitted = SklearnPCA(dim, svd_solver="full", random_state=seed).fit(descriptors)
-    return PCA(fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32))
+    return PCA(fitted.mean_, fitted.components_)
 
 
 def check_pca_dim(dim: int, samples: int, width: int) -> None:
@@ -61,17 +58,3 @@ def check_pca_dim(dim: int, samples: int, width: int) -> None:
             f"--pca_dim {dim} is too large: {samples} images with {width}-dimensional descriptors allow at most "
             f"{min(samples, width)}."
         )
-
-
-def fit_pca_to_images(model: GeoLocalizationNet, extraction: ExtractionConfig, config: PCAConfig) -> PCA | None:
-    """Fits PCA to the model's descriptors of random images of a folder; None on all but the main rank.
-
-    Raises InputError if the folder holds no images, or too few.
-    """
-    paths = distributed.run_on_main(partial(list_images, config.folder))
-    if len(paths) > config.max_images:
-        chosen = np.random.default_rng(config.seed).choice(len(paths), config.max_images, replace=False)
-        paths = [paths[i] for i in np.sort(chosen)]
-    check_pca_dim(config.dim, len(paths), model.descriptor_dim)  # before the extraction
-    features = extract(model, ImageSet.without_positions(paths), extraction)
-    return fit_pca(np.asarray(features.descriptors[:]), config.dim, config.seed) if features else None

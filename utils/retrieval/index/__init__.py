@@ -45,11 +45,11 @@ def open_index(
 
     def read() -> Features:
         index = read_index(location, verify=verify, allow_incomplete=allow_incomplete)
-        index.require_compatible(IndexMetadata.of(model, config))
+        index.require_compatible(IndexMetadata.of(model, config, pca=index.pca))
         if index.metadata.exif_orientation != config.exif_orientation:
             kinds = ("upright, as their EXIF orientation says", "as they are stored")
-            saved, read = kinds if index.metadata.exif_orientation else kinds[::-1]
-            logging.warning("The images of the index %s were read %s, and the queries %s.", index, saved, read)
+            database, queries = kinds if index.metadata.exif_orientation else kinds[::-1]
+            logging.warning("The images of the index %s were read %s, and the queries %s.", index, database, queries)
         return index.features()
 
     return distributed.run_on_main(read, share=False)

@@ -1,11 +1,12 @@
 """The format of an index on disk, and the checks that reading and writing share.
 
-Format 2, or 3 with descriptors in int8; little-endian, without pickled data:
+Format 2, 3 with descriptors in int8, or 4 with descriptors reduced by PCA; little-endian, without pickled data:
 
     metadata.json    written once: the fields of IndexMetadata
     codes.bin        [N, 64] uint8, 512 bits packed in np.packbits order; for models with a binary branch
     descriptors.bin  [N, dim] float32, float16 or int8; for models with a float branch
     scales.bin       [N] float32, by which descriptors in int8 are multiplied
+    pca.bin          written once, with PCA: its mean [D] and components [dim, D], float32
     utms.bin         [N, 2] float64: easting and northing in metres
     paths.txt        absolute paths, one per line, in UTF-8 (or as the system's bytes, where they are not UTF-8)
     manifest.jsonl   one line per chunk of up to 1024 images: {"images": count, "path_bytes": bytes in paths.txt,
@@ -31,9 +32,10 @@ from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
 from model.network import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
+from utils.retrieval.pca import PCA
 
-FORMAT, QUANTIZED_FORMAT = 2, 3
-METADATA, MANIFEST, PATHS = "metadata.json", "manifest.jsonl", "paths.txt"
+FORMAT, QUANTIZED_FORMAT, PCA_FORMAT = 2, 3, 4
+METADATA, MANIFEST, PATHS, PROJECTION = "metadata.json", "manifest.jsonl", "paths.txt", "pca.bin"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
 REBUILD = "Rebuild the index"
@@ -50,7 +52,8 @@ class IndexMetadata:
 
     The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias,
     precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors; the UTM zone of
-    the positions, such as "32N", or None if it is not known.
+    the positions, such as "32N", or None if it is not known. Of descriptors that PCA reduced: the model's dimension and
+    the checksum of pca.bin; None, and absent in metadata.json, if PCA was not used.
     """
 
     backbone: str
@@ -66,6 +69,8 @@ class IndexMetadata:
     descriptor_dtype: str
     exif_orientation: bool = False  # absent in older indexes, which ignored it
     utm_zone: str | None = None  # absent in older indexes
+    pca_input_dim: int | None = None
+    pca_sha256: str | None = None
 
     @staticmethod
     def of(
@@ -74,8 +79,9 @@ class IndexMetadata:
         index: IndexConfig | None = None,
         *,
         utm_zone: str | None = None,
+        pca: PCA | None = None,
     ) -> "IndexMetadata":
-        """The metadata of an index with this model and these settings.
+        """The metadata of an index with this model, these settings, and descriptors that this projection reduced.
 
         Raises InputError for a number format of descriptors that the model does not have.
         """
@@ -92,10 +98,12 @@ class IndexMetadata:
             resize=list(config.resize),
             antialias=config.antialias,
             precision=config.precision,
-            descriptor_dim=model.descriptor_dim,
+            descriptor_dim=pca.dim if pca else model.descriptor_dim,
             descriptor_dtype=dtype,
             exif_orientation=config.exif_orientation,
             utm_zone=utm_zone,
+            pca_input_dim=model.descriptor_dim if pca else None,
+            pca_sha256=hashlib.sha256(pca.to_bytes()).hexdigest() if pca else None,
         )
 
     @staticmethod
@@ -119,20 +127,21 @@ class IndexMetadata:
         number = content.pop("format")
         if type(number) is not int:
             raise TypeError("a format that is not a number")
-        if number not in (FORMAT, QUANTIZED_FORMAT):
-            raise UnknownFormat(f"format {number}; this version reads formats {FORMAT} and {QUANTIZED_FORMAT}")
+        if number not in (FORMAT, QUANTIZED_FORMAT, PCA_FORMAT):
+            raise UnknownFormat(f"format {number}; this version reads formats {FORMAT} to {PCA_FORMAT}")
         types = {field.name: field.type for field in fields(IndexMetadata)}
         if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
             raise TypeError("a value of the wrong type")
         metadata = IndexMetadata(**content)
         metadata._check_values()
         if metadata.format != number:
-            raise ValueError(f"descriptors of type {metadata.descriptor_dtype} in an index of format {number}")
+            raise ValueError(f"format {number} with the fields of format {metadata.format}")
         return metadata
 
     def to_json(self, indent: int | None = None) -> str:
         """What `parse` reads."""
-        return json.dumps({"format": self.format, **asdict(self)}, indent=indent)
+        values = {name: value for name, value in asdict(self).items() if self.has_pca or not name.startswith("pca_")}
+        return json.dumps({"format": self.format, **values}, indent=indent)
 
     def _check_values(self) -> None:
         """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
@@ -145,11 +154,22 @@ class IndexMetadata:
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
         if self.utm_zone is not None and not UTM_ZONE.fullmatch(self.utm_zone):
             raise ValueError(f"the UTM zone {self.utm_zone}")
+        if (self.pca_input_dim is None) != (self.pca_sha256 is None):
+            raise ValueError("one of the fields of PCA without the other")
+        if self.pca_input_dim is not None and not 0 < self.descriptor_dim <= self.pca_input_dim <= MAX_DESCRIPTOR_DIM:
+            raise ValueError(f"descriptors reduced from {self.pca_input_dim} to {self.descriptor_dim} dimensions")
 
     @property
     def format(self) -> int:
         """The number in metadata.json, by which versions that cannot read the index refuse it."""
+        if self.has_pca:
+            return PCA_FORMAT
         return QUANTIZED_FORMAT if self.is_quantized else FORMAT
+
+    @property
+    def has_pca(self) -> bool:
+        """Whether descriptors were reduced by PCA."""
+        return self.pca_sha256 is not None
 
     @property
     def is_quantized(self) -> bool:
@@ -291,6 +311,24 @@ def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> No
                 f"{folder / MANIFEST} is missing or truncated: {path} holds {actual // row} images, but the manifest "
                 f"lists {manifest.images}. Copy the index again, or rebuild it."
             )
+
+
+def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
+    """The projection of the descriptors; None if PCA was not used. Raises InputError if it is missing or damaged."""
+    if metadata.pca_input_dim is None:
+        return None
+    path = folder / PROJECTION
+    data = path.read_bytes() if path.is_file() else b""
+    size = 4 * (1 + metadata.descriptor_dim) * metadata.pca_input_dim
+    if len(data) != size:
+        state = "damaged" if path.is_file() else "missing"
+        raise InputError(f"{path} is {state}: {len(data)} of {size} bytes. {REBUILD}, or copy it again.")
+    pca = PCA.from_bytes(data, metadata.pca_input_dim)
+    if hashlib.sha256(data).hexdigest() != metadata.pca_sha256:
+        raise InputError(f"{path} is damaged: its checksum differs from {METADATA}. {REBUILD}, or copy it again.")
+    if not (np.isfinite(pca.mean).all() and np.isfinite(pca.components).all()):
+        raise InputError(f"{path} is damaged: it contains NaN or infinity. {REBUILD}, or copy it again.")
+    return pca
 
 
 def verify_metadata(folder: Path, manifest: Manifest) -> None:

@@ -19,9 +19,11 @@ from utils.retrieval.index.format import (
     IndexMetadata,
     Manifest,
     check_sizes,
+    read_pca,
     verify_checksums,
     verify_metadata,
 )
+from utils.retrieval.pca import PCA
 from utils.retrieval.quantization import QuantizedArray
 
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
@@ -30,11 +32,13 @@ READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 class OpenIndex(abc.ABC):
     """An index opened for reading, in a folder or in a search engine.
 
-    Attributes: metadata; images. str() names the index in messages.
+    Attributes: metadata; images; pca, which projects the descriptors of queries, if it reduced those of the index.
+    str() names the index in messages.
     """
 
     metadata: IndexMetadata
     images: ImageSet
+    pca: PCA | None = None
 
     @abc.abstractmethod
     def features(self) -> Features:
@@ -79,6 +83,7 @@ class Index(OpenIndex):
             )
         if verify:
             verify_checksums(folder, self.metadata, manifest)
+        self.pca = read_pca(folder, self.metadata)
         self._columns = {
             name: DiskArray(folder / f"{name}.bin", dtype, (manifest.images, width))
             for name, (dtype, width) in self.metadata.columns.items()

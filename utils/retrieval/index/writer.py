@@ -16,6 +16,7 @@ from utils.retrieval.index.format import (
     MANIFEST,
     METADATA,
     PATHS,
+    PROJECTION,
     IndexMetadata,
     Manifest,
     check_sizes,
@@ -23,6 +24,7 @@ from utils.retrieval.index.format import (
     verify_metadata,
 )
 from utils.retrieval.index.reader import Index, PathList
+from utils.retrieval.pca import PCA
 from utils.retrieval.quantization import quantize
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
 
@@ -32,11 +34,14 @@ SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centim
 class IndexWriter:
     """Builds an index, or with `append` continues one. A context manager that locks out other writers.
 
+    pca: the projection that the metadata describes, which a new index stores. Descriptors of chunks are projected
+    already.
+
     Raises InputError if the folder is in use, cannot be written, contains something else, or contains an index that is
-    damaged or was built with another model, resize, precision or descriptor type.
+    damaged or was built with another model, resize, precision, descriptor type or projection.
     """
 
-    def __init__(self, config: IndexConfig, metadata: IndexMetadata) -> None:
+    def __init__(self, config: IndexConfig, metadata: IndexMetadata, pca: PCA | None = None) -> None:
         self.folder = folder = config.folder
         self.metadata = metadata
         check_folder(folder, append=config.append)
@@ -48,6 +53,9 @@ class IndexWriter:
             self.metadata = IndexMetadata.read(folder)
             self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
         else:
+            if pca:  # before the metadata, which makes the folder an index
+                with atomic_write(folder / PROJECTION, "wb") as file:
+                    file.write(pca.to_bytes())
             with atomic_write(folder / METADATA) as file:
                 file.write(metadata.to_json(indent=2))
         manifest = Manifest.read(folder)
@@ -179,6 +187,8 @@ def check_folder(folder: Path, *, append: bool) -> None:
         IndexMetadata.read(folder)  # raises the error for an index of format 1
     if METADATA in entries and not append:
         raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
+    if append and entries == [PROJECTION]:
+        return  # killed before it wrote the metadata
     if entries and METADATA not in entries:
         raise InputError(
             f"{folder} contains {', '.join(entries[:5])} but no {METADATA}: it is neither empty nor an index. "

@@ -37,6 +37,11 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
             f"The index {index.folder} has no codes, which the search in Milvus needs. Export one of eval_hashing.py "
             "or eval_rerank.py."
         )
+    if index.metadata.has_pca:
+        raise InputError(
+            f"PCA reduced the descriptors of the index {index.folder}, and its projection cannot be stored in Milvus. "
+            "Export an index that was built without --pca_dim."
+        )
     collections = Collections(Connection(address))
     digest = content_sha256(index, len(index))
     assert digest, "the whole index"
