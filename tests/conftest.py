@@ -1,5 +1,7 @@
 """What several test files share: a tiny benchmark on disk and checkpoints for it."""
 
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,18 @@ SLOWEST_FILES = [  # these start first, so that no process ends the run alone wi
     "test_index.py",
     "test_onnx.py",
 ]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return (os.cpu_count() or 1) + 1  # many tests wait for servers, other processes and timeouts
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """A script that a test runs in this process logs more; the tests after it should not."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 def pytest_collection_modifyitems(config, items) -> None:

@@ -3,6 +3,7 @@ from the tests.
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 from model import GeoLocalizationNet, ModelConfig
@@ -20,6 +22,11 @@ from model import GeoLocalizationNet, ModelConfig
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 MODES = {"float": {}, "hashing": {"hashing": True}, "two_branch": {"hashing": True, "rerank": True}}
+PRELOADED = [  # in the process that scripts are forked from
+    *("torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"),
+    *("utils.cli", "utils.retrieval.evaluation", "utils.retrieval.report", "utils.training.trainer"),
+    *("utils.training.validation", "utils.visualization"),
+]
 NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
 
 
@@ -144,14 +151,20 @@ def start_script(
     limits of the process. threads: of PyTorch; for tiny photos and models a second one costs more than it gives.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"]
-    )
+    _start_server(context)
     captured = cwd / "stdout.captured", cwd / "stderr.captured"
     argv = [str(ROOT / script) if str(script).endswith(".py") else script, *map(str, flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
     process.start()
     return Running(process, *captured)
+
+
+def _start_server(context: multiprocessing.context.ForkServerContext) -> None:
+    """Starts the process that scripts are forked from, unless it runs already."""
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # so that it finds the project's modules
+        multiprocessing.forkserver.ensure_running()
 
 
 def run_script(
@@ -197,7 +210,8 @@ def _run(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.setsid()
     os.chdir(cwd)
-    os.environ.pop("DATASETS_FOLDER", None)
+    for name in ("DATASETS_FOLDER", "PYTHONPATH"):
+        os.environ.pop(name, None)
     os.environ.update(env)
     multiprocessing.set_start_method(None, force=True)  # the platform's own again, for the script's DataLoader
     torch.set_num_threads(threads)

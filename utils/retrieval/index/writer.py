@@ -47,6 +47,15 @@ class IndexWriter:
         check_folder(folder, append=config.append)
         make_folder(folder, exist_ok=True)
         self._lock = lock_folder(folder)
+        try:
+            self._open(metadata, pca)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, metadata: IndexMetadata, pca: PCA | None) -> None:
+        """Opens the files of the index for writing; creates them if there is none yet."""
+        folder = self.folder
         remove_leftovers(folder)
         if (folder / METADATA).exists():
             message = f"--append: the index {folder} was built differently"
