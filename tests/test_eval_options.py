@@ -150,8 +150,16 @@ def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmar
 # ---- Test methods and PCA
 
 
-@pytest.mark.parametrize("mode", SCRIPTS)
-@pytest.mark.parametrize("method", ["single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting"])
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        ("single_query", "float"),
+        ("central_crop", "hashing"),
+        *(("five_crops", mode) for mode in SCRIPTS),
+        ("nearest_crop", "two_branch"),
+        *(("maj_voting", mode) for mode in SCRIPTS),
+    ],
+)
 def test_methods_run_in_every_script(tiny_benchmark, checkpoints, tmp_path, mode, method):
     """The queries are 4:3 images, so that every method sees something else than hard_resize. 5 of 16 ranks."""
     flags = [f"--test_method={method}", "--recall_values", 1, 5, *(["--rerank_num=3"] if mode == "two_branch" else [])]

@@ -645,7 +645,7 @@ def test_saved_and_loaded_it_gives_the_plain_runs_predictions(tmp_path, tiny_ben
     assert loaded.replace(f"{tiny_benchmark}/tiny/images/test/", "") == expected
 
 
-@pytest.mark.parametrize("mode", SCRIPTS)
+@pytest.mark.parametrize("mode", ["two_branch"])
 def test_an_incomplete_index_is_searched_only_on_request(tmp_path, tiny_benchmark, checkpoints, mode):
     flags = flags_for(tiny_benchmark, checkpoints[mode])
     evaluate(mode, tiny_benchmark, checkpoints[mode], tmp_path, "--save_index=index")
@@ -740,7 +740,7 @@ def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, chec
     assert content(tmp_path / "index") == content(tmp_path / "complete")
 
 
-@pytest.mark.parametrize(("share", "workers"), [(0.5, 0), (1e-12, 2)])
+@pytest.mark.parametrize(("share", "workers"), [(1e-12, 2)])
 def test_sigterm_ends_an_evaluation_and_leaves_nothing_behind(tmp_path, tiny_benchmark, checkpoints, workers, share):
     process = start_slowly(
         tiny_benchmark, checkpoints["two_branch"], tmp_path, f"--num_workers={workers}", f"--memory_share={share}"
