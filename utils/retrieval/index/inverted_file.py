@@ -74,7 +74,7 @@ class InvertedFile:
         numbers = np.empty(len(codes), np.int32)
         for start in block_starts(len(codes), BLOCK_SIZE, "Sorting the codes into lists"):
             block = np.ascontiguousarray(codes[start : start + BLOCK_SIZE])
-            numbers[start : start + BLOCK_SIZE] = self._quantizer.assign(block, 1)[:, 0]
+            numbers[start : start + BLOCK_SIZE] = self._quantizer.search(block, 1)[1][:, 0]
         return Lists(centres, numbers)
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
