@@ -7,7 +7,7 @@ import torch
 
 from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
-from model import CODE_BITS, GeoLocalizationNet
+from model import CODE_BITS
 from model.network import check_image_size
 from utils.cli import parse_training
 from utils.retrieval.extraction import extract
@@ -31,7 +31,7 @@ def main() -> None:
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
     checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
     if checkpoint:
-        model = GeoLocalizationNet(args.model.resolve(checkpoint.model_config))
+        model = checkpoint.new_model(args.model)
     else:
         build = partial(
             initial_model,

@@ -7,7 +7,6 @@ import torch
 
 from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
-from model import GeoLocalizationNet
 from model.network import check_image_size
 from utils.cli import parse_training
 from utils.retrieval.extraction import extract
@@ -32,7 +31,7 @@ def main() -> None:
     assert args.resume, "--resume is required here"
     checkpoint = distributed.run_on_main(partial(read_two_branch_checkpoint, args.resume))
     if checkpoint:
-        model = GeoLocalizationNet(args.model.resolve(checkpoint.model_config))
+        model = checkpoint.new_model(args.model)
     else:
         model = distributed.build_on_main(partial(two_branch_model, args.model, args.resume))
     for size in args.image_sizes:

@@ -72,7 +72,8 @@ def hash_tables(codes: np.ndarray) -> Iterator[tuple[str, Search]]:
         _, seconds = timed(lambda: table.add(codes))  # noqa: B023
         for flip in flips:
             table.nflip = flip
-            yield f"{name}, {flip} flips, built in {seconds:.0f} s", lambda query: table.search(query, K)[1]  # noqa: B023
+            label = f"{name}, {flip} flips, built in {seconds:.0f} s"
+            yield label, lambda query: table.search(query, K)[1]  # noqa: B023 - used before the next one
 
 
 def milliseconds(search: Search, queries: np.ndarray) -> tuple[float, list[np.ndarray]]:

@@ -79,6 +79,18 @@ def find_config(checkpoint: dict, source: str | Path) -> ModelConfig | None:
         ) from error
 
 
+def choose_config(choice: ModelChoice, checkpoint: dict, source: str | Path) -> ModelConfig:
+    """The model to build for a checkpoint: what the user states, and otherwise the checkpoint's.
+
+    Raises InputError, which names the file `source`, if the user leaves the backbone open, but the checkpoint is none
+    of a SelaVPR++ model; and as find_config and ModelConfig do.
+    """
+    found = find_config(checkpoint, source)
+    if found is None and choice.backbone is None:
+        raise InputError(f"{source} {describe(model_state(checkpoint, source))}.")
+    return choice.resolve(found)
+
+
 def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:
     """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
 
@@ -90,10 +102,9 @@ def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, dev
         load_published(network)
     else:
         checkpoint = read_checkpoint(path)
-        state = model_state(checkpoint, path)
-        config = model.resolve(find_config(checkpoint, path)) if isinstance(model, ModelChoice) else model
+        config = choose_config(model, checkpoint, path) if isinstance(model, ModelChoice) else model
         network = GeoLocalizationNet(config)
-        load_state(network, state, path)
+        load_state(network, model_state(checkpoint, path), path)
     return network.eval().to(device)
 
 

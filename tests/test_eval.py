@@ -11,7 +11,7 @@ import shutil
 import faiss
 import pytest
 import torch
-from helpers import ROOT, run_python, run_script
+from helpers import ROOT, run_python, run_script, start_script
 
 from utils.cli import warn_if_slow
 
@@ -507,6 +507,23 @@ def test_faiss_need_not_come_from_the_package_faiss_cpu(outcomes, tiny_benchmark
     outcome = Outcome(run_python(WITHOUT_METADATA, ROOT / "eval.py", *flags, cwd=tmp_path), tmp_path)
     assert outcome.rows == outcomes["float"].rows
     assert outcome.results["versions"]["faiss"] == faiss.__version__
+
+
+SHOWS_THE_DEVICE = """
+from utils.retrieval import search
+search_hamming = search.search_hamming
+def spy(*arguments, device="none"):
+    print("device:", device)
+    return search_hamming(*arguments, device=device)
+search.search_hamming = spy
+"""
+
+
+@pytest.mark.parametrize("mode", ["hashing", "two_branch"])
+def test_codes_are_searched_on_the_device_of_the_extraction(mode, tiny_benchmark, checkpoints, tmp_path):
+    flags = flags_for(tiny_benchmark, checkpoints[mode])
+    result = start_script(SCRIPTS[mode], *flags, cwd=tmp_path, prelude=SHOWS_THE_DEVICE).result()
+    assert result.status == 0 and "device: cpu" in result.stdout.splitlines(), result
 
 
 def test_help_is_quick(tmp_path):

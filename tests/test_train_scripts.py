@@ -15,7 +15,7 @@ import time
 
 import pytest
 import torch
-from helpers import MODES, ROOT, Result, build, filled, run_script
+from helpers import MODES, ROOT, Result, build, filled, run_script, start_script
 from PIL import Image
 
 from datasets.benchmark import Benchmark
@@ -208,6 +208,16 @@ def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
     assert same(best_model(folder), load(folder / "last_model.pth")["model_state_dict"])
 
 
+def test_a_run_is_resumed_with_the_model_of_its_checkpoint(stages, city, foundation, tmp_path):
+    """Of train_hashing.py; the tests of the curves and of stage two do the same."""
+    shutil.copytree(stages["train_hashing.py"][1], tmp_path / "run")
+    flags = flags_for(city, f"--resume={tmp_path / 'run' / 'last_model.pth'}", "--val_datasets", "none")
+    flags = [flag for flag in flags if flag != "--backbone=vit-tiny"]
+    result = run_script("train_hashing.py", *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == stages["train_hashing.py"][0][-1]
+
+
 def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, foundation):
     foundation = load(foundation)
     frozen = load(stages["train_hashing.py"][1] / "last_model.pth")["model_state_dict"]
@@ -340,13 +350,27 @@ def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, m
     assert validate(model)[0].first_stage is not None and len(computed) == 8
 
 
+DIES_AFTER_A_CHECKPOINT = """
+import os
+from utils.training import trainer
+save = trainer.save_checkpoint
+def save_and_die(path, step, state):
+    save(path, step, state)
+    if state.epoch == 1:
+        os._exit(9)
+trainer.save_checkpoint = save_and_die
+"""
+
+
 def test_curves_for_tensorboard_go_on_where_a_run_is_resumed(city, checkpoints, tmp_path):
     """The model, which the flags do not name, is that of the checkpoint."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = [flag for flag in flags_for(city, "--tensorboard") if flag != "--backbone=vit-tiny"]
-    first = [*flags, f"--init_from={checkpoints['float']}", "--epochs_num=1"]
-    _, folder = run_well("train.py", first, tmp_path)
+    first = [*flags, f"--init_from={checkpoints['float']}"]
+    assert start_script("train.py", *first, cwd=tmp_path, prelude=DIES_AFTER_A_CHECKPOINT).result().status == 9
+    folder = the_folder(tmp_path)
     checkpoint = (folder / "last_model.pth").read_bytes()
+    assert load(folder / "last_model.pth")["train_state"]["step"] == BATCHES
     for _ in range(2):  # the second time as if the first one had been killed
         (folder / "last_model.pth").write_bytes(checkpoint)
         run_well("train.py", [*flags, f"--resume={folder / 'last_model.pth'}"], tmp_path)

@@ -460,6 +460,13 @@ def test_what_the_user_states_takes_precedence_over_the_checkpoint(choice, check
     assert ModelChoice(**choice).resolve(found) == ModelConfig(**expected)
 
 
+@pytest.mark.parametrize("choice", [ModelChoice(), ModelChoice(aggregation="gem", hashing=False, rerank=False)])
+def test_a_file_of_no_model_of_ours_is_not_taken_for_the_default(tmp_path, choice):
+    torch.save({"model_state_dict": {"fc.weight": torch.ones(2, 2)}}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth does not look like a SelaVPR\+\+ model\.$"):
+        weights.load_model(choice, tmp_path / "other.pth")
+
+
 def test_a_safetensors_file_of_others_is_recognised(tmp_path):
     """It has the entries of a model, in half precision, and no word about it."""
     package = pytest.importorskip("safetensors.torch")

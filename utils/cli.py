@@ -43,6 +43,7 @@ DEFAULT_THRESHOLD = 25  # metres
 DEFAULT_REPORT_QUERIES = 100
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
 BRANCH_SCRIPTS = {(): "eval.py", ("--hashing",): "eval_hashing.py", ("--hashing", "--rerank"): "eval_rerank.py"}
+WEIGHTS_DEFAULT = "that of --resume; with --pretrained {}"  # of flags for the model
 NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
     "criterion margin train_positives_dist_threshold lr_crn_net brightness contrast saturation hue rand_perspective "
     "horizontal_flip random_resized_crop random_rotation"
@@ -276,7 +277,7 @@ def parse_evaluation(description: str | None, *, hashing: bool = False, rerank: 
     Exits with status 2 if they are not valid.
     """
     parser, add = _parser(description)
-    _add_model(add, hashing, rerank, default="that of --resume; with --pretrained {}")
+    _add_model(add, hashing, rerank, default=WEIGHTS_DEFAULT)
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument(
         "--resume", type=Path, metavar="FILE", help="checkpoint to evaluate: ours, published, or bare weights"
@@ -542,15 +543,18 @@ def parse_export_safetensors(description: str | None) -> SafetensorsArguments:
 
 
 def _add_model(add: Callable, hashing: bool, rerank: bool, default: str) -> None:
-    """default: where the model comes from if it is not given, in words; {} stands for ModelConfig's default."""
-    text = f"vision transformer (default: {default.format(ModelConfig.backbone)})"
-    add("--backbone", text, choices=tuple(BACKBONES))
-    aggregations = ("gem",) if hashing and not rerank else tuple(AGGREGATIONS)
-    text = f"aggregation of the float descriptor (default: {default.format(ModelConfig.aggregation)})"
-    add("--aggregation", text, choices=aggregations)
+    _add_architecture(add, default, ("gem",) if hashing and not rerank else tuple(AGGREGATIONS))
     for flag, is_on in (("--hashing", hashing), ("--rerank", rerank)):
         text = "always on here (accepted for compatibility)" if is_on else "not supported by this script"
         add(flag, text, action="store_true")
+
+
+def _add_architecture(add: Callable, default: str, aggregations: tuple[str, ...]) -> None:
+    """default: what applies if a flag is not given, in words; {} stands for ModelConfig's default."""
+    text = f"vision transformer (default: {default.format(ModelConfig.backbone)})"
+    add("--backbone", text, choices=tuple(BACKBONES))
+    text = f"aggregation of the float descriptor (default: {default.format(ModelConfig.aggregation)})"
+    add("--aggregation", text, choices=aggregations)
 
 
 def _add_any_model(parser: argparse.ArgumentParser, add: Callable, purpose: str) -> None:
@@ -560,10 +564,7 @@ def _add_any_model(parser: argparse.ArgumentParser, add: Callable, purpose: str)
     weights.add_argument("--resume", type=Path, metavar="FILE", help=text)
     text = f"{purpose} the published checkpoint, downloaded once; the flags below choose the model"
     weights.add_argument("--pretrained", action="store_true", help=text)
-    default = "(default: that of --resume; with --pretrained {})"
-    add("--backbone", f"vision transformer {default.format(ModelConfig.backbone)}", choices=tuple(BACKBONES))
-    text = f"aggregation of the float descriptor {default.format(ModelConfig.aggregation)}"
-    add("--aggregation", text, choices=tuple(AGGREGATIONS))
+    _add_architecture(add, WEIGHTS_DEFAULT, tuple(AGGREGATIONS))
     add("--hashing", "a hashing-only model or, with --rerank, a two-branch model", action="store_true")
     add("--rerank", "with --hashing: a two-branch model", action="store_true")
 

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model import GeoLocalizationNet, InputError, ModelChoice, ModelConfig
+from model import GeoLocalizationNet, InputError, ModelChoice
 from model.checkpoint_files import read_checkpoint
 from model.weights import (
+    choose_config,
     describe,
     find_config,
     load_float_branch,
@@ -61,10 +62,9 @@ class RunCheckpoint(NamedTuple):
     content: dict[str, Any]
     written: int
 
-    @property
-    def model_config(self) -> ModelConfig | None:
-        """The model; None if it is not a SelaVPR++ model."""
-        return find_config(self.content, self.path)
+    def new_model(self, choice: ModelChoice) -> GeoLocalizationNet:
+        """The run's model, without its weights. Raises InputError as choose_config does."""
+        return GeoLocalizationNet(choose_config(choice, self.content, self.path))
 
 
 def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | None) -> RunDir:
@@ -127,7 +127,7 @@ def initial_model(
                 f"{init_from} is the checkpoint of a training run, which --resume continues. --init_from starts a "
                 "new run from weights, such as the run's best_model.pth."
             )
-        model = GeoLocalizationNet(choice.resolve(find_config(checkpoint, init_from)))
+        model = GeoLocalizationNet(choose_config(choice, checkpoint, init_from))
         load_state(model, model_state(checkpoint, init_from), init_from)
         return model
     model = GeoLocalizationNet(choice.resolve())
@@ -142,7 +142,7 @@ def two_branch_model(choice: ModelChoice, path: Path) -> GeoLocalizationNet:
     Raises InputError if the file contains no such model.
     """
     checkpoint = read_checkpoint(path)
-    model = GeoLocalizationNet(choice.resolve(find_config(checkpoint, path)))
+    model = GeoLocalizationNet(choose_config(choice, checkpoint, path))
     load_float_branch(model, model_state(checkpoint, path), path)
     return model
 
