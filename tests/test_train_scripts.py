@@ -356,8 +356,7 @@ from utils.training import trainer
 save = trainer.save_checkpoint
 def save_and_die(path, step, state):
     save(path, step, state)
-    if state.epoch == 1:
-        os._exit(9)
+    os._exit(9)
 trainer.save_checkpoint = save_and_die
 """
 
@@ -381,10 +380,11 @@ def test_curves_for_tensorboard_go_on_where_a_run_is_resumed(city, checkpoints, 
     for epoch, row in enumerate(rows):
         steps = range(epoch * BATCHES + 1, (epoch + 1) * BATCHES + 1)
         assert float(row["loss"]) == pytest.approx(sum(losses[step] for step in steps) / BATCHES, rel=1e-5)
-    recalls = [event.value for event in events.Scalars("validation/synthetic_R@1")]
-    assert recalls == pytest.approx([float(row["synthetic_R@1"]) for row in rows])
+    # Resumed before its validation, an epoch is validated again, with the same result.
+    recalls = {event.step: event.value for event in events.Scalars("validation/synthetic_R@1")}
+    assert recalls == pytest.approx({int(row["step"]): float(row["synthetic_R@1"]) for row in rows})
     assert {"training/learning_rate", "epoch/seconds", "epoch/peak_memory_mb"} < set(events.Tags()["scalars"])
-    assert [event.step for event in events.Images("curves")] == [BATCHES, 2 * BATCHES]
+    assert {event.step for event in events.Images("curves")} == {BATCHES, 2 * BATCHES}
     flags.remove("--tensorboard")  # which may change
     run_well("train.py", [*flags, f"--resume={folder / 'last_model.pth'}"], tmp_path)
 
