@@ -7,6 +7,7 @@ import sys
 import torch
 from helpers import build, filled, image_batch
 
+from model import InputError
 from utils.runtime import distributed
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
@@ -61,12 +62,27 @@ def broadcast():
     return number
 
 
+def error_of_main():
+    """The InputError that each rank gets when the main rank alone meets one."""
+
+    def fail():
+        assert distributed.is_main()
+        raise InputError("no such file")
+
+    try:
+        distributed.run_on_main(fail)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
 if __name__ == "__main__":
     distributed.init("cpu")
     found = {}
     for name, sizes in (("even", [8, 8]), ("uneven", [11, 5])):
         found[name] = {"float": train(False, sizes), "hashing": train(True, sizes), "gather": gather(sizes)}
     found["broadcast"] = broadcast()
+    found["error"] = error_of_main()
     everyone = distributed.gather_objects(found)
     if distributed.is_main():
         torch.save(everyone, sys.argv[1])

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import zipfile
@@ -152,7 +153,8 @@ def start_script(
     """
     context = multiprocessing.get_context("forkserver")
     _start_server(context)
-    captured = cwd / "stdout.captured", cwd / "stderr.captured"
+    rank = (env or {}).get("RANK", "")
+    captured = cwd / f"stdout{rank}.captured", cwd / f"stderr{rank}.captured"
     argv = [str(ROOT / script) if str(script).endswith(".py") else script, *map(str, flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
     process.start()
@@ -184,6 +186,19 @@ def run_script(
     if file_limit is not None:  # `resource` does not exist on Windows
         prelude = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit}, {file_limit}))"
     return start_script(script, *flags, cwd=cwd, env=env, prelude=prelude, threads=threads).result(timeout)
+
+
+def run_two_ranks(script: str | Path, *flags: object, cwd: Path, prelude: str = "") -> list[Result]:
+    """Runs a script to its end in two processes that work together, as torchrun would start them, but sooner."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        start_script(script, *flags, cwd=cwd, env={**env, "RANK": rank, "LOCAL_RANK": rank}, prelude=prelude)
+        for rank in ("0", "1")
+    ]
+    return [rank.result() for rank in ranks]
 
 
 def run_python(

@@ -50,6 +50,9 @@ def test_copies_and_pickles_give_the_same_outputs(model, images):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "model", [("boq", "float"), ("salad", "float"), ("gem", "two_branch")], indirect=True, ids="-".join
+)
 def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(model, images):
     file = io.BytesIO()
     with torch.inference_mode():

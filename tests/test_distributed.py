@@ -10,7 +10,7 @@ from pathlib import Path
 import distributed_worker
 import pytest
 import torch
-from helpers import ROOT, build, filled, run_script
+from helpers import ROOT, build, filled, run_script, run_two_ranks
 
 from datasets.synthetic import CityConfig, make_city
 
@@ -20,7 +20,7 @@ WORKER = Path(distributed_worker.__file__)
 
 
 def torchrun(script, *flags, cwd):
-    """Runs a script in two processes; what they print."""
+    """Runs a script in two processes with torchrun itself; what they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +33,7 @@ def torchrun(script, *flags, cwd):
         script,
         *flags,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{WORKER.parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
     )
@@ -45,7 +45,9 @@ def torchrun(script, *flags, cwd):
 def found(tmp_path_factory):
     """What the worker found, by rank."""
     folder = tmp_path_factory.mktemp("worker")
-    torchrun(WORKER, folder / "found.pt", cwd=folder)
+    prelude = f"import sys; sys.path.append({str(WORKER.parent)!r})"
+    for result in run_two_ranks(WORKER, folder / "found.pt", cwd=folder, prelude=prelude):
+        assert result.status == 0, result.stderr
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -86,6 +88,10 @@ def test_gather_batch(found, split, sizes):
 
 def test_broadcast_tensors(found):
     assert [float(rank["broadcast"]) for rank in found] == [5, 5]
+
+
+def test_the_error_of_the_main_rank_is_that_of_all(found):
+    assert [rank["error"] for rank in found] == ["no such file"] * 2
 
 
 # ---- The scripts
@@ -144,8 +150,8 @@ def predictions(cwd):
 def test_a_missing_dataset_does_not_keep_two_processes_from_evaluating_the_other(tiny_benchmark, checkpoints, tmp_path):
     flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name", "missing", "tiny", "--backbone=vit-tiny"]
     flags += [f"--resume={checkpoints['float']}", "--resize", 28, 28, "--num_workers=0", "--device=cpu"]
-    with pytest.raises(AssertionError, match="1 of 2 datasets failed: missing"):
-        torchrun(ROOT / "eval.py", *flags, cwd=tmp_path)
+    main, _ = run_two_ranks("eval.py", *flags, cwd=tmp_path)
+    assert main.status == 2 and "1 of 2 datasets failed: missing" in main.stderr
     (summary,) = (tmp_path / "logs/eval").glob("*/summary.csv")
     assert "tiny,unrecognised protocol,16,10," in summary.read_text()
 
@@ -155,8 +161,9 @@ def test_build_index(tiny_benchmark, checkpoints, tmp_path):
     images = tiny_benchmark / "tiny" / "images" / "test" / "database"
     flags = [images, f"--resume={checkpoints['two_branch']}", "--resize", 56, 56, "--num_workers=0", "--device=cpu"]
     flags += ["--infer_batch_size=4"]
-    printed = torchrun(ROOT / "build_index.py", *flags, "--index=two", cwd=tmp_path)
-    assert printed.count("16 images") == 2, printed
+    main, other = run_two_ranks("build_index.py", *flags, "--index=two", cwd=tmp_path)
+    assert (main.status, other.status) == (0, 0), main.stderr + other.stderr
+    assert main.stdout.count("16 images") == 2 and not other.stdout
     result = run_script("build_index.py", *flags, "--index=one", cwd=tmp_path)
     assert result.status == 0, result.stderr
     for path in (tmp_path / "one").iterdir():
@@ -180,10 +187,10 @@ def test_eval(tiny_benchmark, checkpoints, tmp_path):
     ]
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    printed = torchrun(ROOT / "eval_rerank.py", *flags, cwd=tmp_path / "two")
+    main, other = run_two_ranks("eval_rerank.py", *flags, cwd=tmp_path / "two")
     result = run_script("eval_rerank.py", *flags, cwd=tmp_path / "one")
-    assert result.status == 0, result.stderr
-    assert printed.splitlines()[-1] == result.stdout.splitlines()[-1]
+    assert (main.status, other.status, result.status) == (0, 0, 0), main.stderr + other.stderr + result.stderr
+    assert main.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
     two, one = predictions(tmp_path / "two"), predictions(tmp_path / "one")
     assert len(one) == 160
     for left, right in zip(two, one, strict=True):

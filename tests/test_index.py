@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build, run_script
+from helpers import ROOT, build, run_script, start_script
 from test_eval import SCRIPTS, flags_for
 
 from datasets.benchmark import ImageSet
@@ -692,27 +692,18 @@ def test_a_part_then_the_rest(tmp_path, tiny_benchmark, checkpoints):
 
 
 SLOWLY = """
-import runpy, sys, time
-from utils.retrieval import extraction, features
+import time
+from utils.retrieval import extraction
 extraction.CHUNK_SIZE = 2
 for store in (extraction.IndexWriter, extraction.FeatureBuffer):
     store.append = lambda *arguments, append=store.append: (time.sleep(0.1), append(*arguments))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """  # chunks of 2 images, so that there are several, each after a while
 
 
 def start_slowly(datasets, checkpoint, cwd, *more):
-    """A process of eval_rerank.py that writes its index slowly."""
-    flags = map(str, flags_for(datasets, checkpoint, "--infer_batch_size=1", *more))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(ROOT / "eval_rerank.py"), *flags],
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    """eval_rerank.py, which writes its index slowly."""
+    flags = flags_for(datasets, checkpoint, "--infer_batch_size=1", *more)
+    return start_script("eval_rerank.py", *flags, cwd=cwd, prelude=SLOWLY)
 
 
 def wait_for_chunks(process, manifest, count):
@@ -720,37 +711,36 @@ def wait_for_chunks(process, manifest, count):
     while True:
         if manifest.exists() and manifest.read_bytes().count(b"\n") >= count:
             return
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.002)
 
 
 def test_killed_while_it_appends_and_gone_on_with(tmp_path, tiny_benchmark, checkpoints):
     """kill -9 after some chunks; --append then gives the files of one run. int8 has one file more than the others."""
     arguments = tiny_benchmark, checkpoints["two_branch"], tmp_path, "--descriptor_dtype=int8"
-    assert start_slowly(*arguments, "--save_index=complete").wait() == 0
-    process = start_slowly(*arguments, "--save_index=index", "--append")
+    assert start_slowly(*arguments, "--save_index=complete").result().status == 0
+    process = start_slowly(*arguments, "--save_index=index", "--append").process
     manifest = tmp_path / "index" / MANIFEST
     wait_for_chunks(process, manifest, 2)
     process.kill()
-    process.wait()
+    process.join()
     chunks = manifest.read_bytes().count(b"\n")
     assert 2 <= chunks < 8, "killed too late to test anything"
     assert len(Index(tmp_path / "index", allow_incomplete=True)) == 2 * chunks
-    assert start_slowly(*arguments, "--save_index=index", "--append").wait() == 0
+    assert start_slowly(*arguments, "--save_index=index", "--append").result().status == 0
     assert content(tmp_path / "index") == content(tmp_path / "complete")
 
 
 @pytest.mark.parametrize(("share", "workers"), [(1e-12, 2)])
 def test_sigterm_ends_an_evaluation_and_leaves_nothing_behind(tmp_path, tiny_benchmark, checkpoints, workers, share):
-    process = start_slowly(
-        tiny_benchmark, checkpoints["two_branch"], tmp_path, f"--num_workers={workers}", f"--memory_share={share}"
-    )
+    flags = [f"--num_workers={workers}", f"--memory_share={share}"]
+    running = start_slowly(tiny_benchmark, checkpoints["two_branch"], tmp_path, *flags)
     while not list(tmp_path.glob("logs/eval/*/log.txt")):
-        assert process.poll() is None
+        assert running.process.is_alive()
         time.sleep(0.01)
     time.sleep(0.5)  # into the extraction, which takes more than a second
-    process.terminate()
-    assert process.wait(60) == 143
+    running.process.terminate()
+    assert running.result(60).status == 143
     assert [path.name for path in tmp_path.glob("logs/*/*/*")] == ["log.txt"]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["eval"]
 

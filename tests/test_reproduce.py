@@ -7,31 +7,27 @@ import shutil
 import threading
 
 import pytest
-from helpers import build, filled, run_python, save_published
+from helpers import build, filled, save_published, start_script
 
 from benchmarks.reproduce import DIFFERS, NO_FIGURE, NOT_COMPARABLE, REPRODUCED, verdict
 
 NAMES = ("SelaVPRplusplus_base", "SelaVPRplusplus_large", "SelaVPRplusplus_base_rerank", "SelaVPRplusplus_large_rerank")
-BOOTSTRAP = """
+STAND_INS = """
+import os
 from dataclasses import replace
 import torch
-import benchmarks.reproduce as reproduce
 import datasets.protocols.recognition as recognition
 import model.zoo as zoo
 from model import ModelConfig
-from utils.runtime.script import cli_main
 
-address, hub = sys.argv[1:3]
-sys.argv[1:3] = []
-torch.hub.set_dir(hub)
+torch.hub.set_dir(os.environ["HUB"])
 configs = [ModelConfig(backbone="vit-tiny", aggregation=aggregation, hashing=two_branch, rerank=two_branch)
            for two_branch in (False, True) for aggregation in ("gem", "boq")]
-zoo.MIRRORS = (address + "/{}",)
+zoo.MIRRORS = (os.environ["SERVER"] + "/{}",)
 zoo.MODEL_ZOO[:] = [replace(entry, config=config) for entry, config in zip(zoo.MODEL_ZOO, configs, strict=True)]
 small = {"Pitts30k test": (16, 10), "MSLS val, all 11,084 queries": (10, 16)}
 recognition.PROTOCOLS = [replace(protocol, database=small[protocol.name][0], queries=small[protocol.name][1])
                          for protocol in recognition.PROTOCOLS if protocol.name in small]
-cli_main(reproduce.main)
 """
 
 
@@ -64,12 +60,18 @@ def datasets(tiny_benchmark, tmp_path):
     return tmp_path / "datasets"
 
 
+def run_reproduce(server, cwd, *flags):
+    """Runs the benchmark with stand-ins for the weights and the protocols."""
+    env = {"HUB": str(cwd / "hub"), "SERVER": server}
+    return start_script("benchmarks.reproduce", *flags, cwd=cwd, env=env, prelude=STAND_INS).result()
+
+
 def reproduce(server, datasets, cwd, published):
     """The exit status, and {(model, dataset): row of reproduction.csv}."""
     with open(cwd / "published.csv", "w", newline="") as file:
         csv.writer(file).writerows([("model", "protocol", "R@1"), *published])
     flags = [f"--datasets_folder={datasets}", f"--published={cwd / 'published.csv'}", "--resize", 28, 28]
-    result = run_python(BOOTSTRAP, server, cwd / "hub", *flags, "--num_workers=0", "--device=cpu", cwd=cwd)
+    result = run_reproduce(server, cwd, *flags, "--num_workers=0", "--device=cpu")
     runs = sorted((cwd / "logs/reproduce").iterdir())
     with open(runs[-1] / "reproduction.csv", newline="") as file:
         rows = {(row["model"], row["dataset"]): row for row in csv.DictReader(file)}
@@ -117,6 +119,6 @@ def test_the_tolerance_is_inclusive(measured, published, expected):
 def test_a_table_of_published_figures_is_refused(server, datasets, tmp_path):
     (tmp_path / "bad.csv").write_text("model,protocol,R@1\na,b,high\n")
     flags = [f"--datasets_folder={datasets}", f"--published={tmp_path / 'bad.csv'}"]
-    result = run_python(BOOTSTRAP, server, tmp_path / "hub", *flags, cwd=tmp_path)
+    result = run_reproduce(server, tmp_path, *flags)
     assert result.status == 2 and "line 2: R@1 is 'high'" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "logs").exists()

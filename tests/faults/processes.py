@@ -174,9 +174,18 @@ def environment_of(pid: int) -> bytes:
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
+    return _is_in_mask(pid, "SigCgt", number)
+
+
+def ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal."""
+    return _is_in_mask(pid, "SigIgn", number)
+
+
+def _is_in_mask(pid: int, mask: str, number: int) -> bool:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
+            if line.startswith(f"{mask}:"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
 

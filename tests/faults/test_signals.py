@@ -10,6 +10,7 @@ from helpers import ROOT, run_script
 from processes import (
     Subject,
     catches,
+    ignores,
     python_command,
     start_command,
     start_forked,
@@ -33,12 +34,11 @@ END_OF_INTERPRETER = 2.0  # seconds in which a script that had finished its work
 def stop(rng: random.Random, subject: Subject, number: int) -> tuple[str, list[str]]:
     """Sends a signal to the script or, as a terminal does, to all its processes. What was done; the problems."""
     early, whole_group = not subject.started(), rng.random() < 0.5
-    start = time.perf_counter()
     subject.signal(number, [subject.pid] if not whole_group else [*subject.workers(), subject.pid])
+    has_finished = ignores(subject.pid, number) or subject.wait(0) is not None  # it had no work left
     problems = subject.end()
-    seconds = time.perf_counter() - start
     status = subject.wait(0)
-    expected = {STATUS[number]} | ({0} if seconds < END_OF_INTERPRETER else set())
+    expected = {STATUS[number]} | ({0} if has_finished else set())
     if early:  # SIGINT: Python raises KeyboardInterrupt while it imports
         expected |= {-number, 1} if number == signal.SIGINT else {-number}
     if not problems and status not in expected:
