@@ -21,7 +21,7 @@ def main() -> None:
     distributed.run_on_main(partial(check_folder, args.index.folder, append=args.index.append))
     paths = distributed.run_on_main(partial(list_images, args.folder))
     model = load_model_on_all_ranks(
-        args.model, args.resume, device=args.extraction.device, image_sizes=[args.extraction.resize]
+        args.model, args.resume, extraction=args.extraction, image_sizes=[args.extraction.resize]
     )
 
     # ---- Positions

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from datasets.benchmark import Benchmark
-from model import GeoLocalizationNet
+from model import InferenceModel
 from utils.cli import EvaluationArguments, parse_evaluation
 from utils.retrieval.evaluation import Results, evaluate_each, find_pca, load_model_on_all_ranks, read_benchmarks
 from utils.retrieval.extraction import extract
@@ -30,7 +30,7 @@ def main() -> None:
     model = load_model_on_all_ranks(
         args.model,
         args.resume,
-        device=args.extraction.device,
+        extraction=args.extraction,
         image_sizes=args.image_sizes,
         compiled=args.compile,
     )
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def evaluate(
-    dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: GeoLocalizationNet, pca: PCA | None
+    dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: InferenceModel, pca: PCA | None
 ) -> Results | None:
     """Writes the results to the run's folder, and returns them; None on all but the main rank."""
     # ---- Descriptors (under torchrun, of every rank's share)

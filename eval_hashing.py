@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from datasets.benchmark import Benchmark
-from model import CODE_BITS, GeoLocalizationNet
+from model import CODE_BITS, InferenceModel
 from utils.cli import EvaluationArguments, parse_evaluation
 from utils.retrieval.evaluation import Results, evaluate_each, load_model_on_all_ranks, read_benchmarks
 from utils.retrieval.extraction import extract
@@ -30,7 +30,7 @@ def main() -> None:
     model = load_model_on_all_ranks(
         args.model,
         args.resume,
-        device=args.extraction.device,
+        extraction=args.extraction,
         image_sizes=args.image_sizes,
         compiled=args.compile,
     )
@@ -38,9 +38,7 @@ def main() -> None:
     evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model))
 
 
-def evaluate(
-    dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: GeoLocalizationNet
-) -> Results | None:
+def evaluate(dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: InferenceModel) -> Results | None:
     """Writes the results to the run's folder, and returns them; None on all but the main rank."""
     if args.ivf and not (args.load_index or args.save_index):
         args.ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features

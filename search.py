@@ -11,7 +11,7 @@ from model import InputError
 from model.weights import load_model
 from utils.cli import parse_search
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.index import IndexMetadata, read_index
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import rerank, search
@@ -32,7 +32,7 @@ def main() -> None:
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
         raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
-    model = load_model(index.metadata.model_config, weights, device=args.device)
+    model = load_model(index.metadata.model_config, weights)
     settings = ExtractionConfig(
         resize=index.metadata.size,
         antialias=index.metadata.antialias,
@@ -45,7 +45,7 @@ def main() -> None:
 
     # ---- Search, and re-ranking if the model is a two-branch one
     database = index.features()
-    queries = extract(model, ImageSet.without_positions(images), settings, pca=index.pca)
+    queries = extract(prepare(model, settings), ImageSet.without_positions(images), settings, pca=index.pca)
     assert queries is not None, "this script has one process"
     rerank_num = args.rerank_num if model.config.rerank else 0
     results = search(database, queries, max(args.results, rerank_num), device=args.device)

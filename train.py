@@ -9,7 +9,7 @@ from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
 from model.network import check_image_size
 from utils.cli import parse_training
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.report import report
 from utils.retrieval.search import search_l2
 from utils.runtime import distributed
@@ -68,8 +68,9 @@ def main() -> None:
     with trainer.interruptible():
         trainer.load_best_model()
         with run.phase("extraction"):
-            database = extract(model, test.database, args.extraction)
-            queries = extract(model, test.queries, args.extraction)
+            prepared = prepare(model, args.extraction)
+            database = extract(prepared, test.database, args.extraction)
+            queries = extract(prepared, test.queries, args.extraction)
         if database is None or queries is None:  # only the main rank receives the features
             return
         with run.phase("search"):

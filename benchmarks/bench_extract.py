@@ -20,9 +20,9 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, parse_arguments, report
 from datasets.benchmark import ImageSet
-from model import GeoLocalizationNet, ModelConfig
+from model import GeoLocalizationNet, InferenceModel, ModelConfig
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import cpu_supports, extract
+from utils.retrieval.extraction import cpu_supports, extract, prepare
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
@@ -30,14 +30,12 @@ BATCH, ROUNDS = 8, 3
 GPU_IMAGES, GPU_BATCH = 2048, 128
 
 
-def make_model(backbone: str, device: str, compiled: bool = False) -> GeoLocalizationNet:
+def make_model(backbone: str, device: str) -> GeoLocalizationNet:
     """A model with random weights, the same each time. The adapters, which start at zero, are random too."""
     torch.manual_seed(0)
     model = GeoLocalizationNet(ModelConfig(backbone=backbone)).eval().to(device)
     for parameter in model.backbone.adapters.parameters():
         nn.init.normal_(parameter, std=0.02)
-    if compiled:
-        model.compile()
     return model
 
 
@@ -66,7 +64,7 @@ def baseline_gpu_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.nda
         return np.concatenate([baseline_descriptors(model, images.to("cuda")) for images in loader])
 
 
-def our_extract(model: GeoLocalizationNet, paths: list[Path], config: ExtractionConfig) -> np.ndarray:
+def our_extract(model: InferenceModel, paths: list[Path], config: ExtractionConfig) -> np.ndarray:
     """As the scripts extract them."""
     features = extract(model, ImageSet.without_positions(paths), config)
     assert features is not None
@@ -89,7 +87,8 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
 
     def row(name: str, precision: str, compiled: bool = False) -> Row:
         config = ExtractionConfig(resize=SIZE, batch_size=BATCH, precision=precision)
-        return cpu_row(name, baseline, partial(our_extract, make_model("dinov2-base", "cpu", compiled), paths, config))
+        model = prepare(make_model("dinov2-base", "cpu"), config, compiled=compiled)
+        return cpu_row(name, baseline, partial(our_extract, model, paths, config))
 
     rows = [row("base, fp32", "fp32")]
     if cpu_supports("bf16"):
@@ -106,7 +105,7 @@ def gpu_row(backbone: str, precision: str, *, compiled: bool, paths: list[Path])
     config = ExtractionConfig(
         resize=SIZE, batch_size=GPU_BATCH, num_workers=GPU_WORKERS, device="cuda", precision=precision
     )
-    ours = partial(our_extract, make_model(backbone, "cuda", compiled), paths, config)
+    ours = partial(our_extract, prepare(make_model(backbone, "cuda"), config, compiled=compiled), paths, config)
     row = compare(
         f"{backbone}, {precision}{' --compile' if compiled else ''}",
         baseline,

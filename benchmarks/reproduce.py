@@ -23,11 +23,12 @@ import eval as eval_float
 import eval_rerank
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import GeoLocalizationNet, InputError, ModelChoice
+from model import InferenceModel, InputError, ModelChoice
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
 from utils.cli import EvaluationArguments, non_negative_int, positive_int, resolve_device
 from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import prepare
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
@@ -190,7 +191,7 @@ def evaluate_model(
     """A model's row for each dataset. A model that cannot be downloaded is missing."""
     settings = evaluation_arguments(entry, args)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    model: GeoLocalizationNet | None = None
+    model: InferenceModel | None = None
     for target in TARGETS:
         row = partial(Row, model=entry.name, dataset=target.dataset)
         benchmark = benchmarks[target.dataset]
@@ -198,7 +199,7 @@ def evaluate_model(
             yield row(verdict=MISSING, remedy=f"dataset: {target.how_to_get}")
             continue
         try:
-            model = model or load_model(entry.config, None, device=settings.extraction.device)
+            model = model or prepare(load_model(entry.config, None), settings.extraction)
         except InputError as error:
             logging.info("%s is missing: %s", entry.name, error)
             yield row(verdict=MISSING, remedy=f"weights: save {entry.urls[0]} in {cache}")

@@ -18,7 +18,7 @@ from datasets.layouts import BenchmarkConfig
 from model import InputError, ModelChoice
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.metrics import correct_predictions
 from utils.retrieval.search import SearchResult, rerank, search_hamming
 from utils.runtime.atomic_files import make_folder
@@ -48,10 +48,11 @@ def main() -> None:
     )
     model = load_model(ModelChoice(hashing=True, rerank=True), args.demo / flags["resume"])
     settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
+    prepared = prepare(model, settings)
 
     # ---- Codes and descriptors
-    database = extract(model, dataset.database, settings)
-    queries = extract(model, dataset.queries, settings)
+    database = extract(prepared, dataset.database, settings)
+    queries = extract(prepared, dataset.queries, settings)
     assert database is not None and queries is not None, "this script has one process"
 
     # ---- Search by codes, then re-rank by descriptors

@@ -3,6 +3,7 @@
 from model.aggregation import AGGREGATIONS
 from model.config import BACKBONES, ModelChoice, ModelConfig
 from model.errors import InputError
+from model.inference import InferenceModel, prepare_for_inference
 from model.network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "CODE_BITS",
     "GeoLocalizationNet",
     "HashingOutput",
+    "InferenceModel",
     "InputError",
     "ModelChoice",
     "ModelConfig",
     "TwoBranchOutput",
+    "prepare_for_inference",
 ]

@@ -91,8 +91,8 @@ def choose_config(choice: ModelChoice, checkpoint: dict, source: str | Path) -> 
     return choice.resolve(found)
 
 
-def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, device: str = "cpu") -> GeoLocalizationNet:
-    """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
+def load_model(model: ModelConfig | ModelChoice, path: str | Path | None) -> GeoLocalizationNet:
+    """The model with the weights of a file, or (path None) the published ones, in eval mode on the CPU.
 
     What a ModelChoice leaves open is that of the file or, of published weights, ModelConfig's default. Raises
     InputError if the weights are missing or another model's.
@@ -105,7 +105,7 @@ def load_model(model: ModelConfig | ModelChoice, path: str | Path | None, *, dev
         config = choose_config(model, checkpoint, path) if isinstance(model, ModelChoice) else model
         network = GeoLocalizationNet(config)
         load_state(network, model_state(checkpoint, path), path)
-    return network.eval().to(device)
+    return network.eval()
 
 
 def load_any_model(source: str) -> GeoLocalizationNet:

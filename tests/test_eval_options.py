@@ -16,12 +16,11 @@ from test_eval import SCRIPTS, expect_refusal, flags_for, run_mode
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
 from datasets.transforms import normalize
-from model import ModelConfig
-from model.network import GeoLocalizationNet
+from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
 from model.weights import load_model
 from utils.cli import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, extract_chunks
+from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +194,7 @@ def test_five_crops_of_a_landscape_image_cost_three_forward_passes(tiny_benchmar
 def test_the_code_of_five_crops_is_the_sign_of_the_mean_logits():
     model = GeoLocalizationNet(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True)).eval()
     images = torch.rand(2, 3, 3, 28, 28)
-    codes, descriptors = Forward(model, ExtractionConfig(test_method="five_crops"))(images)
+    codes, descriptors = Forward(prepare_for_inference(model), ExtractionConfig(test_method="five_crops"))(images)
     with torch.inference_mode():
         outputs = [model(normalize(images[:, crop])) for crop in (0, 0, 1, 2, 2)]
     logits = sum(output.logits for output in outputs) / 5
@@ -214,8 +213,9 @@ def test_pca(tiny_benchmark, checkpoints, tmp_path, mode):
     split = tiny_benchmark / "tiny/images/test"
     model = load_model(ModelConfig(backbone="vit-tiny"), checkpoints["float"])
     config = ExtractionConfig(resize=(56, 56))
+    prepared = prepare(model, config)
     database, queries = (
-        extract(model, ImageSet.without_positions(sorted(map(str, (split / part).iterdir()))), config)
+        extract(prepared, ImageSet.without_positions(sorted(map(str, (split / part).iterdir()))), config)
         for part in ("database", "queries")
     )
     mean = database.descriptors.mean(axis=0)

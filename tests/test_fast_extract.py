@@ -13,7 +13,7 @@ from datasets.resizing import resize_image
 from datasets.transforms import normalize
 from utils.retrieval import extraction
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, extract_chunks
+from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
 from utils.retrieval.features import DiskArray
 from utils.training.checkpoints import RunCheckpoint, TrainState, restore, save_checkpoint
 from utils.training.config import TrainingConfig
@@ -28,6 +28,11 @@ def model():
     with torch.device("meta"):
         model = build("vit-tiny", "gem", **MODES["two_branch"])
     return filled(model)
+
+
+@pytest.fixture(scope="module")
+def prepared(model):
+    return prepare(model, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +54,28 @@ def plain_features(model, images):
 
 @pytest.mark.parametrize("size", [16, 5, 1])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_chunks_of_one_stream(model, images, size, num_workers, monkeypatch):
+def test_chunks_of_one_stream(model, prepared, images, size, num_workers, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", size)
     codes, descriptors = plain_features(model, images)
-    chunks = list(extract_chunks(model, images, replace(SETTINGS, num_workers=num_workers)))
+    chunks = list(extract_chunks(prepared, images, replace(SETTINGS, num_workers=num_workers)))
     assert [len(chunk.images) for chunk in chunks] == [min(size, 16 - start) for start in range(0, 16, size)]
     assert [path for chunk in chunks for path in chunk.images.paths] == images.paths
     np.testing.assert_array_equal(np.concatenate([chunk.codes for chunk in chunks]), codes)
     np.testing.assert_allclose(np.concatenate([chunk.descriptors for chunk in chunks]), descriptors, atol=1e-5, rtol=0)
 
 
-def test_a_chunk_does_not_depend_on_those_before_it(model, images, monkeypatch):
+def test_a_chunk_does_not_depend_on_those_before_it(prepared, images, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", 8)
-    *_, last = extract_chunks(model, images, SETTINGS)
-    np.testing.assert_array_equal(last.descriptors, extract(model, images[8:], SETTINGS).descriptors)
+    *_, last = extract_chunks(prepared, images, SETTINGS)
+    np.testing.assert_array_equal(last.descriptors, extract(prepared, images[8:], SETTINGS).descriptors)
 
 
 @pytest.mark.parametrize("dim", [512, 0])
-def test_descriptors_beyond_the_share_of_memory_go_to_a_file_without_a_name(model, images, dim, tmp_path, monkeypatch):
+def test_descriptors_beyond_their_share_of_memory_go_to_a_nameless_file(prepared, images, dim, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", 5)
     config = replace(SETTINGS, memory_share=1e-12, temporary_folder=tmp_path)
-    expected = extract(model, images, SETTINGS, float_branch=dim > 0)
-    found = extract(model, images, config, float_branch=dim > 0)
+    expected = extract(prepared, images, SETTINGS, float_branch=dim > 0)
+    found = extract(prepared, images, config, float_branch=dim > 0)
     np.testing.assert_array_equal(found.codes, expected.codes)
     assert list(tmp_path.iterdir()) == []
     if dim:
@@ -95,9 +100,9 @@ class SmallMemory(torch.nn.Module):
         return self.model(images, float_branch)
 
 
-def test_out_of_memory_halves_the_batch_once_and_for_all(model, images, caplog, monkeypatch):
+def test_out_of_memory_halves_the_batch_once_and_for_all(model, prepared, images, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    small = SmallMemory(model, 2)
+    small = SmallMemory(prepared, 2)
     found = extract(small, images, replace(SETTINGS, batch_size=7))
     assert small.sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1, 2]
     assert [record.args for record in caplog.records] == [(7, 4), (4, 2)]
@@ -106,10 +111,10 @@ def test_out_of_memory_halves_the_batch_once_and_for_all(model, images, caplog, 
     np.testing.assert_allclose(found.descriptors, descriptors, atol=1e-5, rtol=0)
 
 
-def test_out_of_memory_for_a_single_image_is_an_error(model, monkeypatch):
+def test_out_of_memory_for_a_single_image_is_an_error(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     with pytest.raises(torch.OutOfMemoryError):
-        Forward(SmallMemory(model, 0), SETTINGS)(torch.rand(3, 3, 56, 56))
+        Forward(SmallMemory(prepared, 0), SETTINGS)(torch.rand(3, 3, 56, 56))
 
 
 @pytest.mark.parametrize("name", ["linear2.weight", "linear4.weight"])
@@ -119,11 +124,12 @@ def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
     filled(model, {})
     dict(model.named_parameters())[name].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
-        extract(model, images[:2], SETTINGS)
+        extract(prepare(model, SETTINGS), images[:2], SETTINGS)
 
 
 def test_bf16_is_near_fp32(model, images):
-    plain, fast = (extract(model, images, replace(SETTINGS, precision=precision)) for precision in ("fp32", "bf16"))
+    configs = (SETTINGS, replace(SETTINGS, precision="bf16"))
+    plain, fast = (extract(prepare(model, config), images, config) for config in configs)
     assert fast.descriptors.dtype == np.float32
     assert 1e-4 < np.linalg.norm(fast.descriptors - plain.descriptors, axis=1).max() < 0.1
     assert np.unpackbits(fast.codes ^ plain.codes).mean() < 0.05
@@ -141,14 +147,10 @@ def a_compiler_without_code(monkeypatch):
 
 
 def test_a_compiled_model_extracts_the_same(model, images):
-    plain = extract(model, images[:7], SETTINGS)
-    with torch.device("meta"):
-        compiled = build("vit-tiny", "gem", **MODES["two_branch"])
-    filled(compiled).compile()
-    fast = extract(compiled, images[:7], SETTINGS)  # batches of 3, 3 and 1
+    plain = extract(prepare(model, SETTINGS), images[:7], SETTINGS)
+    fast = extract(prepare(model, SETTINGS, compiled=True), images[:7], SETTINGS)  # batches of 3, 3 and 1
     np.testing.assert_array_equal(fast.codes, plain.codes)
     np.testing.assert_allclose(fast.descriptors, plain.descriptors, atol=1e-5, rtol=0)
-    assert list(compiled.state_dict()) == list(model.state_dict())
 
 
 @pytest.mark.parametrize("mode", ["float", "two_branch"])

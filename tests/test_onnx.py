@@ -22,7 +22,7 @@ from model.config import ViTConfig
 from model.versions import VERSION
 from utils import onnx_export
 from utils.cli import parse_export_onnx
-from utils.onnx_export import checked_images, compare, fuse_batch_norms, output_errors, reference_outputs
+from utils.onnx_export import checked_images, compare, output_errors, reference_outputs
 
 MISSING = [name for name in onnx_export.PACKAGES if importlib.util.find_spec(name) is None]
 needs_packages = pytest.mark.skipif(
@@ -163,18 +163,6 @@ def test_a_fixed_position_embedding_changes_nothing():
     assert model.backbone.pos_embed.shape == (1, 1 + grid[0] * grid[1], 192)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
-
-
-def test_fused_batch_normalisations_change_nothing_but_rounding():
-    model = filled(build("vit-tiny", **MODES["two_branch"]))
-    images = torch.from_numpy(image_batch(0, 2, 56, 70))
-    with torch.inference_mode():
-        expected = model(images)
-        fuse_batch_norms(model)
-        actual = model(images)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-6)
-    torch.testing.assert_close(actual.descriptor, expected.descriptor, rtol=0, atol=1e-6)
 
 
 def arrays(**changes):

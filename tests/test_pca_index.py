@@ -17,7 +17,7 @@ from model.weights import load_model
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
 from utils.retrieval.engines.milvus.writer import export_index
 from utils.retrieval.evaluation import find_pca
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.format import MANIFEST, METADATA, PROJECTION
 from utils.retrieval.pca import PCA
@@ -29,7 +29,12 @@ FLAGS = "--pca_dim=6", "--pca_dataset_folder=tiny/images/test/database"
 
 @pytest.fixture(scope="module")
 def model():
-    return build("vit-tiny", "gem", hashing=True, rerank=True)
+    return build("vit-tiny", "gem", hashing=True, rerank=True).eval()
+
+
+@pytest.fixture(scope="module")
+def prepared(model):
+    return prepare(model, SETTINGS)
 
 
 @pytest.fixture
@@ -75,11 +80,12 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
     )
     descriptors = Index(tmp_path / "index").features().descriptors[:]
     model = load_model(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True), checkpoints["two_branch"])
-    pca = find_pca(model, SETTINGS, PCAConfig(folder=tiny_benchmark / FLAGS[1].split("=")[1], dim=6), index=None)
+    prepared = prepare(model, SETTINGS)
+    pca = find_pca(prepared, SETTINGS, PCAConfig(folder=tiny_benchmark / FLAGS[1].split("=")[1], dim=6), index=None)
     assert pca.to_bytes() == (tmp_path / "index" / PROJECTION).read_bytes()
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     if dtype == "fp32":
-        features = extract(model, ImageSet.without_positions(list(map(str, photos))), SETTINGS, pca=pca)
+        features = extract(prepared, ImageSet.without_positions(list(map(str, photos))), SETTINGS, pca=pca)
         np.testing.assert_array_equal(descriptors, features.descriptors)  # bit for bit those without an index
     photos = photos[3:5]
     result = run_script("search.py", *photos, "--index=index", "--results=1", "--device=cpu", "--json", cwd=tmp_path)
@@ -154,7 +160,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
     assert content(tmp_path / "index") == before
 
 
-def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, index):
+def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, prepared, index):
     with IndexWriter(IndexConfig(folder=tmp_path / "plain"), IndexMetadata.of(model, SETTINGS)) as writer:
         writer.append(make_chunk(0, 3))
         writer.features()
@@ -163,11 +169,11 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
         (tmp_path / "plain", 512, "--pca_dim 512: .* not reduced"),
     ):
         with pytest.raises(InputError, match=words):
-            find_pca(model, SETTINGS, PCAConfig(folder=tmp_path, dim=dim), index=folder)
+            find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=dim), index=folder)
     with pytest.raises(InputError, match="built differently: .*pca_input_dim 512 .now None."):
         writer_of(index, model, None, append=True)
-    assert find_pca(model, SETTINGS, None, index=tmp_path / "plain") is None
-    assert find_pca(model, SETTINGS, PCAConfig(folder=tmp_path, dim=6), index=index).dim == 6
+    assert find_pca(prepared, SETTINGS, None, index=tmp_path / "plain") is None
+    assert find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=6), index=index).dim == 6
 
 
 def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
@@ -190,7 +196,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
         ("nan", "NaN or infinity"),
     ],
 )
-def test_a_damaged_projection_is_refused(model, index, damage, words, read):
+def test_a_damaged_projection_is_refused(prepared, index, damage, words, read):
     path = index / PROJECTION
     data = bytearray(path.read_bytes())
     data[-1] ^= damage == "flip"
@@ -201,7 +207,7 @@ def test_a_damaged_projection_is_refused(model, index, damage, words, read):
     if damage == "nan":  # with a checksum that agrees
         forge_metadata(index, {"pca_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     with pytest.raises(InputError, match=f"pca.bin is .*{words}.*Rebuild"):
-        Index(index, verify=False) if read == "load" else find_pca(model, SETTINGS, None, index=index)
+        Index(index, verify=False) if read == "load" else find_pca(prepared, SETTINGS, None, index=index)
 
 
 def forge_metadata(folder, changes):

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
-from model import GeoLocalizationNet, InputError
-from model.adapter import ConvBnRelu
+from model import GeoLocalizationNet, InputError, prepare_for_inference
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
 from utils.retrieval.config import PRECISIONS, ExtractionConfig
@@ -64,8 +62,7 @@ def named_outputs(model: GeoLocalizationNet, images: Tensor) -> dict[str, Tensor
 class ExportedModel(nn.Module):
     """What the ONNX file computes: images [B, 3, H, W] float32, in [0, 1] or normalised -> the tuple of outputs.
 
-    normalize: the images are in [0, 1]. The model is changed for this: its position embedding is reduced to the size
-    (H, W) of the settings, its batch normalisations become part of the convolutions, and fp16 converts it.
+    normalize: the images are in [0, 1]. The position embedding is that for the size (H, W) of the settings.
     """
 
     mean: Tensor
@@ -73,10 +70,10 @@ class ExportedModel(nn.Module):
 
     def __init__(self, model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> None:
         super().__init__()
-        model.backbone.fix_grid(*patch_grid(*settings.resize))
-        fuse_batch_norms(model)
+        self.model = prepare_for_inference(model).network
+        self.model.backbone.fix_grid(*patch_grid(*settings.resize))
         self.dtype = PRECISIONS[settings.precision]
-        self.model = model.to(self.dtype)
+        self.model.to(self.dtype)
         self.normalize = normalize
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
@@ -85,14 +82,6 @@ class ExportedModel(nn.Module):
         if self.normalize:
             images = (images - self.mean) / self.std
         return tuple(named_outputs(self.model, images.to(self.dtype)).values())
-
-
-def fuse_batch_norms(model: nn.Module) -> None:
-    """Makes the adapters' batch normalisations part of their convolutions. onnxscript cannot convert PyTorch 2.6's."""
-    for module in list(model.modules()):
-        if isinstance(module, ConvBnRelu):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()  # type: ignore[assignment]
 
 
 def checked_images(size: tuple[int, int]) -> Tensor:
@@ -107,7 +96,7 @@ def reference_outputs(model: GeoLocalizationNet, images: Tensor) -> Outputs:
 
 
 def export(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> Any:
-    """The onnx.ModelProto of a float32 model in eval mode on the CPU, which is changed (see ExportedModel).
+    """The onnx.ModelProto of a float32 model in eval mode on the CPU.
 
     Input: `images`, float32 [batch, 3, H, W] with (H, W) = settings.resize; outputs: see named_outputs. precision
     "fp16": weights and computation are in half precision. Raises InputError if the file would be too large.

@@ -11,11 +11,11 @@ import numpy as np
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
-from model import GeoLocalizationNet, InputError, ModelChoice
+from model import InferenceModel, InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig, PCAConfig
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.index import IndexMetadata
 from utils.retrieval.index.format import METADATA, read_pca
 from utils.retrieval.pca import PCA, check_pca_dim, fit_pca
@@ -30,11 +30,11 @@ def load_model_on_all_ranks(
     choice: ModelChoice,
     path: Path | None,
     *,
-    device: str,
+    extraction: ExtractionConfig,
     image_sizes: list[tuple[int, int]],
     compiled: bool = False,
-) -> GeoLocalizationNet:
-    """The model with the weights of a file, or (path None) the published ones, in eval mode on the device.
+) -> InferenceModel:
+    """The model with the weights of a file, or (path None) the published ones, prepared for this extraction.
 
     The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
     cannot take images of one of the sizes (H, W).
@@ -42,13 +42,11 @@ def load_model_on_all_ranks(
     model = distributed.build_on_main(partial(load_model, choice, path))
     for size in image_sizes:
         check_image_size(model.config, size)
-    if compiled:
-        model.compile()
-    return model.eval().to(device)
+    return prepare(model.eval(), extraction, compiled=compiled)
 
 
 def find_pca(
-    model: GeoLocalizationNet, extraction: ExtractionConfig, config: PCAConfig | None, *, index: Path | None
+    model: InferenceModel, extraction: ExtractionConfig, config: PCAConfig | None, *, index: Path | None
 ) -> PCA | None:
     """The projection of float descriptors: that of the index, if there is one in this folder; otherwise fitted.
 
@@ -75,7 +73,7 @@ def _stored_pca(index: Path, config: PCAConfig | None) -> PCA | None:
     return pca
 
 
-def _fit_pca_to_images(model: GeoLocalizationNet, extraction: ExtractionConfig, config: PCAConfig) -> PCA | None:
+def _fit_pca_to_images(model: InferenceModel, extraction: ExtractionConfig, config: PCAConfig) -> PCA | None:
     """Fits PCA to the model's descriptors of random images of a folder."""
     paths = distributed.run_on_main(partial(list_images, config.folder))
     if len(paths) > config.max_images:

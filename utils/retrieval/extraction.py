@@ -2,19 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
 from datasets.transforms import normalize
-from model import GeoLocalizationNet, InputError
+from model import GeoLocalizationNet, InferenceModel, InputError, prepare_for_inference
 from model.network import sign
 from utils.retrieval.config import PRECISIONS, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
@@ -39,8 +39,13 @@ IGNORED_ORIENTATION = (
 )
 
 
+def prepare(model: GeoLocalizationNet, config: ExtractionConfig, *, compiled: bool = False) -> InferenceModel:
+    """A model in eval mode as the functions below take it, on the device and in the precision of the settings."""
+    return prepare_for_inference(model, PRECISIONS[config.precision], device=config.device, compiled=compiled)
+
+
 def extract(
-    model: GeoLocalizationNet,
+    model: InferenceModel,
     images: ImageSet,
     config: ExtractionConfig,
     *,
@@ -48,7 +53,7 @@ def extract(
     save_to: IndexConfig | None = None,
     pca: PCA | None = None,
 ) -> Features | None:
-    """Extracts features. The model must be in eval mode on config.device. Without `float_branch`: the codes only.
+    """Extracts features with a prepared model. Without `float_branch`: the codes only.
 
     With `save_to`, the features go to that index, which may already contain some of the images, or others. Everything
     that it then contains is returned. `pca` projects the descriptors. Under torchrun each rank extracts its share; the
@@ -65,7 +70,7 @@ def extract(
 
 
 def extract_chunks(
-    model: nn.Module, images: ImageSet, config: ExtractionConfig, *, float_branch: bool = True
+    model: Callable[[Tensor, bool], Any], images: ImageSet, config: ExtractionConfig, *, float_branch: bool = True
 ) -> Iterator[Features | None]:
     """The features of CHUNK_SIZE images at a time, as `extract` stores them; None on all but the main rank.
 
@@ -122,10 +127,11 @@ class Forward:
     the features of each crop. A batch that does not fit into the GPU's memory is halved, and so are all that follow.
     """
 
-    def __init__(self, model: nn.Module, config: ExtractionConfig, float_branch: bool = True) -> None:
+    def __init__(
+        self, model: Callable[[Tensor, bool], Any], config: ExtractionConfig, float_branch: bool = True
+    ) -> None:
         self.model = model
         self.device = torch.device(config.device)
-        self.precision = config.precision
         self.averages_crops = config.test_method == "five_crops"
         self.float_branch = float_branch
         self.max_batch = config.batch_size
@@ -144,10 +150,8 @@ class Forward:
             self.max_batch = smaller
 
     def _forward(self, images: Tensor) -> Arrays:
-        dtype, enabled = PRECISIONS[self.precision], self.precision != "fp32"
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=enabled):
-            crops = images.flatten(0, -4)  # one per image, unless a test method makes several
-            output = self.model(normalize(crops.to(self.device, non_blocking=True)), self.float_branch)
+        crops = images.flatten(0, -4)  # one per image, unless a test method makes several
+        output = self.model(normalize(crops.to(self.device, non_blocking=True)), self.float_branch)
         parts = {"descriptor": output} if isinstance(output, Tensor) else output._asdict()
         if images.ndim == 5:
             parts = {name: part.unflatten(0, images.shape[:2]) for name, part in parts.items()}
@@ -185,7 +189,7 @@ def cpu_supports(precision: str) -> bool:
 
 def _open_store(
     images: ImageSet,
-    model: GeoLocalizationNet,
+    model: InferenceModel,
     config: ExtractionConfig,
     *,
     save_to: IndexConfig | None,
@@ -195,7 +199,7 @@ def _open_store(
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            metadata = IndexMetadata.of(model, config, save_to, utm_zone=images.utm_zone, pca=pca)
+            metadata = IndexMetadata.of(model.original, config, save_to, utm_zone=images.utm_zone, pca=pca)
             return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig
-from model import GeoLocalizationNet, InputError
+from model import GeoLocalizationNet, InferenceModel, InputError
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract
+from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.features import Features
 from utils.retrieval.metrics import correct_predictions, recalls_at
 from utils.retrieval.search import rerank, search
@@ -37,9 +37,10 @@ class Validator:
         self._float_features: dict[int, Features | None] = {}  # by the identity of the image set
 
     def __call__(self, model: GeoLocalizationNet) -> list[ValidationResult]:
-        return [distributed.broadcast_object(self._validate(model, benchmark)) for benchmark in self.benchmarks]
+        prepared = prepare(model, self.config)
+        return [distributed.broadcast_object(self._validate(prepared, benchmark)) for benchmark in self.benchmarks]
 
-    def _validate(self, model: GeoLocalizationNet, benchmark: Benchmark) -> Any:
+    def _validate(self, model: InferenceModel, benchmark: Benchmark) -> Any:
         database, queries = (self._extract(model, images) for images in (benchmark.database, benchmark.queries))
         if database is None or queries is None:
             return None
@@ -51,7 +52,7 @@ class Validator:
         recalls = [recalls_at(stage, RECALL_VALUES) for stage in correct]
         return ValidationResult(benchmark.name, recalls[-1], recalls[0] if self.rerank_num else None)
 
-    def _extract(self, model: GeoLocalizationNet, images: ImageSet) -> Features | None:
+    def _extract(self, model: InferenceModel, images: ImageSet) -> Features | None:
         if not model.config.rerank:
             return extract(model, images, self.config)
         if not self.rerank_num:

@@ -6,7 +6,7 @@ A search engine may hold a copy of it: see `utils.retrieval.engines`.
 import logging
 from pathlib import Path
 
-from model import GeoLocalizationNet
+from model import InferenceModel
 from utils.retrieval.config import EngineAddress, ExtractionConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index.format import IndexMetadata
@@ -31,7 +31,7 @@ def read_index(location: Path | EngineAddress, *, verify: bool = True, allow_inc
 
 def open_index(
     location: Path | EngineAddress,
-    model: GeoLocalizationNet,
+    model: InferenceModel,
     config: ExtractionConfig,
     *,
     verify: bool = True,
@@ -45,7 +45,7 @@ def open_index(
 
     def read() -> Features:
         index = read_index(location, verify=verify, allow_incomplete=allow_incomplete)
-        index.require_compatible(IndexMetadata.of(model, config, pca=index.pca))
+        index.require_compatible(IndexMetadata.of(model.original, config, pca=index.pca))
         if index.metadata.exif_orientation != config.exif_orientation:
             kinds = ("upright, as their EXIF orientation says", "as they are stored")
             database, queries = kinds if index.metadata.exif_orientation else kinds[::-1]

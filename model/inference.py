@@ -1,0 +1,114 @@
+"""Models prepared for inference: the same outputs up to rounding, sooner."""
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model.adapter import MulConvAdapter
+from model.errors import InputError
+from model.network import GeoLocalizationNet
+from model.vision_transformer import Block
+
+
+class InferenceModel:
+    """A model that was prepared for inference. It is called like the original, with float32 images.
+
+    The outputs carry no gradients. Attributes: original, the model that it was made from, which is unchanged;
+    network, what computes, whose state dict is not the original's; config and descriptor_dim of the original.
+    """
+
+    def __init__(self, original: GeoLocalizationNet, network: GeoLocalizationNet, *, compiled: bool) -> None:
+        self.original = original
+        self.network = network
+        self.config = original.config
+        self.descriptor_dim = original.descriptor_dim
+        self.dtype = network.backbone.cls_token.dtype
+        self.compiled = compiled
+
+    def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
+        """See GeoLocalizationNet.forward."""
+        with torch.inference_mode(), _frozen_weights() if self.compiled else contextlib.nullcontext():
+            return self.network(images.to(self.dtype), float_branch)
+
+
+def prepare_for_inference(
+    model: GeoLocalizationNet,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: str | torch.device | None = None,
+    compiled: bool = False,
+) -> InferenceModel:
+    """A copy of a model in eval mode that computes in `dtype`, on `device` (None: where the model is).
+
+    BatchNorm becomes part of the adapters' convolutions, the 1 x 1 convolutions of an adapter one matrix product, and
+    LayerScale part of the projections before it. compiled: the first call for each image size compiles the model with
+    its weights as constants, which takes about a minute. Weights that stay as they are share the original's memory.
+    Raises InputError in training mode.
+    """
+    if model.training:
+        raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")
+    tensors = [*model.parameters(), *model.buffers()]
+    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in tensors}
+    network = copy.deepcopy(model, shared)
+    for module in network.modules():
+        if isinstance(module, Block):
+            _fold_layer_scale(module)
+    backbone = network.backbone
+    for name in ("adapters", "adapters_hashing"):
+        if getattr(backbone, name) is not None:
+            setattr(backbone, name, nn.ModuleList(map(FusedAdapter, getattr(backbone, name))))
+    network.to(device, dtype)
+    if compiled:
+        network.compile()
+    return InferenceModel(model, network, compiled=compiled)
+
+
+class FusedAdapter(nn.Module):
+    """A MulConvAdapter in eval mode, with less to compute: tokens [B, 1+n, D] on an h x w grid -> [B, 1+n, D]."""
+
+    def __init__(self, adapter: MulConvAdapter) -> None:
+        super().__init__()
+        pointwise = [_fused(layer) for layer in (adapter.branch1, adapter.branch2[0], adapter.branch3[0])]
+        self.convs = nn.ModuleList(_fused(layer) for layer in (adapter.branch2[1], adapter.branch3[1]))
+        self.down, self.up = adapter.D_fc1, adapter.D_fc2
+        self.widths = [conv.out_channels for conv in pointwise]
+        self.pointwise = _linear(
+            torch.cat([conv.weight.flatten(1) for conv in pointwise]), torch.cat([conv.bias for conv in pointwise])
+        )
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        u = torch.relu(self.down(tokens))
+        wide, *narrow = torch.relu(self.pointwise(u[:, 1:])).split(self.widths, dim=2)
+        maps = [x.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last) for x in narrow]
+        convolved = [torch.relu(conv(x)).flatten(2).transpose(1, 2) for conv, x in zip(self.convs, maps, strict=True)]
+        # The class token is not on the grid: see MulConvAdapter.
+        return self.up(u + torch.cat([u[:, :1], torch.cat([wide, *convolved], dim=2)], dim=1))
+
+
+def _fused(layer: Any) -> Any:
+    """The convolution of a ConvBnRelu with its BatchNorm."""
+    return fuse_conv_bn_eval(layer.conv, layer.bn)
+
+
+def _fold_layer_scale(block: Block) -> None:
+    for scale, linear in ((block.ls1, block.attn.proj), (block.ls2, block.mlp.fc2)):
+        linear.weight = nn.Parameter(linear.weight * scale.gamma[:, None], requires_grad=False)
+        linear.bias = nn.Parameter(linear.bias * scale.gamma, requires_grad=False)
+    block.ls1 = block.ls2 = nn.Identity()  # type: ignore[assignment]
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+    return linear
+
+
+def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
+    """Compiles weights as constants, which PyTorch can then store as its matrix products need them."""
+    from torch._inductor import config  # takes a second, and needs packages that PyTorch does not always have
+
+    return config.patch(freezing=True)

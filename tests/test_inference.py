@@ -1,0 +1,86 @@
+"""prepare_for_inference: the same outputs up to rounding, and the original as it was."""
+
+import copy
+
+import pytest
+import torch
+from helpers import MODES, build, filled, image_batch
+
+from model import InputError, prepare_for_inference
+from model.vision_transformer import LayerScale
+from utils.training.config import TrainingConfig
+from utils.training.losses import float_losses
+from utils.training.step import TrainingStep, set_training_mode
+
+KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
+
+
+def outputs(model, images, *more):
+    """The outputs by name."""
+    with torch.inference_mode():
+        result = model(images, *more)
+    return {"descriptor": result} if isinstance(result, torch.Tensor) else result._asdict()
+
+
+@pytest.fixture
+def images():
+    return torch.from_numpy(image_batch(3, 3, 126, 140))
+
+
+@pytest.mark.parametrize(("aggregation", "mode"), KINDS)
+def test_the_outputs_are_the_same_up_to_rounding(images, aggregation, mode):
+    model = filled(build("vit-tiny", aggregation, **MODES[mode]))
+    prepared = prepare_for_inference(model)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d | LayerScale) for part in prepared.network.modules())
+    assert (prepared.config, prepared.descriptor_dim) == (model.config, model.descriptor_dim)
+    expected, found = outputs(model, images), outputs(prepared, images)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        certain = expected["logits"].abs() > 1e-6 if name == "code" else ...
+        torch.testing.assert_close(value[certain], expected[name][certain], rtol=0, atol=2e-6)
+    if mode == "two_branch":
+        torch.testing.assert_close(outputs(prepared, images, False)["logits"], expected["logits"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("aggregation", "mode"), KINDS)
+def test_half_precision_takes_and_returns_float32(images, aggregation, mode, dtype):
+    model = filled(build("vit-tiny", aggregation, **MODES[mode]))
+    expected, found = outputs(model, images), outputs(prepare_for_inference(model, dtype), images)
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        if name != "code":
+            assert 1e-5 < float((value - expected[name]).norm(dim=1).max()) < 0.1
+
+
+def test_the_original_stays_as_it_is_and_shares_its_weights(images):
+    model = filled(build("vit-tiny", **MODES["two_branch"]))
+    state, before = copy.deepcopy(model.state_dict()), outputs(model, images)
+    prepared = prepare_for_inference(model)
+    half = prepare_for_inference(model, torch.bfloat16)
+    outputs(prepared, images), outputs(half, images)
+    assert prepared.original is half.original is model
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close(outputs(model, images), before, rtol=0, atol=0)
+    shared = {value.data_ptr() for value in model.parameters()}
+    sizes = [value.nbytes for value in prepared.network.parameters() if value.data_ptr() not in shared]
+    assert sum(sizes) < 0.5 * sum(value.nbytes for value in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_that_trains_is_prepared_between_steps(images):
+    """Whatever the step compiled and left in the gradients."""
+    compiled = torch.nn.Module.compile
+    model = filled(build("vit-tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+        step = TrainingStep(model, TrainingConfig(lr=0.1, compile=True), criterion=float_losses, branch="float")
+    set_training_mode(model)
+    step(images.repeat(2, 1, 1, 1)[:4], torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(InputError, match="in training mode"):
+        prepare_for_inference(model)
+    model.eval()
+    found = outputs(prepare_for_inference(model), images)["descriptor"]
+    torch.testing.assert_close(found, outputs(model, images)["descriptor"], rtol=0, atol=5e-6)
+    assert [value.grad is not None for value in step.parameters] == [True] * len(step.parameters)
+    torch._dynamo.reset()
