@@ -20,6 +20,7 @@ from benchmarks.baseline_model import baseline_forward, first_tokens
 from benchmarks.common import Row, compare, compare_with_memory, parse_arguments, report
 from model import GeoLocalizationNet, HashingOutput, InputError, ModelConfig, TwoBranchOutput
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
+from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
 from utils.runtime.script import cli_main
 from utils.training.config import TrainingConfig
@@ -41,9 +42,11 @@ STAGES = ("stage one", "stage two", FULL_FINE_TUNING, BACKBONE_ALONE)
 class BothBranchesNet(GeoLocalizationNet):
     """A model that computes the float branch even if the training step does not need it."""
 
-    def forward(self, images: Tensor, float_branch: bool = True) -> Tensor | HashingOutput | TwoBranchOutput:
+    def forward(
+        self, images: Tensor, float_branch: bool = True, trunk: VisionTransformer | None = None
+    ) -> Tensor | HashingOutput | TwoBranchOutput:
         """Ignores `float_branch`."""
-        return super().forward(images, True)
+        return super().forward(images, True, trunk)
 
 
 def make_batch(size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from model.adapter import MulConvAdapter
 from model.errors import InputError
 from model.network import GeoLocalizationNet
-from model.vision_transformer import Block
+from model.vision_transformer import VisionTransformer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class InferenceModel:
@@ -51,13 +53,9 @@ def prepare_for_inference(
     """
     if model.training:
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")
-    tensors = [*model.parameters(), *model.buffers()]
-    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in tensors}
-    network = copy.deepcopy(model, shared)
-    for module in network.modules():
-        if isinstance(module, Block):
-            _fold_layer_scale(module)
+    network = _copy(model)
     backbone = network.backbone
+    _fold_layer_scales(backbone)
     for name in ("adapters", "adapters_hashing"):
         if getattr(backbone, name) is not None:
             setattr(backbone, name, nn.ModuleList(map(FusedAdapter, getattr(backbone, name))))
@@ -65,6 +63,17 @@ def prepare_for_inference(
     if compiled:
         network.compile()
     return InferenceModel(model, network, compiled=compiled)
+
+
+def prepare_trunk(backbone: VisionTransformer, dtype: torch.dtype) -> VisionTransformer:
+    """A copy of a frozen backbone without adapters, for VisionTransformer.forward, that computes in `dtype`.
+
+    It shares memory as a prepared model does, and does not follow if the original's weights change.
+    """
+    trunk = _copy(backbone)
+    trunk.adapters = trunk.adapters_hashing = None
+    _fold_layer_scales(trunk)
+    return trunk.to(dtype)
 
 
 class FusedAdapter(nn.Module):
@@ -94,11 +103,20 @@ def _fused(layer: Any) -> Any:
     return fuse_conv_bn_eval(layer.conv, layer.bn)
 
 
-def _fold_layer_scale(block: Block) -> None:
-    for scale, linear in ((block.ls1, block.attn.proj), (block.ls2, block.mlp.fc2)):
-        linear.weight = nn.Parameter(linear.weight * scale.gamma[:, None], requires_grad=False)
-        linear.bias = nn.Parameter(linear.bias * scale.gamma, requires_grad=False)
-    block.ls1 = block.ls2 = nn.Identity()  # type: ignore[assignment]
+def _copy(module: Module) -> Module:
+    """A copy without gradients that shares the memory of parameters and buffers."""
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in module.buffers()}
+    shared |= {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()}
+    return copy.deepcopy(module, shared)
+
+
+def _fold_layer_scales(backbone: VisionTransformer) -> None:
+    blocks: Any = backbone.blocks
+    for block in blocks:
+        for scale, linear in ((block.ls1, block.attn.proj), (block.ls2, block.mlp.fc2)):
+            linear.weight = nn.Parameter(linear.weight * scale.gamma[:, None], requires_grad=False)
+            linear.bias = nn.Parameter(linear.bias * scale.gamma, requires_grad=False)
+        block.ls1 = block.ls2 = nn.Identity()
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -134,18 +134,27 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(self.position_embedding(h, w).detach())
         self.position_grid = (h, w)
 
-    def forward(self, images: Tensor, float_branch: bool = True) -> BranchTokens:
+    def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Normalised images [B, 3, 14h, 14w] -> tokens [B, 1+h*w, D] with their position embedding."""
+        patches = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        return tokens + self.position_embedding(*grid)
+
+    def forward(
+        self, images: Tensor, float_branch: bool = True, trunk: "VisionTransformer | None" = None
+    ) -> BranchTokens:
         """Normalised images [B, 3, 14h, 14w] -> the branches' tokens.
 
-        `float_branch=False` skips the float branch, for training the binary branch of a two-branch model.
-        Raises InputError if height or width is not a multiple of 14.
+        `float_branch=False` skips the float branch, for training the binary branch of a two-branch model. trunk: a copy
+        whose blocks are used in place of these, which are frozen. Raises InputError if height or width is not a
+        multiple of 14.
         """
         h, w = patch_grid(*map(int, images.shape[-2:]))  # int: torch.jit.trace gives tensors
-        x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.position_embedding(h, w)
+        trunk = self if trunk is None else trunk
+        x = trunk.embed(images, (h, w))
         adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(trunk.blocks):
             j = i - self.first_adapted_block
             if j == 0:
                 float_tokens = x if adapters is not None else None

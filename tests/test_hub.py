@@ -115,10 +115,15 @@ def test_torch_alone_suffices(tmp_path):
         + """
 with torch.inference_mode():
     print(*(tuple(part.shape) for part in network(torch.rand(2, 3, 70, 56))))
+
+from model import prepare_for_inference  # as README.md says
+
+prepared = prepare_for_inference(network, torch.bfloat16)
+print(*(tuple(part.shape) for part in prepared(torch.rand(2, 3, 70, 56))))
 """
     )
     result = run_python(code, cwd=tmp_path, without=NOT_TORCH, env={"PYTHONPATH": ""})
-    assert result.stdout == "(2, 512) (2, 512) (2, 512)\n", result.stderr
+    assert result.stdout == 2 * "(2, 512) (2, 512) (2, 512)\n", result.stderr
 
 
 def test_published_weights_where_torch_alone_is_installed(tmp_path):

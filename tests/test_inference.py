@@ -9,7 +9,7 @@ from helpers import MODES, build, filled, image_batch
 from model import InputError, prepare_for_inference
 from model.vision_transformer import LayerScale
 from utils.training.config import TrainingConfig
-from utils.training.losses import float_losses
+from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
@@ -66,6 +66,37 @@ def test_the_original_stays_as_it_is_and_shares_its_weights(images):
     sizes = [value.nbytes for value in prepared.network.parameters() if value.data_ptr() not in shared]
     assert sum(sizes) < 0.5 * sum(value.nbytes for value in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["float", "two_branch"])
+def test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was_made(images, mode):
+    labels, images = torch.tensor([0, 0, 1, 1]), images.repeat(2, 1, 1, 1)[:4]
+    branch, criterion = ("float", float_losses) if mode == "float" else ("binary", hashing_losses)
+    filled_model = filled(build("vit-tiny", **MODES[mode]))
+    losses = []
+    for model in (filled_model, build("vit-tiny", **MODES[mode])):
+        step = TrainingStep(model, TrainingConfig(), criterion=criterion, branch=branch)
+        model.load_state_dict(copy.deepcopy(filled_model.state_dict()))
+        set_training_mode(model)
+        losses.append(step(images, labels))
+        model.load_state_dict(filled(build("vit-tiny", **MODES[mode])).state_dict())
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 3e-5), ("bf16", 2e-2)])
+def test_the_trunk_gives_the_losses_of_the_model_alone(images, precision, rtol):
+    labels, images = torch.tensor([0, 0, 1, 1]), images.repeat(2, 1, 1, 1)[:4]
+    losses = []
+    for with_trunk in (True, False):
+        model = filled(build("vit-tiny"))
+        config = TrainingConfig(optim="sgd", lr=1.0, precision=precision)
+        step = TrainingStep(model, config, criterion=float_losses, branch="float")
+        if not with_trunk:
+            step.trunk = None
+        set_training_mode(model)
+        losses.append([float(step(images, labels).total) for _ in range(5)])
+    assert losses[0][-1] < losses[0][0] - 0.003
+    assert losses[0] == pytest.approx(losses[1], rel=rtol)
 
 
 def test_a_model_that_trains_is_prepared_between_steps(images):

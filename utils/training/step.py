@@ -1,13 +1,15 @@
 """One training step: forward, loss of the whole batch, backward, update."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model import GeoLocalizationNet, HashingOutput
+from model.inference import prepare_trunk
+from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
 from utils.runtime import distributed
 from utils.training.config import TrainingConfig
@@ -39,17 +41,23 @@ class TrainingStep:
         self.branch = branch
         self.precision = config.precision
         self.parameters = set_trainable(model, branch, config.train_backbone)
+        self.train_backbone = config.train_backbone
         if config.compile:
             self.model.compile()  # in place, so that the names in checkpoints stay the same
         optimizer = OPTIMIZERS[config.optim]
         self.optimizer = optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.scaler = make_scaler(config.device, config.precision)
 
+    @cached_property
+    def trunk(self) -> VisionTransformer | None:
+        """What computes the frozen backbone. Made by the first step, because a checkpoint may be loaded before."""
+        return None if self.train_backbone else prepare_trunk(self.model.backbone, PRECISIONS[self.precision])
+
     def __call__(self, images: Tensor, labels: Tensor, rank_sizes: list[int] | None = None) -> Losses:
         """The losses of the whole batch, float32. rank_sizes: B of each rank, if there are several."""
         float_branch = self.branch == "float"
         with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            output = self.model(images, float_branch)
+            output = self.model(images, float_branch, self.trunk)
         if rank_sizes is not None and len(rank_sizes) > 1:
             labels = distributed.gather_batch(labels, rank_sizes)
             gathered = [distributed.gather_batch(part, rank_sizes) for part in ([output] if float_branch else output)]
