@@ -39,7 +39,9 @@ def test_the_outputs_are_the_same_up_to_rounding(images, aggregation, mode):
         certain = expected["logits"].abs() > 1e-6 if name == "code" else ...
         torch.testing.assert_close(value[certain], expected[name][certain], rtol=0, atol=2e-6)
     if mode == "two_branch":
-        torch.testing.assert_close(outputs(prepared, images, False)["logits"], expected["logits"], rtol=0, atol=2e-6)
+        binary = outputs(prepared, images, False)
+        assert list(binary) == ["logits", "code"]
+        torch.testing.assert_close(binary["logits"], expected["logits"], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -91,6 +93,8 @@ def test_the_trunk_gives_the_losses_of_the_model_alone(images, precision, rtol):
         model = filled(build("vit-tiny"))
         config = TrainingConfig(optim="sgd", lr=1.0, precision=precision)
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
+        assert not any(value.requires_grad for value in step.trunk.parameters())
+        assert not any(isinstance(part, LayerScale) for part in step.trunk.modules())
         if not with_trunk:
             step.trunk = None
         set_training_mode(model)
