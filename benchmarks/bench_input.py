@@ -1,6 +1,6 @@
 """From image files to input tensors: PIL and torchvision, used the standard way, against our input pipeline.
 
-    python -m benchmarks.bench_input [--threads N] [--json FILE] [--gpu]
+    python -m benchmarks.bench_input [--threads N] [--json [FILE]] [--gpu]
 
 The images are 640 x 480 JPEGs of quality 90: street scenes, drawn by datasets.synthetic.
 """
