@@ -47,18 +47,18 @@ lint: .venv/installed  ## check style (ruff) and types (mypy)
 	$(VENV_PYTHON) -m mypy
 
 bench: export CUDA_VISIBLE_DEVICES =
-bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON in benchmarks/results
-	mkdir -p benchmarks/results
-	for name in input extract train retrieval approximate onnx; do \
-		$(VENV_PYTHON) -m benchmarks.bench_$$name --json benchmarks/results/$$name.json || exit; \
+bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON and benchmarks/README.md
+	for name in input loader decoders extract parts train retrieval approximate onnx; do \
+		$(VENV_PYTHON) -m benchmarks.bench_$$name --json || exit; \
 	done
+	$(VENV_PYTHON) -m benchmarks.readme
 
 bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a CUDA GPU
-	mkdir -p benchmarks/results
 	for name in input extract train; do \
-		$(VENV_PYTHON) -m benchmarks.bench_$$name --gpu --json benchmarks/results/$${name}_gpu.json || exit; \
+		$(VENV_PYTHON) -m benchmarks.bench_$$name --gpu --json || exit; \
 	done
-	$(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json benchmarks/results/retrieval_large.json
+	CUDA_VISIBLE_DEVICES= $(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json
+	$(VENV_PYTHON) -m benchmarks.readme
 
 clean:  ## remove the environments, logs and the demo
 	rm -rf .venv .venv-oldest logs demo demo_real

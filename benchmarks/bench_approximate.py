@@ -1,6 +1,6 @@
 """Approximate searches by codes that faiss offers, one query at a time: time and recall against the exact search.
 
-    python -m benchmarks.bench_approximate [--threads N] [--json FILE] [--large]
+    python -m benchmarks.bench_approximate [--threads N] [--json [FILE]] [--large]
 
 The codes are those of bench_retrieval. Only the inverted file is part of this project (--ivf).
 """

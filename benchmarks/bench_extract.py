@@ -1,6 +1,6 @@
 """Extraction of descriptors: float32, eager, with images prepared by the baseline, against --precision and --compile.
 
-    python -m benchmarks.bench_extract [--threads N] [--json FILE] [--gpu]
+    python -m benchmarks.bench_extract [--threads N] [--json [FILE]] [--gpu]
 
 dinov2-base with gem at 322 x 322, random weights, on drawn images of 640 x 480; with --gpu dinov2-large as well.
 """
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
-from benchmarks.common import Row, compare, parse_arguments, report
+from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InferenceModel, ModelConfig
 from utils.retrieval.config import ExtractionConfig
@@ -74,6 +74,13 @@ def our_extract(model: InferenceModel, paths: list[Path], config: ExtractionConf
 # ---- Tables
 
 
+def image_gflop(backbone: str) -> float:
+    """10^9 operations of the forward pass per image. The input is not counted."""
+    images = torch.zeros(1, 3, *SIZE)
+    with torch.no_grad():
+        return count_gflop(partial(baseline_forward, make_model(backbone, "cpu"), images))
+
+
 def cpu_row(name: str, baseline: Callable[[], np.ndarray], ours: Callable[[], np.ndarray]) -> Row:
     """Time per image, with a note on how far apart the descriptors are."""
     distance = np.linalg.norm(baseline() - ours(), axis=1).max()
@@ -84,11 +91,12 @@ def cpu_row(name: str, baseline: Callable[[], np.ndarray], ours: Callable[[], np
 def cpu_rows(paths: list[Path]) -> list[Row]:
     """dinov2-base on this CPU; in bf16 only if the CPU has instructions for it."""
     baseline = partial(baseline_extract, make_model("dinov2-base", "cpu"), paths)
+    gflop = image_gflop("dinov2-base")
 
     def row(name: str, precision: str, compiled: bool = False) -> Row:
         config = ExtractionConfig(resize=SIZE, batch_size=BATCH, precision=precision)
         model = prepare(make_model("dinov2-base", "cpu"), config, compiled=compiled)
-        return cpu_row(name, baseline, partial(our_extract, model, paths, config))
+        return cpu_row(name, baseline, partial(our_extract, model, paths, config)).with_share(gflop, precision)
 
     rows = [row("base, fp32", "fp32")]
     if cpu_supports("bf16"):
@@ -117,7 +125,8 @@ def gpu_row(backbone: str, precision: str, *, compiled: bool, paths: list[Path])
     before = torch.cuda.memory_allocated()
     ours()
     memory = (torch.cuda.max_memory_allocated() - before) / 1e6
-    return replace(row.per_item(len(paths), "ms/image"), ours_mb=memory)
+    row = replace(row.per_item(len(paths), "ms/image"), ours_mb=memory)
+    return row.with_share(image_gflop(backbone), precision, "cuda")
 
 
 def gpu_rows(paths: list[Path]) -> list[Row]:

@@ -1,17 +1,17 @@
 """From image files to input tensors: PIL and torchvision, used the standard way, against our input pipeline.
 
-    python -m benchmarks.bench_input [--threads N] [--json FILE] [--gpu]
+    python -m benchmarks.bench_input [--threads N] [--json [FILE]] [--gpu]
 
 The images are 640 x 480 JPEGs of quality 90: street scenes, drawn by datasets.synthetic.
 """
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ RANDAUGMENT_OPS = 3
 BILINEAR = v2.InterpolationMode.BILINEAR
 ROUNDS = 10
 GPU_WORKERS, GPU_BATCH = 8, 32
+T = TypeVar("T")
 
 to_normalized_tensor = v2.Compose(
     [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
@@ -48,11 +49,11 @@ baseline_training_transform = v2.Compose([baseline_augmentation, to_normalized_t
 our_training_transform = training_transform(TRAINING_SIZE, RANDAUGMENT_OPS)
 
 
-def write_images(folder: Path) -> list[Path]:
-    """Draws and writes image files, each of a different place."""
+def write_images(folder: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> list[Path]:
+    """Draws and writes image files of size = (W, H), each of a different place."""
     paths = [folder / f"{place:02d}.jpg" for place in range(IMAGES)]
     for place, path in enumerate(paths):
-        photo = draw_photo(draw_place(PlaceId(0, "Alder", place), (WIDTH, HEIGHT)), 0)
+        photo = draw_photo(draw_place(PlaceId(0, "Alder", place), size), 0)
         Image.fromarray(photo.pixels).save(path, quality=90)
     return paths
 
@@ -110,13 +111,13 @@ class BaselineDataset(Dataset):
 # ---- Tables
 
 
-def for_each(paths: list[Path], function: Callable[[Path], object]) -> Callable[[], None]:
-    """A function without arguments that calls `function` with each path, with the same random numbers every time."""
+def for_each(items: Sequence[T], function: Callable[[T], object]) -> Callable[[], None]:
+    """A function without arguments that calls `function` with each item, with the same random numbers every time."""
 
     def run() -> None:
         torch.manual_seed(0)
-        for path in paths:
-            function(path)
+        for item in items:
+            function(item)
 
     return run
 

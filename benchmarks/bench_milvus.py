@@ -1,13 +1,12 @@
 """The same search by NumPy, by our code on one machine, and by Milvus: time, memory and disk.
 
-    python -m benchmarks.bench_milvus [--images N] [--codes_only] [--json FILE]
+    python -m benchmarks.bench_milvus [--images N] [--codes_only] [--json [FILE]]
 
 Starts a real Milvus server (packages milvus==2.3.5 and pymilvus) in a network namespace of its own. The data are made
 up, as in bench_retrieval.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.bench_retrieval import make_codes
-from benchmarks.common import machine
+from benchmarks.common import add_json_flag, json_file, markdown_table, write_json
+from benchmarks.machine import describe, machine
 from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing, start_server
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
@@ -36,7 +36,6 @@ from utils.retrieval.engines.milvus.collections import Connection
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.search import SearchResult, rerank, search_hamming
-from utils.runtime.atomic_files import atomic_write
 from utils.runtime.script import cli_main
 
 DIM, K, QUERIES, SHARDS = 2048, 100, 100, (1, 4)
@@ -58,6 +57,19 @@ class Row:
     disk_mb: float | None = None
     equal: int = QUERIES
 
+    def cells(self) -> dict[str, str | float | None]:
+        """The row with headings."""
+        return {
+            "engine": self.engine,
+            "images/s in": self.insert,
+            "first stage, ms": self.first_stage,
+            f"in batches of {QUERIES}": self.first_stage_batch,
+            "re-ranking, ms": self.rerank,
+            "memory, MB": self.memory_mb,
+            "disk, MB": self.disk_mb,
+            "results equal to ours": f"{self.equal} of {QUERIES}",
+        }
+
 
 class Engine(NamedTuple):
     """search(database, queries) -> the first stage; rerank(candidates, database, queries) -> the second."""
@@ -70,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--images", type=positive_int, default=100_000, metavar="N", help="size of the database")
     parser.add_argument("--codes_only", action="store_true", help="the index of a hashing-only model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
+    add_json_flag(parser)
     args = parser.parse_args()
     if INSIDE not in os.environ:
         if reason := missing():
@@ -82,7 +94,7 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_all(Path(folder), args.images, codes_only=args.codes_only)
-    report(rows, args.images, args.json)
+    report(rows, args.images, json_file(args.json, "milvus_codes" if args.codes_only else "milvus"))
 
 
 def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
@@ -247,21 +259,12 @@ def size_mb(folder: Path) -> float:
 
 
 def report(rows: list[Row], images: int, path: Path | None) -> None:
-    """Prints a Markdown table, and writes JSON."""
-    descriptors = "codes only" if rows[0].rerank is None else f"descriptors of {DIM} floats"
-    title = f"{images:,} images, {descriptors}, {machine()['cpu']}, {os.cpu_count()} cores"
-    print(
-        f"{title}\n\n| engine | images/s in | first stage, ms | in batches of {QUERIES} | re-ranking, ms | memory, MB |"
-        " disk, MB | results equal to ours |\n|" + " --- |" * 8
-    )
-    for row in rows:
-        values = [row.insert, row.first_stage, row.first_stage_batch, row.rerank, row.memory_mb, row.disk_mb]
-        cells = ["" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values]
-        print(f"| {row.engine} | {' | '.join(cells)} | {row.equal} of {QUERIES} |")
+    """Prints the machine and a Markdown table, and writes JSON."""
+    title = f"{images:,} images, {'codes only' if rows[0].rerank is None else f'descriptors of {DIM} floats'}"
+    this, cells = machine(), [row.cells() for row in rows]
+    print(f"{title}\n{describe(this)}\n\n{markdown_table(cells)}")
     if path is not None:
-        content = {"title": title, "machine": machine(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        with atomic_write(path) as file:
-            json.dump({**content, "rows": [asdict(row) for row in rows]}, file, indent=2)
+        write_json(path, title, this, rows=cells)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Search and re-ranking: faiss's flat search of floats, and a Python loop of norms, against codes and descriptors read
 from disk.
 
-    python -m benchmarks.bench_retrieval [--threads N] [--json FILE] [--large]
+    python -m benchmarks.bench_retrieval [--threads N] [--json [FILE]] [--large]
 
 The data are made up: descriptors of length 1 from a normal distribution; codes that are signs of projections of places.
 """

@@ -1,7 +1,7 @@
 """Training steps: what is saved by the frozen backbone, by not computing the float branch, and by SALAD's matrix
 product.
 
-    python -m benchmarks.bench_train [--threads N] [--json FILE] [--gpu]
+    python -m benchmarks.bench_train [--threads N] [--json [FILE]] [--gpu]
 
 Models at the start of training, random images of 224 x 224. All of our steps are the scripts' own TrainingStep.
 """
@@ -14,10 +14,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline_model import baseline_forward, first_tokens
-from benchmarks.common import Row, compare, compare_with_memory, parse_arguments, report
+from benchmarks.common import Row, compare, compare_with_memory, count_gflop, parse_arguments, report
 from model import GeoLocalizationNet, HashingOutput, InputError, ModelConfig, TwoBranchOutput
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
 from model.vision_transformer import VisionTransformer
@@ -114,6 +113,8 @@ def step_rows() -> list[Row]:
     note = f"batch {BATCH}; baseline: --train_backbone, which keeps a graph of the backbone"
     one = compare_with_memory("stage one", full, stage_one, rounds=ROUNDS, note=note)
     stage_two = make_step("dinov2-base", "stage two", STAGE_TWO_BATCH)
+    stage_one_gflop, stage_two_gflop = count_gflop(stage_one), count_gflop(stage_two)
+    one = one.with_share(stage_one_gflop, "fp32")
     both_branches = make_step("dinov2-base", "stage two", STAGE_TWO_BATCH, network=BothBranchesNet)
     return [
         memory_row(one, "stage one, memory of a step", note="baseline: --train_backbone"),
@@ -125,14 +126,14 @@ def step_rows() -> list[Row]:
             rounds=ROUNDS,
             target=1.1,
             note=f"batch {STAGE_TWO_BATCH}; baseline: a two-branch step",
-        ),
+        ).with_share(stage_two_gflop, "fp32"),
         compare(
             "  without the float branch",
             both_branches,
             stage_two,
             rounds=ROUNDS,
             note="baseline: our step, with the float branch computed too",
-        ),
+        ).with_share(stage_two_gflop, "fp32"),
     ]
 
 
@@ -194,17 +195,19 @@ def salad_rows() -> list[Row]:
     )
     tokens = torch.randn(SALAD_BATCH, 1 + patches, 768, requires_grad=True)
     broadcast_salad, our_salad = BroadcastSALAD(768), SALAD(768)
-    aggregation = compare_with_memory(
+
+    def salad_row(name: str, baseline: Callable[[], None], ours: Callable[[], None]) -> Row:
+        return compare_with_memory(name, baseline, ours, rounds=ROUNDS).with_share(count_gflop(ours), "fp32")
+
+    aggregation = salad_row(
         "SALAD's aggregation, time",
         partial(salad_aggregation, inputs, broadcast_product),
         partial(salad_aggregation, inputs, matrix_product),
-        rounds=ROUNDS,
     )
-    module = compare_with_memory(
+    module = salad_row(
         "  with its perceptrons, time",
         lambda: broadcast_salad(tokens, SALAD_GRID).sum().backward(),
         lambda: our_salad(tokens, SALAD_GRID).sum().backward(),
-        rounds=ROUNDS,
     )
     note = f"forward and backward, batch {SALAD_BATCH}, {patches} patches; baseline: the broadcast product"
     return [
@@ -222,37 +225,36 @@ def gpu_rows() -> list[Row]:
     """All stages, base and large, in bf16 with batches that fill the card. The baseline is full fine-tuning, compared
     per image.
     """
-    rate = matrix_rate()
-    return [row for backbone in ("dinov2-base", "dinov2-large") for row in backbone_rows(backbone, rate)]
+    return [row for backbone in ("dinov2-base", "dinov2-large") for row in backbone_rows(backbone)]
 
 
-def backbone_rows(backbone: str, rate: float) -> list[Row]:
-    """The stages of one backbone. rate: FLOP/s of the card in matrix products."""
-    rows = [stage_row(backbone, stage, rate) for stage in STAGES]
+def backbone_rows(backbone: str) -> list[Row]:
+    """The stages of one backbone."""
+    rows = [stage_row(backbone, stage) for stage in STAGES]
     baseline = rows[STAGES.index(FULL_FINE_TUNING)].ours
     return [replace(row, baseline=baseline, ratio=baseline / row.ours) for row in rows]
 
 
-def stage_row(backbone: str, stage: str, rate: float) -> Row:
+def stage_row(backbone: str, stage: str) -> Row:
     """A row for one stage, so far compared with itself."""
     batch = largest_batch(backbone, stage)
     step = make_step(backbone, stage, batch, device="cuda", precision="bf16")
-    flops = step_flops(step)
+    gflop = count_gflop(step, "cuda")
     torch.cuda.reset_peak_memory_stats()
     seconds = gpu_seconds(step)
     memory = torch.cuda.max_memory_allocated() / 1e6
     del step
     torch.cuda.empty_cache()
-    share = flops / seconds / rate
-    return Row(
+    row = Row(
         name=f"{backbone}, {stage}",
         baseline=1e3 * seconds / batch,
         ours=1e3 * seconds / batch,
         unit="ms/image",
         ratio=1,
         ours_mb=memory,
-        note=f"batch {batch}; {100 * share:.0f} % of the card's {rate / 1e12:.0f} TFLOP/s in matrix products",
+        note=f"batch {batch}",
     )
+    return row.with_share(gflop / batch, "bf16", "cuda")
 
 
 def largest_batch(backbone: str, stage: str) -> int:
@@ -287,12 +289,6 @@ def run_two_steps(backbone: str, stage: str, batch: int) -> None:
     step()
 
 
-def matrix_rate(dtype: torch.dtype = torch.bfloat16, n: int = 8192) -> float:
-    """FLOP per second of large matrix products on the GPU."""
-    a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * n**3 / gpu_seconds(lambda: a @ b)
-
-
 def gpu_seconds(step: Callable[[], object]) -> float:
     """Seconds per step."""
     for _ in range(GPU_WARM_UP):
@@ -303,13 +299,6 @@ def gpu_seconds(step: Callable[[], object]) -> float:
         step()
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / GPU_STEPS
-
-
-def step_flops(step: Callable[[], object]) -> float:
-    """FLOP of the matrix products and convolutions in a step."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def main() -> None:

@@ -1,30 +1,36 @@
 """What all benchmarks share: the command line, measuring a baseline against our code in turn, and the table of results.
 
-Run a benchmark with `python -m benchmarks.bench_NAME [--threads N] [--json FILE]`.
+Run a benchmark with `python -m benchmarks.bench_NAME [--threads N] [--json [FILE]]`.
 """
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import describe, kind, machine, matrix_gflops
 from model.errors import InputError
 from utils.cli import positive_int
 from utils.runtime.atomic_files import atomic_write
-from utils.runtime.run_dir import library_versions
 
-HEADINGS = ("", "baseline", "ours", "ratio", "target", "baseline MB", "ours MB")
+HEADINGS = ("", "baseline", "ours", "ratio", "target", "share of limit", "baseline MB", "ours MB")
+RESULTS = Path(__file__).parent / "results"
+DEFAULT_FILE = Path()  # --json without FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,9 @@ class Row:
     """A row of a table: the figures of the baseline and of our code in `unit`, and how many times better ours is.
 
     target: the ratio to reach, if there is one. baseline_mb, ours_mb: what each adds to the resident memory at its
-    peak, None if this was not measured. note: a remark, printed below the table.
+    peak, None if this was not measured. gflops: the rate of the operations in our code; matrix_gflops: the limit, which
+    is the machine's rate of matrix products in the same precision right after it; None if the operations were not
+    counted. note: a remark, printed below the table.
     """
 
     name: str
@@ -55,11 +63,33 @@ class Row:
     target: float | None = None
     baseline_mb: float | None = None
     ours_mb: float | None = None
+    gflops: float | None = None
+    matrix_gflops: float | None = None
     note: str = ""
 
     def per_item(self, count: int, unit: str) -> "Row":
         """The same row with both figures divided by `count`, the number of items that each call processes."""
         return replace(self, baseline=self.baseline / count, ours=self.ours / count, unit=unit)
+
+    def with_share(self, gflop: float, precision: str, device: str = "cpu") -> "Row":
+        """The same row with its share of the limit, which is measured now. gflop: of our code, per `unit`, in ms."""
+        return replace(self, gflops=1e3 * gflop / self.ours, matrix_gflops=matrix_gflops(precision, device))
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, one cell for each of HEADINGS."""
+        target = share = ""
+        if self.target is not None:
+            target = f">= {self.target:g}" + (", below target" if self.ratio < self.target else "")
+        if self.gflops is not None and self.matrix_gflops is not None:
+            share = f"{100 * self.gflops / self.matrix_gflops:.0f} % of {self.matrix_gflops:,.0f} GFLOP/s"
+        figures = (f"{number(figure)} {self.unit}" for figure in (self.baseline, self.ours))
+        memory = ("" if mb is None else f"{mb:,.1f}" for mb in (self.baseline_mb, self.ours_mb))
+        return self.name, *figures, f"{self.ratio:.2f}", target, share, *memory
+
+
+def number(value: float) -> str:
+    """Four digits, or all digits before the decimal point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 # ---- Command line
@@ -75,7 +105,7 @@ def parse_arguments(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     threads = threads or os.cpu_count() or 1
     parser.add_argument("--threads", type=positive_int, default=threads, help="number of CPU threads")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
+    add_json_flag(parser)
     for flag, text in (("--gpu", gpu_help), ("--large", large_help)):
         if text is not None:
             parser.add_argument(flag, action="store_true", help=text)
@@ -84,7 +114,25 @@ def parse_arguments(
     torch.set_num_threads(args.threads)
     if args.gpu and not torch.cuda.is_available():
         raise InputError(f"--gpu needs a CUDA device, but PyTorch {torch.__version__} finds none.")
-    return args
+    name = Path(sys.argv[0]).stem.removeprefix("bench_") + ("_large" if args.large else "")
+    return replace(args, json=json_file(args.json, name))
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --json [FILE]. Pass its value through json_file."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=DEFAULT_FILE,
+        type=Path,
+        metavar="FILE",
+        help="also write the table to this file; without FILE, to benchmarks/results/<kind of machine>/",
+    )
+
+
+def json_file(given: Path | None, name: str) -> Path | None:
+    """The file to write: None without --json, the default one with --json alone."""
+    return RESULTS / kind(machine(measured=False)) / f"{name}.json" if given == DEFAULT_FILE else given
 
 
 # ---- Measuring
@@ -145,6 +193,15 @@ def compare_with_memory(
     return replace(row, baseline_mb=peak_memory_mb(baseline), ours_mb=peak_memory_mb(ours))
 
 
+def count_gflop(function: Callable[[], object], device: str = "cpu") -> float:
+    """10^9 floating-point operations in the matrix products and convolutions of a call, attention's included."""
+    # FlopCounterMode does not know the CPU's fused attention. Unfused, it consists of matrix products.
+    attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
+    with attention, FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
 def peak_memory_mb(function: Callable[[], object], warm: bool = True) -> float:
     """Resident memory in MB (10^6 bytes) that a call of the function adds at its peak. Linux with glibc only.
 
@@ -187,17 +244,18 @@ def _status_mb(name: str) -> float:
 
 
 def report(title: str, rows: Sequence[Row], path: Path | None) -> None:
-    """Prints the table, and also writes it to `path` if there is one."""
-    print_table(title, rows)
+    """Prints the machine and the table, and also writes them to `path` if there is one."""
+    this = machine()
+    print(f"{title} ({torch.get_num_threads()} thread(s))\n{describe(this)}")
+    print_table(rows)
     if path is not None:
-        write_json(path, title, rows)
+        write_json(path, title, this, rows=[asdict(row) for row in rows])
 
 
-def print_table(title: str, rows: Sequence[Row]) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     """Prints the rows as a table, with their notes below it."""
-    lines = [HEADINGS, *map(_cells, rows)]
+    lines = [HEADINGS, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"{title} ({torch.get_num_threads()} thread(s), {cpu_name()})")
     for name, *figures in lines:
         aligned = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
         print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
@@ -206,42 +264,31 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
             print(f"{row.name}: {row.note}")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    target = ""
-    if row.target is not None:
-        target = f">= {row.target:g}" + (", below target" if row.ratio < row.target else "")
-    figures = (f"{figure:.4g} {row.unit}" for figure in (row.baseline, row.ours))
-    memory = ("" if mb is None else f"{mb:.1f}" for mb in (row.baseline_mb, row.ours_mb))
-    return row.name, *figures, f"{row.ratio:.2f}", target, *memory
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of rows {heading: value}, without columns that are empty in all rows."""
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    columns = {heading: [cell(row.get(heading)) for row in rows] for heading in headings}
+    columns = {heading: cells for heading, cells in columns.items() if any(cells)}
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_json(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Writes title, machine, library versions, date and rows. Raises InputError if the file cannot be written."""
-    content = {
-        "title": title,
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "rows": [asdict(row) for row in rows],
-    }
+def cell(value: object) -> str:
+    """A value as text: "" for None, `number` for a number, commas between the values of a list."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(cell, value))
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def write_json(path: Path, title: str, this: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes title, machine (see benchmarks.machine), date and rows. benchmarks.readme reads such files.
+
+    rows: Row as a dictionary; or, for other tables, {heading: value}. Raises InputError if the file cannot be written.
+    """
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        json.dump(content, file, indent=2)
-
-
-def machine() -> dict[str, object]:
-    """What a benchmark ran on: CPU, cores, PyTorch's threads, GPU (if any), and library versions."""
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.system(),
-        "versions": library_versions(),
-    }
-
-
-def cpu_name() -> str:
-    """The CPU's model name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+        json.dump({"title": title, "machine": this, "date": date, "rows": rows}, file, indent=2)
+        file.write("\n")

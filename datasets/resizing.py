@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-MAX_BLOCK_PIXELS = 2**24  # of an image that become float32 numbers at a time, 12 bytes per pixel
+MAX_BLOCK_PIXELS = 2**24  # of an image that are copied at a time
+MAX_BAND_VALUES = 2**19  # that become float32 numbers at a time: 2 MB, about a core's cache
 
 
 def resize_image_reference(image: Image.Image, size: tuple[int, int], antialias: bool = True) -> Tensor:
@@ -24,20 +26,51 @@ def resize_image(image: Image.Image, size: tuple[int, int], antialias: bool = Tr
     Each axis is resized by a product with a sparse matrix. Rows come first, since the pixels then need no reordering.
     The result equals `resize_image_reference` up to rounding.
     """
-    (width, height), (new_height, new_width) = image.size, size
-    rows = _resize_rows(image, resizing_matrix(height, new_height, antialias))
+    width, (new_height, new_width) = image.width, size
+    rows = _resize_rows(image, new_height, antialias)
     columns = resizing_matrix(width, new_width, antialias) @ rows.t().reshape(width, 3 * new_height)
     return columns.view(new_width, 3, new_height).permute(1, 2, 0).contiguous().div_(255)
 
 
-def _resize_rows(image: Image.Image, matrix: Tensor) -> Tensor:
+def _resize_rows(image: Image.Image, new_height: int, antialias: bool) -> Tensor:
     """[H, W] pixels -> [new_height, 3 W] float32. A huge image is split into blocks of columns, to save memory."""
     width, height = image.size
     block = max(MAX_BLOCK_PIXELS // height, 1)
     if width > block:
         parts = (image.crop((left, 0, min(left + block, width), height)) for left in range(0, width, block))
-        return torch.cat([_resize_rows(part, matrix) for part in parts], dim=1)
-    return matrix @ torch.from_numpy(np.array(image)).view(height, 3 * width).float()
+        return torch.cat([_resize_rows(part, new_height, antialias) for part in parts], dim=1)
+    pixels = np.asarray(image).reshape(height, 3 * width)
+    bands = row_bands(height, new_height, antialias, max_rows=MAX_BAND_VALUES // (3 * width))
+    return torch.cat([matrix @ torch.from_numpy(pixels[rows].astype(np.float32)) for rows, matrix in bands])
+
+
+class Band(NamedTuple):
+    """Neighbouring rows of an image, and the part of the resizing matrix that makes rows of the result of them."""
+
+    rows: slice
+    matrix: Tensor
+
+
+@lru_cache(maxsize=256)
+def row_bands(old: int, new: int, antialias: bool, *, max_rows: int) -> list[Band]:
+    """The resizing matrix in bands that read at most max_rows old rows, or as many as one new row needs.
+
+    The parts together give the product with the complete matrix, bit for bit.
+    """
+    matrix = resizing_matrix(old, new, antialias)
+    new_rows, old_rows = matrix.indices().numpy()
+    starts = np.searchsorted(new_rows, np.arange(new + 1))  # of the new rows, among the weights
+    first, end = old_rows[starts[:-1]], old_rows[starts[1:] - 1] + 1
+    bands = []
+    top = 0
+    while top < new:
+        bottom = max(int(np.searchsorted(end, first[top] + max_rows, side="right")), top + 1)
+        rows = slice(int(first[top]), int(end[bottom - 1]))
+        with torch.inference_mode(False):
+            part = matrix.narrow_copy(0, top, bottom - top).narrow_copy(1, rows.start, rows.stop - rows.start)
+            bands.append(Band(rows, part.coalesce()))
+        top = bottom
+    return bands
 
 
 @lru_cache(maxsize=256)

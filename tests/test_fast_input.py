@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from datasets import resizing, transforms
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.images import load_image
-from datasets.resizing import resize_image, resize_image_reference, resizing_matrix
+from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
 from model import InputError
 from utils.cli import parse_training
@@ -133,6 +133,19 @@ def test_a_huge_image_is_resized_in_blocks_to_the_same_pixels(monkeypatch, antia
     assert sizes == [50, 50, 50, 50, 17]
     monkeypatch.setattr(resizing, "MAX_BLOCK_PIXELS", 10)  # less than a column
     assert torch.equal(resize_image(image, (42, 56), antialias), whole)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(("old", "new"), [(301, 42), (42, 301), (40, 40), (900, 1), (1, 14)])
+@pytest.mark.parametrize("max_rows", [0, 7, 50, 1000])
+def test_bands_of_rows_give_the_product_with_the_complete_matrix(old, new, antialias, max_rows):
+    pixels = torch.rand(old, 9, generator=torch.Generator().manual_seed(0))
+    bands = row_bands(old, new, antialias, max_rows=max_rows)
+    product = torch.cat([matrix @ pixels[rows] for rows, matrix in bands])
+    assert torch.equal(product, resizing_matrix(old, new, antialias) @ pixels)
+    many = [matrix for rows, matrix in bands if rows.stop - rows.start > max_rows]
+    assert all(len(matrix) == 1 for matrix in many), "only a single new row may need more old ones"
+    assert len(bands) == 1 or max_rows < old
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
