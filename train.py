@@ -60,7 +60,7 @@ def main() -> None:
         for images, labels, rank_sizes in trainer.batches():
             losses = training_step(images, labels, rank_sizes)  # forward, loss over all ranks, backward, update
             trainer.record(losses)
-        with trainer.interruptible():  # everything is saved by now
+        with trainer.interruptible(), training_step.averaged_weights():  # everything is saved by now
             results = validate(model)
         trainer.finish_epoch(results)  # metrics, the best model, a checkpoint
 

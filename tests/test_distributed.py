@@ -120,6 +120,8 @@ def test_train(tmp_path):
         "--train_batch_size=4",
         "--images_per_place=2",
         "--epochs_num=2",
+        "--schedule=cosine",
+        "--ema=0.9",
         "--num_workers=0",
         "--device=cpu",
         cwd=tmp_path,

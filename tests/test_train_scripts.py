@@ -393,7 +393,9 @@ def test_curves_for_tensorboard_go_on_where_a_run_is_resumed(city, checkpoints, 
 
 
 def complete_run(script, city, foundation, checkpoints, workers=0):
-    """The flags of the runs that are stopped. SALAD draws its dropout, --pair_fraction its pairs."""
+    """The flags of the runs that are stopped. SALAD draws its dropout, --pair_fraction its pairs; one run averages its
+    weights.
+    """
     more = {
         "train.py": [
             "--aggregation=salad",
@@ -404,6 +406,9 @@ def complete_run(script, city, foundation, checkpoints, workers=0):
             126,
             126,
             f"--foundation_model_path={foundation}",
+            "--schedule=cosine",
+            "--warmup_steps=3",
+            "--ema=0.9",
         ],
         "train_rerank.py": [f"--resume={checkpoints['float']}", "--pair_fraction=0.5"],
     }
@@ -530,6 +535,8 @@ def contents(folder):
         (["--train_batch_size=5"], "--train_batch_size 5 (was 4)"),
         (["--seed=1", "--optim=sgd"], "--optim sgd (was adam), --seed 1 (was 0)"),
         (["--cities", "Alder"], "--cities ['Alder'] (was ['Alder', 'Birch'])"),
+        (["--schedule=cosine"], "--schedule cosine (was step)"),
+        (["--ema=0.9"], "--ema 0.9 (was None)"),
     ],
 )
 def test_resuming_with_other_arguments_is_refused(finished, city, checkpoints, foundation, tmp_path, flags, words):
@@ -545,6 +552,51 @@ def test_resuming_with_other_arguments_is_refused(finished, city, checkpoints, f
     ]
     expect_refusal(run_script("train_rerank.py", *command, cwd=cwd), cwd, words)
     assert contents(folder) == before
+
+
+def test_more_epochs_change_the_cosine_schedule_and_are_refused(uninterrupted, city, checkpoints, foundation, tmp_path):
+    last = uninterrupted["train.py"] / "last_model.pth"
+    command = [*complete_run("train.py", city, foundation, checkpoints), f"--resume={last}", "--epochs_num=3"]
+    expect_refusal(run_script("train.py", *command, cwd=tmp_path), tmp_path, "--epochs_num 3 (was 2)")
+
+
+def test_a_checkpoint_from_before_the_flags_of_the_schedule_is_resumed(
+    finished, city, checkpoints, foundation, tmp_path
+):
+    folder, edit = finished
+
+    def make_older(checkpoint):
+        for flag in ("schedule", "warmup_steps", "ema"):
+            del checkpoint["train_state"]["arguments"][flag]
+
+    edit(make_older)
+    command = [
+        *complete_run("train_rerank.py", city, foundation, checkpoints),
+        f"--resume={folder / 'last_model.pth'}",
+    ]
+    result = run_script("train_rerank.py", *command, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+
+
+def test_the_averaged_weights_are_validated_saved_and_tested(city, tmp_path):
+    flags = flags_for(city, "--train_backbone", "--epochs_num=1", "--lr=0.02", "--ema=0.9", "--recall_values", 1, 5, 10)
+    lines, folder = run_well("train.py", flags, tmp_path / "train")
+    last, best = load(folder / "last_model.pth"), best_model(folder)
+    average = last["average_state_dict"]
+    assert average["updates"] == BATCHES
+    assert same(best, {**last["model_state_dict"], **average["entries"]})
+    assert not same(best, last["model_state_dict"])
+
+    def evaluated(split):
+        more = ["--resize", 56, 56, "--num_workers=0", "--device=cpu", f"--split={split}", "--recall_values", 1, 5, 10]
+        start = [f"--datasets_folder={city}", "--dataset_name=synthetic", f"--resume={folder / 'best_model.pth'}"]
+        return run_well("eval.py", [*start, *more], tmp_path / split)
+
+    assert evaluated("test")[0][-1] == lines[-1]
+    _, validated = evaluated("val")
+    recalls = json.loads((validated / "results.json").read_text())["recalls"]
+    (row,) = metrics_of(folder)
+    assert recalls_of(row) == pytest.approx(list(recalls.values()))
 
 
 def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, city, checkpoints, foundation, tmp_path):
@@ -684,6 +736,10 @@ def refuse(city, tmp_path):
         (["--datasets_folder=/nowhere"], ["/nowhere"]),
         (["--image_size", 56, 100], ["--image_size", "56 x 100", "14"]),
         (["--lr=0"], ["--lr", "'0'"]),
+        (["--schedule=linear"], ["--schedule", "linear", "cosine"]),
+        (["--warmup_steps=-1"], ["--warmup_steps", "'-1'"]),
+        (["--ema=1"], ["--ema", "'1'", "below 1"]),
+        (["--ema=0"], ["--ema", "'0'", "above 0"]),
         (["--optim=lion"], ["--optim", "lion", "adamw"]),
         (["--pair_fraction=0.5"], ["--pair_fraction"]),
         (["--seed=-1"], ["--seed", "'-1'"]),

@@ -5,7 +5,7 @@ import torch
 from helpers import build, filled, image_batch
 
 from utils.cli import parse_training
-from utils.training.config import TrainingConfig
+from utils.training.config import SCHEDULES, TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import OPTIMIZERS, TrainingStep, learning_rate, set_training_mode
 
@@ -31,12 +31,12 @@ class Stage:
     ready for a step.
     """
 
-    def __init__(self, name, optim="sgd", lr=0.01):
+    def __init__(self, name, optim="sgd", lr=0.01, ema=None):
         (aggregation, hashing, rerank), self.train_backbone = STAGES[name]
         self.model = filled(build("vit-tiny", aggregation, hashing=hashing, rerank=rerank))
         self.float_branch = not hashing
         criterion, branch = (hashing_losses, "binary") if hashing else (float_losses, "float")
-        config = TrainingConfig(optim=optim, lr=lr, train_backbone=self.train_backbone)
+        config = TrainingConfig(optim=optim, lr=lr, ema=ema, train_backbone=self.train_backbone)
         self.training_step = TrainingStep(self.model, config, criterion=criterion, branch=branch)
         self.trainable, self.optimizer = self.training_step.parameters, self.training_step.optimizer
         set_training_mode(self.model)
@@ -164,14 +164,82 @@ def test_count_of_trainable_parameters(name):
 
 
 def test_learning_rate_is_halved_every_3_epochs():
-    batches = 7
+    config, batches = TrainingConfig(lr=4e-4), 7
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=4e-4)
     reference = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3 * batches, gamma=0.5)
     for step in range(10 * batches):
-        assert learning_rate(step, 4e-4, batches) == pytest.approx(reference.get_last_lr()[0], rel=1e-12), step
+        assert learning_rate(step, config, batches) == pytest.approx(reference.get_last_lr()[0], rel=1e-12), step
         optimizer.step()
         reference.step()
-    assert [learning_rate(step, 1.0, batches) for step in (0, 20, 21, 41, 42, 63)] == [1, 1, 0.5, 0.5, 0.25, 0.125]
+    config = TrainingConfig(lr=1.0)
+    assert [learning_rate(step, config, batches) for step in (0, 20, 21, 41, 42, 63)] == [1, 1, 0.5, 0.5, 0.25, 0.125]
+
+
+def test_cosine_schedule_falls_from_lr_to_0_over_all_epochs():
+    config, batches = TrainingConfig(lr=0.002, schedule="cosine", epochs_num=4), 5
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.002)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for step in range(20):
+        assert learning_rate(step, config, batches) == pytest.approx(reference.get_last_lr()[0], rel=1e-9), step
+        optimizer.step()
+        reference.step()
+    assert learning_rate(10, config, batches) == pytest.approx(0.001)
+    assert learning_rate(20, config, batches) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_raises_the_rate_linearly_to_the_schedule(schedule):
+    config = TrainingConfig(lr=0.1, schedule=schedule, warmup_steps=4)
+    without = TrainingConfig(lr=0.1, schedule=schedule)
+    factors = [learning_rate(step, config, 2) / learning_rate(step, without, 2) for step in range(7)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+# ---- The average of the weights
+
+
+@pytest.mark.parametrize("name", ["train.py", "train_rerank.py"])
+def test_the_average_is_that_of_a_naive_loop(name):
+    stage = Stage(name, "adam", lr=1e-3, ema=0.3)  # from update 3 on, (1 + t) / (10 + t) exceeds this decay
+    start = stage.state()
+    states = []
+    for _ in range(5):
+        stage.step()
+        states.append(stage.state())
+    expected = {}
+    for entry, value in start.items():
+        average = value.double()
+        for update, state in enumerate(states, start=1):
+            decay = min(0.3, (1 + update) / (10 + update))
+            average = decay * average + (1 - decay) * state[entry].double()
+        expected[entry] = states[-1][entry] if entry.endswith("num_batches_tracked") else average
+    with stage.training_step.averaged_weights():
+        averaged = stage.state()
+    moved = 0
+    for entry, value in expected.items():
+        torch.testing.assert_close(averaged[entry].double(), value.double(), rtol=1e-5, atol=1e-7, msg=entry)
+        moved += not torch.equal(averaged[entry], states[-1][entry])
+    assert moved > 100
+    assert all(torch.equal(value, states[-1][entry]) for entry, value in stage.state().items())  # its own again
+
+
+def test_the_average_holds_what_changes_in_training_and_nothing_else():
+    stage = Stage("train_rerank.py", ema=0.9)
+    before = stage.state()
+    stage.step()
+    changed = {entry for entry, value in stage.state().items() if not torch.equal(value, before[entry])}
+    trained = {entry for entry in before if entry.startswith(BINARY)}
+    assert stage.training_step.average.entries.keys() == trained and changed <= trained
+
+
+def test_training_is_the_same_with_an_average_as_without():
+    with_average, without = Stage("train.py", ema=0.9), Stage("train.py")
+    for _ in range(2):
+        with_average.step()
+        without.step()
+        with with_average.training_step.averaged_weights():
+            pass
+    assert all(torch.equal(value, without.state()[entry]) for entry, value in with_average.state().items())
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)

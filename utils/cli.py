@@ -34,7 +34,7 @@ from utils.retrieval.config import (
 )
 from utils.retrieval.extraction import cpu_supports
 from utils.retrieval.test_methods import DEFAULT_MAJORITY_WEIGHT, MERGING_METHODS
-from utils.training.config import DEFAULT_WEIGHT_DECAY, TrainingConfig
+from utils.training.config import DEFAULT_WEIGHT_DECAY, SCHEDULES, TrainingConfig
 
 T = TypeVar("T")
 MAX_INT = 2**31 - 1
@@ -81,6 +81,7 @@ positive_int = _number(int, 1, f"a whole number from 1 to {MAX_INT}", most=MAX_I
 non_negative_int = _number(int, 0, f"a whole number from 0 to {MAX_INT}", most=MAX_INT)
 positive_float = _number(float, sys.float_info.min, "a number above 0", most=sys.float_info.max)
 non_negative_float = _number(float, 0, "a number of 0 or more", most=sys.float_info.max)
+decay = _number(float, sys.float_info.min, "a number above 0 and below 1", most=1 - sys.float_info.epsilon)
 fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", most=1.0)
 max_shards = _number(int, 1, "a whole number from 1 to 16", most=16)
 
@@ -381,7 +382,7 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
             training=_build(TrainingConfig, args, batch_size=args.train_batch_size),
             extraction=extraction,
             flags=flags,
-            must_match={name: value for name, value in flags.items() if name not in CHANGEABLE},
+            must_match=_must_match(flags),
         )
         _check_image_sizes(settings)
         return settings
@@ -653,7 +654,13 @@ def _add_training(add: Callable) -> None:
     add("--randaugment_ops", "RandAugment operations per image", type=non_negative_int, default=3, metavar="N")
     add("--exact_decoding", "decode JPEGs at full, not at reduced size; slower", action="store_true")
     add("--optim", "optimizer", choices=tuple(DEFAULT_WEIGHT_DECAY), default="adam")
-    add("--lr", "initial learning rate, halved every 3 epochs", type=positive_float, default=4e-4)
+    add("--lr", "initial learning rate", type=positive_float, default=4e-4)
+    text = "of the learning rate. step: halved every 3 epochs; cosine: falls to 0 over --epochs_num"
+    add("--schedule", text, choices=SCHEDULES, default="step")
+    text = "steps over which the learning rate rises to --lr at the start"
+    add("--warmup_steps", text, type=non_negative_int, default=0, metavar="N")
+    text = "validate, save and test an exponential moving average of the weights with this decay, such as 0.99"
+    add("--ema", text, type=decay, metavar="DECAY")
     add("--weight_decay", "weight decay (default: 0.01 for adamw, 0 for adam and sgd)", type=non_negative_float)
     add("--save_dir", "a new run goes to logs/NAME/<time>/", default="train", metavar="NAME")
     text = "also write the curves for TensorBoard, to the run's folder; needs requirements-tensorboard.txt"
@@ -945,6 +952,12 @@ def _extraction(args: argparse.Namespace, precision: str) -> ExtractionConfig:
         temporary_folder=Path("logs"),
         test_method="hard_resize",  # of the database; --test_method is that of the queries
     )
+
+
+def _must_match(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of a training that change the model or the schedule. The cosine schedule depends on epochs_num."""
+    changeable = [name for name in CHANGEABLE if not (name == "epochs_num" and flags["schedule"] == "cosine")]
+    return {name: value for name, value in flags.items() if name not in changeable}
 
 
 def _plain_values(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from utils.runtime.run_dir import RunDir
 from utils.training.step import TrainingStep
 
 BEST_MODEL, LAST_MODEL = "best_model.pth", "last_model.pth"
+OLDER_ARGUMENTS = {"schedule": "step", "warmup_steps": 0}  # of checkpoints that were made before these flags
 
 
 @dataclass
@@ -52,6 +53,8 @@ def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
         "scaler_state_dict": step.scaler.state_dict(),
         "train_state": asdict(state),
     }
+    if step.average:
+        states["average_state_dict"] = step.average.state_dict()
     save_tensors(path, model_content(step.model) | states)
 
 
@@ -148,10 +151,12 @@ def two_branch_model(choice: ModelChoice, path: Path) -> GeoLocalizationNet:
 
 
 def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:
-    """Restores model, optimizer and position. Raises InputError if arguments or the number of processes differ."""
+    """Restores weights, their average, optimizer and position. Raises InputError if arguments or the number of
+    processes differ.
+    """
     source, content = checkpoint.path, checkpoint.content
     state = TrainState(**{"world_size": None, **content["train_state"]})
-    saved = state.arguments
+    saved = OLDER_ARGUMENTS | state.arguments
     different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
     changed = [f"--{name} {arguments.get(name)} (was {saved.get(name)})" for name in different]
     if changed:
@@ -167,6 +172,8 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     load_state(step.model, content["model_state_dict"], source)
     step.optimizer.load_state_dict(content["optimizer_state_dict"])
     step.scaler.load_state_dict(content["scaler_state_dict"])
+    if step.average:
+        step.average.load_state_dict(content["average_state_dict"])
     return state
 
 

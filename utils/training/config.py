@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from model.errors import InputError
 
 DEFAULT_WEIGHT_DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0}
+SCHEDULES = ("step", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +13,11 @@ class TrainingConfig:
     """How a model is trained.
 
     batch_size: places per batch, over all ranks; epochs_num; patience: epochs without a better model before training
-    ends; optim: adam, adamw or sgd; lr: learning rate at the start, halved every 3 epochs; weight_decay; precision:
-    of the forward pass; train_backbone: train the backbone too; compile: compile the model; tensorboard: also write
-    the curves for TensorBoard; device; seed. Raises InputError for other values.
+    ends; optim: adam, adamw or sgd; lr: learning rate at the start, before `schedule` lowers it: "step" halves it
+    every 3 epochs, "cosine" lets it fall to 0 over epochs_num epochs; warmup_steps, over which it rises to that first;
+    weight_decay; ema: decay of the average of the weights that is validated, saved and tested in place of the latest
+    weights, None for none; precision: of the forward pass; train_backbone: train the backbone too; compile: compile
+    the model; tensorboard: also write the curves for TensorBoard; device; seed. Raises InputError for other values.
     """
 
     batch_size: int = 120
@@ -22,7 +25,10 @@ class TrainingConfig:
     patience: int = 12
     optim: str = "adam"
     lr: float = 4e-4
+    schedule: str = "step"
+    warmup_steps: int = 0
     weight_decay: float = 0.0
+    ema: float | None = None
     precision: str = "fp32"
     train_backbone: bool = False
     compile: bool = False
@@ -33,3 +39,5 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.optim not in DEFAULT_WEIGHT_DECAY:
             raise InputError(f"Unknown optimizer {self.optim!r}. Choose from: {', '.join(DEFAULT_WEIGHT_DECAY)}.")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"Unknown schedule {self.schedule!r}. Choose from: {', '.join(SCHEDULES)}.")

@@ -1,6 +1,8 @@
 """One training step: forward, loss of the whole batch, backward, update."""
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,6 +14,7 @@ from model.inference import prepare_trunk
 from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
 from utils.runtime import distributed
+from utils.training.average import WeightAverage
 from utils.training.config import TrainingConfig
 from utils.training.losses import Losses
 
@@ -30,7 +33,8 @@ class TrainingStep:
     branch: "float" or "binary", the branch that is trained; the binary branch of a two-branch model is trained
     without computing the float one. criterion: the loss, called with the output for the whole batch and its labels.
     Everything else is frozen and stays in eval mode, the backbone too unless config.train_backbone. The model moves
-    to config.device. Attributes: model, branch, optimizer, scaler, parameters (the trainable ones).
+    to config.device. Attributes: model, branch, optimizer, scaler, parameters (the trainable ones), average (of the
+    weights; None without config.ema).
     """
 
     def __init__(self, model: GeoLocalizationNet, config: TrainingConfig, *, criterion: Criterion, branch: str) -> None:
@@ -47,6 +51,7 @@ class TrainingStep:
         optimizer = OPTIMIZERS[config.optim]
         self.optimizer = optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.scaler = make_scaler(config.device, config.precision)
+        self.average = None if config.ema is None else WeightAverage(model, config.ema)
 
     @cached_property
     def trunk(self) -> VisionTransformer | None:
@@ -68,7 +73,13 @@ class TrainingStep:
         distributed.sum_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average:
+            self.average.update()
         return Losses(*(value.detach() for value in losses))
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """A block in which the model has the averaged weights, if there is an average."""
+        return self.average.applied() if self.average else nullcontext()
 
 
 def set_trainable(model: GeoLocalizationNet, branch: str, train_backbone: bool) -> list[nn.Parameter]:
@@ -89,9 +100,13 @@ def set_training_mode(module: nn.Module) -> None:
             child.train(module.training)
 
 
-def learning_rate(step: int, base: float, batches_per_epoch: int) -> float:
-    """The learning rate at a step: halved every 3 epochs."""
-    return base * 0.5 ** (step // (EPOCHS_PER_HALVING * batches_per_epoch))
+def learning_rate(step: int, config: TrainingConfig, batches_per_epoch: int) -> float:
+    """The learning rate at a step, counted from 0: linear warm-up, times config.schedule."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.schedule == "cosine":
+        total = config.epochs_num * batches_per_epoch
+        return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / total))
+    return config.lr * warmup * 0.5 ** (step // (EPOCHS_PER_HALVING * batches_per_epoch))
 
 
 def make_scaler(device: str, precision: str) -> torch.amp.GradScaler:

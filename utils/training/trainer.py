@@ -93,9 +93,10 @@ class Trainer:
             self._flush()
         self._save()
         self.training_step.model.eval()
-        distributed.broadcast_tensors(
-            self.training_step.model.buffers()
-        )  # on CPUs each rank has its own BatchNorm statistics
+        # On CPUs each rank has its own BatchNorm statistics.
+        distributed.broadcast_tensors(self.training_step.model.buffers())
+        if self.training_step.average:
+            distributed.broadcast_tensors(self.training_step.average.entries.values())
 
     def record(self, losses: Losses) -> None:
         """Logs the losses of a step, one step late: while the host waits for them, a GPU computes the next step."""
@@ -160,7 +161,7 @@ class Trainer:
         if self.generator is not None:
             self.generator.manual_seed(mix_seeds(config.seed, step))
         for group in self.training_step.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.lr, self.loader.num_batches)
+            group["lr"] = learning_rate(step, config, self.loader.num_batches)
 
     def _flush(self) -> None:
         """Adds the last step's losses to the sums. Raises InputError after three non-finite ones in a row."""
@@ -203,7 +204,8 @@ class Trainer:
 
     def _save_best_model(self) -> None:
         if distributed.is_main():
-            save_tensors(self.run.folder / BEST_MODEL, model_content(self.training_step.model))
+            with self.training_step.averaged_weights():
+                save_tensors(self.run.folder / BEST_MODEL, model_content(self.training_step.model))
 
     def _log_summary(self) -> None:
         model, places, config = self.training_step.model, self.loader.places, self.config
