@@ -77,7 +77,7 @@ def test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was
     filled_model = filled(build("vit-tiny", **MODES[mode]))
     losses = []
     for model in (filled_model, build("vit-tiny", **MODES[mode])):
-        step = TrainingStep(model, TrainingConfig(), criterion=criterion, branch=branch)
+        step = TrainingStep(model, TrainingConfig(precision="bf16"), criterion=criterion, branch=branch)
         model.load_state_dict(copy.deepcopy(filled_model.state_dict()))
         set_training_mode(model)
         losses.append(step(images, labels))
@@ -85,13 +85,12 @@ def test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 3e-5), ("bf16", 2e-2)])
-def test_the_trunk_gives_the_losses_of_the_model_alone(images, precision, rtol):
+def test_the_trunk_gives_the_losses_of_the_model_alone(images):
     labels, images = torch.tensor([0, 0, 1, 1]), images.repeat(2, 1, 1, 1)[:4]
     losses = []
     for with_trunk in (True, False):
         model = filled(build("vit-tiny"))
-        config = TrainingConfig(optim="sgd", lr=1.0, precision=precision)
+        config = TrainingConfig(optim="sgd", lr=1.0, precision="bf16")
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
         assert not any(value.requires_grad for value in step.trunk.parameters())
         assert not any(isinstance(part, LayerScale) for part in step.trunk.modules())
@@ -100,7 +99,7 @@ def test_the_trunk_gives_the_losses_of_the_model_alone(images, precision, rtol):
         set_training_mode(model)
         losses.append([float(step(images, labels).total) for _ in range(5)])
     assert losses[0][-1] < losses[0][0] - 0.003
-    assert losses[0] == pytest.approx(losses[1], rel=rtol)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
 def test_a_model_that_trains_is_prepared_between_steps(images):

@@ -55,8 +55,13 @@ class TrainingStep:
 
     @cached_property
     def trunk(self) -> VisionTransformer | None:
-        """What computes the frozen backbone. Made by the first step, because a checkpoint may be loaded before."""
-        return None if self.train_backbone else prepare_trunk(self.model.backbone, PRECISIONS[self.precision])
+        """What computes the frozen backbone in half precision, with weights that are not converted in each step.
+
+        Made by the first step, because a checkpoint may be loaded before.
+        """
+        if self.train_backbone or self.precision == "fp32":
+            return None
+        return prepare_trunk(self.model.backbone, PRECISIONS[self.precision])
 
     def __call__(self, images: Tensor, labels: Tensor, rank_sizes: list[int] | None = None) -> Losses:
         """The losses of the whole batch, float32. rank_sizes: B of each rank, if there are several."""
