@@ -1,6 +1,7 @@
 """The results as one figure. Importing this module loads matplotlib."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,20 @@ from utils.runtime.atomic_files import atomic_write  # noqa: E402
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#59636E", "#009E73"
 COLOURS = (GREY, ORANGE, GREEN, BLUE)
 MARKERS = "osD^"
+LABEL_WIDTH = 22  # characters
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """A PNG with a panel for each claim: the mean R@1, and each seed's as a dot."""
     claims = results["claims"]
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(17, 8), layout="constrained")
     draw_rows(axes[0, 0], "Adapting the trunk", claims["adaptation"])
     draw_rows(axes[0, 1], "Adapters of the same size", claims["adapters"])
     draw_hashing(axes[0, 2], claims["hashing"])
     draw_two_stage(axes[1, 0], claims["two_stage"])
     draw_times(axes[1, 1], claims["two_stage"])
     domains = [{"variant": row["variant"], "R@1": mean_over_domains(row)} for row in claims["domains"]]
-    draw_rows(axes[1, 2], "Domains trained on, mean R@1 of all", domains)
+    draw_rows(axes[1, 2], "Trained on, tested on all", domains)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
@@ -42,8 +44,8 @@ def draw_rows(axis: Axes, title: str, rows: Sequence[dict]) -> None:
     for i, row in enumerate(rows):
         axis.barh(i, statistics.mean(row["R@1"]), color=BLUE if row["variant"] == "multiconv" else GREY, alpha=0.5)
         axis.plot(row["R@1"], [i] * len(row["R@1"]), "o", color="black", markersize=4)
-    axis.set_yticks(range(len(rows)), [name.replace(", ", ",\n").replace(": ", ":\n") for name in names])
-    axis.set(title=title, xlabel="R@1 (the axis is cut)", xlim=(max(0, lowest - 10), None))
+    axis.set_yticks(range(len(rows)), [textwrap.fill(name, LABEL_WIDTH) for name in names])
+    axis.set(title=title, xlabel="R@1", xlim=(max(0, lowest - 10), None))
     axis.invert_yaxis()
 
 

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from model import CODE_BITS
+
 NAMES = {
     "pooled": "no training: the trunk's tokens, pooled",
     "foundation": "no training: the foundation's own head",
@@ -121,16 +123,20 @@ def hashing(rows: list[dict]) -> str:
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     by_key = {(row["variant"], row["bits"]): row for row in rows}
     cells = [
-        [NAMES[name], *(spread(by_key[name, bits]["R@1"]) for bits in lengths), *training_cells(by_key[name, 512])]
+        [
+            NAMES[name],
+            *(spread(by_key[name, bits]["R@1"]) for bits in lengths),
+            *training_cells(by_key[name, CODE_BITS]),
+        ]
         for name in variants
     ]
     return section(
         "Training of the codes",
         "R@1 of the codes alone, found by Hamming distance. In the paper it is 78.3 (sign after training), 81.2 "
-        "(straight-through), 80.9 (constraint) and 82.0 (both) with 512 bits. The losses are of different kinds; each "
-        "is that of 512 bits.",
+        "(straight-through), 80.9 (constraint) and 82.0 (both) with 512 bits. The losses are of different "
+        "kinds. Learning rate and loss are those of 512 bits.",
         markdown(["", *(f"{bits} bits" for bits in lengths), "learning rate", "loss"], cells),
-        comparisons([row for row in rows if row["bits"] == 512], HASHING),
+        comparisons([row for row in rows if row["bits"] == CODE_BITS], HASHING),
     )
 
 
@@ -208,7 +214,7 @@ def verdict(above: Sequence[float], below: Sequence[float], paper: str) -> str:
         return f"{text} The direction agrees with every seed."
     if all(difference < 0 for difference in differences):
         return f"{text} **The direction is the opposite with every seed.**"
-    return f"{text} **The seeds disagree on the direction.**"
+    return f"{text} **The seeds do not agree on a direction.**"
 
 
 # ---- Text
@@ -230,7 +236,8 @@ def spread(values: Sequence[float | None], *, digits: int = 1, sign: bool = Fals
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    text = f"{statistics.mean(known):{'+' if sign else ''}.{digits}f}"
+    mean = round(statistics.mean(known), digits) + 0.0  # no "-0.0"
+    text = f"{mean:{'+' if sign else ''}.{digits}f}"
     return f"{text} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else text
 
 
