@@ -9,7 +9,6 @@ goes on with the run that was broken off. The results so far are written after e
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -50,7 +49,7 @@ def main() -> None:
     make_folder(output, exist_ok=True)
     with lock_folder(args.work):
         lab = Laboratory(args.work, settings)
-        lab.prepare()
+        foundation = lab.prepare()
 
         # ---- All runs of one seed after those of the other
         for count in range(1, len(settings.seeds) + 1):
@@ -61,10 +60,10 @@ def main() -> None:
                 "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "settings": dataclasses.asdict(settings),
                 "seeds": seeds,
+                "foundation": foundation,
                 "claims": perform(lab, seeds),
             }
             write(results, output)
-            logging.info("Seeds so far: %s of %s", count, len(settings.seeds))
     print(tables(results))
 
 

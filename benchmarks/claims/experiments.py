@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from benchmarks.claims.domains import DOMAINS, FOUNDATION, TARGET, benchmark, draw_cities, training_places
 from benchmarks.claims.runs import UNTRAINED, Run, make_step, train
@@ -49,10 +51,12 @@ class Laboratory:
         if self._kept("settings", lambda: described) != described:
             raise InputError(f"{folder} holds experiments of other sizes. Choose another --work folder, or delete it.")
 
-    def prepare(self) -> None:
-        """Draws the cities and trains the trunk, unless they are there."""
+    def prepare(self) -> dict[str, Any]:
+        """Draws the cities and trains the trunk, unless they are there. Returns the trunk's losses, and its recalls
+        with the head that it was trained with.
+        """
         draw_cities(self.cities, self.settings)
-        self._kept("foundation", self._train_foundation)
+        return self._kept("foundation", self._train_foundation)
 
     def result(self, run: Run) -> dict[str, Any]:
         """What a run resulted in. Trains and tests it if it is not finished."""
@@ -79,6 +83,7 @@ class Laboratory:
             content = make()
             with atomic_write(path) as file:
                 json.dump(content, file, indent=2)
+            tqdm.write(f"Finished: {name}", file=sys.stderr)
         return json.loads(path.read_text())
 
     def _weights(self, name: str) -> Path:
