@@ -22,7 +22,7 @@ LABEL_WIDTH = 22  # characters
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A PNG with a panel for each claim: the mean R@1, and each seed's as a dot."""
+    """A PNG with a panel for each claim, and one for times: the mean R@1, and that of each seed as a small dot."""
     claims = results["claims"]
     figure, axes = plt.subplots(2, 3, figsize=(17, 8), layout="constrained")
     draw_rows(axes[0, 0], "Adapting the trunk", claims["adaptation"])
@@ -38,15 +38,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_rows(axis: Axes, title: str, rows: Sequence[dict]) -> None:
-    """A bar for each row, and a dot for each seed. The axis does not start at zero."""
+    """The mean of each row as a diamond, and each seed as a dot."""
     names = [NAMES.get(row["variant"], row["variant"]) for row in rows]
-    lowest = min(min(row["R@1"]) for row in rows)
     for i, row in enumerate(rows):
-        axis.barh(i, statistics.mean(row["R@1"]), color=BLUE if row["variant"] == "multiconv" else GREY, alpha=0.5)
-        axis.plot(row["R@1"], [i] * len(row["R@1"]), "o", color="black", markersize=4)
+        colour = BLUE if row["variant"] == "multiconv" else GREY
+        axis.plot(statistics.mean(row["R@1"]), i, "D", color=colour, markersize=11, alpha=0.6)
+        axis.plot(row["R@1"], [i] * len(row["R@1"]), "o", color="black", markersize=3)
     axis.set_yticks(range(len(rows)), [textwrap.fill(name, LABEL_WIDTH) for name in names])
-    axis.set(title=title, xlabel="R@1", xlim=(max(0, lowest - 10), None))
-    axis.invert_yaxis()
+    axis.set(title=title, xlabel="R@1", ylim=(len(rows) - 0.5, -0.5))
+    axis.grid(axis="x", alpha=0.3)
 
 
 def draw_hashing(axis: Axes, rows: Sequence[dict]) -> None:
@@ -77,12 +77,11 @@ def draw_two_stage(axis: Axes, rows: Sequence[dict]) -> None:
 def draw_times(axis: Axes, rows: Sequence[dict]) -> None:
     """Time per query over the number of candidates."""
     timed = [row for row in rows if row["variant"] != CODES]
-    names = ["descriptors alone" if row["variant"] == FLOAT else row["variant"] for row in timed]
+    names = ["descriptors\nalone" if row["variant"] == FLOAT else row["variant"] for row in timed]
     colours = [ORANGE if row["variant"] == FLOAT else BLUE for row in timed]
     axis.bar(range(len(timed)), [statistics.mean(row["ms"]) for row in timed], color=colours, alpha=0.6)
     axis.set_xticks(range(len(timed)), names)
     axis.set(title="Two stages: time, large database", xlabel="candidates that are re-ranked", ylabel="ms per query")
-    axis.set_yscale("log")
 
 
 def draw_line(axis: Axes, values: Sequence[Sequence[float]], *, colour: str, marker: str, label: str) -> None:
