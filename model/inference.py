@@ -56,9 +56,10 @@ def prepare_for_inference(
     network = _copy(model)
     backbone = network.backbone
     _fold_layer_scales(backbone)
-    for name in ("adapters", "adapters_hashing"):
-        if getattr(backbone, name) is not None:
-            setattr(backbone, name, nn.ModuleList(map(FusedAdapter, getattr(backbone, name))))
+    for adapters in (backbone.adapters, backbone.adapters_hashing):
+        for i, adapter in enumerate(adapters or ()):
+            if isinstance(adapter, MulConvAdapter):
+                adapters[i] = FusedAdapter(adapter)
     network.to(device, dtype)
     if compiled:
         network.compile()

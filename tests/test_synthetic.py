@@ -16,14 +16,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 from datasets.interruption import Terminated
-from datasets.synthetic import CityConfig, PlaceId, contact_sheet, draw_photo, draw_place, make_city
+from datasets.synthetic import CityConfig, Domain, PlaceId, contact_sheet, draw_photo, draw_place, make_city
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.city import PLACE_SPACING, place_position
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
-from datasets.synthetic.light import Light
+from datasets.synthetic.light import Light, draw_light
 from datasets.synthetic.rendering import Shot, paint
 from datasets.synthetic.scene import Surface
+from datasets.synthetic.style import draw_style
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2}
@@ -220,10 +221,67 @@ def test_photos_of_a_place_differ_and_resemble():
 
 
 def test_contact_sheet(tmp_path):
-    contact_sheet(tmp_path / "sheet.png", places=range(2), roles=("train", "database", "query"), size=(40, 32))
+    config = CityConfig(size=(40, 32))
+    contact_sheet(tmp_path / "sheet.png", config, places=range(2), roles=("train", "database", "query"))
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (64, 120, 3)
     assert (sheet[32:, 80:] == render(PlaceId(0, "Alder", 1), 2, (40, 32), "query")).all()
+
+
+# ---- Domains
+
+NIGHT = Domain(windows=("ribbon",), roofs=("hip", "mansard"), views=("along",), lights=("night",), months=(12, 1))
+
+
+def test_a_domain_restricts_streets_and_photos():
+    scenes = [draw_place(PlaceId(0, "Elm", number), (32, 32), NIGHT) for number in range(0, 80, 8)]
+    assert all(scene.style.along for scene in scenes)
+    assert {kind for scene in scenes for kind in scene.style.windows} == {"ribbon"}
+    assert {kind for scene in scenes for kind in scene.style.roofs} == {"hip", "mansard"}
+    assert {draw_photo(scene, number).month for scene in scenes for number in range(2)} == {12, 1}
+
+
+@pytest.mark.parametrize(
+    "lights, hard, expected",
+    [
+        (("noon", "fog"), 0.0, {"noon"}),
+        (("noon", "fog"), 1.0, {"fog"}),
+        (("fog", "snow"), 0.0, {"fog", "snow"}),
+        (("noon",), 1.0, {"noon"}),
+    ],
+)
+def test_a_domain_restricts_the_light(lights, hard, expected):
+    rng, domain = np.random.default_rng(0), Domain(lights=lights)
+    assert {draw_light(rng, hard, month=6, domain=domain).weather for _ in range(40)} == expected
+
+
+def test_a_domain_with_everything_is_drawn_as_cities_were_before_there_were_domains():
+    everything = Domain()
+    styles = [draw_style(PlaceId(0, "Alder", number), everything) for number in range(0, 80, 8)]
+    lights = [
+        draw_light(np.random.default_rng(number), 0.5, month=6, domain=everything).weather for number in range(40)
+    ]
+    scene = draw_place(PlaceId(0, "Alder", 0), (32, 32))
+    months = [draw_photo(scene, number).month for number in range(10)]
+    drawn = repr([(style.windows, style.roofs, style.along, style.hue) for style in styles] + lights + months)
+    assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "a137388efce25bfc"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--lights", "dark"], ["--months", "13"], ["--roofs", "hip", "hip"], ["--windows"], ["--views", "up"]]
+)
+def test_unknown_kinds_of_a_domain_are_refused(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "city"), *flags])
+    assert stop.value.code == 2
+    assert flags[0].strip("-") in capsys.readouterr().err
+
+
+def test_the_command_draws_the_domain_of_its_flags(tmp_path):
+    main([str(tmp_path / "night"), *FLAGS, "--lights", "night", "--months", "12", "1", "--views", "along"])
+    config = replace(SMALL, domain=Domain(lights=("night",), months=(12, 1), views=("along",)))
+    make_city(tmp_path / "expected", config, progress=False)
+    assert digest(tmp_path / "night") == digest(tmp_path / "expected")
 
 
 # ---- Every supported version of Pillow

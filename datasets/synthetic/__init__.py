@@ -6,6 +6,7 @@
 
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
+from datasets.synthetic.domain import Domain
 from datasets.synthetic.photo import ROLES, Photo, draw_photo
 from datasets.synthetic.randomness import PlaceId
 from datasets.synthetic.scene import Scene, draw_place
@@ -14,6 +15,7 @@ __all__ = [
     "CITIES",
     "ROLES",
     "CityConfig",
+    "Domain",
     "Photo",
     "PlaceId",
     "Scene",

@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor
 from datasets.interruption import exit_status, run_command
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
+from datasets.synthetic.domain import CHOICES, Domain
 
 DESCRIPTION = "A procedural city of street places, in the GSV-Cities format and in the benchmark format."
 
@@ -43,6 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=int, nargs=2, default=default.size, metavar=("WIDTH", "HEIGHT"), help="pixels")
     parser.add_argument("--seed", type=int, default=default.seed, help="0 or more; the same seed gives the same bytes")
+    for name, choices in CHOICES.items():
+        parser.add_argument(
+            f"--{name}",
+            type=type(choices[0]),
+            nargs="+",
+            default=choices,
+            choices=choices,
+            metavar=name[:-1].upper(),
+            help=f"{name} that may occur",
+        )
     parser.add_argument("--contact_sheet", metavar="FILE", help="also draw eight places in one picture")
     return parser
 
@@ -52,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
+        domain = Domain(**{name: tuple(getattr(args, name)) for name in CHOICES})
         config = CityConfig(
             cities=CITIES[: args.cities],
             places=args.places,
@@ -62,13 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             queries=args.queries,
             size=tuple(args.size),
             seed=args.seed,
+            domain=domain,
         )
     except ValueError as error:
         parser.error(str(error))
     try:
         make_city(args.output, config)
         if args.contact_sheet:
-            contact_sheet(args.contact_sheet, size=config.size, seed=config.seed)
+            contact_sheet(args.contact_sheet, config)
     except (OSError, ValueError, BrokenExecutor) as error:
         is_anonymous = isinstance(error, OSError) and error.filename is None  # from Pillow
         print(f"error: {f'Cannot write to {args.output}: ' if is_anonymous else ''}{error}", file=sys.stderr)

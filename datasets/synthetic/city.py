@@ -102,7 +102,7 @@ def write_training_city(pool: Executor, folder: Path, city: str, *, config: City
 def write_training_place(number: int, *, images: Path, city: str, config: CityConfig) -> list[tuple]:
     """Writes a place's photos into the folder `images`. Returns their rows of the CSV file."""
     place = PlaceId(config.seed, city, number)
-    scene, corner = draw_place(place, config.size), city_corner(config.seed, city)
+    scene, corner = draw_place(place, config.size, config.domain), city_corner(config.seed, city)
     names = random_stream(config.seed, city, purpose=Purpose.PLACE, number=number, part=1)
     rows = []
     for index in range(config.photos_per_place):
@@ -135,7 +135,8 @@ def write_benchmark_split(pool: Executor, folder: Path, split: str, *, config: C
 
 def write_benchmark_place(number: int, *, folder: Path, split: str, config: CityConfig) -> int:
     """Writes a place's photos, with their UTM positions in the names. Returns how many they are."""
-    scene, (east, north) = draw_place(PlaceId(config.seed, split, number), config.size), place_position(number)
+    scene = draw_place(PlaceId(config.seed, split, number), config.size, config.domain)
+    east, north = place_position(number)
     roles = ["database"] * config.database_photos + ["query"] * config.queries
     for index, role in enumerate(roles):
         photo = draw_photo(scene, index, role)
@@ -176,19 +177,18 @@ def save_photo(photo: Photo, path: Path) -> None:
 
 def contact_sheet(
     path: str | Path,
+    config: CityConfig,
     *,
     city: str = CITIES[0],
     places: Sequence[int] = range(8),
     roles: Sequence[str] = ("train",) * 8,
-    size: tuple[int, int] = (160, 120),
-    seed: int = 0,
 ) -> None:
     """Writes one picture of many photos: a row for each place, a column for each role (a key of ROLES).
 
-    `size` is (width, height) of each photo in pixels. Raises OSError or ValueError like Image.save.
+    Size, seed and domain are those of `config`. Raises OSError or ValueError like Image.save.
     """
     rows = []
     for number in places:
-        scene = draw_place(PlaceId(seed, city, number), size)
+        scene = draw_place(PlaceId(config.seed, city, number), config.size, config.domain)
         rows.append(np.hstack([draw_photo(scene, index, role).pixels for index, role in enumerate(roles)]))
     Image.fromarray(np.vstack(rows)).save(path)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from datasets.synthetic.domain import EVERYTHING, Domain
+
 CITIES = (
     "Alder",
     "Birch",
@@ -30,7 +32,7 @@ class CityConfig:
     cities: names of the training cities. places: training places in all, shared out over the cities.
     val_places, test_places: places of the benchmark's splits. photos_per_place: photos of each training place.
     database_photos, queries: photos of each benchmark place. size: (width, height) of the photos in pixels.
-    seed: 0 or more. Raises ValueError for values out of range.
+    seed: 0 or more. domain: which buildings, views, light and months occur. Raises ValueError for values out of range.
     """
 
     cities: tuple[str, ...] = CITIES[:4]
@@ -42,6 +44,7 @@ class CityConfig:
     queries: int = 1
     size: tuple[int, int] = (160, 120)
     seed: int = 0
+    domain: Domain = EVERYTHING
 
     def __post_init__(self) -> None:
         for name in ("places", "val_places", "test_places", "photos_per_place", "database_photos", "queries"):

@@ -1,11 +1,13 @@
 """Light, weather and season of a photo."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.synthetic.camera import Camera
+from datasets.synthetic.domain import Domain
 from datasets.synthetic.drawing import ROOF, SHOP, SIGN, Colour, hsv, planes
 from datasets.synthetic.randomness import between, pick
 from datasets.synthetic.scene import Scene
@@ -55,9 +57,13 @@ class Light:
         return self.leaf is not None and self.leaf[0] > self.leaf[1]
 
 
-def draw_light(rng: np.random.Generator, hard: float, month: int) -> Light:
-    """Random light for a month (1 to 12); `hard` is the chance of dusk, night, rain, fog or snow."""
-    kind = pick(rng, HARD if rng.random() < hard else EASY)
+def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Domain) -> Light:
+    """Random light of the domain for a month (1 to 12); `hard` is the chance of dusk, night, rain, fog or snow.
+
+    A domain with only hard light, or without any, always has that light.
+    """
+    first, second = (HARD, EASY) if rng.random() < hard else (EASY, HARD)
+    kind = pick(rng, allowed(first, domain) or allowed(second, domain))
     azimuth = between(rng, 0, 2 * math.pi)
     elevation = between(rng, 0.15, 0.35) if kind == "evening" else between(rng, 0.6, 1.1)
     flat = math.cos(elevation)
@@ -76,6 +82,11 @@ def draw_light(rng: np.random.Generator, hard: float, month: int) -> Light:
         haze=between(rng, 0.012, 0.035) if kind == "fog" else between(rng, 0.001, 0.005),
         leaf=draw_leaf_colour(rng, month, snow=kind == "snow"),
     )
+
+
+def allowed(kinds: Sequence[str], domain: Domain) -> list[str]:
+    """The kinds of light that occur in the domain."""
+    return [kind for kind in kinds if kind in domain.lights]
 
 
 def draw_leaf_colour(rng: np.random.Generator, month: int, *, snow: bool) -> Colour | None:

@@ -11,7 +11,7 @@ from datasets.synthetic.camera import Camera, draw_camera
 from datasets.synthetic.drawing import planes
 from datasets.synthetic.foreground import draw_falling, draw_traffic
 from datasets.synthetic.light import draw_glow, draw_light, lamp_light
-from datasets.synthetic.randomness import Purpose, between, random_stream
+from datasets.synthetic.randomness import Purpose, between, pick, random_stream
 from datasets.synthetic.rendering import Shot, draw_background, paint
 from datasets.synthetic.scene import Scene
 
@@ -52,9 +52,9 @@ def draw_photo(scene: Scene, number: int, role: str = "train") -> Photo:
     movement, hard_light = ROLES[role]
     seed, city, place = scene.place
     rng = random_stream(seed, city, purpose=Purpose.PHOTO, number=place, part=number)
-    year, month = 2008 + int(rng.random() * 15), 1 + int(rng.random() * 12)
+    year, month = 2008 + int(rng.random() * 15), pick(rng, scene.domain.months)
     camera = draw_camera(rng, scene, movement)
-    light = draw_light(rng, hard_light, month)
+    light = draw_light(rng, hard_light, month=month, domain=scene.domain)
     canvas = draw_background(rng, camera, light, size=scene.size, road=scene.style.road)
     shot = Shot(camera=camera, light=light, glow=draw_glow(rng, light), lamps=lamp_light(scene, camera, light))
     for surface in scene.surfaces:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
+from datasets.synthetic.domain import EVERYTHING, Domain
 from datasets.synthetic.drawing import Box, Sheet
 from datasets.synthetic.randomness import PlaceId, Purpose, between, random_stream
 from datasets.synthetic.style import Style, draw_heading, draw_style
@@ -50,6 +51,7 @@ class Scene:
     """
 
     place: PlaceId
+    domain: Domain
     style: Style
     surfaces: list[Surface]
     lamps: np.ndarray
@@ -63,9 +65,9 @@ def focal_length(size: tuple[int, int]) -> float:
     return 0.5 * max(size[0], 4 / 3 * size[1]) / math.tan(HALF_VIEW)
 
 
-def draw_place(place: PlaceId, size: tuple[int, int]) -> Scene:
-    """Draws a place for photos of `size` = (width, height) pixels."""
-    style = draw_style(place)
+def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = EVERYTHING) -> Scene:
+    """Draws a place of the domain for photos of `size` = (width, height) pixels."""
+    style = draw_style(place, domain)
     rng = random_stream(place.seed, place.city, purpose=Purpose.PLACE, number=place.number)
     focal = focal_length(size)
     yaw = between(rng, -0.12, 0.12) if style.along else between(rng, -0.45, 0.45)
@@ -81,6 +83,7 @@ def draw_place(place: PlaceId, size: tuple[int, int]) -> Scene:
     lit = [spots[i] for i in order[style.trees : style.trees + 2]]
     return Scene(
         place=place,
+        domain=domain,
         style=style,
         surfaces=surfaces,
         lamps=np.array(lit).reshape(-1, 3) + (0, 5.0, 0),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from datasets.synthetic.domain import Domain
 from datasets.synthetic.drawing import Colour, hsv
 from datasets.synthetic.randomness import PlaceId, Purpose, between, pick, random_stream
 
@@ -38,19 +39,20 @@ class Style:
     distance: float
 
 
-def draw_style(place: PlaceId) -> Style:
+def draw_style(place: PlaceId, domain: Domain) -> Style:
     """The style of the street that the place lies in."""
     rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street)
     grey = between(rng, 0.28, 0.45)
-    along = rng.random() < 0.4
+    view = "along" if rng.random() < 0.4 else "across"
+    along = (view if view in domain.views else domain.views[0]) == "along"
     # The arguments draw their random numbers in this order. Another order gives other cities.
     return Style(
         hue=pick(rng, (0.02, 0.06, 0.1, 0.13, 0.6 * rng.random())),
         hue_spread=pick(rng, (0.04, 0.08, 0.2)),
         saturation=between(rng, 0.1, 0.6),
         value=between(rng, 0.52, 0.88),
-        windows=tuple(pick(rng, ("sash", "arched", "ribbon", "shutters", "balcony", "casement")) for _ in range(2)),
-        roofs=tuple(pick(rng, ("gable", "stepped", "parapet", "mansard", "hip")) for _ in range(2)),
+        windows=tuple(pick(rng, domain.windows) for _ in range(2)),
+        roofs=tuple(pick(rng, domain.roofs) for _ in range(2)),
         courses=pick(rng, (0, 0.4, 0.8, 1.6)),
         storey=between(rng, 2.9, 3.7),
         bay=between(rng, 1.9, 3.2),

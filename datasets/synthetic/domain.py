@@ -1,0 +1,43 @@
+"""What may occur in a city: kinds of buildings, views, light and months."""
+
+from dataclasses import dataclass
+from typing import Any
+
+WINDOWS = ("sash", "arched", "ribbon", "shutters", "balcony", "casement")
+ROOFS = ("gable", "stepped", "parapet", "mansard", "hip")
+VIEWS = ("across", "along")
+LIGHTS = ("noon", "evening", "overcast", "dusk", "night", "rain", "fog", "snow")
+MONTHS = tuple(range(1, 13))
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "windows": WINDOWS,
+    "roofs": ROOFS,
+    "views": VIEWS,
+    "lights": LIGHTS,
+    "months": MONTHS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """What may occur in a city. By default, everything may.
+
+    windows, roofs: of the buildings. views: photos look along the street or across it. lights: light and weather.
+    months: 1 to 12, of the photos; the leaves depend on them. Raises ValueError for an empty choice, an unknown name or
+    a repeated one.
+    """
+
+    windows: tuple[str, ...] = WINDOWS
+    roofs: tuple[str, ...] = ROOFS
+    views: tuple[str, ...] = VIEWS
+    lights: tuple[str, ...] = LIGHTS
+    months: tuple[int, ...] = MONTHS
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            chosen = getattr(self, name)
+            if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(choices):
+                given, allowed = (", ".join(map(str, values)) for values in (chosen, choices))
+                raise ValueError(f"{name} are {given or 'empty'}; give one or more of {allowed}, each once")
+
+
+EVERYTHING = Domain()
