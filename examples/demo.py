@@ -1,10 +1,10 @@
 """The demo: draws a synthetic city, trains SelaVPR++ on it with a vit-tiny from scratch, and evaluates it on unseen
 places.
 
-    python -m examples.demo
+    python -m examples.demo [--seed N]
     python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME
 
-With --real_photos it trains longer, on a larger city and with RandAugment, and evaluates on that dataset, split test,
+With --real_photos it trains longer, on larger images and with RandAugment, and evaluates on that dataset, split test,
 none of whose images it trains on. It runs the repository's own scripts and prints their command lines. Everything
 goes to the folder `demo` or `demo_real`.
 """
@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli import non_negative_int
 from utils.runtime.script import cli_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,23 +40,24 @@ class Recipe:
 
 QUICK = Recipe(
     folder=Path("demo"),
-    city=["--places=1000", "--photos_per_place=4"],
-    common=["--resize", "84", "112"],
-    training=["--image_size", "56", "84", "--train_batch_size=40", "--randaugment_ops=0"],
-    stage_one=["--epochs_num=6", "--lr=0.002"],
-    stage_two=["--epochs_num=2", "--lr=0.002"],
+    city=["--places=2000", "--photos_per_place=4", "--queries=4"],
+    common=["--resize", "56", "84"],
+    training=(
+        "--image_size 56 84 --train_batch_size=20 --randaugment_ops=0 --lr=0.001 --schedule=cosine --warmup_steps=30 "
+        "--ema=0.97"
+    ).split(),
+    stage_one=["--epochs_num=3"],
+    stage_two=["--epochs_num=1"],
 )
 LONG = Recipe(
     folder=Path("demo_real"),
-    city=["--places=2000", "--photos_per_place=4"],
+    city=["--places=2000", "--photos_per_place=4", "--queries=2"],
     common=["--resize", "112", "154"],
     training=["--image_size", "84", "112", "--train_batch_size=40"],
     stage_one=["--epochs_num=6", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
 )
-CITY = "--val_places=40 --test_places=100 --database_photos=4 --queries=2 --seed=1".split() + [
-    f"--cities={len(CITIES)}"
-]
+CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed=1 --cities={len(CITIES)}".split()
 COMMON = (
     "--backbone=vit-tiny --aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu"
 ).split()
@@ -72,10 +74,11 @@ def main() -> None:
         metavar=("DATASETS_FOLDER", "DATASET_NAME"),
         help="train longer, and evaluate on this dataset",
     )
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the trainings (default: %(default)s)")
     args = parser.parse_args()
     recipe = LONG if args.real_photos else QUICK
     common = [*COMMON, *recipe.common]
-    training = [*common, *SYNTHETIC, *TRAINING, *recipe.training]
+    training = [*common, *SYNTHETIC, *TRAINING, *recipe.training, f"--seed={args.seed}"]
     test = SYNTHETIC
     if args.real_photos:
         test = [f"--datasets_folder={Path(args.real_photos[0]).resolve()}", f"--dataset_name={args.real_photos[1]}"]

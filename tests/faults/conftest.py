@@ -72,7 +72,7 @@ def commands(request, checkpoints, tiny_benchmark, tmp_path_factory) -> Callable
         if script == "train_rerank.py":
             return [*flags, f"--resume={checkpoints['float']}", "--pair_fraction=0.5"]
         flags.append(f"--foundation_model_path={request.getfixturevalue('foundation')}")
-        return flags + ["--pair_fraction=0.5"] * (script == "train_hashing.py")
+        return flags + ["--pair_fraction=0.5", "--ema=0.9"] * (script == "train_hashing.py")
 
     return flags_of
 

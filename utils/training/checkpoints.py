@@ -156,9 +156,9 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     """
     source, content = checkpoint.path, checkpoint.content
     state = TrainState(**{"world_size": None, **content["train_state"]})
-    saved = OLDER_ARGUMENTS | state.arguments
-    different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
-    changed = [f"--{name} {arguments.get(name)} (was {saved.get(name)})" for name in different]
+    saved, given = (OLDER_ARGUMENTS | values for values in (state.arguments, arguments))
+    different = [name for name in {**saved, **given} if given.get(name) != saved.get(name)]
+    changed = [f"--{name} {given.get(name)} (was {saved.get(name)})" for name in different]
     if changed:
         raise InputError(
             f"{source} cannot be resumed with different values of flags that change the model or the schedule: "
