@@ -27,6 +27,7 @@ SLOWEST_FILES = [  # these start first, so that no process ends the run alone wi
     "test_endings.py",
     "test_index.py",
     "test_onnx.py",
+    "test_claims.py",
 ]
 
 

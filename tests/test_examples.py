@@ -69,8 +69,8 @@ def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_the_python_example_of_the_readme(images, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_python_examples_of_the_readme(images, tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     loading = re.search(r'torch\.hub\.load\("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank"\)', code)
     local = f'torch.hub.load({str(ROOT)!r}, "SelaVPRplusplus_base_rerank", source="local", pretrained=False)'
     shutil.copy(images / "place 0/view 0.jpg", tmp_path / "street.jpg")
@@ -82,3 +82,4 @@ def test_the_python_example_of_the_readme(images, tmp_path):
     assert set(namespace["code"].unique().tolist()) == {-1.0, 1.0}
     assert namespace["descriptor"].shape == (1, 2048)
     torch.testing.assert_close(namespace["descriptor"].norm(dim=1), torch.ones(1))
+    assert namespace["fast"].dtype == torch.bfloat16
