@@ -145,7 +145,7 @@ def main() -> None:
         paths = write_images(Path(folder))
         rows = gpu_rows(paths) if args.gpu else cpu_rows(paths)
     batch = GPU_BATCH if args.gpu else BATCH
-    report(f"Extraction at {SIZE[0]} x {SIZE[1]}, batches of {batch}", rows, args.json)
+    report(f"Extraction at {SIZE[0]} x {SIZE[1]}, batches of {batch}", rows, args.json, gpu=args.gpu)
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_images(Path(folder))
         rows = input_rows(paths) + ([gpu_row(paths)] if args.gpu else [])
-    report(f"Input, an image of {WIDTH} x {HEIGHT}", rows, args.json)
+    report(f"Input, an image of {WIDTH} x {HEIGHT}", rows, args.json, gpu=args.gpu)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def part_rows(precision: str) -> list[Row]:
         runs[1].append(seconds_by_part(prepared.network, lambda: prepared(images)))
     baseline, ours = (min(run, key=lambda parts: sum(parts.values())) for run in runs)
     totals = {"all": (sum(baseline.values()), sum(ours.values()))}
-    figures = totals | {f"  {name}": (baseline[name], ours[name]) for name in baseline}
+    figures = totals | {name: (baseline[name], ours[name]) for name in baseline}
     return [
         Row(
-            name=name if name.startswith(" ") else f"{precision}, {name}",
+            name=f"{precision}, {name}" if name == "all" else f"  {precision}, {name}",
             baseline=1e3 * before / BATCH,
             ours=1e3 * after / BATCH,
             unit="ms/image",

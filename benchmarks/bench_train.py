@@ -42,10 +42,10 @@ class BothBranchesNet(GeoLocalizationNet):
     """A model that computes the float branch even if the training step does not need it."""
 
     def forward(
-        self, images: Tensor, float_branch: bool = True, trunk: VisionTransformer | None = None
+        self, images: Tensor, float_branch: bool = True, frozen_backbone: VisionTransformer | None = None
     ) -> Tensor | HashingOutput | TwoBranchOutput:
         """Ignores `float_branch`."""
-        return super().forward(images, True, trunk)
+        return super().forward(images, True, frozen_backbone)
 
 
 def make_batch(size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -308,7 +308,7 @@ def main() -> None:
         gpu_help="measure all stages of base and large on the GPU, with batches that fill it",
     )
     rows = gpu_rows() if args.gpu else [*step_rows(), *salad_rows()]
-    report(f"Training at {SIZE} x {SIZE}", rows, args.json)
+    report(f"Training at {SIZE} x {SIZE}", rows, args.json, gpu=args.gpu)
 
 
 if __name__ == "__main__":

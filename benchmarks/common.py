@@ -115,7 +115,7 @@ def parse_arguments(
     if args.gpu and not torch.cuda.is_available():
         raise InputError(f"--gpu needs a CUDA device, but PyTorch {torch.__version__} finds none.")
     name = Path(sys.argv[0]).stem.removeprefix("bench_") + ("_large" if args.large else "")
-    return replace(args, json=json_file(args.json, name))
+    return replace(args, json=json_file(args.json, name, gpu=args.gpu))
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +130,9 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def json_file(given: Path | None, name: str) -> Path | None:
+def json_file(given: Path | None, name: str, *, gpu: bool = False) -> Path | None:
     """The file to write: None without --json, the default one with --json alone."""
-    return RESULTS / kind(machine(measured=False)) / f"{name}.json" if given == DEFAULT_FILE else given
+    return RESULTS / kind(machine(gpu=gpu, measured=False)) / f"{name}.json" if given == DEFAULT_FILE else given
 
 
 # ---- Measuring
@@ -243,9 +243,9 @@ def _status_mb(name: str) -> float:
 # ---- Results
 
 
-def report(title: str, rows: Sequence[Row], path: Path | None) -> None:
+def report(title: str, rows: Sequence[Row], path: Path | None, *, gpu: bool = False) -> None:
     """Prints the machine and the table, and also writes them to `path` if there is one."""
-    this = machine()
+    this = machine(gpu=gpu)
     print(f"{title} ({torch.get_num_threads()} thread(s))\n{describe(this)}")
     print_table(rows)
     if path is not None:

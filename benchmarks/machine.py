@@ -35,9 +35,9 @@ SHAPES = {  # of F.linear: rows, inputs, outputs. A single one would underestima
 MIN_SECONDS, MIN_CALLS = 0.3, 2
 
 
-def machine(*, measured: bool = True) -> dict[str, Any]:
+def machine(*, gpu: bool = False, measured: bool = True) -> dict[str, Any]:
     """The machine as a benchmark's JSON describes it. Measures its matrix products, which takes seconds, on request."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpu else "cpu"
     precisions = fast_precisions(device) if measured else []
     return {
         "cpu": cpu_name(),

@@ -69,8 +69,15 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def comparison(by_kind: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of benchmarks that compare a baseline and ours, and their notes. Rows of the same name are adjacent."""
+    """The rows of benchmarks that compare a baseline and ours, and their notes. Rows of the same name are adjacent.
+
+    Raises InputError if a benchmark has two rows of the same name.
+    """
     measured = [(kind, Row(**row)) for kind, result in by_kind.items() for row in result["rows"]]
+    if len({(kind, row.name) for kind, row in measured}) < len(measured):
+        raise InputError(
+            f"Rows of the same name in the results for {', '.join(by_kind)}. Each needs a name of its own."
+        )
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for name in dict.fromkeys(row.name for _, row in measured):

@@ -1,4 +1,4 @@
-"""Models prepared for inference: the same outputs up to rounding, sooner."""
+"""Models prepared for inference: the same outputs up to rounding, faster."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ class InferenceModel:
     """A model that was prepared for inference. It is called like the original, with float32 images.
 
     The outputs carry no gradients. Attributes: original, the model that it was made from, which is unchanged;
-    network, what computes, whose state dict is not the original's; config and descriptor_dim of the original.
+    network, the prepared copy, whose state dict differs; config and descriptor_dim of the original.
     """
 
     def __init__(self, original: GeoLocalizationNet, network: GeoLocalizationNet, *, compiled: bool) -> None:
@@ -47,11 +47,11 @@ def prepare_for_inference(
     """A copy of a model in eval mode that computes in `dtype`, on `device` (None: where the model is).
 
     BatchNorm becomes part of the adapters' convolutions, the 1 x 1 convolutions of an adapter one matrix product, and
-    LayerScale part of the projections before it. compiled: the first call for each image size compiles the model with
-    its weights as constants, which takes about a minute. Weights that stay as they are share the original's memory.
-    Raises InputError in training mode.
+    LayerScale part of the projections before it. compiled: the first call for each new shape compiles the model, with
+    its weights as constants. Weights that stay as they are share the original's memory: if those of the original
+    change, prepare it again. Raises InputError in training mode.
     """
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")
     network = _copy(model)
     backbone = network.backbone
@@ -66,15 +66,15 @@ def prepare_for_inference(
     return InferenceModel(model, network, compiled=compiled)
 
 
-def prepare_trunk(backbone: VisionTransformer, dtype: torch.dtype) -> VisionTransformer:
+def prepare_frozen_backbone(backbone: VisionTransformer, dtype: torch.dtype) -> VisionTransformer:
     """A copy of a frozen backbone without adapters, for VisionTransformer.forward, that computes in `dtype`.
 
     It shares memory as a prepared model does, and does not follow if the original's weights change.
     """
-    trunk = _copy(backbone)
-    trunk.adapters = trunk.adapters_hashing = None
-    _fold_layer_scales(trunk)
-    return trunk.to(dtype)
+    frozen = _copy(backbone)
+    frozen.adapters = frozen.adapters_hashing = None
+    _fold_layer_scales(frozen)
+    return frozen.to(dtype)
 
 
 class FusedAdapter(nn.Module):

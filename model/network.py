@@ -97,14 +97,14 @@ class GeoLocalizationNet(nn.Module):
         return "float"
 
     def forward(
-        self, images: Tensor, float_branch: bool = True, trunk: VisionTransformer | None = None
+        self, images: Tensor, float_branch: bool = True, frozen_backbone: VisionTransformer | None = None
     ) -> Tensor | HashingOutput | TwoBranchOutput:
         """With `float_branch=False` a two-branch model returns HashingOutput and does not compute its float branch.
 
-        trunk: a copy of the frozen backbone that computes its part (see VisionTransformer.forward). Raises InputError
-        for sizes that are not multiples of 14, and from SALAD for 64 patches or fewer.
+        frozen_backbone: see VisionTransformer.forward. Raises InputError for sizes that are not multiples of 14, and
+        from SALAD for 64 patches or fewer.
         """
-        tokens = self.backbone(images, float_branch, trunk)
+        tokens = self.backbone(images, float_branch, frozen_backbone)
         descriptor: Any = None
         if tokens.float_tokens is not None:
             descriptor = self._float_head(tokens.float_tokens, tokens.grid)

@@ -141,24 +141,25 @@ class VisionTransformer(nn.Module):
         return tokens + self.position_embedding(*grid)
 
     def forward(
-        self, images: Tensor, float_branch: bool = True, trunk: "VisionTransformer | None" = None
+        self, images: Tensor, float_branch: bool = True, frozen_backbone: "VisionTransformer | None" = None
     ) -> BranchTokens:
         """Normalised images [B, 3, 14h, 14w] -> the branches' tokens.
 
-        `float_branch=False` skips the float branch, for training the binary branch of a two-branch model. trunk: a copy
-        whose blocks are used in place of these, which are frozen. Raises InputError if height or width is not a
-        multiple of 14.
+        `float_branch=False` skips the float branch, for training the binary branch of a two-branch model.
+        frozen_backbone: a copy of this one, for training, whose blocks are used in place of these. Raises InputError if
+        height or width is not a multiple of 14.
         """
         h, w = patch_grid(*map(int, images.shape[-2:]))  # int: torch.jit.trace gives tensors
-        trunk = self if trunk is None else trunk
-        x = trunk.embed(images, (h, w))
+        source = self if frozen_backbone is None else frozen_backbone
+        x = source.embed(images, (h, w))
         adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
-        for i, block in enumerate(trunk.blocks):
+        for i, block in enumerate(source.blocks):
             j = i - self.first_adapted_block
             if j == 0:
-                float_tokens = x if adapters is not None else None
-                binary_tokens = x if self.adapters_hashing is not None else None
+                start = x if frozen_backbone is None else x.float()  # what trains is summed in full precision
+                float_tokens = start if adapters is not None else None
+                binary_tokens = start if self.adapters_hashing is not None else None
             x = block(x)
             if j >= 0 and float_tokens is not None:
                 float_tokens = float_tokens + adapters[j](float_tokens + x, (h, w))

@@ -44,6 +44,13 @@ def test_measurements_lie_in_the_folder_of_their_kind_of_machine(path):
     assert path.parent.parent == RESULTS and path.parent.name == kind(json.loads(path.read_text())["machine"])
 
 
+def test_rows_of_the_same_name_are_refused(tmp_path):
+    rows = [row("attention", 1), row("attention", 2)]
+    write_json(tmp_path / kind(EPYC) / "extract.json", "Extraction", {**EPYC, **SETTINGS}, rows=rows)
+    with pytest.raises(InputError, match="Rows of the same name in the results for epyc-avx512bf16"):
+        render("<!-- results: extract -->", tmp_path)
+
+
 def test_lines_of_several_machines_are_adjacent(results):
     page = render("Text\n\n<!-- results: extract -->\n\nmore\n", results)
     lines = page.splitlines()

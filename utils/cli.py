@@ -682,7 +682,11 @@ def _add_extraction(add: Callable) -> None:
     text = "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file"
     add("--memory_share", text, type=fraction, default=0.5, metavar="SHARE")
     _add_device(add)
-    add("--compile", "torch.compile the model: slow at the start, faster afterwards", action="store_true")
+    add(
+        "--compile",
+        "torch.compile the model, in training the steps alone: slow at the start, faster afterwards",
+        action="store_true",
+    )
     add("--seed", "random seed", type=non_negative_int, default=0)
 
 

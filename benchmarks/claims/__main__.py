@@ -3,7 +3,7 @@
     python -m benchmarks.claims [--work FOLDER] [--threads N]
 
 Everything goes to the work folder, which also keeps the result of each finished run. After a kill, the same command
-goes on with the run that was broken off. The results so far are written after each seed.
+continues with the interrupted run. The results so far are written after each seed.
 """
 
 import argparse
@@ -24,24 +24,22 @@ from utils.cli import positive_int
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
 from utils.runtime.script import cli_main
 
-RESULTS = Path(__file__).parents[1] / "results"
 NAME = "claims"
 
 
 def main() -> None:
     # ---- Arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("logs") / NAME, help="folder for cities, models and runs")
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), help="number of CPU threads")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which only show that everything runs")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"folder for {NAME}.json and {NAME}.png (default: benchmarks/results; with --quick, the work folder)",
-    )
+    text = f"folder for {NAME}.json and {NAME}.png (default: the work folder)"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
     args = parser.parse_args()
     settings = QUICK if args.quick else Settings()
-    output = args.output or (args.work if args.quick else RESULTS)
+    output = args.output or args.work
     torch.set_num_threads(args.threads)
 
     # ---- Cities, and the trunk

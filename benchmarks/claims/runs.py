@@ -72,7 +72,7 @@ def make_step(model: GeoLocalizationNet, run: Run, batch_size: int) -> TrainingS
 
 
 def train(model: GeoLocalizationNet, run: Run, loader: PlaceLoader, epochs: int) -> list[float]:
-    """Trains a model as the training scripts do. Returns the mean loss of each epoch."""
+    """Trains a model with the training scripts' step and schedule. Returns the mean loss of each epoch."""
     step, config = make_step(model, run, loader.config.batch_size), training_config(run, loader.config.batch_size)
     means, number = [], 0
     with tqdm(total=epochs * loader.num_batches, desc=run.name, unit="batch", leave=False) as bar:

@@ -112,7 +112,9 @@ class TrunkNet(GeoLocalizationNet):
         super().__init__(ModelConfig(backbone=BACKBONE))
         self.backbone.adapters = None
 
-    def forward(self, images: Tensor, float_branch: bool = True, trunk: VisionTransformer | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, float_branch: bool = True, frozen_backbone: VisionTransformer | None = None
+    ) -> Tensor:
         """Normalised images [B, 3, 14h, 14w] -> descriptors [B, descriptor_dim]."""
         x = first_tokens(self.backbone, images)
         for block in self.backbone.blocks:

@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        domain = Domain(**{name: tuple(getattr(args, name)) for name in CHOICES})
+        domain = Domain(
+            **{name: tuple(sorted(getattr(args, name), key=choices.index)) for name, choices in CHOICES.items()}
+        )
         config = CityConfig(
             cities=CITIES[: args.cities],
             places=args.places,

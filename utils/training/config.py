@@ -41,3 +41,7 @@ class TrainingConfig:
             raise InputError(f"Unknown optimizer {self.optim!r}. Choose from: {', '.join(DEFAULT_WEIGHT_DECAY)}.")
         if self.schedule not in SCHEDULES:
             raise InputError(f"Unknown schedule {self.schedule!r}. Choose from: {', '.join(SCHEDULES)}.")
+        if self.warmup_steps < 0:
+            raise InputError(f"{self.warmup_steps} warm-up steps; there must be 0 or more.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"The decay of the average is {self.ema}; it must be above 0 and below 1.")

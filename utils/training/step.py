@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model import GeoLocalizationNet, HashingOutput
-from model.inference import prepare_trunk
+from model.inference import prepare_frozen_backbone
 from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
 from utils.runtime import distributed
@@ -54,20 +54,20 @@ class TrainingStep:
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
 
     @cached_property
-    def trunk(self) -> VisionTransformer | None:
+    def frozen_backbone(self) -> VisionTransformer | None:
         """What computes the frozen backbone in half precision, with weights that are not converted in each step.
 
         Made by the first step, because a checkpoint may be loaded before.
         """
         if self.train_backbone or self.precision == "fp32":
             return None
-        return prepare_trunk(self.model.backbone, PRECISIONS[self.precision])
+        return prepare_frozen_backbone(self.model.backbone, PRECISIONS[self.precision])
 
     def __call__(self, images: Tensor, labels: Tensor, rank_sizes: list[int] | None = None) -> Losses:
         """The losses of the whole batch, float32. rank_sizes: B of each rank, if there are several."""
         float_branch = self.branch == "float"
         with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
-            output = self.model(images, float_branch, self.trunk)
+            output = self.model(images, float_branch, self.frozen_backbone)
         if rank_sizes is not None and len(rank_sizes) > 1:
             labels = distributed.gather_batch(labels, rank_sizes)
             gathered = [distributed.gather_batch(part, rank_sizes) for part in ([output] if float_branch else output)]
