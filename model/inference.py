@@ -92,7 +92,8 @@ class FusedAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         u = torch.relu(self.down(tokens))
-        wide, *narrow = torch.relu(self.pointwise(u[:, 1:])).split(self.widths, dim=2)
+        # Of all tokens, the class token too: a part of them is not contiguous, and would be copied.
+        wide, *narrow = torch.relu(self.pointwise(u))[:, 1:].split(self.widths, dim=2)
         maps = [x.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last) for x in narrow]
         convolved = [torch.relu(conv(x)).flatten(2).transpose(1, 2) for conv, x in zip(self.convs, maps, strict=True)]
         # The class token is not on the grid: see MulConvAdapter.

@@ -73,7 +73,7 @@ class ExportedModel(nn.Module):
         self.model = prepare_for_inference(model).network
         self.model.backbone.fix_grid(*patch_grid(*settings.resize))
         self.dtype = PRECISIONS[settings.precision]
-        self.model.to(self.dtype)
+        self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
         self.normalize = normalize
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
