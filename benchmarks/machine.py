@@ -3,6 +3,7 @@
 `python -m benchmarks.machine` prints it.
 """
 
+import argparse
 import os
 import platform
 import re
@@ -134,6 +135,7 @@ def synchronize(device: str) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
     this = machine()
     print(f"{kind(this)}: {describe(this)}; {this['threads']} thread(s)")
 
