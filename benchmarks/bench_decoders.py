@@ -1,4 +1,4 @@
-"""Choices in the input: today's way against other decoders, and resizing in bands against one product.
+"""Choices in the input: the current pipeline against other decoders, and resizing in bands against one product.
 
 python -m benchmarks.bench_decoders [--threads N] [--json [FILE]]
 """
@@ -87,7 +87,7 @@ def main() -> None:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             rows += decoder_rows(write_images(Path(folder), size), f"{size[0]} x {size[1]}")
-    report("Input: today's way against others", rows, args.json)
+    report("Input: current pipeline against alternatives", rows, args.json)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.bench_extract import image_gflop
 from benchmarks.bench_input import EVALUATION_SIZE, TRAINING_SIZE, our_training_transform, write_images
 from benchmarks.bench_train import make_step
-from benchmarks.common import count_gflop, markdown_table, parse_arguments, write_json
-from benchmarks.machine import describe, machine
+from benchmarks.common import count_gflop, parse_arguments, report_table
 from datasets.cities import COLUMNS, image_name
 from datasets.gsv_cities import GSVCities, PlaceSample, PlacesConfig, collate_places
 from datasets.images import ImageDataset, ImageSample, collate_images, load_image
@@ -225,10 +224,8 @@ def main() -> None:
     args = parse_arguments("Images per second that the input gives.")
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(source) for source in inputs(Path(folder))]
-    title, this = "Input: CPU time per image by part, images per second, and the device that they feed", machine()
-    print(f"{title}\n{describe(this)}\n\n{markdown_table(rows)}")
-    if args.json is not None:
-        write_json(args.json, title, this, rows=rows)
+    title = "Input: CPU time per image by part, images per second, and the device that they feed"
+    report_table(title, rows, args.json)
 
 
 if __name__ == "__main__":

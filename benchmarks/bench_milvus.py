@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_retrieval import make_codes
-from benchmarks.common import add_json_flag, json_file, markdown_table, write_json
-from benchmarks.machine import describe, machine
+from benchmarks.common import add_json_flag, json_file, report_table
 from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing, start_server
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
@@ -261,10 +260,7 @@ def size_mb(folder: Path) -> float:
 def report(rows: list[Row], images: int, path: Path | None) -> None:
     """Prints the machine and a Markdown table, and writes JSON."""
     title = f"{images:,} images, {'codes only' if rows[0].rerank is None else f'descriptors of {DIM} floats'}"
-    this, cells = machine(), [row.cells() for row in rows]
-    print(f"{title}\n{describe(this)}\n\n{markdown_table(cells)}")
-    if path is not None:
-        write_json(path, title, this, rows=cells)
+    report_table(title, [row.cells() for row in rows], path)
 
 
 if __name__ == "__main__":

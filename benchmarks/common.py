@@ -139,22 +139,24 @@ def json_file(given: Path | None, name: str, *, gpu: bool = False) -> Path | Non
 
 
 def measure(baseline: Callable[[], object], ours: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of each function. They run in turn `rounds` times (baseline, ours, baseline, ...), after one
-    warm-up call each.
+    """Median seconds of each function, which run in turn. See time_in_turn."""
+    seconds = time_in_turn({"baseline": baseline, "ours": ours}, rounds)
+    return statistics.median(seconds["baseline"]), statistics.median(seconds["ours"])
 
-    Because they alternate, other load on the machine affects both alike. A function that computes on a GPU has to
+
+def time_in_turn(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` calls of each function, after one warm-up call each.
+
+    Because they alternate, other load on the machine affects all alike. A function that computes on a GPU has to
     synchronise itself.
     """
-    functions = (baseline, ours)
-    for function in functions:
-        function()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for function, times in zip(functions, seconds, strict=True):
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
             start = time.perf_counter()
             function()
-            times.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def compare(
@@ -262,6 +264,14 @@ def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.note:
             print(f"{row.name}: {row.note}")
+
+
+def report_table(title: str, rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """As `report`, for a table of other columns: rows {heading: value}, printed as Markdown."""
+    this = machine()
+    print(f"{title}\n{describe(this)}\n\n{markdown_table(rows)}")
+    if path is not None:
+        write_json(path, title, this, rows=rows)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

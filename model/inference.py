@@ -47,9 +47,9 @@ def prepare_for_inference(
     """A copy of a model in eval mode that computes in `dtype`, on `device` (None: where the model is).
 
     BatchNorm becomes part of the adapters' convolutions, the 1 x 1 convolutions of an adapter one matrix product, and
-    LayerScale part of the projections before it. compiled: the first call for each new shape compiles the model, with
-    its weights as constants. Weights that stay as they are share the original's memory: if those of the original
-    change, prepare it again. Raises InputError in training mode.
+    LayerScale part of the projections before it. compiled: the first calls compile the model, with its weights as
+    constants, and so may calls with another shape. Weights that stay as they are share the original's memory: if those
+    of the original change, prepare it again. Raises InputError in training mode.
     """
     if any(module.training for module in model.modules()):
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")

@@ -22,9 +22,9 @@ from benchmarks.claims.variants import (
     ADAPTERS,
     HASHING_LOSSES,
     NETWORKS,
-    TrunkNet,
+    PlainNet,
     hashing,
-    pooled_trunk,
+    pooled_backbone,
     random_start,
 )
 from model import HashingOutput, InputError
@@ -125,8 +125,8 @@ def test_a_random_start_changes_the_convolutions_only():
 
 
 @torch.no_grad()
-def test_a_trunk_network_gives_the_head_the_tokens_of_the_trunk():
-    model = TrunkNet().eval()
+def test_a_backbone_network_gives_the_head_the_tokens_of_the_backbone():
+    model = PlainNet().eval()
     backbone = model.backbone
     x = backbone.patch_embed(images())
     x = torch.cat([backbone.cls_token.expand(12, -1, -1), x], dim=1) + backbone.position_embedding(2, 3)
@@ -137,7 +137,7 @@ def test_a_trunk_network_gives_the_head_the_tokens_of_the_trunk():
     pooled = mapped.clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
     torch.testing.assert_close(model(images()), F.normalize(model.linear2(pooled), dim=1))
 
-    plain = pooled_trunk().eval()
+    plain = pooled_backbone().eval()
     plain.backbone.load_state_dict(backbone.state_dict())
     pooled = F.normalize(tokens[:, 1:], dim=2).clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
     torch.testing.assert_close(plain(images()), F.normalize(pooled, dim=1))
@@ -145,14 +145,14 @@ def test_a_trunk_network_gives_the_head_the_tokens_of_the_trunk():
 
 @pytest.mark.parametrize(
     "network, parts",
-    [("head", {"head"}), ("full", {"head", "trunk"}), ("multiconv", {"head", "adapters"})]
+    [("head", {"head"}), ("full", {"head", "backbone"}), ("multiconv", {"head", "adapters"})]
     + [(name, {"head", "adapters"}) for name in ADAPTERS],
 )
 def test_each_variant_trains_what_its_name_says(network, parts):
     model, before = trained(network, steps=2)
     changed = set()
     for name, value in model.named_parameters():
-        part = "adapters" if ".adapters." in name else "trunk" if name.startswith("backbone.") else "head"
+        part = "adapters" if ".adapters." in name else "backbone" if name.startswith("backbone.") else "head"
         if not value.equal(before[name]):
             changed.add(part)
         assert value.requires_grad == (part in parts and name != "backbone.mask_token"), name

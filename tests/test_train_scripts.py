@@ -557,7 +557,9 @@ def test_resuming_with_other_arguments_is_refused(finished, city, checkpoints, f
 def test_more_epochs_change_the_cosine_schedule_and_are_refused(uninterrupted, city, checkpoints, foundation, tmp_path):
     last = uninterrupted["train.py"] / "last_model.pth"
     command = [*complete_run("train.py", city, foundation, checkpoints), f"--resume={last}", "--epochs_num=3"]
-    expect_refusal(run_script("train.py", *command, cwd=tmp_path), tmp_path, "--epochs_num 3 (was 2)")
+    expect_refusal(run_script("train.py", *command, cwd=tmp_path), tmp_path, "schedule: --epochs_num 3 (was 2).")
+    result = run_script("train.py", *command, "--schedule=step", cwd=tmp_path)
+    expect_refusal(result, tmp_path, "schedule: --schedule step (was cosine).")
 
 
 def test_a_checkpoint_from_before_the_flags_of_the_schedule_is_resumed(

@@ -56,8 +56,8 @@ EXPORTS = {  # {(source, format): the flags that apply}
     ("run", "pairs"): {"image_root", "num_matched"},
     ("run", "msls"): {"num_matched"},
 }
-CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed, duration or reports, not the model
-    "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path epochs_num "
+CHANGEABLE = (  # flags that may differ on resume: they affect paths, speed or reports, not the model
+    "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "
     "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num tensorboard"
 ).split()
 
@@ -382,7 +382,7 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
             training=_build(TrainingConfig, args, batch_size=args.train_batch_size),
             extraction=extraction,
             flags=flags,
-            must_match=_must_match(flags),
+            must_match={name: value for name, value in flags.items() if name not in CHANGEABLE},
         )
         _check_image_sizes(settings)
         return settings
@@ -956,12 +956,6 @@ def _extraction(args: argparse.Namespace, precision: str) -> ExtractionConfig:
         temporary_folder=Path("logs"),
         test_method="hard_resize",  # of the database; --test_method is that of the queries
     )
-
-
-def _must_match(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags of a training that change the model or the schedule. The cosine schedule depends on epochs_num."""
-    changeable = [name for name in CHANGEABLE if not (name == "epochs_num" and flags["schedule"] == "cosine")]
-    return {name: value for name, value in flags.items() if name not in changeable}
 
 
 def _plain_values(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
     python -m benchmarks.claims
 
-A vit-tiny is trained on one domain of synthetic cities, its trunk is frozen, and variants of the method adapt it to
+A vit-tiny is trained on one domain of synthetic cities, its backbone is frozen, and variants of the method adapt it to
 another domain. The variants are in this package, not in the model's.
 """

@@ -42,7 +42,7 @@ def main() -> None:
     output = args.output or args.work
     torch.set_num_threads(args.threads)
 
-    # ---- Cities, and the trunk
+    # ---- Cities, and the backbone
     make_folder(args.work, exist_ok=True)
     make_folder(output, exist_ok=True)
     with lock_folder(args.work):

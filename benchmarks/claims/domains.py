@@ -31,7 +31,7 @@ DOMAINS = {
     ),
 }
 HOME, TARGET = "summer", "winter"  # the domain of the foundation, and the one it is adapted to
-FOUNDATION = "foundation"  # the city that the trunk is trained on
+FOUNDATION = "foundation"  # the city that the backbone is trained on
 PARTS = 3  # cities of each domain: training on all domains takes one of each
 
 
@@ -74,7 +74,7 @@ def city_names(domain: str) -> tuple[str, ...]:
 
 
 def training_places(folder: Path, domains: tuple[str, ...], settings: Settings, seed: int) -> GSVCities:
-    """The training places of one domain, or as many of all: a third of each. (FOUNDATION,): those of the trunk."""
+    """The training places of one domain, or as many of all: a third of each. (FOUNDATION,): those of the backbone."""
     parts = PARTS // len(domains)
     cities = tuple(city for domain in domains for city in city_names(domain)[:parts])
     if domains == (FOUNDATION,):

@@ -18,7 +18,7 @@ from benchmarks.claims.domains import DOMAINS, FOUNDATION, TARGET, benchmark, dr
 from benchmarks.claims.runs import UNTRAINED, Run, make_step, train
 from benchmarks.claims.settings import Settings
 from benchmarks.claims.variants import NETWORKS, two_branch
-from benchmarks.common import peak_memory_mb
+from benchmarks.common import peak_memory_mb, time_in_turn
 from datasets.benchmark import Benchmark, ImageSet
 from model import GeoLocalizationNet, InputError
 from model.checkpoint_files import read_checkpoint
@@ -38,7 +38,7 @@ FAR_AWAY = 1e6  # metres; no position in a city is as far from another
 
 
 class Laboratory:
-    """Runs experiments in a folder, which keeps their results: cities, the trunk, a file for each finished run.
+    """Runs experiments in a folder, which keeps their results: cities, the backbone, a file for each finished run.
 
     Raises InputError if the folder holds experiments with other settings.
     """
@@ -48,23 +48,23 @@ class Laboratory:
         self.cities, self.runs = folder / "cities", folder / "runs"
         make_folder(self.runs, exist_ok=True)
         described = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if self._kept("settings", lambda: described) != described:
+        if self._cached("settings", lambda: described) != described:
             raise InputError(f"{folder} holds experiments of other sizes. Choose another --work folder, or delete it.")
 
     def prepare(self) -> dict[str, Any]:
-        """Draws the cities and trains the trunk, unless they are there. Returns the trunk's losses, and its recalls
-        with the head that it was trained with.
+        """Draws the cities and trains the backbone, unless they are there. Returns its losses, and the recalls with the
+        head that it was trained with.
         """
         draw_cities(self.cities, self.settings)
-        return self._kept("foundation", self._train_foundation)
+        return self._cached("foundation", self._train_foundation)
 
     def result(self, run: Run) -> dict[str, Any]:
         """What a run resulted in. Trains and tests it if it is not finished."""
-        return self._kept(run.name, lambda: self._perform(run))
+        return self._cached(run.name, lambda: self._perform(run))
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Memory (MB) and time (ms) of a training step, {network: {"step_mb", "step_ms"}}."""
-        return self._kept("costs", self._measure_steps)
+        return self._cached("costs", self._measure_steps)
 
     def two_stage(self, float_run: Run, rate: float) -> dict[str, Any]:
         """Recall and time of the two-stage search. Its binary branch is trained, at this rate, beside a float model.
@@ -72,11 +72,11 @@ class Laboratory:
         The database holds the target's test images and, because these are few, its training images. Times are those of
         the same features, repeated up to the size of settings.timed_database.
         """
-        return self._kept(f"two_stage_seed{float_run.seed}", lambda: self._two_stage(float_run, rate))
+        return self._cached(f"two_stage_seed{float_run.seed}", lambda: self._two_stage(float_run, rate))
 
     # ---- Files
 
-    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
         """The content of a JSON file, which is made if it is missing."""
         path = self.runs / f"{name}.json"
         if not path.exists():
@@ -103,7 +103,7 @@ class Laboratory:
         started = time.perf_counter()
         torch.manual_seed(run.seed)
         model = run.build()
-        self._load_trunk(model, whole=run.network == "foundation")
+        self._load_backbone(model, with_head=run.network == "foundation")
         losses, trained = [], 0
         if run.network not in UNTRAINED:
             losses = self._train(model, run, self.settings.epochs)
@@ -120,11 +120,11 @@ class Laboratory:
             "seconds": time.perf_counter() - started,
         }
 
-    def _load_trunk(self, model: GeoLocalizationNet, *, whole: bool = False) -> None:
-        """Loads the trunk, or with `whole` its head too, into a new model."""
+    def _load_backbone(self, model: GeoLocalizationNet, *, with_head: bool = False) -> None:
+        """Loads the backbone, or with `with_head` its head too, into a new model."""
         path = self._weights("foundation")
         trained = read_checkpoint(path)
-        if not whole:
+        if not with_head:
             trained = {name: value for name, value in trained.items() if name.startswith("backbone.")}
         load_state(model, {**model.state_dict(), **trained}, path)
 
@@ -208,19 +208,6 @@ def with_distractors(dataset: Benchmark, loader: PlaceLoader) -> Benchmark:
 
 
 # ---- Times
-
-
-def time_in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of `rounds` calls of each function, after one to warm up. They alternate, so that other load on the
-    machine affects all alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
 
 
 def time_searches(database: Features, queries: Features, settings: Settings) -> dict[str, float]:

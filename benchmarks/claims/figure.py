@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """A PNG with a panel for each claim, and one for times: the mean R@1, and that of each seed as a small dot."""
     claims = results["claims"]
     figure, axes = plt.subplots(2, 3, figsize=(17, 8), layout="constrained")
-    draw_rows(axes[0, 0], "Adapting the trunk", claims["adaptation"])
+    draw_rows(axes[0, 0], "Adapting the backbone", claims["adaptation"])
     draw_rows(axes[0, 1], "Adapters of the same size", claims["adapters"])
     draw_hashing(axes[0, 2], claims["hashing"])
     draw_two_stage(axes[1, 0], claims["two_stage"])

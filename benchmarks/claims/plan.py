@@ -27,7 +27,7 @@ def perform(lab: Laboratory, seeds: tuple[int, ...]) -> dict[str, list[Row]]:
 
 
 def adaptation(lab: Laboratory, seeds: tuple[int, ...]) -> list[Row]:
-    """Adapters beside the frozen trunk against other ways to adapt it, or none. A row has the cost of a step too."""
+    """Adapters beside the frozen backbone against other ways to adapt it, or none. A row has the cost of a step too."""
     costs = lab.costs()
     return [
         float_row(lab, name, seeds[:1] if name in UNTRAINED else seeds) | costs.get(name, {}) for name in ADAPTATIONS

@@ -8,10 +8,11 @@ class Settings:
     """Sizes of the cities, budget of each training run, and what is varied.
 
     places: training places of each domain, a multiple of 3; photos_per_place; val_places, test_places: places of each
-    domain's benchmark, with database_photos and queries each. foundation_places, foundation_epochs: what the trunk is
-    trained with. photo_size: (width, height) in pixels; image_size: (H, W) that the models get. batch_size: places per
-    batch. learning_rates: to choose from on the validation places. seeds: of the runs. bits: code lengths. rerank_nums:
-    numbers of candidates. timed_database: images in the database whose search is timed. rounds: of timings.
+    domain's benchmark, with database_photos and queries each. foundation_places, foundation_epochs: what the backbone
+    is trained with. photo_size: (width, height) in pixels; image_size: (H, W) that the models get. batch_size: places
+    per batch. learning_rates: to choose from on the validation places. seeds: of the runs. bits: code lengths.
+    rerank_nums: numbers of candidates. timed_database: images in the database whose search is timed. rounds: of
+    timings.
     """
 
     places: int = 402

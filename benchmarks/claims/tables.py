@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.claims.domains import HOME, TARGET
+from benchmarks.common import markdown_table
 from model import CODE_BITS
 
 NAMES = {
-    "pooled": "no training: the trunk's tokens, pooled",
+    "pooled": "no training: the backbone's tokens, pooled",
     "foundation": "no training: the foundation's own head",
     "head": "head only",
     "full": "full fine-tuning",
@@ -69,7 +70,7 @@ def introduction(results: dict[str, Any]) -> str:
     home, target = (results["foundation"]["recalls"][name]["1"] for name in (HOME, TARGET))
     return (
         f"A vit-tiny is trained on {settings['foundation_places']} synthetic places in {HOME}: this is the foundation, "
-        f"with an R@1 of {home:.1f} in {HOME} and {target:.1f} in {TARGET}. Its trunk is adapted to another domain: "
+        f"with an R@1 of {home:.1f} in {HOME} and {target:.1f} in {TARGET}. Its backbone is adapted to another domain: "
         f"other buildings, in {TARGET}, also by night and in snow. Every variant is trained on {settings['places']} "
         f"places there, {settings['epochs']} epochs with batches of {settings['batch_size']} places, and with the "
         f"learning rate ({rates}) that is best on the validation places. R@1 is that of {queries} queries of other "
@@ -84,7 +85,7 @@ def introduction(results: dict[str, Any]) -> str:
 
 
 def adaptation(rows: list[dict]) -> str:
-    """Adapters beside the frozen trunk against other ways of adapting it."""
+    """Adapters beside the frozen backbone against other ways of adapting it."""
     full = next(row for row in rows if row["variant"] == "full")
     cells = [
         [
@@ -98,7 +99,7 @@ def adaptation(rows: list[dict]) -> str:
     ]
     header = ["", "R@1", "trained parameters", "MB per step", "ms per step", "learning rate", "loss"]
     return section(
-        "Adapters beside the frozen trunk",
+        "Adapters beside the frozen backbone",
         "Percentages are relative to full fine-tuning. MB: what a step adds to the process's memory. Loss: mean of the "
         "first and of the last epoch. The paper reports 11.5 % of the memory of full fine-tuning with a large model.",
         markdown(header, cells),
@@ -231,8 +232,7 @@ def section(title: str, caption: str, *parts: str) -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table([dict(zip(header, row, strict=True)) for row in rows])
 
 
 def spread(values: Sequence[float | None], *, digits: int = 1, sign: bool = False) -> str:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline_model import first_tokens
-from model import GeoLocalizationNet, HashingOutput, ModelConfig
+from model import BACKBONES, GeoLocalizationNet, HashingOutput, ModelConfig
 from model.adapter import ConvBnRelu, MulConvAdapter
-from model.aggregation import GeM, L2Norm, patch_map
+from model.aggregation import gem_pooling, patch_map
 from model.vision_transformer import VisionTransformer, patch_grid
 from utils.training.losses import (
     CONSTRAINT_WEIGHT,
@@ -105,8 +105,8 @@ ADAPTERS: dict[str, Callable[[int], nn.Module]] = {
 # ---- Networks
 
 
-class TrunkNet(GeoLocalizationNet):
-    """A float model without adapters: its head takes the trunk's own tokens."""
+class PlainNet(GeoLocalizationNet):
+    """A float model without adapters: its head takes the backbone's own tokens."""
 
     def __init__(self) -> None:
         super().__init__(ModelConfig(backbone=BACKBONE))
@@ -127,15 +127,15 @@ class PooledTokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pooling = nn.Sequential(L2Norm(), GeM())
+        self.pooling = gem_pooling(BACKBONES[BACKBONE].embed_dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         return F.normalize(self.pooling(patch_map(tokens, grid)), dim=1)
 
 
-def pooled_trunk() -> GeoLocalizationNet:
-    """The trunk with pooled tokens as descriptors."""
-    model = TrunkNet()
+def pooled_backbone() -> GeoLocalizationNet:
+    """The backbone with pooled tokens as descriptors."""
+    model = PlainNet()
     model.aggregation, model.linear1, model.linear2 = PooledTokens(), None, None
     return model
 
@@ -162,10 +162,10 @@ def two_branch() -> GeoLocalizationNet:
 
 
 NETWORKS: dict[str, Callable[[], GeoLocalizationNet]] = {
-    "pooled": pooled_trunk,
-    "foundation": TrunkNet,
-    "head": TrunkNet,
-    "full": TrunkNet,
+    "pooled": pooled_backbone,
+    "foundation": PlainNet,
+    "head": PlainNet,
+    "full": PlainNet,
     "multiconv": adapted,
     **{name: partial(adapted, name) for name in ADAPTERS},
 }

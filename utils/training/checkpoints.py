@@ -158,6 +158,8 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     state = TrainState(**{"world_size": None, **content["train_state"]})
     saved, given = (OLDER_ARGUMENTS | values for values in (state.arguments, arguments))
     different = [name for name in {**saved, **given} if given.get(name) != saved.get(name)]
+    if "epochs_num" in different and not saved["schedule"] == given["schedule"] == "cosine":
+        different.remove("epochs_num")  # the cosine schedule alone depends on it
     changed = [f"--{name} {given.get(name)} (was {saved.get(name)})" for name in different]
     if changed:
         raise InputError(

@@ -14,10 +14,11 @@ class TrainingConfig:
 
     batch_size: places per batch, over all ranks; epochs_num; patience: epochs without a better model before training
     ends; optim: adam, adamw or sgd; lr: learning rate at the start, before `schedule` lowers it: "step" halves it
-    every 3 epochs, "cosine" lets it fall to 0 over epochs_num epochs; warmup_steps, over which it rises to that first;
-    weight_decay; ema: decay of the average of the weights that is validated, saved and tested in place of the latest
-    weights, None for none; precision: of the forward pass; train_backbone: train the backbone too; compile: compile
-    the model; tensorboard: also write the curves for TensorBoard; device; seed. Raises InputError for other values.
+    every 3 epochs, "cosine" lets it fall to 0 over epochs_num epochs; warmup_steps: steps at the start in which it
+    rises from 0; weight_decay; ema: decay of the moving average of the weights, which is validated, saved and tested in
+    place of the latest weights (None: no average); precision: of the forward pass; train_backbone: train the backbone
+    too; compile: compile the model; tensorboard: also write the curves for TensorBoard; device; seed. Raises InputError
+    for other values.
     """
 
     batch_size: int = 120
