@@ -1,4 +1,5 @@
-"""Extraction of descriptors: float32, eager, with images prepared by the baseline, against --precision and --compile.
+"""Extraction of descriptors: a plain forward pass with images prepared by the baseline, against --precision and
+--compile. The baseline computes in float32 on the CPU and in the same precision on the GPU.
 
     python -m benchmarks.bench_extract [--threads N] [--json [FILE]] [--gpu]
 
@@ -20,20 +21,22 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
+from datasets.transforms import normalize
 from model import GeoLocalizationNet, InferenceModel, ModelConfig
-from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import cpu_supports, extract, prepare
+from utils.retrieval.config import PRECISIONS, ExtractionConfig
+from utils.retrieval.extraction import Forward, cpu_supports, extract, prepare
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
 BATCH, ROUNDS = 8, 3
-GPU_IMAGES, GPU_BATCH = 2048, 128
+GPU_IMAGES, GPU_BATCH, GPU_ROUNDS = 2048, 128, 10
 
 
 def make_model(backbone: str, device: str) -> GeoLocalizationNet:
     """A model with random weights, the same each time. The adapters, which start at zero, are random too."""
     torch.manual_seed(0)
-    model = GeoLocalizationNet(ModelConfig(backbone=backbone)).eval().to(device)
+    with torch.device(device):
+        model = GeoLocalizationNet(ModelConfig(backbone=backbone)).eval()
     for parameter in model.backbone.adapters.parameters():
         nn.init.normal_(parameter, std=0.02)
     return model
@@ -46,7 +49,7 @@ def baseline_descriptors(model: GeoLocalizationNet, images: Tensor) -> np.ndarra
     """The descriptors of a batch of images [B, 3, H, W]."""
     descriptors, _, _ = baseline_forward(model, images)
     assert descriptors is not None
-    return descriptors.cpu().numpy()
+    return descriptors.float().cpu().numpy()
 
 
 def baseline_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.ndarray:
@@ -58,9 +61,9 @@ def baseline_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.ndarray
 
 
 def baseline_gpu_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.ndarray:
-    """On the GPU: the baseline prepares the images in as many workers as ours has, and loops over batches."""
+    """In bf16 on the GPU: prepares the images in as many workers as ours has, and loops over batches."""
     loader: DataLoader = DataLoader(BaselineDataset(paths), GPU_BATCH, num_workers=GPU_WORKERS)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         return np.concatenate([baseline_descriptors(model, images.to("cuda")) for images in loader])
 
 
@@ -76,9 +79,9 @@ def our_extract(model: InferenceModel, paths: list[Path], config: ExtractionConf
 
 def image_gflop(backbone: str) -> float:
     """10^9 operations of the forward pass per image. The input is not counted."""
-    images = torch.zeros(1, 3, *SIZE)
+    images = torch.zeros(1, 3, *SIZE, device="meta")
     with torch.no_grad():
-        return count_gflop(partial(baseline_forward, make_model(backbone, "cpu"), images))
+        return count_gflop(partial(baseline_forward, make_model(backbone, "meta"), images))
 
 
 def cpu_row(name: str, baseline: Callable[[], np.ndarray], ours: Callable[[], np.ndarray]) -> Row:
@@ -107,36 +110,52 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
     return rows
 
 
-def gpu_row(backbone: str, precision: str, *, compiled: bool, paths: list[Path]) -> Row:
-    """Time per image, with workers that read ahead, and the peak of the GPU's memory."""
-    baseline = partial(baseline_gpu_extract, make_model(backbone, "cuda"), paths)
-    config = ExtractionConfig(
-        resize=SIZE, batch_size=GPU_BATCH, num_workers=GPU_WORKERS, device="cuda", precision=precision
-    )
-    ours = partial(our_extract, prepare(make_model(backbone, "cuda"), config, compiled=compiled), paths, config)
-    row = compare(
-        f"{backbone}, {precision}{' --compile' if compiled else ''}",
-        baseline,
-        ours,
-        rounds=ROUNDS,
-        note=f"{GPU_WORKERS} workers each, batches of {GPU_BATCH}",
-    )
+def gpu_row(backbone: str, precision: str, *, compiled: bool) -> Row:
+    """Time per image for a batch in the GPU's memory, from pixels to arrays, and the peak of the GPU's memory."""
+    images = torch.rand(GPU_BATCH, 3, *SIZE, device="cuda")
+    config = ExtractionConfig(resize=SIZE, batch_size=GPU_BATCH, device="cuda", precision=precision)
+    model = make_model(backbone, "cuda")
+    forward = Forward(prepare(model, config, compiled=compiled), config)
+
+    def baseline() -> np.ndarray:
+        autocast = torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "fp32")
+        with torch.no_grad(), autocast:
+            return baseline_descriptors(model, normalize(images))
+
+    def ours() -> np.ndarray:
+        _, descriptors = forward(images)
+        assert descriptors is not None
+        return descriptors
+
+    name = f"{backbone.removeprefix('dinov2-')}, {precision}{' --compile' if compiled else ''}"
+    row = compare(name, baseline, ours, rounds=GPU_ROUNDS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     ours()
     memory = (torch.cuda.max_memory_allocated() - before) / 1e6
-    row = replace(row.per_item(len(paths), "ms/image"), ours_mb=memory)
+    row = replace(row.per_item(GPU_BATCH, "ms/image"), ours_mb=memory)
     return row.with_share(image_gflop(backbone), precision, "cuda")
+
+
+def gpu_files_row(paths: list[Path]) -> Row:
+    """base in bf16 as the scripts extract it, from image files, with workers that read ahead."""
+    baseline = partial(baseline_gpu_extract, make_model("dinov2-base", "cuda"), paths)
+    config = ExtractionConfig(
+        resize=SIZE, batch_size=GPU_BATCH, num_workers=GPU_WORKERS, device="cuda", precision="bf16"
+    )
+    ours = partial(our_extract, prepare(make_model("dinov2-base", "cuda"), config), paths, config)
+    row = compare("base, bf16, from files", baseline, ours, rounds=ROUNDS, note=f"{GPU_WORKERS} workers each")
+    return row.per_item(len(paths), "ms/image").with_share(image_gflop("dinov2-base"), "bf16", "cuda")
 
 
 def gpu_rows(paths: list[Path]) -> list[Row]:
     """dinov2-base and dinov2-large on the GPU."""
-    paths = paths * (GPU_IMAGES // len(paths))
-    return [
-        gpu_row(backbone, precision, compiled=compiled, paths=paths)
+    rows = [
+        gpu_row(backbone, precision, compiled=compiled)
         for backbone in ("dinov2-base", "dinov2-large")
-        for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True))
+        for precision, compiled in (("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True), ("fp16", True))
     ]
+    return [*rows, gpu_files_row(paths * (GPU_IMAGES // len(paths)))]
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.baseline_model import baseline_forward, first_tokens
+from benchmarks.baseline_model import baseline_forward
 from benchmarks.common import Row, compare, compare_with_memory, count_gflop, parse_arguments, report
-from model import GeoLocalizationNet, HashingOutput, InputError, ModelConfig, TwoBranchOutput
+from model import GeoLocalizationNet, HashingOutput, ModelConfig, TwoBranchOutput
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
 from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
@@ -27,12 +27,12 @@ from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_trainable, set_training_mode
 
 SIZE, IMAGES_PER_PLACE = 224, 4
-LEARNING_RATE = 1e-6
+CONFIG = TrainingConfig(lr=1e-6)
 BATCH, STAGE_TWO_BATCH, ROUNDS = 8, 16, 5
 SALAD_BATCH, SALAD_GRID = 16, (16, 16)
-GPU_STEPS, GPU_WARM_UP = 5, 3
-FULL_FINE_TUNING, BACKBONE_ALONE = "full fine-tuning", "backbone's forward alone"
-STAGES = ("stage one", "stage two", FULL_FINE_TUNING, BACKBONE_ALONE)
+GPU_BATCH, GPU_STEPS, GPU_WARM_UP = 120, 5, 3
+FULL_FINE_TUNING = "full fine-tuning"
+STAGES = (FULL_FINE_TUNING, "stage one", "stage two")
 
 
 # ---- Training steps
@@ -60,41 +60,26 @@ def make_step(
     stage: str,
     batch: int,
     *,
-    device: str = "cpu",
-    precision: str = "fp32",
+    config: TrainingConfig = CONFIG,
     network: type[GeoLocalizationNet] = GeoLocalizationNet,
 ) -> Callable[[], object]:
-    """One training step of a stage, on the same random images each time."""
-    images, labels = make_batch(batch, device)
+    """One training step of a stage, on the same random images each time. config.train_backbone follows the stage."""
+    images, labels = make_batch(batch, config.device)
     binary = stage == "stage two"
-    model = network(ModelConfig(backbone=backbone, hashing=binary, rerank=binary)).to(device)
-    if stage == BACKBONE_ALONE:
-        return partial(backbone_forward, model.eval(), images, precision)
-    config = TrainingConfig(
-        lr=LEARNING_RATE, device=device, precision=precision, train_backbone=stage == FULL_FINE_TUNING
-    )
+    with torch.device(config.device):
+        model = network(ModelConfig(backbone=backbone, hashing=binary, rerank=binary))
     criterion, branch = (hashing_losses, "binary") if binary else (float_losses, "float")
+    config = replace(config, train_backbone=stage == FULL_FINE_TUNING)
     step = TrainingStep(model, config, criterion=criterion, branch=branch)
     set_training_mode(model)
     return partial(step, images, labels)
-
-
-def backbone_forward(model: GeoLocalizationNet, images: Tensor, precision: str) -> Tensor:
-    """The backbone's blocks without the adapters."""
-    backbone = model.backbone
-    autocast = torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "fp32")
-    with torch.no_grad(), autocast:
-        x = first_tokens(backbone, images)
-        for block in backbone.blocks:
-            x = block(x)
-        return backbone.norm(x)
 
 
 def baseline_stage_two(batch: int) -> Callable[[], object]:
     """A simple step of the two-branch dinov2-base: it computes both branches and trains the binary one."""
     images, labels = make_batch(batch)
     model = GeoLocalizationNet(ModelConfig(backbone="dinov2-base", hashing=True, rerank=True))
-    optimizer = torch.optim.Adam(set_trainable(model, "binary", train_backbone=False), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(set_trainable(model, "binary", train_backbone=False), lr=CONFIG.lr)
     set_training_mode(model)
 
     def step() -> None:
@@ -222,71 +207,39 @@ def salad_rows() -> list[Row]:
 
 
 def gpu_rows() -> list[Row]:
-    """All stages, base and large, in bf16 with batches that fill the card. The baseline is full fine-tuning, compared
-    per image.
-    """
-    return [row for backbone in ("dinov2-base", "dinov2-large") for row in backbone_rows(backbone)]
+    """All stages of base and large in each precision, and of base with --compile too."""
+    rows = [
+        row
+        for backbone in ("dinov2-base", "dinov2-large")
+        for precision in PRECISIONS
+        for row in gpu_stage_rows(backbone, precision)
+    ]
+    return rows + gpu_stage_rows("dinov2-base", "bf16", compiled=True)
 
 
-def backbone_rows(backbone: str) -> list[Row]:
-    """The stages of one backbone."""
-    rows = [stage_row(backbone, stage) for stage in STAGES]
-    baseline = rows[STAGES.index(FULL_FINE_TUNING)].ours
-    return [replace(row, baseline=baseline, ratio=baseline / row.ours) for row in rows]
+def gpu_stage_rows(backbone: str, precision: str, *, compiled: bool = False) -> list[Row]:
+    """The stages of one backbone. The baseline of all is full fine-tuning."""
+    rows = [gpu_row(backbone, stage, precision, compiled=compiled) for stage in STAGES]
+    return [replace(row, baseline=rows[0].ours, ratio=rows[0].ours / row.ours) for row in rows]
 
 
-def stage_row(backbone: str, stage: str) -> Row:
+def gpu_row(backbone: str, stage: str, precision: str, *, compiled: bool) -> Row:
     """A row for one stage, so far compared with itself."""
-    batch = largest_batch(backbone, stage)
-    step = make_step(backbone, stage, batch, device="cuda", precision="bf16")
-    gflop = count_gflop(step, "cuda")
-    torch.cuda.reset_peak_memory_stats()
-    seconds = gpu_seconds(step)
-    memory = torch.cuda.max_memory_allocated() / 1e6
-    del step
+    config = replace(CONFIG, device="cuda", precision=precision)
+    gflop = count_gflop(make_step(backbone, stage, GPU_BATCH, config=config), "cuda")
+    step = make_step(backbone, stage, GPU_BATCH, config=replace(config, compile=compiled))
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    milliseconds = 1e3 * gpu_seconds(step) / GPU_BATCH
     row = Row(
-        name=f"{backbone}, {stage}",
-        baseline=1e3 * seconds / batch,
-        ours=1e3 * seconds / batch,
+        name=f"{backbone.removeprefix('dinov2-')}, {stage}, {precision}{' --compile' if compiled else ''}",
+        baseline=milliseconds,
+        ours=milliseconds,
         unit="ms/image",
         ratio=1,
-        ours_mb=memory,
-        note=f"batch {batch}",
+        ours_mb=torch.cuda.max_memory_allocated() / 1e6,
     )
-    return row.with_share(gflop / batch, "bf16", "cuda")
-
-
-def largest_batch(backbone: str, stage: str) -> int:
-    """The largest batch that a step fits into the GPU's memory: 30 images times a power of two, up to 7680. Raises
-    InputError if 30 do not fit.
-    """
-    largest = 0
-    for batch in (30 << i for i in range(9)):
-        if not fits(backbone, stage, batch):
-            break
-        largest = batch
-    if not largest:
-        raise InputError(f"The GPU's memory is too small for 30 images in {stage} of {backbone}.")
-    return largest
-
-
-def fits(backbone: str, stage: str, batch: int) -> bool:
-    """Whether the GPU's memory is large enough for a step with this batch."""
-    try:
-        run_two_steps(backbone, stage, batch)
-        enough = True
-    except torch.OutOfMemoryError:
-        enough = False
-    torch.cuda.empty_cache()  # after the except block, because the exception holds the step's tensors
-    return enough
-
-
-def run_two_steps(backbone: str, stage: str, batch: int) -> None:
-    """Two, because from the second step on the optimizer's averages are in memory beside the graph."""
-    step = make_step(backbone, stage, batch, device="cuda", precision="bf16")
-    step()
-    step()
+    return row.with_share(gflop / GPU_BATCH, precision, "cuda")
 
 
 def gpu_seconds(step: Callable[[], object]) -> float:
@@ -305,10 +258,11 @@ def main() -> None:
     args = parse_arguments(
         "Training steps.",
         threads=None,
-        gpu_help="measure all stages of base and large on the GPU, with batches that fill it",
+        gpu_help="measure all stages of base and large on the GPU",
     )
     rows = gpu_rows() if args.gpu else [*step_rows(), *salad_rows()]
-    report(f"Training at {SIZE} x {SIZE}", rows, args.json, gpu=args.gpu)
+    batch = f", batches of {GPU_BATCH} images" if args.gpu else ""
+    report(f"Training at {SIZE} x {SIZE}{batch}", rows, args.json, gpu=args.gpu)
 
 
 if __name__ == "__main__":

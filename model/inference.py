@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from model.adapter import MulConvAdapter
 from model.errors import InputError
 from model.network import GeoLocalizationNet
-from model.vision_transformer import VisionTransformer
+from model.vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,7 +33,10 @@ class InferenceModel:
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""
+        backbone, grid = self.network.backbone, patch_grid(*images.shape[-2:])
         with torch.inference_mode(), _frozen_weights() if self.compiled else contextlib.nullcontext():
+            if backbone.position_grid != grid:
+                backbone.fix_positions(self.original.backbone.position_embedding(*grid), grid)
             return self.network(images.to(self.dtype), float_branch)
 
 
@@ -46,16 +49,17 @@ def prepare_for_inference(
 ) -> InferenceModel:
     """A copy of a model in eval mode that computes in `dtype`, on `device` (None: where the model is).
 
-    BatchNorm becomes part of the adapters' convolutions, the 1 x 1 convolutions of an adapter one matrix product, and
-    LayerScale part of the projections before it. compiled: the first calls compile the model, with its weights as
-    constants, and so may calls with another shape. Weights that stay as they are share the original's memory: if those
-    of the original change, prepare it again. Raises InputError in training mode.
+    BatchNorm becomes part of the adapters' convolutions, the patch embedding and the 1 x 1 convolutions of an adapter
+    matrix products, and LayerScale part of the projections before it. The position embedding of the latest image size
+    is kept. compiled: the first calls compile the model, with its weights as constants, and so may calls with another
+    shape. Weights that stay as they are share the original's memory: if those of the original change, prepare it again.
+    Raises InputError in training mode.
     """
     if any(module.training for module in model.modules()):
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")
     network = _copy(model)
     backbone = network.backbone
-    _fold_layer_scales(backbone)
+    _simplify(backbone)
     for adapters in (backbone.adapters, backbone.adapters_hashing):
         for i, adapter in enumerate(adapters or ()):
             if isinstance(adapter, MulConvAdapter):
@@ -66,14 +70,18 @@ def prepare_for_inference(
     return InferenceModel(model, network, compiled=compiled)
 
 
-def prepare_frozen_backbone(backbone: VisionTransformer, dtype: torch.dtype) -> VisionTransformer:
+def prepare_frozen_backbone(
+    backbone: VisionTransformer, dtype: torch.dtype, grid: tuple[int, int]
+) -> VisionTransformer:
     """A copy of a frozen backbone without adapters, for VisionTransformer.forward, that computes in `dtype`.
 
-    It shares memory as a prepared model does, and does not follow if the original's weights change.
+    It takes images with this patch grid only. It shares memory as a prepared model does, and does not follow if the
+    original's weights change.
     """
     frozen = _copy(backbone)
     frozen.adapters = frozen.adapters_hashing = None
-    _fold_layer_scales(frozen)
+    frozen.fix_positions(frozen.position_embedding(*grid), grid)
+    _simplify(frozen)
     return frozen.to(dtype)
 
 
@@ -100,6 +108,19 @@ class FusedAdapter(nn.Module):
         return self.up(u + torch.cat([u[:, :1], torch.cat([wide, *convolved], dim=2)], dim=1))
 
 
+class LinearPatchEmbed(nn.Module):
+    """A PatchEmbed as a matrix product: images [B, 3, 14h, 14w] -> patch tokens [B, h*w, D]."""
+
+    def __init__(self, embed: PatchEmbed) -> None:
+        super().__init__()
+        assert embed.proj.bias is not None
+        self.linear = _linear(embed.proj.weight.flatten(1), embed.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = images.unflatten(3, (-1, PATCH_SIZE)).unflatten(2, (-1, PATCH_SIZE))  # [B, 3, h, 14, w, 14]
+        return self.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+
+
 def _fused(layer: Any) -> Any:
     """The convolution of a ConvBnRelu with its BatchNorm."""
     return fuse_conv_bn_eval(layer.conv, layer.bn)
@@ -112,7 +133,10 @@ def _copy(module: Module) -> Module:
     return copy.deepcopy(module, shared)
 
 
-def _fold_layer_scales(backbone: VisionTransformer) -> None:
+def _simplify(backbone: VisionTransformer) -> None:
+    """Makes the patch embedding a matrix product, and each LayerScale part of the projection before it."""
+    patch_embed: Any = LinearPatchEmbed(backbone.patch_embed)
+    backbone.patch_embed = patch_embed
     blocks: Any = backbone.blocks
     for block in blocks:
         for scale, linear in ((block.ls1, block.attn.proj), (block.ls2, block.mlp.fc2)):

@@ -1,5 +1,9 @@
 """DINOv2 vision transformer with adapter branches beside it. Entry names are those of Meta's published weights."""
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -126,13 +130,12 @@ class VisionTransformer(nn.Module):
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def fix_grid(self, h: int, w: int) -> None:
-        """Keeps only the position embedding for an h x w patch grid, so that an exported model need not compute it.
-
-        The model then takes images of that size only.
+    def fix_positions(self, embedding: Tensor, grid: tuple[int, int]) -> None:
+        """Keeps only the position embedding for one patch grid, see position_embedding, so that it is not computed in
+        each pass. The model then takes images of that size only.
         """
-        self.pos_embed = nn.Parameter(self.position_embedding(h, w).detach())
-        self.position_grid = (h, w)
+        self.pos_embed = nn.Parameter(embedding.detach().to(self.pos_embed), requires_grad=False)
+        self.position_grid = grid
 
     def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Normalised images [B, 3, 14h, 14w] -> tokens [B, 1+h*w, D] with their position embedding."""
@@ -150,8 +153,14 @@ class VisionTransformer(nn.Module):
         height or width is not a multiple of 14.
         """
         h, w = patch_grid(*map(int, images.shape[-2:]))  # int: torch.jit.trace gives tensors
-        source = self if frozen_backbone is None else frozen_backbone
-        x = source.embed(images, (h, w))
+        source: VisionTransformer = self
+        context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        if frozen_backbone is not None:  # autocast would convert it to float32 and back for each LayerNorm
+            source = frozen_backbone
+            context = partial(torch.autocast, images.device.type, enabled=False)
+            images = images.to(frozen_backbone.cls_token.dtype)
+        with context():
+            x = source.embed(images, (h, w))
         adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
         for i, block in enumerate(source.blocks):
@@ -160,7 +169,8 @@ class VisionTransformer(nn.Module):
                 start = x if frozen_backbone is None else x.float()  # what trains is summed in full precision
                 float_tokens = start if adapters is not None else None
                 binary_tokens = start if self.adapters_hashing is not None else None
-            x = block(x)
+            with context():
+                x = block(x)
             if j >= 0 and float_tokens is not None:
                 float_tokens = float_tokens + adapters[j](float_tokens + x, (h, w))
             if j >= 0 and binary_tokens is not None:

@@ -1,20 +1,57 @@
 """The same results on a CUDA GPU as on the CPU. Skipped where there is none."""
 
+import logging
+import re
+import socket
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import test_train_scripts
 import torch
-from helpers import MODES, build, filled, image_batch
+from helpers import MODES, build, filled, image_batch, run_python
 from test_eval import SCRIPTS, run_mode
 
+from datasets.benchmark import ImageSet
+from datasets.gsv_cities import GSVCities, PlacesConfig
+from model import prepare_for_inference
+from utils.retrieval import gpu_search
+from utils.retrieval.config import PRECISIONS, ExtractionConfig
+from utils.retrieval.extraction import Forward, extract, prepare
 from utils.retrieval.search import search_hamming
 from utils.training.config import TrainingConfig
-from utils.training.losses import float_losses
+from utils.training.loader import PlaceLoader
+from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
 ]
+
+
+@contextmanager
+def gpu_memory(megabytes):
+    """So much of the GPU's memory is left for tensors."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + megabytes * 1e6) / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def one_rank():
+    """The environment of a process that torchrun would start alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+# ---- Descriptors
 
 
 @pytest.mark.parametrize("aggregation", ["gem", "boq", "salad"])
@@ -27,6 +64,19 @@ def test_descriptors(aggregation):
     assert (torch.cosine_similarity(actual, expected) > 0.9999).all()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_prepared_models(precision, compiled):
+    model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
+    images = torch.from_numpy(image_batch(5, 4, 126, 140))
+    with torch.inference_mode():
+        expected = model(images)
+    actual = prepare_for_inference(model, PRECISIONS[precision], device="cuda", compiled=compiled)(images.cuda())
+    bound = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}[precision]
+    for one, other in ((actual.descriptor, expected.descriptor), (actual.logits, expected.logits)):
+        assert ((one.float().cpu() - other).norm(dim=1) < bound).all()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("mode", SCRIPTS)
 def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, precision):
@@ -36,16 +86,130 @@ def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, pre
     assert all(abs(actual[n] - expected[n]) <= 10 for n in expected)  # one of ten queries
 
 
-def test_a_training_step():
+# ---- Training
+
+
+@pytest.mark.parametrize("branch", ["float", "binary"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_training_steps(precision, branch):
     losses = {}
-    for device in ("cpu", "cuda"):
-        model = filled(build("vit-tiny", **MODES["float"])).to(device)
-        config = TrainingConfig(optim="adam", lr=4e-4, device=device)
-        step = TrainingStep(model, config, criterion=float_losses, branch="float")
+    for device, used in (("cpu", "fp32"), ("cuda", precision)):
+        model = filled(build("vit-tiny", **MODES["float" if branch == "float" else "two_branch"]))
+        config = TrainingConfig(optim="adam", lr=4e-4, device=device, precision=used)
+        criterion = float_losses if branch == "float" else hashing_losses
+        step = TrainingStep(model, config, criterion=criterion, branch=branch)
         set_training_mode(model)
         images = torch.from_numpy(image_batch(7, 8, 56, 56)).to(device)
-        losses[device] = float(step(images, torch.arange(4, device=device).repeat_interleave(2)).total)
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
+        labels = torch.arange(4, device=device).repeat_interleave(2)
+        losses[device] = [float(step(images, labels).total) for _ in range(3)]
+    bound = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=bound)
+
+
+def test_a_compiled_training_step():
+    losses = {}
+    for compiled in (False, True):
+        model = filled(build("vit-tiny"))
+        config = TrainingConfig(lr=4e-4, device="cuda", precision="bf16", compile=compiled)
+        step = TrainingStep(model, config, criterion=float_losses, branch="float")
+        set_training_mode(model)
+        images = torch.from_numpy(image_batch(7, 8, 56, 56)).cuda()
+        labels = torch.arange(4, device="cuda").repeat_interleave(2)
+        losses[compiled] = [float(step(images, labels).total) for _ in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=5e-2)
+
+
+def test_one_rank_with_nccl_trains_as_a_process_alone(city, tmp_path):
+    means = []
+    for name, env in (("alone", {}), ("nccl", one_rank())):
+        (tmp_path / name).mkdir()
+        flags = test_train_scripts.flags_for(city, "--train_backbone", "--device=cuda", "--precision=fp32")
+        result = test_train_scripts.run_script("train.py", *flags, cwd=tmp_path / name, env=env)
+        assert result.status == 0, result.stderr
+        rows = test_train_scripts.metrics_of(test_train_scripts.the_folder(tmp_path / name))
+        means.append([float(row["loss"]) for row in rows])
+    assert len(means[0]) == 2
+    assert means[1] == pytest.approx(means[0], rel=1e-2)
+
+
+def test_collectives_of_nccl(tmp_path):
+    code = """
+import torch
+import torch.distributed as dist
+from utils.runtime import distributed
+distributed.init("cuda:0")
+assert dist.get_backend() == "nccl"
+rows = torch.arange(12.0, device="cuda").reshape(4, 3).requires_grad_()
+gathered = distributed.gather_batch(rows, [4])
+gathered.pow(2).sum().backward()
+assert torch.equal(gathered, rows) and torch.equal(rows.grad, 2 * rows)
+flat = torch.ones(3, device="cuda")
+dist.all_reduce(flat)
+dist.broadcast(flat, src=0)
+assert flat.tolist() == [1, 1, 1]
+assert distributed.all_gather_int(7) == [7] and distributed.broadcast_object("x") == "x"
+distributed.shutdown()
+print("done")
+"""
+    result = run_python(code, cwd=tmp_path, env=one_rank())
+    assert result.stdout == "done\n", result.stderr
+
+
+# ---- Memory
+
+
+def test_batches_that_do_not_fit_are_halved(caplog):
+    model = filled(build("vit-tiny"))
+    config = ExtractionConfig(resize=(322, 322), batch_size=256, device="cuda")
+    images = torch.rand(256, 3, 322, 322)
+    forward = Forward(prepare(model, replace(config, batch_size=16)), config)
+    forward.max_batch = 16
+    _, expected = forward(images)
+    torch.cuda.reset_peak_memory_stats()
+    forward(images)
+    enough_for_16 = (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 1e6
+    forward.max_batch = 256
+    with gpu_memory(3 * enough_for_16), caplog.at_level(logging.WARNING):
+        _, actual = forward(images)
+    assert 16 <= forward.max_batch < 256
+    assert "GPU out of memory at batch size 256; retrying with 128." in caplog.text
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_blocks_of_the_search_that_do_not_fit_are_halved(caplog):
+    random = np.random.default_rng(0)
+    database = random.integers(0, 256, (300_000, 64), dtype=np.uint8)
+    queries = random.integers(0, 256, (600, 64), dtype=np.uint8)
+    expected = search_hamming(database, queries, 10)
+    with gpu_memory(300), caplog.at_level(logging.WARNING):
+        actual = search_hamming(database, queries, 10, device="cuda")
+    halved = [int(text) for text in re.findall(r"retrying with blocks of (\d+) codes", caplog.text)]
+    assert halved and halved[0] == gpu_search.DATABASE_BLOCK // 2
+    np.testing.assert_array_equal(actual.indices, expected.indices)
+
+
+def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch):
+    """Only then does `non_blocking` let the copy run beside other work."""
+    pinned = []
+    copy = torch.Tensor.to
+
+    def watched(tensor, *args, **kwargs):
+        if kwargs.get("non_blocking"):
+            pinned.append(tensor.is_pinned())
+        return copy(tensor, *args, **kwargs)
+
+    model = prepare_for_inference(filled(build("vit-tiny")), device="cuda")
+    paths = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
+    places = GSVCities(city / "gsv_cities", PlacesConfig(cities=("Alder",), image_size=(56, 56), images_per_place=2))
+    loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    extract(model, ImageSet.without_positions(paths), ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda"))
+    assert pinned == [True] * 4
+    next(loader.batches(0, 0))
+    assert pinned[4:] == [True, True]  # images and labels
+
+
+# ---- Search
 
 
 @pytest.mark.parametrize("values", [2, 256])  # of a byte; with 2 there are many ties

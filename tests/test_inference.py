@@ -7,6 +7,7 @@ import torch
 from helpers import MODES, build, filled, image_batch
 
 from model import InputError, prepare_for_inference
+from model.inference import prepare_frozen_backbone
 from model.vision_transformer import LayerScale
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
@@ -53,6 +54,30 @@ def test_half_precision_takes_and_returns_float32(images, aggregation, mode, dty
         assert value.dtype == torch.float32
         if name != "code":
             assert 1e-5 < float((value - expected[name]).norm(dim=1).max()) < most
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_image_size_has_its_own_position_embedding(monkeypatch, compiled):
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    model = filled(build("vit-tiny"))
+    prepared = prepare_for_inference(model, compiled=compiled)
+    for height, width in ((56, 70), (70, 56), (56, 84), (56, 70)):
+        images = torch.from_numpy(image_batch(3, 2, height, width))
+        found, expected = outputs(prepared, images), outputs(model, images)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    torch._dynamo.reset()
+
+
+def test_position_embeddings_are_computed_in_full_precision():
+    model = filled(build("vit-tiny"))
+    images = torch.from_numpy(image_batch(3, 1, 56, 70))
+    prepared = prepare_for_inference(model, torch.bfloat16)
+    outputs(prepared, images)
+    frozen = prepare_frozen_backbone(model.backbone, torch.bfloat16, (4, 5))
+    expected = model.backbone.position_embedding(4, 5).bfloat16()
+    for backbone in (prepared.network.backbone, frozen):
+        torch.testing.assert_close(backbone.position_embedding(4, 5), expected, rtol=0, atol=0)
 
 
 def test_weights_are_constants_while_a_prepared_model_compiles(images, monkeypatch):
@@ -110,14 +135,27 @@ def test_the_frozen_backbone_gives_the_losses_of_the_model_alone(images):
         model = filled(build("vit-tiny"))
         config = TrainingConfig(optim="sgd", lr=1.0, precision="bf16")
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
-        assert not any(value.requires_grad for value in step.frozen_backbone.parameters())
-        assert not any(isinstance(part, LayerScale) for part in step.frozen_backbone.modules())
-        if not with_copy:
-            step.frozen_backbone = None
+        assert step.copies_backbone
+        step.copies_backbone = with_copy
         set_training_mode(model)
         losses.append([float(step(images, labels).total) for _ in range(5)])
+        if with_copy:
+            assert not any(value.requires_grad for value in step.frozen_backbone.parameters())
+            assert not any(isinstance(part, LayerScale) for part in step.frozen_backbone.modules())
     assert losses[0][-1] < losses[0][0] - 0.003
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_a_frozen_backbone_keeps_its_precision_under_autocast(images):
+    model = filled(build("vit-tiny"))
+    frozen = prepare_frozen_backbone(model.backbone, torch.float16, (9, 10))
+    seen = []
+    frozen.blocks[3].norm1.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.backbone(images, frozen_backbone=frozen).float_tokens
+    ((before, after),) = seen
+    assert before.dtype == after.dtype == torch.float16
+    assert tokens.dtype == torch.float32
 
 
 def test_a_model_that_trains_is_prepared_between_steps(images):

@@ -71,7 +71,8 @@ class ExportedModel(nn.Module):
     def __init__(self, model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> None:
         super().__init__()
         self.model = prepare_for_inference(model).network
-        self.model.backbone.fix_grid(*patch_grid(*settings.resize))
+        grid = patch_grid(*settings.resize)
+        self.model.backbone.fix_positions(model.backbone.position_embedding(*grid), grid)
         self.dtype = PRECISIONS[settings.precision]
         self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
         self.normalize = normalize

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model import GeoLocalizationNet, HashingOutput
 from model.inference import prepare_frozen_backbone
-from model.vision_transformer import VisionTransformer
+from model.vision_transformer import VisionTransformer, patch_grid
 from utils.retrieval.config import PRECISIONS
 from utils.runtime import distributed
 from utils.training.average import WeightAverage
@@ -33,8 +33,9 @@ class TrainingStep:
     branch: "float" or "binary", the branch that is trained; the binary branch of a two-branch model is trained
     without computing the float one. criterion: the loss, called with the output for the whole batch and its labels.
     Everything else is frozen and stays in eval mode, the backbone too unless config.train_backbone. The model moves
-    to config.device. Attributes: model, branch, optimizer, scaler, parameters (the trainable ones), average (of the
-    weights; None without config.ema).
+    to config.device. All images have the same size. Attributes: model, branch, optimizer, scaler, parameters (the
+    trainable ones), average (of the weights; None without config.ema), copies_backbone (whether a copy with weights in
+    half precision computes the frozen backbone), frozen_backbone (that copy; None before the first step).
     """
 
     def __init__(self, model: GeoLocalizationNet, config: TrainingConfig, *, criterion: Criterion, branch: str) -> None:
@@ -45,27 +46,21 @@ class TrainingStep:
         self.branch = branch
         self.precision = config.precision
         self.parameters = set_trainable(model, branch, config.train_backbone)
-        self.train_backbone = config.train_backbone
         if config.compile:
             self.model.compile()  # in place, so that the names in checkpoints stay the same
         optimizer = OPTIMIZERS[config.optim]
         self.optimizer = optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.scaler = make_scaler(config.device, config.precision)
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
-
-    @cached_property
-    def frozen_backbone(self) -> VisionTransformer | None:
-        """What computes the frozen backbone in half precision, with weights that are not converted in each step.
-
-        Made by the first step, because a checkpoint may be loaded before.
-        """
-        if self.train_backbone or self.precision == "fp32":
-            return None
-        return prepare_frozen_backbone(self.model.backbone, PRECISIONS[self.precision])
+        self.copies_backbone = config.precision != "fp32" and not config.train_backbone
+        self.frozen_backbone: VisionTransformer | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, rank_sizes: list[int] | None = None) -> Losses:
         """The losses of the whole batch, float32. rank_sizes: B of each rank, if there are several."""
         float_branch = self.branch == "float"
+        if self.copies_backbone and self.frozen_backbone is None:  # not earlier: a checkpoint may be loaded before
+            grid = patch_grid(*images.shape[-2:])
+            self.frozen_backbone = prepare_frozen_backbone(self.model.backbone, PRECISIONS[self.precision], grid)
         with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
             output = self.model(images, float_branch, self.frozen_backbone)
         if rank_sizes is not None and len(rank_sizes) > 1:
