@@ -1,6 +1,7 @@
 """Bilinear resizing with sparse matrices: equal to F.interpolate up to rounding, and faster (benchmarks/README.md)."""
 
 import math
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -83,9 +84,12 @@ def resizing_matrix(old: int, new: int, antialias: bool) -> Tensor:
     pixels, weights = (_antialiased_weights if antialias else _plain_weights)(old, new)
     rows, columns = weights.nonzero()
     indices = np.stack([rows, pixels[rows, columns]])
-    with torch.inference_mode(False):  # the cached matrix must also serve outside of inference mode
-        values = torch.from_numpy(weights[rows, columns])
-        matrix = torch.sparse_coo_tensor(torch.from_numpy(indices), values, (new, old), check_invariants=True)
+    values = torch.from_numpy(weights[rows, columns])
+    # The cached matrix must also serve outside of inference mode.
+    with torch.inference_mode(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse invariant checks")  # PyTorch 2.11 warns in each process
+        # The checks would ask CUDA about pinned memory, which fails in a process forked from one that uses CUDA.
+        matrix = torch.sparse_coo_tensor(torch.from_numpy(indices), values, (new, old), check_invariants=False)
         return matrix.coalesce()
 
 

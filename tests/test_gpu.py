@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import test_train_scripts
 import torch
-from helpers import MODES, build, filled, image_batch, run_python
+from helpers import MODES, build, filled, image_batch, run_python, run_script
 from test_eval import SCRIPTS, run_mode
 
 from datasets.benchmark import ImageSet
@@ -81,7 +81,7 @@ def test_prepared_models(precision, compiled):
 @pytest.mark.parametrize("mode", SCRIPTS)
 def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, precision):
     expected = run_mode(mode, tiny_benchmark, checkpoints, tmp_path / "cpu").results["recalls"]
-    flags = ["--device=cuda", f"--precision={precision}"]
+    flags = ["--device=cuda", f"--precision={precision}", "--num_workers=2"]
     actual = run_mode(mode, tiny_benchmark, checkpoints, tmp_path / "gpu", *flags).results["recalls"]
     assert all(abs(actual[n] - expected[n]) <= 10 for n in expected)  # one of ten queries
 
@@ -123,8 +123,8 @@ def test_one_rank_with_nccl_trains_as_a_process_alone(city, tmp_path):
     means = []
     for name, env in (("alone", {}), ("nccl", one_rank())):
         (tmp_path / name).mkdir()
-        flags = test_train_scripts.flags_for(city, "--train_backbone", "--device=cuda", "--precision=fp32")
-        result = test_train_scripts.run_script("train.py", *flags, cwd=tmp_path / name, env=env)
+        flags = ["--train_backbone", "--device=cuda", "--precision=fp32", "--num_workers=1"]
+        result = run_script("train.py", *test_train_scripts.flags_for(city, *flags), cwd=tmp_path / name, env=env)
         assert result.status == 0, result.stderr
         rows = test_train_scripts.metrics_of(test_train_scripts.the_folder(tmp_path / name))
         means.append([float(row["loss"]) for row in rows])
@@ -203,7 +203,8 @@ def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch)
     places = GSVCities(city / "gsv_cities", PlacesConfig(cities=("Alder",), image_size=(56, 56), images_per_place=2))
     loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
     monkeypatch.setattr(torch.Tensor, "to", watched)
-    extract(model, ImageSet.without_positions(paths), ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda"))
+    config = ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda", num_workers=1)
+    extract(model, ImageSet.without_positions(paths), config)
     assert pinned == [True] * 4
     next(loader.batches(0, 0))
     assert pinned[4:] == [True, True]  # images and labels
