@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import tables as claims
+from benchmarks.claims.__main__ import NAME as CLAIMS
 from benchmarks.common import HEADINGS, RESULTS, Row, markdown_table
 from benchmarks.machine import describe
 from model.errors import InputError
@@ -39,6 +41,8 @@ def render(template: str, results: Path = RESULTS) -> str:
 
 def tables(name: str, results: Path) -> str:
     """The tables of results/*/NAME.json. Files with the same title share one, in which lines of machines alternate."""
+    if name == CLAIMS:
+        return "\n\n".join(claims.tables(json.loads(path.read_text())) for path in results.glob(f"*/{CLAIMS}.json"))
     titles: dict[str, dict[str, Any]] = {}
     for path in sorted(results.glob(f"*/{name}.json")):
         result = json.loads(path.read_text())

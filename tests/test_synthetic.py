@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.city import PLACE_SPACING, place_position
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
+from datasets.synthetic.interior import draw_decor
 from datasets.synthetic.light import Light, draw_light
-from datasets.synthetic.rendering import Shot, paint
+from datasets.synthetic.rendering import Shot, bilinear, paint
 from datasets.synthetic.scene import Surface
 from datasets.synthetic.style import draw_style
 
@@ -171,10 +173,11 @@ def test_sizes(size):
         assert pixels.std() > 10
 
 
+@pytest.mark.parametrize("lens", ["straight", "fisheye"])
 @pytest.mark.parametrize("number", range(4))
-def test_a_painted_mark_lies_where_the_camera_sees_it(number):
+def test_a_painted_mark_lies_where_the_camera_sees_it(number, lens):
     rng = np.random.default_rng(number)
-    camera = draw_camera(rng, draw_place(PlaceId(0, "Elm", 0), (160, 120)), 1.0)
+    camera = draw_camera(rng, draw_place(PlaceId(0, "Elm", 0), (160, 120), Domain(lenses=(lens,))), 1.0)
     texture = Image.new("RGBA", (200, 100))
     texture.paste((255, 0, 0, 255), (98, 48, 102, 52))
     wall = Surface(
@@ -199,11 +202,62 @@ def test_a_painted_mark_lies_where_the_camera_sees_it(number):
     )
     canvas = np.zeros((3, 120, 160), np.float32)
     paint(canvas, rng, wall, shot=Shot(camera=camera, light=light, glow=[0] * 256, lamps=np.zeros_like(canvas)))
-    u, v, depth = camera.intrinsics @ camera.rotation @ (np.array((0.0, 2.0, 12.0)) - camera.position)
-    rows, columns = np.nonzero(canvas[0] > 60)
-    assert abs(columns.mean() + 0.5 - u / depth) < 0.7
-    assert abs(rows.mean() + 0.5 - v / depth) < 0.7
-    assert 0.7 < canvas[0].sum() / 255 / (0.4 * camera.intrinsics[0, 0] / depth) ** 2 < 1.5
+    direction = camera.rotation @ (np.array((0.0, 2.0, 12.0)) - camera.position)
+    if lens == "straight":
+        u, v, depth = camera.intrinsics @ direction
+        x, y, metre = u / depth, v / depth, camera.intrinsics[0, 0] / depth
+    else:
+        x, y = fisheye_pixel(camera.fisheye, direction)
+        metre = camera.fisheye.focal / np.linalg.norm(direction)
+    weights = canvas[0] / canvas[0].sum()
+    assert abs((weights.sum(0) * (np.arange(160) + 0.5)).sum() - x) < 0.7
+    assert abs((weights.sum(1) * (np.arange(120) + 0.5)).sum() - y) < 0.7
+    assert 0.6 < canvas[0].sum() / 255 / (0.4 * metre) ** 2 < 1.5
+
+
+def fisheye_pixel(fisheye, direction):
+    """Where an equidistant lens shows a direction (right, up, ahead)."""
+    right, up, ahead = direction / np.linalg.norm(direction)
+    angle, turn = math.acos(ahead), math.atan2(up, right)
+    distance = fisheye.focal * angle
+    return fisheye.centre[0] + distance * math.cos(turn), fisheye.centre[1] - distance * math.sin(turn)
+
+
+def test_a_fisheye_lens_projects_to_where_its_pixels_look():
+    scene = draw_place(PlaceId(0, "Elm", 0), (160, 120), Domain(lenses=("fisheye",)))
+    fisheye = draw_camera(np.random.default_rng(0), scene, 1.0).fisheye
+    for row, column in ((0, 80), (60, 80), (100, 30), (119, 159)):
+        direction = fisheye.directions[:, row, column].astype(float)
+        assert np.linalg.norm(direction) == pytest.approx(1, abs=1e-6)
+        assert fisheye_pixel(fisheye, direction) == pytest.approx((column + 0.5, row + 0.5), abs=1e-3)
+        seen = fisheye.project(3.0 * direction)
+        assert (seen.x, seen.y) == pytest.approx((column + 0.5, row + 0.5), abs=1e-3)
+        assert seen.depth == pytest.approx(3.0 * direction[2])
+    ahead = fisheye.project(np.array((0.0, 0.0, 4.0)))
+    assert (ahead.x, ahead.y, ahead.focal) == pytest.approx((*fisheye.centre, fisheye.focal), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 4)])
+def test_bilinear_interpolation(shape):
+    texture = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    s, t = np.random.default_rng(1).uniform(-1, (shape[1], shape[0]), (200, 2)).T
+    found = bilinear(texture, s, t)
+    for i in range(200):
+        expected = 0
+        for row in range(shape[0]):
+            for column in range(shape[1]):
+                weight = max(0, 1 - abs(t[i] - row)) * max(0, 1 - abs(s[i] - column))
+                expected = expected + weight * texture[row, column].astype(float)
+        np.testing.assert_allclose(found[i], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("lens", ["straight", "fisheye"])
+def test_nothing_behind_a_camera_is_seen(lens):
+    scene = draw_place(PlaceId(0, "Elm", 0), (160, 120), Domain(lenses=(lens,)))
+    camera = draw_camera(np.random.default_rng(0), scene, 0.0)
+    ahead = camera.rotation.T @ np.array((0.3, 0.2, 5.0))
+    assert camera.project(camera.position + ahead) is not None
+    assert camera.project(camera.position - ahead) is None
 
 
 def test_photos_of_a_place_differ_and_resemble():
@@ -267,6 +321,40 @@ def test_a_domain_with_everything_is_drawn_as_cities_were_before_there_were_doma
     assert hashlib.sha256(drawn.encode()).hexdigest()[:16] == "a137388efce25bfc"
 
 
+INDOORS = Domain(views=("indoors",), lenses=("fisheye", "straight"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (160, 120)])
+def test_corridors_are_drawn_through_both_lenses(size):
+    lenses = set()
+    for number in range(0, 64, 8):
+        scene = draw_place(PlaceId(0, "Elm", number), size, INDOORS)
+        assert scene.style.indoors and {surface.kind for surface in scene.surfaces} == {"wall"}
+        photo = draw_photo(scene, 0)
+        assert photo.pixels.shape == (size[1], size[0], 3)
+        fisheye = draw_camera(np.random.default_rng(0), scene, 0.0).fisheye
+        lenses.add("straight" if fisheye is None else "fisheye")
+        if fisheye is not None and math.hypot(*fisheye.centre) > 1.1 * fisheye.radius:
+            assert photo.pixels[0, 0].max() < 40  # outside of the circle
+            assert photo.pixels.max() > 100
+    assert lenses == {"straight", "fisheye"}
+
+
+def test_places_of_a_corridor_share_colours_and_differ_in_what_stands_there():
+    first, second, other = (draw_decor(PlaceId(0, "Elm", number)) for number in (0, 7, 8))
+    assert first == second != other
+    photos = [draw_photo(draw_place(PlaceId(0, "Elm", number), (64, 48), INDOORS), 0).pixels for number in (0, 7)]
+    assert np.abs(photos[0].astype(float) - photos[1]).mean() > 5
+
+
+def test_all_views_of_a_domain_occur():
+    domain = Domain(views=("indoors", "across", "along"))
+    styles = [draw_style(PlaceId(0, "Elm", number), domain) for number in range(0, 800, 8)]
+    assert 20 <= sum(style.indoors for style in styles) <= 50
+    assert {style.along for style in styles if not style.indoors} == {True, False}
+    assert not any(draw_style(PlaceId(0, "Elm", number), Domain()).indoors for number in range(0, 800, 8))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -275,6 +363,7 @@ def test_a_domain_with_everything_is_drawn_as_cities_were_before_there_were_doma
         (["--roofs", "hip", "hip"], "roofs are hip, hip; give one or more of"),
         (["--windows"], "--windows: expected at least one argument"),
         (["--views", "up"], "--views: invalid choice: 'up'"),
+        (["--lenses", "round"], "--lenses: invalid choice: 'round'"),
     ],
 )
 def test_unknown_kinds_of_a_domain_are_refused(flags, words, tmp_path, capsys):
@@ -289,6 +378,12 @@ def test_the_command_draws_the_domain_of_its_flags(tmp_path):
     config = replace(SMALL, domain=Domain(lights=("night",), months=(1, 12), views=("along",)))
     make_city(tmp_path / "expected", config, progress=False)
     assert digest(tmp_path / "night") == digest(tmp_path / "expected")
+
+
+def test_the_command_draws_corridors_through_a_fisheye(tmp_path):
+    main([str(tmp_path / "inside"), *FLAGS, "--views", "indoors", "--lenses", "fisheye"])
+    make_city(tmp_path / "expected", replace(SMALL, domain=Domain(views=("indoors",), lenses=("fisheye",))), False)
+    assert digest(tmp_path / "inside") == digest(tmp_path / "expected")
 
 
 # ---- Every supported version of Pillow

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
             f"--{name}",
             type=type(choices[0]),
             nargs="+",
-            default=choices,
+            default=getattr(default.domain, name),
             choices=choices,
             metavar=name[:-1].upper(),
             help=f"{name} that may occur",

@@ -1,11 +1,12 @@
-"""What may occur in a city: kinds of buildings, views, light and months."""
+"""What may occur in a city: kinds of buildings, views, light, months and lenses."""
 
 from dataclasses import dataclass
 from typing import Any
 
 WINDOWS = ("sash", "arched", "ribbon", "shutters", "balcony", "casement")
 ROOFS = ("gable", "stepped", "parapet", "mansard", "hip")
-VIEWS = ("across", "along")
+VIEWS = ("across", "along", "indoors")
+LENSES = ("straight", "fisheye")
 LIGHTS = ("noon", "evening", "overcast", "dusk", "night", "rain", "fog", "snow")
 MONTHS = tuple(range(1, 13))
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -14,23 +15,26 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "views": VIEWS,
     "lights": LIGHTS,
     "months": MONTHS,
+    "lenses": LENSES,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """What may occur in a city. By default, everything may.
+    """What may occur in a city. By default, all that is outdoors may.
 
-    windows, roofs: of the buildings. views: photos look along the street or across it. lights: light and weather.
-    months: 1 to 12, of the photos; the leaves depend on them. Raises ValueError for an empty choice, an unknown name or
-    a repeated one.
+    windows, roofs: of the buildings. views: photos look along the street, across it, or along a corridor inside a
+    building. lights: light and weather outdoors. months: 1 to 12, of the photos; the leaves depend on them. lenses:
+    straight lines stay straight, or a fisheye sees almost half of all directions. Raises ValueError for an empty
+    choice, an unknown name or a repeated one.
     """
 
     windows: tuple[str, ...] = WINDOWS
     roofs: tuple[str, ...] = ROOFS
-    views: tuple[str, ...] = VIEWS
+    views: tuple[str, ...] = ("across", "along")
     lights: tuple[str, ...] = LIGHTS
     months: tuple[int, ...] = MONTHS
+    lenses: tuple[str, ...] = ("straight",)
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -46,10 +46,10 @@ def draw_traffic(
     overlay = Image.new("RGBA", (2 * scene.size[0], 2 * scene.size[1]))
     draw = ImageDraw.Draw(overlay)
     for figure in sorted(figures, key=lambda figure: -figure.z):
-        x, y, depth = camera.project(np.array((figure.x, 0, figure.z)))
-        if depth <= MIN_DEPTH:
+        seen = camera.project(np.array((figure.x, 0, figure.z)))
+        if seen is None or seen.depth <= MIN_DEPTH:
             continue
-        foot = Foot(2 * x / depth, 2 * y / depth, scale=2 * camera.intrinsics[0, 0] / depth)
+        foot = Foot(2 * seen.x, 2 * seen.y, scale=2 * seen.focal / seen.depth)
         if figure.person:
             draw_person(draw, rng, foot)
         else:
@@ -62,8 +62,10 @@ def draw_traffic(
 
 
 def draw_figure(rng: np.random.Generator, scene: Scene) -> Figure:
-    """A person on the pavement or a car on the road."""
+    """A person on the pavement or a car on the road; indoors, a person."""
     half, person = scene.style.distance, rng.random() < 0.5
+    if scene.style.indoors:
+        return Figure(between(rng, -0.6, 0.6) * half, between(rng, 3.5, 14), person=True)
     if scene.style.along:
         side = between(rng, half - 2.2, half - 0.6) if person else between(rng, 1.0, half - 3.0)
         return Figure(pick(rng, (-1, 1)) * side, between(rng, 8, 22), person)

@@ -84,6 +84,22 @@ def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Dom
     )
 
 
+def draw_indoor_light(rng: np.random.Generator) -> Light:
+    """The light of lamps: white, yellowish or bluish, and brighter or darker."""
+    brightness, warmth = between(rng, 0.7, 1.15), between(rng, -0.06, 0.1)
+    return Light(
+        ambient=planes((brightness * (1 + warmth), brightness, brightness * (1 - warmth))),
+        sun=planes((0, 0, 0)),
+        direction=np.array((0.0, 1.0, 0.0)),
+        zenith=planes((30, 30, 30)),
+        horizon=planes((30, 30, 30)),
+        dark=0.0,
+        weather="clear",
+        haze=0.0,
+        leaf=None,
+    )
+
+
 def allowed(kinds: Sequence[str], domain: Domain) -> list[str]:
     """The kinds of light that occur in the domain."""
     return [kind for kind in kinds if kind in domain.lights]
@@ -113,10 +129,10 @@ def lamp_light(scene: Scene, camera: Camera, light: Light) -> np.ndarray:
     width, height = scene.size
     total = np.zeros((height, width), np.float32)
     for lamp in scene.lamps if light.dark else ():
-        x, y, depth = camera.project(lamp)
-        if depth > 1:
-            radius = 4.5 * camera.intrinsics[0, 0] / depth
-            across = ((np.arange(width) - x / depth) / radius) ** 2
-            down = ((np.arange(height) - y / depth) / (1.3 * radius)) ** 2
+        seen = camera.project(lamp)
+        if seen is not None and seen.depth > 1:
+            radius = 4.5 * seen.focal / seen.depth
+            across = ((np.arange(width) - seen.x) / radius) ** 2
+            down = ((np.arange(height) - seen.y) / (1.3 * radius)) ** 2
             total += np.exp(-down)[:, None] * np.exp(-across)
     return total * planes((0.62, 0.5, 0.3))

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from datasets.synthetic.camera import Camera, draw_camera
 from datasets.synthetic.drawing import planes
 from datasets.synthetic.foreground import draw_falling, draw_traffic
-from datasets.synthetic.light import draw_glow, draw_light, lamp_light
+from datasets.synthetic.light import draw_glow, draw_indoor_light, draw_light, lamp_light
 from datasets.synthetic.randomness import Purpose, between, pick, random_stream
 from datasets.synthetic.rendering import Shot, draw_background, paint
 from datasets.synthetic.scene import Scene
@@ -54,13 +54,17 @@ def draw_photo(scene: Scene, number: int, role: str = "train") -> Photo:
     rng = random_stream(seed, city, purpose=Purpose.PHOTO, number=place, part=number)
     year, month = 2008 + int(rng.random() * 15), pick(rng, scene.domain.months)
     camera = draw_camera(rng, scene, movement)
-    light = draw_light(rng, hard_light, month=month, domain=scene.domain)
+    light = (
+        draw_indoor_light(rng) if scene.style.indoors else draw_light(rng, hard_light, month=month, domain=scene.domain)
+    )
     canvas = draw_background(rng, camera, light, size=scene.size, road=scene.style.road)
     shot = Shot(camera=camera, light=light, glow=draw_glow(rng, light), lamps=lamp_light(scene, camera, light))
     for surface in scene.surfaces:
         paint(canvas, rng, surface, shot=shot)
     draw_traffic(canvas, rng, scene, camera=camera, light=light, movement=movement)
     draw_falling(canvas, rng, light)
+    if camera.fisheye is not None:
+        canvas *= camera.fisheye.circle()
     pixels, quality = develop(canvas, rng, light.dark), int(between(rng, 45, 95))
     return Photo(
         pixels=pixels,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.synthetic.camera import Camera
+from datasets.synthetic.camera import Camera, Fisheye
 from datasets.synthetic.drawing import ROOF, Colour, planes
 from datasets.synthetic.light import Light
 from datasets.synthetic.randomness import between
@@ -36,12 +36,11 @@ class Shot:
 class Footprint:
     """Where a surface lies in a photo.
 
-    box: x0, y0, x1, y1 in pixels, all that it may cover. backward: float64 [3, 3], from photo to texture.
-    in_front: whether all of the surface lies in front of the camera.
+    box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether all of the surface lies in front of the
+    camera.
     """
 
     box: tuple[int, int, int, int]
-    backward: np.ndarray
     in_front: bool
 
     @property
@@ -51,16 +50,29 @@ class Footprint:
         return slice(None), slice(y0, y1), slice(x0, x1)
 
     def inverse_depth(self) -> np.ndarray:
-        """1 / depth of the box's pixels, in 1/m: float32 [h, w]."""
-        x0, y0, x1, y1 = self.box
-        x, y = np.arange(x0, x1) + 0.5, np.arange(y0, y1)[:, None] + 0.5
-        return (self.backward[2, 0] * x + self.backward[2, 1] * y + self.backward[2, 2]).astype(np.float32)
+        """1 / depth of the box's pixels, in 1/m: float32 [h, w]. Negative for what lies behind the camera."""
+        raise NotImplementedError
 
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
         """The box's pixels, looked up in a texture: float32 [h, w] or [h, w, channels].
 
         `scale` is the texture's size relative to the surface's.
         """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinholeFootprint(Footprint):
+    """Where a pinhole camera sees a surface. backward: float64 [3, 3], from photo to texture."""
+
+    backward: np.ndarray
+
+    def inverse_depth(self) -> np.ndarray:
+        x0, y0, x1, y1 = self.box
+        x, y = np.arange(x0, x1) + 0.5, np.arange(y0, y1)[:, None] + 0.5
+        return (self.backward[2, 0] * x + self.backward[2, 1] * y + self.backward[2, 2]).astype(np.float32)
+
+    def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
         x0, y0, x1, y1 = self.box
         backward = self.backward if scale == 1 else np.diag((scale, scale, 1.0)) @ self.backward
         matrix = backward @ np.array(((1, 0, x0), (0, 1, y0), (0, 0, 1)))
@@ -69,14 +81,44 @@ class Footprint:
         return np.asarray(image.transform(size, method, coefficients, Image.Resampling.BILINEAR), np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FisheyeFootprint(Footprint):
+    """Where a fisheye lens sees a surface. lookup: float32 [3, h, w]: s / d, t / d and 1 / d, where (s, t) is what a
+    pixel sees of the texture and d its distance in metres.
+    """
+
+    lookup: np.ndarray
+
+    def inverse_depth(self) -> np.ndarray:
+        return self.lookup[2]
+
+    def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
+        texture = np.asarray(image)
+        seen = self.lookup[2] > MIN_INVERSE_DEPTH
+        s, t = scale * self.lookup[:2, seen] / self.lookup[2, seen] - 0.5  # pixels of the texture, from its centres
+        inside = (s > -1) & (s < texture.shape[1]) & (t > -1) & (t < texture.shape[0])
+        seen[seen] = inside
+        pixels = np.zeros((*seen.shape, *texture.shape[2:]), np.float32)
+        pixels[seen] = bilinear(texture, s[inside], t[inside])
+        return pixels
+
+
+def bilinear(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """A texture [H, W] or [H, W, C] at columns s [n] and rows t [n], -1 to W or H: [n] or [n, C]. It is 0 outside."""
+    padded = np.pad(texture, ((1, 1), (1, 1), *((0, 0) for _ in texture.shape[2:])))
+    column, row = np.floor(s).astype(np.int64), np.floor(t).astype(np.int64)
+    channels = (1,) * (texture.ndim - 2)
+    right, below = (s - column).reshape(-1, *channels), (t - row).reshape(-1, *channels)
+    column, row = column + 1, row + 1  # in the padded texture
+    above = padded[row, column] * (1 - right) + padded[row, column + 1] * right
+    return above * (1 - below) + (padded[row + 1, column] * (1 - right) + padded[row + 1, column + 1] * right) * below
+
+
 def draw_background(
     rng: np.random.Generator, camera: Camera, light: Light, *, size: tuple[int, int], road: Colour
 ) -> np.ndarray:
     """A canvas of `size` = (width, height) pixels: a cloudy sky above the horizon, bare ground below it."""
-    width, height = size
-    up = (camera.rotation.T @ np.linalg.inv(camera.intrinsics))[1]
-    rise = up[0] * (np.arange(width) + 0.5) + up[1] * (np.arange(height)[:, None] + 0.5) + up[2]
-    rise = rise.astype(np.float32)
+    rise = camera.elevation(size).astype(np.float32)
     blend = np.sqrt(np.clip(rise * 1.5, 0, 1))
     sky = light.horizon + blend * (light.zenith - light.horizon)
     noise = Image.fromarray(rng.integers(0, 256, (5, 7), np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -114,6 +156,8 @@ def paint(canvas: np.ndarray, rng: np.random.Generator, surface: Surface, *, sho
 def find_footprint(surface: Surface, camera: Camera, canvas: np.ndarray) -> Footprint | None:
     """Where the surface lies on the canvas, None if it lies outside."""
     height, width = canvas.shape[1:]
+    if camera.fisheye is not None:
+        return fisheye_footprint(surface, camera, camera.fisheye)
     corner = surface.origin - camera.position
     forward = camera.projection @ np.stack((surface.right, surface.down, corner), 1)
     w, h = surface.colour.size
@@ -126,7 +170,20 @@ def find_footprint(surface: Surface, camera: Camera, canvas: np.ndarray) -> Foot
         box = (max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1)))
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
-    return Footprint(box=box, backward=np.linalg.inv(forward), in_front=in_front)
+    return PinholeFootprint(box=box, backward=np.linalg.inv(forward), in_front=in_front)
+
+
+def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Footprint | None:
+    """Where a fisheye lens sees the surface, None if it does not."""
+    forward = np.stack((surface.right, surface.down, surface.origin - camera.position), 1)
+    backward = (np.linalg.inv(forward) @ camera.rotation.T).astype(np.float32)
+    s, t, near = lookup = np.tensordot(backward, fisheye.directions, 1)
+    w, h = surface.colour.size
+    seen = (near > MIN_INVERSE_DEPTH) & (s > -near) & (s < (w + 1) * near) & (t > -near) & (t < (h + 1) * near)
+    if not seen.any():
+        return None
+    (y0, y1), (x0, x1) = (np.flatnonzero(seen.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
+    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=False, lookup=lookup[:, y0:y1, x0:x1])
 
 
 def look_up(surface: Surface, light: Light, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:

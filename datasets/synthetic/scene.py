@@ -5,7 +5,7 @@ looks at its planes through another camera, in other light, weather and season.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
 from datasets.synthetic.domain import EVERYTHING, Domain
 from datasets.synthetic.drawing import Box, Sheet
+from datasets.synthetic.interior import draw_blocks, draw_ceiling, draw_decor, draw_floor, draw_wall
 from datasets.synthetic.randomness import PlaceId, Purpose, between, random_stream
 from datasets.synthetic.style import Style, draw_heading, draw_style
 from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
@@ -21,6 +22,7 @@ from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
 TEXTURE_DETAIL = 1.35  # texture pixels per photo pixel, at the nearest wall
 HALF_VIEW = math.radians(36)  # half the horizontal angle of view, before zoom
 PAVEMENT = 2.2  # metres, its width in a view along the street
+BEHIND = 4.0  # metres of a corridor behind the camera's place
 
 Vector = tuple[float, float, float]
 
@@ -31,7 +33,7 @@ class Surface:
 
     origin, right, down: float64 [3], metres.
     colour: RGBa image (premultiplied); for a tree an RGB image of wood, leaves and the leaves' brightness.
-    label: L image of the same size, the label map; None for a tree.
+    label: L image of the same size, the label map; None for trees and indoors.
     """
 
     kind: Literal["wall", "ground", "skyline", "tree"]
@@ -72,11 +74,15 @@ def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = EVERYTHIN
     focal = focal_length(size)
     yaw = between(rng, -0.12, 0.12) if style.along else between(rng, -0.45, 0.45)
     scale = TEXTURE_DETAIL * focal / (9.0 if style.along else style.distance)
-    if style.along:
+    spots: list[Vector] = []
+    if style.indoors:
+        surfaces = draw_view_indoors(rng, place, style, focal=focal)
+    elif style.along:
         surfaces, spots = draw_view_along(rng, style, scale=scale, focal=focal)
     else:
         surfaces, spots = draw_view_across(rng, style, scale=scale, yaw=yaw)
-    surfaces.insert(0, place_skyline(draw_skyline(rng, (400.0, 45.0), TEXTURE_DETAIL * focal / 150), yaw))
+    if not style.indoors:
+        surfaces.insert(0, place_skyline(draw_skyline(rng, (400.0, 45.0), TEXTURE_DETAIL * focal / 150), yaw))
     order = rng.permutation(len(spots))
     for spot in sorted((spots[i] for i in order[: style.trees]), key=lambda spot: -spot[2]):
         surfaces.append(plant_tree(rng, spot, scale))
@@ -122,6 +128,37 @@ def draw_side_walls(rng: np.random.Generator, style: Style, *, scale: float, len
             origin = (side * style.distance, SHEET_HEIGHT, 1.0 + (start if side < 0 else end))
             surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
     return surfaces
+
+
+def draw_view_indoors(rng: np.random.Generator, place: PlaceId, style: Style, *, focal: float) -> list[Surface]:
+    """A view along a corridor: its surfaces, from far to near."""
+    decor, half, length = draw_decor(place), style.distance, between(rng, 14, 40)
+    scale = 0.6 * TEXTURE_DETAIL * focal / half
+    size, depth = (2 * half, length + BEHIND), length + BEHIND
+    end = draw_wall(rng, decor, length=2 * half, scale=TEXTURE_DETAIL * focal / length)
+    surfaces = [
+        hang("wall", end, origin=(-half, decor.height, length)),
+        hang("wall", draw_floor(rng, decor, size=size, scale=0.7 * scale), origin=(-half, 0, length), down=(0, 0, -1)),
+        hang(
+            "wall",
+            draw_ceiling(rng, decor, size=size, scale=0.7 * scale),
+            origin=(-half, decor.height, length),
+            down=(0, 0, -1),
+        ),
+    ]
+    for side in (-1, 1):
+        wall, near = draw_wall(rng, decor, length=depth, scale=scale), BEHIND + 6.0
+        for start, stop, reduce in ((near, depth, (4, 2)), (0.0, near, (1, 1))):
+            part = wall.crop(start, stop) if side < 0 else wall.crop(depth - stop, depth - start)
+            origin = (side * half, decor.height, (start if side < 0 else stop) - BEHIND)
+            surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
+    for block in draw_blocks(rng, decor, length=length, scale=scale):
+        x, top = block.side * (half - block.depth), block.front.height
+        left = min(x, block.side * half)
+        surfaces.append(hang("wall", block.end, origin=(left, top, block.near)))
+        origin = (x, top, block.near if block.side < 0 else block.far)
+        surfaces.append(hang("wall", block.front, origin=origin, right=(0, 0, -block.side)))
+    return [replace(surface, label=None) for surface in surfaces]
 
 
 def draw_view_across(

@@ -1,6 +1,6 @@
 """The style of a street: what its buildings, ground and trees have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets.synthetic.domain import Domain
 from datasets.synthetic.drawing import Colour, hsv
@@ -15,7 +15,7 @@ class Style:
     windows, roofs: kinds to choose from. courses: distance between lines in the walls, 0 for none.
     storey: its height. bay: usual distance between windows. storeys: usual number above the ground floor.
     shops: share of buildings with a shop. trim, paving, road: colours. trees: trees in each place.
-    along: whether photos look along the street instead of across it.
+    along: whether photos look along the street instead of across it. indoors: whether it is a corridor of a building.
     distance: from the camera to the walls at its sides (along) or to the wall ahead (across).
     """
 
@@ -36,6 +36,7 @@ class Style:
     trees: int
     painted: float
     along: bool
+    indoors: bool
     distance: float
 
 
@@ -43,10 +44,11 @@ def draw_style(place: PlaceId, domain: Domain) -> Style:
     """The style of the street that the place lies in."""
     rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street)
     grey = between(rng, 0.28, 0.45)
+    indoors = draw_indoors(place, domain)
     view = "along" if rng.random() < 0.4 else "across"
-    along = (view if view in domain.views else domain.views[0]) == "along"
+    along = indoors or (view if view in domain.views else domain.views[0]) == "along"
     # The arguments draw their random numbers in this order. Another order gives other cities.
-    return Style(
+    style = Style(
         hue=pick(rng, (0.02, 0.06, 0.1, 0.13, 0.6 * rng.random())),
         hue_spread=pick(rng, (0.04, 0.08, 0.2)),
         saturation=between(rng, 0.1, 0.6),
@@ -64,8 +66,16 @@ def draw_style(place: PlaceId, domain: Domain) -> Style:
         trees=pick(rng, (0, 1, 2, 3)),
         painted=between(rng, 0.2, 0.7),
         along=along,
+        indoors=indoors,
         distance=between(rng, 5.0, 8.0) if along else between(rng, 11, 17),
     )
+    return replace(style, distance=between(rng, 0.9, 2.0)) if indoors else style
+
+
+def draw_indoors(place: PlaceId, domain: Domain) -> bool:
+    """Whether the street that the place lies in is a corridor; all views of the domain are equally likely."""
+    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=2)
+    return "indoors" in domain.views and rng.random() * len(domain.views) < 1
 
 
 def draw_heading(place: PlaceId) -> float:
