@@ -87,7 +87,9 @@ def resizing_matrix(old: int, new: int, antialias: bool) -> Tensor:
     values = torch.from_numpy(weights[rows, columns])
     # The cached matrix must also serve outside of inference mode.
     with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse invariant checks")  # PyTorch 2.11 warns in each process
+        warnings.filterwarnings(
+            "ignore", "Sparse invariant checks"
+        )  # PyTorch 2.11 warns though it is told not to check
         # The checks would ask CUDA about pinned memory, which fails in a process forked from one that uses CUDA.
         matrix = torch.sparse_coo_tensor(torch.from_numpy(indices), values, (new, old), check_invariants=False)
         return matrix.coalesce()

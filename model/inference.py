@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -13,14 +14,16 @@ from model.errors import InputError
 from model.network import GeoLocalizationNet
 from model.vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
 
+KEPT_GRIDS = 16  # position embeddings of a prepared model; one of dinov2-large takes 2 MB at 322 x 322
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class InferenceModel:
     """A model that was prepared for inference. It is called like the original, with float32 images.
 
-    The outputs carry no gradients. Attributes: original, the model that it was made from, which is unchanged;
-    network, the prepared copy, whose state dict differs; config and descriptor_dim of the original.
+    The outputs carry no gradients. Two threads must not call it with images of different sizes at the same time.
+    Attributes: original, the model that it was made from, which is unchanged; network, the prepared copy, whose state
+    dict differs; config and descriptor_dim of the original.
     """
 
     def __init__(self, original: GeoLocalizationNet, network: GeoLocalizationNet, *, compiled: bool) -> None:
@@ -30,14 +33,20 @@ class InferenceModel:
         self.descriptor_dim = original.descriptor_dim
         self.dtype = network.backbone.cls_token.dtype
         self.compiled = compiled
+        # The same parameter for the same grid: for another one, torch.compile would compile again.
+        self._positions = lru_cache(maxsize=KEPT_GRIDS)(self._compute_positions)
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""
         backbone, grid = self.network.backbone, patch_grid(*images.shape[-2:])
         with torch.inference_mode(), _frozen_weights() if self.compiled else contextlib.nullcontext():
             if backbone.position_grid != grid:
-                backbone.fix_positions(self.original.backbone.position_embedding(*grid), grid)
+                backbone.fix_positions(self._positions(grid), grid)
             return self.network(images.to(self.dtype), float_branch)
+
+    def _compute_positions(self, grid: tuple[int, int]) -> nn.Parameter:
+        embedding = self.original.backbone.position_embedding(*grid).detach()
+        return nn.Parameter(embedding.to(self.network.backbone.pos_embed), requires_grad=False)
 
 
 def prepare_for_inference(
@@ -50,8 +59,8 @@ def prepare_for_inference(
     """A copy of a model in eval mode that computes in `dtype`, on `device` (None: where the model is).
 
     BatchNorm becomes part of the adapters' convolutions, the patch embedding and the 1 x 1 convolutions of an adapter
-    matrix products, and LayerScale part of the projections before it. The position embedding of the latest image size
-    is kept. compiled: the first calls compile the model, with its weights as constants, and so may calls with another
+    matrix products, and LayerScale part of the projections before it. The position embeddings of the latest image sizes
+    are kept. compiled: the first calls compile the model, with its weights as constants, and so may calls with another
     shape. Weights that stay as they are share the original's memory: if those of the original change, prepare it again.
     Raises InputError in training mode.
     """
@@ -80,7 +89,7 @@ def prepare_frozen_backbone(
     """
     frozen = _copy(backbone)
     frozen.adapters = frozen.adapters_hashing = None
-    frozen.fix_positions(frozen.position_embedding(*grid), grid)
+    frozen.fix_positions(nn.Parameter(frozen.position_embedding(*grid), requires_grad=False), grid)
     _simplify(frozen)
     return frozen.to(dtype)
 

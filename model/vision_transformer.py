@@ -1,9 +1,6 @@
 """DINOv2 vision transformer with adapter branches beside it. Entry names are those of Meta's published weights."""
 
-import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -124,17 +121,19 @@ class VisionTransformer(nn.Module):
         """Position embedding for an h x w patch grid, [1, 1+h*w, D]."""
         if (h, w) == self.position_grid:
             return self.pos_embed
+        if self.position_grid != (POSITION_GRID, POSITION_GRID):
+            raise InputError(f"This model was prepared for {self.position_grid} patches, but the image has {(h, w)}.")
         grid = self.pos_embed[:, 1:].reshape(1, POSITION_GRID, POSITION_GRID, -1).permute(0, 3, 1, 2)
         # The 0.1 is part of DINOv2's published behaviour: it shifts the sampling points a little.
         scale = ((h + 0.1) / POSITION_GRID, (w + 0.1) / POSITION_GRID)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def fix_positions(self, embedding: Tensor, grid: tuple[int, int]) -> None:
+    def fix_positions(self, embedding: nn.Parameter, grid: tuple[int, int]) -> None:
         """Keeps only the position embedding for one patch grid, see position_embedding, so that it is not computed in
         each pass. The model then takes images of that size only.
         """
-        self.pos_embed = nn.Parameter(embedding.detach().to(self.pos_embed), requires_grad=False)
+        self.pos_embed = embedding
         self.position_grid = grid
 
     def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -154,12 +153,12 @@ class VisionTransformer(nn.Module):
         """
         h, w = patch_grid(*map(int, images.shape[-2:]))  # int: torch.jit.trace gives tensors
         source: VisionTransformer = self
-        context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-        if frozen_backbone is not None:  # autocast would convert it to float32 and back for each LayerNorm
-            source = frozen_backbone
-            context = partial(torch.autocast, images.device.type, enabled=False)
-            images = images.to(frozen_backbone.cls_token.dtype)
-        with context():
+        precision: AbstractContextManager[Any] = nullcontext()
+        if frozen_backbone is not None:
+            source, images = frozen_backbone, images.to(frozen_backbone.cls_token.dtype)
+            # Under autocast, each LayerNorm would convert to float32 and back.
+            precision = torch.autocast(images.device.type, enabled=False)
+        with precision:
             x = source.embed(images, (h, w))
         adapters: Any = self.adapters if float_branch else None
         float_tokens = binary_tokens = None
@@ -169,7 +168,7 @@ class VisionTransformer(nn.Module):
                 start = x if frozen_backbone is None else x.float()  # what trains is summed in full precision
                 float_tokens = start if adapters is not None else None
                 binary_tokens = start if self.adapters_hashing is not None else None
-            with context():
+            with precision:
                 x = block(x)
             if j >= 0 and float_tokens is not None:
                 float_tokens = float_tokens + adapters[j](float_tokens + x, (h, w))

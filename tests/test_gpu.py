@@ -33,7 +33,7 @@ pytestmark = [
 
 @contextmanager
 def gpu_memory(megabytes):
-    """So much of the GPU's memory is left for tensors."""
+    """Leaves no more of the GPU's memory for tensors."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + megabytes * 1e6) / total)
@@ -71,7 +71,9 @@ def test_prepared_models(precision, compiled):
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
-    actual = prepare_for_inference(model, PRECISIONS[precision], device="cuda", compiled=compiled)(images.cuda())
+    prepared = prepare_for_inference(model, PRECISIONS[precision], device="cuda", compiled=compiled)
+    assert (prepared.network._compiled_call_impl is not None) == compiled
+    actual = prepared(images.cuda())
     bound = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}[precision]
     for one, other in ((actual.descriptor, expected.descriptor), (actual.logits, expected.logits)):
         assert ((one.float().cpu() - other).norm(dim=1) < bound).all()
@@ -112,6 +114,7 @@ def test_a_compiled_training_step():
         model = filled(build("vit-tiny"))
         config = TrainingConfig(lr=4e-4, device="cuda", precision="bf16", compile=compiled)
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
+        assert (model._compiled_call_impl is not None) == compiled
         set_training_mode(model)
         images = torch.from_numpy(image_batch(7, 8, 56, 56)).cuda()
         labels = torch.arange(4, device="cuda").repeat_interleave(2)

@@ -159,10 +159,12 @@ def test_a_fixed_position_embedding_changes_nothing():
     images = torch.from_numpy(image_batch(0, 1, 14 * grid[0], 14 * grid[1]))
     with torch.inference_mode():
         expected = model(images)
-    model.backbone.fix_positions(model.backbone.position_embedding(*grid), grid)
+    model.backbone.fix_positions(torch.nn.Parameter(model.backbone.position_embedding(*grid)), grid)
     assert model.backbone.pos_embed.shape == (1, 1 + grid[0] * grid[1], 192)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"prepared for \(5, 8\) patches, but the image has \(8, 5\)"):
+        model(images.transpose(2, 3))
 
 
 def arrays(**changes):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import math
 import os
 import signal
@@ -21,9 +22,10 @@ from datasets.synthetic import CityConfig, Domain, PlaceId, contact_sheet, draw_
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.city import PLACE_SPACING, place_position
+from datasets.synthetic.domain import LENSES, VIEWS
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
 from datasets.synthetic.interior import draw_decor
-from datasets.synthetic.light import Light, draw_light
+from datasets.synthetic.light import Light, draw_indoor_light, draw_light
 from datasets.synthetic.rendering import Shot, bilinear, paint
 from datasets.synthetic.scene import Surface
 from datasets.synthetic.style import draw_style
@@ -234,7 +236,11 @@ def test_a_fisheye_lens_projects_to_where_its_pixels_look():
         assert (seen.x, seen.y) == pytest.approx((column + 0.5, row + 0.5), abs=1e-3)
         assert seen.depth == pytest.approx(3.0 * direction[2])
     ahead = fisheye.project(np.array((0.0, 0.0, 4.0)))
-    assert (ahead.x, ahead.y, ahead.focal) == pytest.approx((*fisheye.centre, fisheye.focal), abs=1e-6)
+    assert (ahead.x, ahead.y, ahead.scale) == pytest.approx((*fisheye.centre, fisheye.focal / 4), abs=1e-6)
+    for degrees in (1, 45, 80):  # a millimetre up, where the point lies to the right
+        point = 4 * np.array((math.sin(math.radians(degrees)), 0, math.cos(math.radians(degrees))))
+        low, high = fisheye.project(point), fisheye.project(point + (0, 0.001, 0))
+        assert math.hypot(high.x - low.x, high.y - low.y) / 0.001 == pytest.approx(low.scale, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 4)])
@@ -348,11 +354,30 @@ def test_places_of_a_corridor_share_colours_and_differ_in_what_stands_there():
 
 
 def test_all_views_of_a_domain_occur():
-    domain = Domain(views=("indoors", "across", "along"))
-    styles = [draw_style(PlaceId(0, "Elm", number), domain) for number in range(0, 800, 8)]
-    assert 20 <= sum(style.indoors for style in styles) <= 50
-    assert {style.along for style in styles if not style.indoors} == {True, False}
-    assert not any(draw_style(PlaceId(0, "Elm", number), Domain()).indoors for number in range(0, 800, 8))
+    places = [PlaceId(0, "Elm", number) for number in range(0, 800, 8)]
+    for views in itertools.chain.from_iterable(itertools.permutations(VIEWS, count) for count in (1, 2, 3)):
+        styles = [draw_style(place, Domain(views=views)) for place in places]
+        found = {"indoors" if style.indoors else "along" if style.along else "across" for style in styles}
+        assert found == set(views)
+        if "indoors" in views:
+            assert sum(style.indoors for style in styles) == pytest.approx(100 / len(views), abs=15)
+
+
+@pytest.mark.parametrize("lens", LENSES)
+def test_walls_floor_and_ceiling_of_a_corridor_leave_no_gap(lens):
+    domain = Domain(views=("indoors",), lenses=(lens,))
+    light = draw_indoor_light(np.random.default_rng(0))
+    for number in range(0, 80, 8):
+        scene = draw_place(PlaceId(0, "Elm", number), (240, 180), domain)
+        camera = draw_camera(np.random.default_rng(number), scene, 0.45)
+        canvas = np.full((3, 180, 240), -1e6, np.float32)
+        shot = Shot(camera=camera, light=light, glow=[0] * 256, lamps=np.zeros_like(canvas))
+        for surface in scene.surfaces:
+            paint(canvas, np.random.default_rng(0), surface, shot=shot)
+        if lens == "fisheye":
+            behind = camera.fisheye.directions[2] < math.cos(math.radians(85))
+            canvas = canvas[:, (camera.fisheye.circle() > 0) & ~behind]
+        assert (canvas < 0).mean() < 0.001  # along the edges of the distant end
 
 
 @pytest.mark.parametrize(
@@ -362,6 +387,7 @@ def test_all_views_of_a_domain_occur():
         (["--months", "13"], "--months: invalid choice: 13"),
         (["--roofs", "hip", "hip"], "roofs are hip, hip; give one or more of"),
         (["--windows"], "--windows: expected at least one argument"),
+        (["--views", "along", "indoors", "along"], "each once"),
         (["--views", "up"], "--views: invalid choice: 'up'"),
         (["--lenses", "round"], "--lenses: invalid choice: 'round'"),
     ],

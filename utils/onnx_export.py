@@ -72,7 +72,7 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.model = prepare_for_inference(model).network
         grid = patch_grid(*settings.resize)
-        self.model.backbone.fix_positions(model.backbone.position_embedding(*grid), grid)
+        self.model.backbone.fix_positions(nn.Parameter(model.backbone.position_embedding(*grid).detach()), grid)
         self.dtype = PRECISIONS[settings.precision]
         self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
         self.normalize = normalize

@@ -51,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
             nargs="+",
             default=getattr(default.domain, name),
             choices=choices,
-            metavar=name[:-1].upper(),
-            help=f"{name} that may occur",
+            metavar="KIND",
+            help=f"{name} that may occur, of {', '.join(map(str, choices))}",
         )
     parser.add_argument("--contact_sheet", metavar="FILE", help="also draw eight places in one picture")
     return parser

@@ -14,12 +14,14 @@ EYE_HEIGHT = 1.7  # metres
 
 
 class Projected(NamedTuple):
-    """A point in the picture: pixel (x, y), and its depth in metres. A metre there is focal / depth pixels long."""
+    """A point in the picture: pixel (x, y), its depth in metres, and the scale there in pixels per metre. A fisheye has
+    this scale around its centre; towards its edge, lengths that point away from the centre are shorter.
+    """
 
     x: float
     y: float
     depth: float
-    focal: float
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,8 @@ class Fisheye:
         """A point [3], relative to the camera and in its axes (right, up, ahead), in metres."""
         x, y, depth = direction
         sideways = math.hypot(x, y)
-        # Pixels per metre, across the line of sight.
-        stretch = self.focal * (math.atan2(sideways, depth) / sideways if sideways else 1 / depth)
-        return Projected(self.centre[0] + stretch * x, self.centre[1] - stretch * y, depth, stretch * depth)
+        scale = self.focal * (math.atan2(sideways, depth) / sideways if sideways else 1 / depth)
+        return Projected(self.centre[0] + scale * x, self.centre[1] - scale * y, depth, scale)
 
 
 def _pixel_centres(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,10 +91,13 @@ class Camera:
             projected = self.fisheye.project(self.rotation @ (point - self.position))
             return projected if projected.depth > 0 else None
         x, y, depth = self.projection @ (point - self.position)
-        return Projected(x / depth, y / depth, depth, self.intrinsics[0, 0]) if depth > 0 else None
+        return Projected(x / depth, y / depth, depth, self.intrinsics[0, 0] / depth) if depth > 0 else None
 
     def elevation(self, size: tuple[int, int]) -> np.ndarray:
-        """How steeply each pixel of a photo looks up: float64 [H, W], 0 at the horizon, growing upwards."""
+        """How steeply each pixel of a photo looks up: float64 [H, W], 0 at the horizon, growing upwards.
+
+        Of a pinhole about the tangent of the angle, of a fisheye its sine.
+        """
         if self.fisheye is not None:
             return np.tensordot(self.rotation.T[1], self.fisheye.directions, 1)
         up = (self.rotation.T @ np.linalg.inv(self.intrinsics))[1]
@@ -124,7 +128,7 @@ def draw_camera(rng: np.random.Generator, scene: Scene, movement: float) -> Came
 def draw_fisheye(rng: np.random.Generator, scene: Scene, movement: float) -> Fisheye | None:
     """The fisheye lens that a street is photographed with, None if it is another lens.
 
-    Its circle may be smaller or larger than the photo, and shows 150 to 185 degrees. Each photo moves it a little.
+    Its circle may be smaller or larger than the photo, and shows 150 to 184 degrees. Each photo moves it a little.
     """
     place = scene.place
     own = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=4)

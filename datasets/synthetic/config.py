@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from datasets.synthetic.domain import EVERYTHING, Domain
+from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
 
 CITIES = (
     "Alder",
@@ -44,7 +44,7 @@ class CityConfig:
     queries: int = 1
     size: tuple[int, int] = (160, 120)
     seed: int = 0
-    domain: Domain = EVERYTHING
+    domain: Domain = DEFAULT_DOMAIN
 
     def __post_init__(self) -> None:
         for name in ("places", "val_places", "test_places", "photos_per_place", "database_photos", "queries"):

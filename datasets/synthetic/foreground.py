@@ -49,7 +49,7 @@ def draw_traffic(
         seen = camera.project(np.array((figure.x, 0, figure.z)))
         if seen is None or seen.depth <= MIN_DEPTH:
             continue
-        foot = Foot(2 * seen.x, 2 * seen.y, scale=2 * seen.focal / seen.depth)
+        foot = Foot(2 * seen.x, 2 * seen.y, scale=2 * seen.scale)
         if figure.person:
             draw_person(draw, rng, foot)
         else:

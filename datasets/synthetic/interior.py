@@ -234,7 +234,7 @@ def draw_blocks(rng: np.random.Generator, decor: Decor, *, length: float, scale:
     for side in (-1, 1):
         z = between(rng, 0.5, 6.0)
         while z < length - 2:
-            far = z + pick(rng, (between(rng, 0.3, 0.6), between(rng, 0.8, 3.0)))
+            far = min(z + pick(rng, (between(rng, 0.3, 0.6), between(rng, 0.8, 3.0))), length)
             blocks.append(draw_block(rng, decor, span=(z, far), side=side, scale=scale))
             z = far + between(rng, 2.0, 12.0)
     return sorted(blocks, key=lambda block: -block.near)
@@ -243,7 +243,7 @@ def draw_blocks(rng: np.random.Generator, decor: Decor, *, length: float, scale:
 def draw_block(rng: np.random.Generator, decor: Decor, *, span: Span, side: int, scale: float) -> Block:
     """A pillar where the span is short; else lockers, a cabinet or a shelf."""
     pillar = span[1] - span[0] < 0.7
-    top = decor.height if pillar else between(rng, 0.8, 2.1)
+    top = decor.height if pillar else between(rng, 1.8, 2.2)  # above the camera: blocks have no upper face
     depth = between(rng, 0.15, 0.45)
     colour = pick(rng, (decor.wall, tone(decor.wall, 0.9)) if pillar else (decor.metal, decor.door, WOOD))
     front, end = (Sheet(extent, top, scale) for extent in (span[1] - span[0], depth))

@@ -91,8 +91,8 @@ def draw_indoor_light(rng: np.random.Generator) -> Light:
         ambient=planes((brightness * (1 + warmth), brightness, brightness * (1 - warmth))),
         sun=planes((0, 0, 0)),
         direction=np.array((0.0, 1.0, 0.0)),
-        zenith=planes((30, 30, 30)),
-        horizon=planes((30, 30, 30)),
+        zenith=planes((150, 150, 150)),
+        horizon=planes((150, 150, 150)),
         dark=0.0,
         weather="clear",
         haze=0.0,
@@ -131,7 +131,7 @@ def lamp_light(scene: Scene, camera: Camera, light: Light) -> np.ndarray:
     for lamp in scene.lamps if light.dark else ():
         seen = camera.project(lamp)
         if seen is not None and seen.depth > 1:
-            radius = 4.5 * seen.focal / seen.depth
+            radius = 4.5 * seen.scale
             across = ((np.arange(width) - seen.x) / radius) ** 2
             down = ((np.arange(height) - seen.y) / (1.3 * radius)) ** 2
             total += np.exp(-down)[:, None] * np.exp(-across)

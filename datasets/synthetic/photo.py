@@ -63,9 +63,8 @@ def draw_photo(scene: Scene, number: int, role: str = "train") -> Photo:
         paint(canvas, rng, surface, shot=shot)
     draw_traffic(canvas, rng, scene, camera=camera, light=light, movement=movement)
     draw_falling(canvas, rng, light)
-    if camera.fisheye is not None:
-        canvas *= camera.fisheye.circle()
-    pixels, quality = develop(canvas, rng, light.dark), int(between(rng, 45, 95))
+    circle = None if camera.fisheye is None else camera.fisheye.circle()
+    pixels, quality = develop(canvas, rng, light.dark, circle), int(between(rng, 45, 95))
     return Photo(
         pixels=pixels,
         offset=compass_offset(camera, scene.heading),
@@ -82,10 +81,11 @@ def compass_offset(camera: Camera, heading: float) -> tuple[float, float]:
     return right * math.cos(turn) + ahead * math.sin(turn), ahead * math.cos(turn) - right * math.sin(turn)
 
 
-def develop(canvas: np.ndarray, rng: np.random.Generator, dark: float) -> np.ndarray:
+def develop(canvas: np.ndarray, rng: np.random.Generator, dark: float, circle: np.ndarray | None) -> np.ndarray:
     """Exposure, white balance, vignetting, contrast, sensor noise and blur: canvas [3, H, W] to uint8 [H, W, 3].
 
-    `dark` is 0 by day to 1 by night: photos are darker and noisier then.
+    `dark` is 0 by day to 1 by night: photos are darker and noisier then. circle: float32 [H, W], how much light a
+    fisheye lens lets through, if there is one.
     """
     height, width = canvas.shape[1:]
     brightness = float(np.tensordot(LUMA, canvas.mean((1, 2)), 1)) / 255
@@ -93,6 +93,8 @@ def develop(canvas: np.ndarray, rng: np.random.Generator, dark: float) -> np.nda
     x, y = np.linspace(-1, 1, width) ** 2, np.linspace(-1, 1, height)[:, None] ** 2
     exposure = (gain / 255 * (1 - between(rng, 0, 0.22) * (x + y))).astype(np.float32)
     image = canvas * exposure * planes(np.exp(0.035 * rng.standard_normal(3)))
+    if circle is not None:
+        image *= circle
     image = 1 - np.exp(-1.1 * image - 0.5 * image * image)  # a shoulder like film's: lamps do not clip hard
     image **= np.float32(math.exp(between(rng, -0.25, 0.25)))
     image = add_noise(image * 255, rng, between(rng, 1.0, 3.0) * (1 + 1.2 * dark))

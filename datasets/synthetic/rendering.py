@@ -36,7 +36,7 @@ class Shot:
 class Footprint:
     """Where a surface lies in a photo.
 
-    box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether all of the surface lies in front of the
+    box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether `warp` finds only what lies in front of the
     camera.
     """
 
@@ -50,7 +50,7 @@ class Footprint:
         return slice(None), slice(y0, y1), slice(x0, x1)
 
     def inverse_depth(self) -> np.ndarray:
-        """1 / depth of the box's pixels, in 1/m: float32 [h, w]. Negative for what lies behind the camera."""
+        """1 / depth of the box's pixels (fisheye: 1 / distance), in 1/m: float32 [h, w]. Negative behind the camera."""
         raise NotImplementedError
 
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
@@ -183,7 +183,7 @@ def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Foo
     if not seen.any():
         return None
     (y0, y1), (x0, x1) = (np.flatnonzero(seen.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
-    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=False, lookup=lookup[:, y0:y1, x0:x1])
+    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=True, lookup=lookup[:, y0:y1, x0:x1])
 
 
 def look_up(surface: Surface, light: Light, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:

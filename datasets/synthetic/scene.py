@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
-from datasets.synthetic.domain import EVERYTHING, Domain
+from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
 from datasets.synthetic.drawing import Box, Sheet
 from datasets.synthetic.interior import draw_blocks, draw_ceiling, draw_decor, draw_floor, draw_wall
 from datasets.synthetic.randomness import PlaceId, Purpose, between, random_stream
@@ -22,6 +22,7 @@ from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
 TEXTURE_DETAIL = 1.35  # texture pixels per photo pixel, at the nearest wall
 HALF_VIEW = math.radians(36)  # half the horizontal angle of view, before zoom
 PAVEMENT = 2.2  # metres, its width in a view along the street
+OVERLAP = 0.15  # metres
 BEHIND = 4.0  # metres of a corridor behind the camera's place
 
 Vector = tuple[float, float, float]
@@ -67,7 +68,7 @@ def focal_length(size: tuple[int, int]) -> float:
     return 0.5 * max(size[0], 4 / 3 * size[1]) / math.tan(HALF_VIEW)
 
 
-def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = EVERYTHING) -> Scene:
+def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = DEFAULT_DOMAIN) -> Scene:
     """Draws a place of the domain for photos of `size` = (width, height) pixels."""
     style = draw_style(place, domain)
     rng = random_stream(place.seed, place.city, purpose=Purpose.PLACE, number=place.number)
@@ -134,21 +135,19 @@ def draw_view_indoors(rng: np.random.Generator, place: PlaceId, style: Style, *,
     """A view along a corridor: its surfaces, from far to near."""
     decor, half, length = draw_decor(place), style.distance, between(rng, 14, 40)
     scale = 0.6 * TEXTURE_DETAIL * focal / half
-    size, depth = (2 * half, length + BEHIND), length + BEHIND
-    end = draw_wall(rng, decor, length=2 * half, scale=TEXTURE_DETAIL * focal / length)
+    # The surfaces overlap a little, so that no gaps show between them.
+    depth, edge = length + BEHIND, half + OVERLAP
+    size = (2 * edge, depth)
+    end = draw_wall(rng, decor, length=2 * edge, scale=2 * TEXTURE_DETAIL * focal / length)
+    floor, ceiling = (draw(rng, decor, size=size, scale=0.7 * scale) for draw in (draw_floor, draw_ceiling))
     surfaces = [
-        hang("wall", end, origin=(-half, decor.height, length)),
-        hang("wall", draw_floor(rng, decor, size=size, scale=0.7 * scale), origin=(-half, 0, length), down=(0, 0, -1)),
-        hang(
-            "wall",
-            draw_ceiling(rng, decor, size=size, scale=0.7 * scale),
-            origin=(-half, decor.height, length),
-            down=(0, 0, -1),
-        ),
+        hang("wall", end, origin=(-edge, decor.height, length - OVERLAP)),
+        hang("wall", floor, origin=(-edge, 0, length), down=(0, 0, -1)),
+        hang("wall", ceiling, origin=(-edge, decor.height, length), down=(0, 0, -1)),
     ]
     for side in (-1, 1):
         wall, near = draw_wall(rng, decor, length=depth, scale=scale), BEHIND + 6.0
-        for start, stop, reduce in ((near, depth, (4, 2)), (0.0, near, (1, 1))):
+        for start, stop, reduce in ((near - OVERLAP, depth, (4, 2)), (0.0, near, (1, 1))):
             part = wall.crop(start, stop) if side < 0 else wall.crop(depth - stop, depth - start)
             origin = (side * half, decor.height, (start if side < 0 else stop) - BEHIND)
             surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
@@ -158,7 +157,7 @@ def draw_view_indoors(rng: np.random.Generator, place: PlaceId, style: Style, *,
         surfaces.append(hang("wall", block.end, origin=(left, top, block.near)))
         origin = (x, top, block.near if block.side < 0 else block.far)
         surfaces.append(hang("wall", block.front, origin=origin, right=(0, 0, -block.side)))
-    return [replace(surface, label=None) for surface in surfaces]
+    return [replace(surface, label=None) for surface in surfaces]  # nothing glows, which saves looking it up
 
 
 def draw_view_across(

@@ -46,7 +46,7 @@ def draw_style(place: PlaceId, domain: Domain) -> Style:
     grey = between(rng, 0.28, 0.45)
     indoors = draw_indoors(place, domain)
     view = "along" if rng.random() < 0.4 else "across"
-    along = indoors or (view if view in domain.views else domain.views[0]) == "along"
+    along = indoors or "across" not in domain.views or (view == "along" and "along" in domain.views)
     # The arguments draw their random numbers in this order. Another order gives other cities.
     style = Style(
         hue=pick(rng, (0.02, 0.06, 0.1, 0.13, 0.6 * rng.random())),
@@ -73,7 +73,7 @@ def draw_style(place: PlaceId, domain: Domain) -> Style:
 
 
 def draw_indoors(place: PlaceId, domain: Domain) -> bool:
-    """Whether the street that the place lies in is a corridor; all views of the domain are equally likely."""
+    """Whether the street that the place lies in is a corridor: its chance is 1 / the number of the domain's views."""
     rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=2)
     return "indoors" in domain.views and rng.random() * len(domain.views) < 1
 
