@@ -18,8 +18,8 @@ install: .venv/installed  ## install everything into .venv; the other targets do
 demo: .venv/installed  ## draw a city, train on it, evaluate: about six minutes on two CPU cores
 	$(VENV_PYTHON) -m examples.demo
 
-corridor-demo: .venv/installed  ## train on synthetic cities, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
-	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor
+corridor-demo: .venv/installed  ## train on synthetic corridors, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
+	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor --indoors
 
 teaser: .venv/installed  ## draw the picture at the top of README.md, after make demo
 	$(VENV_PYTHON) -m examples.teaser demo --output assets/teaser.png
@@ -61,7 +61,7 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 	$(VENV_PYTHON) -m benchmarks.readme
 
 clean:  ## remove the environments, logs and the demo
-	rm -rf .venv .venv-oldest logs demo demo_real
+	rm -rf .venv .venv-oldest logs demo demo_real demo_indoors
 
 .venv/installed: requirements.txt $(OPTIONAL) Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'

@@ -2,11 +2,12 @@
 places.
 
     python -m examples.demo [--seed N]
-    python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME
+    python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME [--indoors]
 
 With --real_photos it trains longer, on larger images and with RandAugment, and evaluates on that dataset, split test,
-none of whose images it trains on. It runs the repository's own scripts and prints their command lines. Everything
-goes to the folder `demo` or `demo_real`.
+none of whose images it trains on. With --indoors, the city consists of corridors that a fisheye lens sees. It runs the
+repository's own scripts and prints their command lines. Everything goes to the folder `demo`, `demo_real` or
+`demo_indoors`.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CITIES = ("Alder", "Birch", "Cedar", "Dogwood")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the two demos differ in: folder; flags of the city, of all scripts, of both trainings, and of each."""
+    """What the demos differ in: folder; flags of the city, of all scripts, of both trainings, and of each."""
 
     folder: Path
     city: list[str]
@@ -57,6 +58,14 @@ LONG = Recipe(
     stage_one=["--epochs_num=6", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
 )
+INDOORS = Recipe(
+    folder=Path("demo_indoors"),
+    city="--places=3000 --photos_per_place=4 --queries=2 --views indoors --lenses fisheye".split(),
+    common=["--resize", "112", "154"],
+    training="--image_size 84 112 --train_batch_size=40 --schedule=cosine --warmup_steps=50 --ema=0.98".split(),
+    stage_one=["--epochs_num=6", "--lr=0.002"],
+    stage_two=["--epochs_num=2", "--lr=0.002"],
+)
 CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed=1 --cities={len(CITIES)}".split()
 COMMON = (
     "--backbone=vit-tiny --aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu"
@@ -74,9 +83,12 @@ def main() -> None:
         metavar=("DATASETS_FOLDER", "DATASET_NAME"),
         help="train longer, and evaluate on this dataset",
     )
+    parser.add_argument("--indoors", action="store_true", help="with --real_photos: train on corridors, not on streets")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the trainings (default: %(default)s)")
     args = parser.parse_args()
-    recipe = LONG if args.real_photos else QUICK
+    if args.indoors and not args.real_photos:
+        parser.error("--indoors needs --real_photos")
+    recipe = INDOORS if args.indoors else LONG if args.real_photos else QUICK
     common = [*COMMON, *recipe.common]
     training = [*common, *SYNTHETIC, *TRAINING, *recipe.training, f"--seed={args.seed}"]
     test = SYNTHETIC

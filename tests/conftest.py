@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import MODES, build, filled, save_published
 from PIL import Image
 
 from datasets.synthetic import CityConfig, make_city
+from model import BACKBONES
 
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives, much more beside another busy process
 
@@ -50,6 +52,12 @@ def pytest_collection_modifyitems(config, items) -> None:
     if random_trials and not config.getoption("--faults"):
         config.hook.pytest_deselected(items=random_trials)
         items[:] = [item for item in items if not item.get_closest_marker("faults")]
+
+
+@pytest.fixture
+def shallow_vit(monkeypatch):
+    """Until the test ends, vit-tiny has two blocks: compiling and tracing it take a sixth of the time."""
+    monkeypatch.setitem(BACKBONES, "vit-tiny", replace(BACKBONES["vit-tiny"], depth=2, num_adapters=2))
 
 
 def draw_image(place: int, view: int) -> Image.Image:

@@ -19,7 +19,7 @@ def outputs(model, images):
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def model(request):
+def model(request, shallow_vit):
     aggregation, mode = request.param
     return filled(build("vit-tiny", aggregation, **MODES[mode])).eval()
 

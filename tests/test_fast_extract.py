@@ -146,14 +146,15 @@ def a_compiler_without_code(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_a_compiled_model_extracts_the_same(model, images):
+def test_a_compiled_model_extracts_the_same(shallow_vit, images):
+    model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
     plain = extract(prepare(model, SETTINGS), images[:7], SETTINGS)
     fast = extract(prepare(model, SETTINGS, compiled=True), images[:7], SETTINGS)  # batches of 3, 3 and 1
     np.testing.assert_array_equal(fast.codes, plain.codes)
     np.testing.assert_allclose(fast.descriptors, plain.descriptors, atol=1e-5, rtol=0)
 
 
-def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(tmp_path):
+def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(shallow_vit, tmp_path):
     labels = torch.arange(4).repeat_interleave(2)
     images = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     runs = []

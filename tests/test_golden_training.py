@@ -2,6 +2,8 @@
 own step function.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -32,11 +34,19 @@ MOVED_TOLERANCES = {"aggregation_hashing.1.p": 2e-2}
 MOVED_TOLERANCE = 1e-2 if torch.__version__ >= (2, 14) else 1.5e-2
 
 
-def start_of_training(backbone, aggregation, mode):
+@pytest.fixture(scope="module")
+def parameters():
+    """What several models have in common."""
+    return {}
+
+
+def start_of_training(backbone, aggregation, mode, *, parameters):
     """The model of the figures: reference parameters, no dropout; stage two's binary adapters are a copy of the float
     ones.
     """
-    model = filled(build(backbone, aggregation, **FLAGS[mode]))
+    with torch.device("meta"):
+        model = build(backbone, aggregation, **FLAGS[mode])
+    model = copy.deepcopy(filled(model, parameters))
     if mode == "rerank":
         load_float_branch(
             model,
@@ -59,10 +69,10 @@ def places():
 @pytest.mark.parametrize(
     "spec", ["dinov2-base:gem:float", "dinov2-base:gem:hashing", "dinov2-base:gem:rerank", "dinov2-base:salad:float"]
 )
-def test_three_steps(spec):
+def test_three_steps(spec, parameters):
     golden = np.load(GOLDEN / "train.npz")
     backbone, aggregation, mode = spec.split(":")
-    model = start_of_training(backbone, aggregation, mode)
+    model = start_of_training(backbone, aggregation, mode, parameters=parameters)
     criterion, branch = (float_losses, "float") if mode == "float" else (hashing_losses, "binary")
     training_step = TrainingStep(model, TrainingConfig(optim="adam", lr=4e-4), criterion=criterion, branch=branch)
     assert sum(parameter.numel() for parameter in training_step.parameters) == golden[f"{spec}/trainable"]

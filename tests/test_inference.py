@@ -57,7 +57,7 @@ def test_half_precision_takes_and_returns_float32(images, aggregation, mode, dty
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_each_image_size_has_its_own_position_embedding(monkeypatch, compiled):
+def test_each_image_size_has_its_own_position_embedding(shallow_vit, monkeypatch, compiled):
     compile_module, compilations = torch.nn.Module.compile, []
 
     def backend(graph, _inputs):
@@ -90,7 +90,7 @@ def test_position_embeddings_are_computed_in_full_precision():
         torch.testing.assert_close(backbone.position_embedding(4, 5), expected, rtol=0, atol=0)
 
 
-def test_weights_are_constants_while_a_prepared_model_compiles(images, monkeypatch):
+def test_weights_are_constants_while_a_prepared_model_compiles(shallow_vit, images, monkeypatch):
     from torch._inductor import config
 
     frozen = []

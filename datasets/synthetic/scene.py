@@ -15,7 +15,7 @@ from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
 from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
 from datasets.synthetic.drawing import Box, Sheet
 from datasets.synthetic.interior import draw_blocks, draw_ceiling, draw_decor, draw_floor, draw_wall
-from datasets.synthetic.randomness import PlaceId, Purpose, between, random_stream
+from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, Purpose, between, random_stream
 from datasets.synthetic.style import Style, draw_heading, draw_style
 from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
 
@@ -24,6 +24,7 @@ HALF_VIEW = math.radians(36)  # half the horizontal angle of view, before zoom
 PAVEMENT = 2.2  # metres, its width in a view along the street
 OVERLAP = 0.15  # metres
 BEHIND = 4.0  # metres of a corridor behind the camera's place
+STEP = 4.0  # metres from one place of a corridor to the next
 
 Vector = tuple[float, float, float]
 
@@ -77,7 +78,7 @@ def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = DEFAULT_D
     scale = TEXTURE_DETAIL * focal / (9.0 if style.along else style.distance)
     spots: list[Vector] = []
     if style.indoors:
-        surfaces = draw_view_indoors(rng, place, style, focal=focal)
+        surfaces = draw_view_indoors(place, style, focal=focal)
     elif style.along:
         surfaces, spots = draw_view_along(rng, style, scale=scale, focal=focal)
     else:
@@ -131,31 +132,39 @@ def draw_side_walls(rng: np.random.Generator, style: Style, *, scale: float, len
     return surfaces
 
 
-def draw_view_indoors(rng: np.random.Generator, place: PlaceId, style: Style, *, focal: float) -> list[Surface]:
-    """A view along a corridor: its surfaces, from far to near."""
-    decor, half, length = draw_decor(place), style.distance, between(rng, 14, 40)
+def draw_view_indoors(place: PlaceId, style: Style, *, focal: float) -> list[Surface]:
+    """A view along a corridor: its surfaces, from far to near.
+
+    The places of a street lie along one corridor, STEP apart. Walls, floor and ceiling overlap a little, so that no
+    gaps show between them.
+    """
+    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=5)
+    decor, half, edge = draw_decor(place), style.distance, style.distance + OVERLAP
+    ahead = between(rng, 12, 36)  # of the last place
+    here = BEHIND + place.number % PLACES_PER_STREET * STEP  # from the beginning of the corridor
+    length = BEHIND + (PLACES_PER_STREET - 1) * STEP + ahead
     scale = 0.6 * TEXTURE_DETAIL * focal / half
-    # The surfaces overlap a little, so that no gaps show between them.
-    depth, edge = length + BEHIND, half + OVERLAP
-    size = (2 * edge, depth)
-    end = draw_wall(rng, decor, length=2 * edge, scale=2 * TEXTURE_DETAIL * focal / length)
+    end = draw_wall(rng, decor, length=2 * edge, scale=2 * TEXTURE_DETAIL * focal / ahead)
+    size = (2 * edge, length)
     floor, ceiling = (draw(rng, decor, size=size, scale=0.7 * scale) for draw in (draw_floor, draw_ceiling))
     surfaces = [
-        hang("wall", end, origin=(-edge, decor.height, length - OVERLAP)),
-        hang("wall", floor, origin=(-edge, 0, length), down=(0, 0, -1)),
-        hang("wall", ceiling, origin=(-edge, decor.height, length), down=(0, 0, -1)),
+        hang("wall", end, origin=(-edge, decor.height, length - OVERLAP - here)),
+        hang("wall", floor, origin=(-edge, 0, length - here), down=(0, 0, -1)),
+        hang("wall", ceiling, origin=(-edge, decor.height, length - here), down=(0, 0, -1)),
     ]
     for side in (-1, 1):
-        wall, near = draw_wall(rng, decor, length=depth, scale=scale), BEHIND + 6.0
-        for start, stop, reduce in ((near - OVERLAP, depth, (4, 2)), (0.0, near, (1, 1))):
-            part = wall.crop(start, stop) if side < 0 else wall.crop(depth - stop, depth - start)
-            origin = (side * half, decor.height, (start if side < 0 else stop) - BEHIND)
+        wall = draw_wall(rng, decor, length=length, scale=scale)
+        for start, stop, reduce in ((here + 6.0 - OVERLAP, length, (4, 2)), (here - BEHIND, here + 6.0, (1, 1))):
+            part = wall.crop(start, stop) if side < 0 else wall.crop(length - stop, length - start)
+            origin = (side * half, decor.height, (start if side < 0 else stop) - here)
             surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
     for block in draw_blocks(rng, decor, length=length, scale=scale):
+        near, far = block.near - here, block.far - here
+        if far < -BEHIND:
+            continue
         x, top = block.side * (half - block.depth), block.front.height
-        left = min(x, block.side * half)
-        surfaces.append(hang("wall", block.end, origin=(left, top, block.near)))
-        origin = (x, top, block.near if block.side < 0 else block.far)
+        surfaces.append(hang("wall", block.end, origin=(min(x, block.side * half), top, near)))
+        origin = (x, top, near if block.side < 0 else far)
         surfaces.append(hang("wall", block.front, origin=origin, right=(0, 0, -block.side)))
     return [replace(surface, label=None) for surface in surfaces]  # nothing glows, which saves looking it up
 
