@@ -62,8 +62,8 @@ INDOORS = Recipe(
     folder=Path("demo_indoors"),
     city="--places=3000 --photos_per_place=4 --queries=2 --views indoors --lenses fisheye".split(),
     common=["--resize", "112", "154"],
-    training="--image_size 84 112 --train_batch_size=40 --schedule=cosine --warmup_steps=50 --ema=0.98".split(),
-    stage_one=["--epochs_num=6", "--lr=0.002"],
+    training="--image_size 98 126 --train_batch_size=40 --schedule=cosine --warmup_steps=50 --ema=0.98".split(),
+    stage_one=["--epochs_num=5", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
 )
 CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed=1 --cities={len(CITIES)}".split()
