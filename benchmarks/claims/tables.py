@@ -77,7 +77,7 @@ def introduction(results: dict[str, Any]) -> str:
         f"places, at {height} x {width} pixels: mean and standard deviation over {len(results['seeds'])} seeds of "
         "training, on the same queries. The paper's figures are those of large models on real images: only directions "
         "can be compared. A direction agrees if the difference has its sign with every seed.\n\n"
-        f"Measured on {machine['cpu']}, with {machine['threads']} threads."
+        f"Measured on {machine['cpu']}, with {machine['threads']} thread(s)."
     )
 
 
