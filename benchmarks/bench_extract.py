@@ -101,7 +101,7 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
         model = prepare(make_model("dinov2-base", "cpu"), config, compiled=compiled)
         return cpu_row(name, baseline, partial(our_extract, model, paths, config)).with_share(gflop, precision)
 
-    rows = [row("base, fp32", "fp32")]
+    rows = [row("base, fp32", "fp32"), row("base, fp32 --compile", "fp32", compiled=True)]
     if cpu_supports("bf16"):
         rows.append(replace(row("base, --precision bf16", "bf16"), target=2.5))
         rows.append(row("base, --precision bf16 --compile", "bf16", compiled=True))

@@ -21,6 +21,7 @@ from model import GeoLocalizationNet, HashingOutput, ModelConfig, TwoBranchOutpu
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
 from model.vision_transformer import VisionTransformer
 from utils.retrieval.config import PRECISIONS
+from utils.retrieval.extraction import cpu_supports
 from utils.runtime.script import cli_main
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
@@ -62,8 +63,12 @@ def make_step(
     *,
     config: TrainingConfig = CONFIG,
     network: type[GeoLocalizationNet] = GeoLocalizationNet,
+    copies_backbone: bool = True,
 ) -> Callable[[], object]:
-    """One training step of a stage, on the same random images each time. config.train_backbone follows the stage."""
+    """One training step of a stage, on the same random images each time. config.train_backbone follows the stage.
+
+    copies_backbone: whether a copy computes a frozen backbone in half precision, as in TrainingStep.
+    """
     images, labels = make_batch(batch, config.device)
     binary = stage == "stage two"
     with torch.device(config.device):
@@ -71,6 +76,7 @@ def make_step(
     criterion, branch = (hashing_losses, "binary") if binary else (float_losses, "float")
     config = replace(config, train_backbone=stage == FULL_FINE_TUNING)
     step = TrainingStep(model, config, criterion=criterion, branch=branch)
+    step.copies_backbone &= copies_backbone
     set_training_mode(model)
     return partial(step, images, labels)
 
@@ -120,6 +126,23 @@ def step_rows() -> list[Row]:
             note="baseline: our step, with the float branch computed too",
         ).with_share(stage_two_gflop, "fp32"),
     ]
+
+
+def bf16_rows() -> list[Row]:
+    """Steps of dinov2-base in bf16; none if the CPU has no instructions for it."""
+    rows: list[Row] = []
+    for stage, batch in (("stage one", BATCH), ("stage two", STAGE_TWO_BATCH)) if cpu_supports("bf16") else ():
+        in_bf16 = replace(CONFIG, precision="bf16")
+        in_fp32 = make_step("dinov2-base", stage, batch)
+        autocast = make_step("dinov2-base", stage, batch, config=in_bf16, copies_backbone=False)
+        ours = make_step("dinov2-base", stage, batch, config=in_bf16)
+        gflop = count_gflop(in_fp32)
+        for name, baseline, note in (
+            (f"{stage}, bf16", in_fp32, f"batch {batch}; baseline: our step in fp32"),
+            (f"  {stage}, frozen backbone in bf16", autocast, "baseline: our step under autocast alone"),
+        ):
+            rows.append(compare(name, baseline, ours, rounds=ROUNDS, note=note).with_share(gflop, "bf16"))
+    return rows
 
 
 def memory_row(row: Row, name: str, *, target: float | None = None, note: str) -> Row:
@@ -260,7 +283,7 @@ def main() -> None:
         threads=None,
         gpu_help="measure all stages of base and large on the GPU",
     )
-    rows = gpu_rows() if args.gpu else [*step_rows(), *salad_rows()]
+    rows = gpu_rows() if args.gpu else [*step_rows(), *bf16_rows(), *salad_rows()]
     batch = f", batches of {GPU_BATCH} images" if args.gpu else ""
     report(f"Training at {SIZE} x {SIZE}{batch}", rows, args.json, gpu=args.gpu)
 

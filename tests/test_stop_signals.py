@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are sen
 @pytest.fixture
 def signals():
     """StopSignals, installed; afterwards everything handles the signals as before."""
-    handlers = {number: signal.getsignal(number) for number in EXIT_STATUS}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in EXIT_STATUS}  # nohup ignores SIGHUP
     signals = StopSignals()
     signals.install()
     yield signals

@@ -9,13 +9,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from helpers import MODES, ROOT, Result, build, filled, run_script, start_script
+from helpers import MODES, build, filled, run_script, start_script
 from PIL import Image
 
 from datasets.benchmark import Benchmark
@@ -438,23 +436,17 @@ def interrupt(script, flags, cwd, number, moment):
     """Runs a script until moment(stderr so far) holds, sends it and its workers the signal, as a terminal does, and
     waits for the end.
     """
-    stdout, stderr = cwd / "stdout.captured", cwd / "stderr.captured"
-    with open(stdout, "w") as out, open(stderr, "w") as err:
-        command = [sys.executable, str(ROOT / script), *map(str, flags)]
-        process = subprocess.Popen(
-            command, cwd=cwd, stdout=out, stderr=err, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    running = start_script(script, *flags, cwd=cwd)
     deadline = time.monotonic() + 240
     try:
-        while not moment(stderr.read_text(errors="replace")):
-            assert process.poll() is None and time.monotonic() < deadline, stderr.read_text()
+        while not (running.stderr.exists() and moment(running.stderr.read_text(errors="replace"))):
+            assert running.process.is_alive() and time.monotonic() < deadline, running.stderr.read_text()
             time.sleep(0.002)
-        os.killpg(process.pid, number)
-        status = process.wait(timeout=120)
+        os.killpg(running.process.pid, number)
+        return running.result(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return Result(status, stdout.read_text(), stderr.read_text())
+            os.killpg(running.process.pid, signal.SIGKILL)
 
 
 def shows(pattern):
