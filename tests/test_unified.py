@@ -477,10 +477,10 @@ def test_kills_and_a_resumption_give_the_same_bytes(unified_contents, sources, t
     def num_files() -> int:
         return sum(len(files) for _, _, files in os.walk(output))
 
-    for attempt in range(3):
+    for attempt in range(5):
         before = num_files()
         process = start(output, [*sources, "--workers=1"], hash_seed=str(attempt), program=("-c", SLOW_COPIES))
-        if attempt == 2:  # anywhere in its run
+        if attempt == 4:  # anywhere in its run
             time.sleep(rng.uniform(0, 2))
         else:  # while it copies
             wait_for(lambda before=before: num_files() != before, process)
@@ -490,7 +490,7 @@ def test_kills_and_a_resumption_give_the_same_bytes(unified_contents, sources, t
         killed += process.returncode == -signal.SIGKILL
         written = contents(output)
         assert {name: digest for name, digest in written.items() if UNFINISHED not in name}.items() <= expected
-    assert killed >= 2
+    assert killed >= 4
     assert len(contents(output)) > 0
     process = start(output, sources)
     _, error = process.communicate()
