@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ class InferenceModel:
 
     The outputs carry no gradients. Two threads must not call it with images of different sizes at the same time.
     Attributes: original, the model that it was made from, which is unchanged; network, the prepared copy, whose state
-    dict differs; config and descriptor_dim of the original.
+    dict differs; config and descriptor_dim of the original; kept_positions, position embeddings by patch grid (h, w).
     """
 
     def __init__(self, original: GeoLocalizationNet, network: GeoLocalizationNet, *, compiled: bool) -> None:
@@ -33,8 +32,7 @@ class InferenceModel:
         self.descriptor_dim = original.descriptor_dim
         self.dtype = network.backbone.cls_token.dtype
         self.compiled = compiled
-        # The same parameter for the same grid: for another one, torch.compile would compile again.
-        self._positions = lru_cache(maxsize=KEPT_GRIDS)(self._compute_positions)
+        self.kept_positions: dict[tuple[int, int], nn.Parameter] = {}
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""
@@ -44,9 +42,15 @@ class InferenceModel:
                 backbone.fix_positions(self._positions(grid), grid)
             return self.network(images.to(self.dtype), float_branch)
 
-    def _compute_positions(self, grid: tuple[int, int]) -> nn.Parameter:
-        embedding = self.original.backbone.position_embedding(*grid).detach()
-        return nn.Parameter(embedding.to(self.network.backbone.pos_embed), requires_grad=False)
+    def _positions(self, grid: tuple[int, int]) -> nn.Parameter:
+        """The same parameter for the same grid: for another one, torch.compile would compile again."""
+        kept = self.kept_positions
+        if grid not in kept:
+            if len(kept) == KEPT_GRIDS:
+                del kept[next(iter(kept))]
+            embedding = self.original.backbone.position_embedding(*grid).detach()
+            kept[grid] = nn.Parameter(embedding.to(self.network.backbone.pos_embed), requires_grad=False)
+        return kept[grid]
 
 
 def prepare_for_inference(

@@ -1,13 +1,15 @@
 """prepare_for_inference: the same outputs up to rounding, and the original as it was."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from helpers import MODES, build, filled, image_batch
 
 from model import InputError, prepare_for_inference
-from model.inference import prepare_frozen_backbone
+from model.inference import KEPT_GRIDS, prepare_frozen_backbone
 from model.vision_transformer import LayerScale
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
@@ -77,6 +79,26 @@ def test_each_image_size_has_its_own_position_embedding(shallow_vit, monkeypatch
             first = len(compilations)
     torch._dynamo.reset()
     assert len(compilations) == first == (3 if compiled else 0)
+
+
+def test_no_more_position_embeddings_are_kept_than_said(shallow_vit):
+    model = filled(build("vit-tiny"))
+    prepared = prepare_for_inference(model)
+    for patches in range(1, KEPT_GRIDS + 3):
+        prepared(torch.zeros(1, 3, 14, 14 * patches))
+    assert list(prepared.kept_positions) == [(1, patches) for patches in range(3, KEPT_GRIDS + 3)]
+
+
+def test_a_prepared_model_frees_its_memory_at_once(shallow_vit):
+    prepared = prepare_for_inference(filled(build("vit-tiny")), torch.bfloat16)
+    prepared(torch.zeros(1, 3, 14, 14))
+    network = weakref.ref(prepared.network)
+    gc.disable()
+    try:
+        del prepared
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_position_embeddings_are_computed_in_full_precision():
