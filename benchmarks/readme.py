@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import tables as claims
-from benchmarks.claims.__main__ import NAME as CLAIMS
 from benchmarks.common import HEADINGS, RESULTS, Row, markdown_table
 from benchmarks.machine import describe
 from model.errors import InputError
@@ -41,10 +40,11 @@ def render(template: str, results: Path = RESULTS) -> str:
 
 def tables(name: str, results: Path) -> str:
     """The tables of results/*/NAME.json. Files with the same title share one, in which lines of machines alternate."""
-    if name == CLAIMS:
-        return "\n\n".join(claims.tables(json.loads(path.read_text())) for path in results.glob(f"*/{CLAIMS}.json"))
+    paths = sorted(results.glob(f"*/{name}.json"))
+    if name == claims.NAME:
+        return "\n\n".join(claims.tables(json.loads(path.read_text())) for path in paths)
     titles: dict[str, dict[str, Any]] = {}
-    for path in sorted(results.glob(f"*/{name}.json")):
+    for path in paths:
         result = json.loads(path.read_text())
         titles.setdefault(result["title"], {})[path.parent.name] = result
     return "\n\n".join(one_table(title, by_kind) for title, by_kind in titles.items())

@@ -85,11 +85,9 @@ def resizing_matrix(old: int, new: int, antialias: bool) -> Tensor:
     rows, columns = weights.nonzero()
     indices = np.stack([rows, pixels[rows, columns]])
     values = torch.from_numpy(weights[rows, columns])
-    # The cached matrix must also serve outside of inference mode.
+    # The cached matrix must also serve outside of inference mode. PyTorch 2.11 warns although it is told not to check.
     with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Sparse invariant checks"
-        )  # PyTorch 2.11 warns though it is told not to check
+        warnings.filterwarnings("ignore", "Sparse invariant checks")
         # The checks would ask CUDA about pinned memory, which fails in a process forked from one that uses CUDA.
         matrix = torch.sparse_coo_tensor(torch.from_numpy(indices), values, (new, old), check_invariants=False)
         return matrix.coalesce()

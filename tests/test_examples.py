@@ -69,6 +69,12 @@ def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     assert all(word in result.stderr for word in words), result.stderr
 
 
+def test_the_demo_trains_on_corridors_for_real_photos_only(tmp_path):
+    result = run_script("examples.demo", "--indoors", cwd=tmp_path)
+    assert result.status == 2 and "--indoors needs --real_photos" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_python_examples_of_the_readme(images, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     loading = re.search(r'torch\.hub\.load\("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank"\)', code)

@@ -17,7 +17,7 @@ from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
 from utils.retrieval.features import DiskArray
 from utils.training.checkpoints import RunCheckpoint, TrainState, restore, save_checkpoint
 from utils.training.config import TrainingConfig
-from utils.training.losses import hashing_losses
+from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
 SETTINGS = ExtractionConfig(resize=(56, 70), batch_size=3)
@@ -154,15 +154,18 @@ def test_a_compiled_model_extracts_the_same(shallow_vit, images):
     np.testing.assert_allclose(fast.descriptors, plain.descriptors, atol=1e-5, rtol=0)
 
 
-def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(shallow_vit, tmp_path):
+@pytest.mark.parametrize("mode", ["float", "two_branch"])
+def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(shallow_vit, tmp_path, mode):
+    two = mode == "two_branch"
+    criterion, branch = (hashing_losses, "binary") if two else (float_losses, "float")
     labels = torch.arange(4).repeat_interleave(2)
     images = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     runs = []
     for compiled in (False, True):
         with torch.device("meta"):
-            model = build("vit-tiny", "gem", **MODES["two_branch"])
+            model = build("vit-tiny", "gem", **MODES[mode])
         config = TrainingConfig(optim="sgd", lr=0.1, compile=compiled)
-        step = TrainingStep(filled(model), config, criterion=hashing_losses, branch="binary")
+        step = TrainingStep(filled(model), config, criterion=criterion, branch=branch)
         set_training_mode(model)
         runs.append((model, [step(images, labels) for _ in range(2)], step))
     for plain, fast in zip(runs[0][1], runs[1][1], strict=True):

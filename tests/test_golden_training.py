@@ -36,7 +36,7 @@ MOVED_TOLERANCE = 1e-2 if torch.__version__ >= (2, 14) else 1.5e-2
 
 @pytest.fixture(scope="module")
 def parameters():
-    """What several models have in common."""
+    """The reference parameters, for the models to share."""
     return {}
 
 

@@ -33,7 +33,7 @@ pytestmark = [
 
 @contextmanager
 def gpu_memory(megabytes):
-    """Leaves no more of the GPU's memory for tensors."""
+    """Limits what this process may still take of the GPU's memory."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + megabytes * 1e6) / total)

@@ -26,8 +26,9 @@ from datasets.synthetic.domain import LENSES, VIEWS
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
 from datasets.synthetic.interior import draw_decor
 from datasets.synthetic.light import Light, draw_indoor_light, draw_light
+from datasets.synthetic.photo import develop
 from datasets.synthetic.rendering import Shot, bilinear, paint
-from datasets.synthetic.scene import Surface
+from datasets.synthetic.scene import STEP, Surface
 from datasets.synthetic.style import draw_style
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -315,12 +316,10 @@ def test_a_domain_restricts_the_light(lights, hard, expected):
     assert {draw_light(rng, hard, month=6, domain=domain).weather for _ in range(40)} == expected
 
 
-def test_a_domain_with_everything_is_drawn_as_cities_were_before_there_were_domains():
-    everything = Domain()
-    styles = [draw_style(PlaceId(0, "Alder", number), everything) for number in range(0, 80, 8)]
-    lights = [
-        draw_light(np.random.default_rng(number), 0.5, month=6, domain=everything).weather for number in range(40)
-    ]
+def test_the_default_domain_is_drawn_as_cities_were_before_there_were_domains():
+    default = Domain()
+    styles = [draw_style(PlaceId(0, "Alder", number), default) for number in range(0, 80, 8)]
+    lights = [draw_light(np.random.default_rng(number), 0.5, month=6, domain=default).weather for number in range(40)]
     scene = draw_place(PlaceId(0, "Alder", 0), (32, 32))
     months = [draw_photo(scene, number).month for number in range(10)]
     drawn = repr([(style.windows, style.roofs, style.along, style.hue) for style in styles] + lights + months)
@@ -346,11 +345,25 @@ def test_corridors_are_drawn_through_both_lenses(size):
     assert lenses == {"straight", "fisheye"}
 
 
-def test_places_of_a_corridor_share_colours_and_differ_in_what_stands_there():
+def test_places_of_a_building_lie_along_one_corridor():
     first, second, other = (draw_decor(PlaceId(0, "Elm", number)) for number in (0, 7, 8))
     assert first == second != other
-    photos = [draw_photo(draw_place(PlaceId(0, "Elm", number), (64, 48), INDOORS), 0).pixels for number in (0, 7)]
-    assert np.abs(photos[0].astype(float) - photos[1]).mean() > 5
+    for number, steps in ((0, 7), (3, 2)):
+        here, further = (draw_place(PlaceId(0, "Elm", n), (64, 48), INDOORS).surfaces for n in (number, number + steps))
+        for one, same in zip(here[:3], further[:3], strict=True):  # end, floor and ceiling
+            assert one.colour.tobytes() == same.colour.tobytes()
+            np.testing.assert_allclose(one.origin - same.origin, (0, 0, steps * STEP), atol=1e-9)
+    end = [draw_place(PlaceId(0, "Elm", number), (64, 48), INDOORS).surfaces[0].colour for number in (0, 8)]
+    assert end[0].tobytes() != end[1].tobytes()
+
+
+def test_a_fisheye_darkens_only_what_lies_outside_of_its_circle():
+    canvas = np.random.default_rng(0).uniform(0, 255, (3, 40, 60)).astype(np.float32)
+    circle = np.zeros((40, 60), np.float32)
+    circle[10:30, 20:40] = 1
+    whole, seen = (develop(canvas, np.random.default_rng(1), 0.0, mask) for mask in (None, circle))
+    np.testing.assert_array_equal(seen[12:28, 22:38], whole[12:28, 22:38])
+    assert seen[:8].max() < 40 < whole[:8].max()
 
 
 def test_all_views_of_a_domain_occur():

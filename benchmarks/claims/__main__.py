@@ -18,13 +18,11 @@ import torch
 from benchmarks.claims.experiments import Laboratory
 from benchmarks.claims.plan import perform
 from benchmarks.claims.settings import QUICK, Settings
-from benchmarks.claims.tables import tables
+from benchmarks.claims.tables import NAME, tables
 from benchmarks.machine import machine
 from utils.cli import positive_int
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
 from utils.runtime.script import cli_main
-
-NAME = "claims"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from benchmarks.claims.domains import HOME, TARGET
 from benchmarks.common import markdown_table
 from model import CODE_BITS
 
+NAME = "claims"  # of the JSON file
 NAMES = {
     "pooled": "no training: the backbone's tokens, pooled",
     "foundation": "no training: the foundation's own head",

@@ -3,6 +3,7 @@
 A canvas is float32 [3, H, W]: red, green and blue, about 0 to 255 and not clipped.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class Footprint(ABC):
     """Where a surface lies in a photo.
 
     box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether `warp` finds only what lies in front of the
@@ -49,16 +50,16 @@ class Footprint:
         x0, y0, x1, y1 = self.box
         return slice(None), slice(y0, y1), slice(x0, x1)
 
+    @abstractmethod
     def inverse_depth(self) -> np.ndarray:
         """1 / depth of the box's pixels (fisheye: 1 / distance), in 1/m: float32 [h, w]. Negative behind the camera."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
         """The box's pixels, looked up in a texture: float32 [h, w] or [h, w, channels].
 
         `scale` is the texture's size relative to the surface's.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
