@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
+from utils.retrieval.test_methods import CROP_COUNTS, average_crops, merge_crops
 
 from datasets.views import TEST_METHODS, image_view
 from model.errors import InputError
@@ -17,7 +18,6 @@ from utils.retrieval.features import DiskArray
 from utils.retrieval.metrics import average_precision_at
 from utils.retrieval.pca import PCA, fit_pca
 from utils.retrieval.search import SearchResult, rerank
-from utils.retrieval.test_methods import CROP_COUNTS, average_crops, merge_crops
 
 SEEDS = range(4)
 CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")

@@ -1,16 +1,15 @@
-"""Test methods with several crops of each query (VG benchmark, Berton et al., CVPR 2022): averaging and merging."""
+"""Several crops of each query (VG benchmark, Berton et al., CVPR 2022): averaging features, and merging results."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model import CODE_BITS
-from utils.retrieval.search import SearchResult
+from utils.retrieval.config import CropConfig
+from utils.retrieval.features import SearchResult
 
-MERGING_METHODS = ("nearest_crop", "maj_voting")
 CROP_COUNTS = (2, 1, 2)  # how many of the five crops the crops of datasets.views stand for: start, centre, end
 VOTING_RANKS = (1, 5, 10)
-DEFAULT_MAJORITY_WEIGHT = 0.01
 
 
 def average_crops(outputs: Tensor) -> Tensor:
@@ -19,9 +18,7 @@ def average_crops(outputs: Tensor) -> Tensor:
     return (outputs * weights[:, None]).sum(dim=1)
 
 
-def merge_crops(
-    result: SearchResult, method: str, *, k: int, majority_weight: float = DEFAULT_MAJORITY_WEIGHT
-) -> SearchResult:
+def merge_crops(result: SearchResult, config: CropConfig, k: int) -> SearchResult:
     """The results of the crops, in rows 3q to 3q + 2 for query q, merged into the k best images of each query.
 
     Images come in the order of their smallest distance to a crop; among equal ones the smaller index comes first. With
@@ -31,11 +28,11 @@ def merge_crops(
     indices = result.indices.reshape(-1, len(CROP_COUNTS), result.indices.shape[1])
     distances = result.distances.reshape(indices.shape)
     metric = result.metric[:k]
-    if method == "maj_voting":
+    if config.majority_weight is not None:
         is_hamming = "hamming" in metric
         # Codes of +-1/sqrt(512) at Hamming distance h have the squared L2 distance h / 128.
         squares = distances / (CODE_BITS / 4) if is_hamming else distances.astype(np.float64) ** 2
-        distances = np.stack([vote(*query, majority_weight) for query in zip(squares, indices, strict=True)])
+        distances = np.stack([vote(*query, config.majority_weight) for query in zip(squares, indices, strict=True)])
         metric = ["hamming_voted" if is_hamming else "squared_l2_voted"] * len(metric)
     merged = [_merge(d.ravel(), i.ravel(), k) for d, i in zip(distances, indices, strict=True)]
     return SearchResult(np.stack([d for d, _ in merged]), np.stack([i for _, i in merged]), metric)
