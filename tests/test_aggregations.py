@@ -1,33 +1,16 @@
 """The rules of docs/extending.md, for every aggregation in the registry."""
 
 import pytest
-import torch
-from helpers import build
+from helpers.aggregations import assert_distinct_entries, assert_unit_vectors
 
 from model import AGGREGATIONS
 
 
-def entries(name):
-    """The names of an aggregation's state-dict entries."""
-    return set(build("vit-tiny", name).aggregation.state_dict())
-
-
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_a_model_with_it_gives_unit_vectors_in_float32(name):
-    model = build("vit-tiny", name)
-    torch.nn.init.normal_(model.backbone.pos_embed, std=1.0)
-    images = torch.rand(3, 3, 126, 154, generator=torch.Generator().manual_seed(0))
-    for precision in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            descriptors = model(images)
-        assert descriptors.shape == (3, model.descriptor_dim) and descriptors.dtype == torch.float32
-        torch.testing.assert_close(descriptors.norm(dim=1), torch.ones(3))
-    descriptors.sum().backward()
-    for parameter in model.aggregation.parameters():
-        assert parameter.grad is not None
+    assert_unit_vectors(name)
 
 
 def test_their_entries_have_distinct_names():
     """Checkpoints are recognised by them, and must not load into another aggregation."""
-    names = [entries(name) for name in AGGREGATIONS]
-    assert all(names) and len(set().union(*names)) == sum(map(len, names))
+    assert_distinct_entries()

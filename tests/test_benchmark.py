@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.photos import make_split
 
 from datasets.benchmark import Benchmark, ImageSet, find_positives
 from datasets.file_names import common_utm_zone, utm_position
@@ -14,17 +15,6 @@ from model import InputError
 def town(datasets, **options):
     """The configuration of the dataset that make_split writes."""
     return BenchmarkConfig(datasets_folder=datasets, name="town", **options)
-
-
-def make_split(datasets, database=("@1@2@.jpg",), queries=("@1@2@.jpg",)):
-    """The split <datasets>/town/images/test with empty files of these names; its folder."""
-    split = datasets / "town" / "images" / "test"
-    for folder, names in (("database", database), ("queries", queries)):
-        (split / folder).mkdir(parents=True)
-        for name in names:
-            (split / folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (split / folder / name).touch()
-    return split
 
 
 def test_images_are_found_in_nested_folders_whatever_the_case_of_their_suffix(tmp_path):

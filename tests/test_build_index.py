@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 import utm
-from helpers import run_script, start_script
+from helpers.evaluations import SCRIPTS, SIZE, flags_for
+from helpers.indexes import content
+from helpers.photos import LAT, LAT_LETTER, LON, LON_LETTER, gps_tags, save_photo
+from helpers.processes import run_script, start_script
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
-from test_eval import SCRIPTS, flags_for
-from test_index import content
 
 import build_index
 from datasets.exif_gps import InvalidGPS, gps_position
@@ -24,41 +25,6 @@ from datasets.layouts import list_images
 from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
 from utils.retrieval.index import Index
-
-SIZE = ["--resize", 56, 56, "--num_workers=0", "--device=cpu"]
-GPS_DIRECTORY, ORIENTATION = 0x8825, 0x0112
-LAT_LETTER, LAT, LON_LETTER, LON = 1, 2, 3, 4
-TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-
-
-def dms(degrees):
-    """Degrees, minutes and hundredths of a second, as EXIF has them."""
-    hundredths = round(abs(degrees) * 360_000)
-    parts = (hundredths // 360_000, 1), (hundredths // 6000 % 60, 1), (hundredths % 6000, 100)
-    return tuple(IFDRational(*part) for part in parts)
-
-
-def gps_tags(latitude, longitude):
-    return {
-        LAT_LETTER: "N" if latitude >= 0 else "S",
-        LAT: dms(latitude),
-        LON_LETTER: "E" if longitude >= 0 else "W",
-        LON: dms(longitude),
-    }
-
-
-def save_photo(path, tags=None, orientation=None, image=None):
-    """A photo of a phone: stored turned, if there is an orientation, with these GPS tags. Its path as text."""
-    image, exif = image or Image.new("RGB", (60, 40), (90, 120, 60)), Image.Exif()
-    if orientation:
-        exif[ORIENTATION] = orientation
-        image = image.transpose(TURNED[orientation])
-    if tags is not None:
-        exif[GPS_DIRECTORY] = tags
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, exif=exif)
-    return str(path)
-
 
 # ---- EXIF
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import start_script
+from helpers.processes import start_script
 
 from benchmarks.claims.domains import DOMAINS, FOUNDATION, benchmark, draw_cities, training_places
 from benchmarks.claims.experiments import Laboratory, with_distractors

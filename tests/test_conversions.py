@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import MODES, build, filled, image_batch
+from helpers.models import MODES, build, filled, image_batch
 
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
 

@@ -7,7 +7,9 @@ import os
 
 import pytest
 import torch
-from helpers import MODES, build, filled, run_script, save_published
+from helpers.checkpoints import save_published
+from helpers.models import MODES, build, filled
+from helpers.processes import run_script
 
 pytestmark = pytest.mark.slow
 

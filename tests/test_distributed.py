@@ -1,16 +1,13 @@
 """Two processes (torchrun, gloo) against one: the same steps on the same batch, and the scripts from end to end."""
 
 import csv
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import distributed_worker
 import pytest
 import torch
-from helpers import ROOT, build, filled, run_script, run_two_ranks
+from helpers import distributed_worker
+from helpers.models import build, filled
+from helpers.processes import ROOT, run_script, run_two_ranks, torchrun
 
 from datasets.synthetic import CityConfig, make_city
 
@@ -19,33 +16,11 @@ pytestmark = pytest.mark.distributed
 WORKER = Path(distributed_worker.__file__)
 
 
-def torchrun(script, *flags, cwd):
-    """Runs a script in two processes with torchrun itself; what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        script,
-        *flags,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What the worker found, by rank."""
     folder = tmp_path_factory.mktemp("worker")
-    prelude = f"import sys; sys.path.append({str(WORKER.parent)!r})"
+    prelude = f"import sys; sys.path.append({str(WORKER.parents[1])!r})"
     for result in run_two_ranks(WORKER, folder / "found.pt", cwd=folder, prelude=prelude):
         assert result.status == 0, result.stderr
     return torch.load(folder / "found.pt", weights_only=True)

@@ -20,16 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_aggregations
 import torch
-from helpers import MODES, ROOT, build, run_script
+from helpers.aggregations import assert_distinct_entries, assert_unit_vectors
+from helpers.checkpoints import small_checkpoint, write_safetensors
+from helpers.evaluations import SCRIPTS
+from helpers.evaluations import flags_for as evaluation_flags
+from helpers.models import MODES, build
+from helpers.pages import FENCE, blocks
+from helpers.photos import gps_tags, make_split, save_photo
+from helpers.processes import ROOT, run_script
+from helpers.trainings import flags_for as training_flags
 from PIL import Image
-from test_benchmark import make_split
-from test_build_index import gps_tags, save_photo
-from test_eval import SCRIPTS
-from test_eval import flags_for as evaluation_flags
-from test_train_scripts import flags_for as training_flags
-from test_weights import small_checkpoint, write_safetensors
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.file_names import utm_position
@@ -86,7 +87,6 @@ PAGES = [
     ROOT / "benchmarks/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 SHELL = ("", "bash", "sh", "shell", "console")
 SMALLER = {  # indexes with smaller descriptors: {kind: flags}
@@ -95,11 +95,6 @@ SMALLER = {  # indexes with smaller descriptors: {kind: flags}
     "pca": ["--descriptor_dtype=int8", "--pca_dim=6", "--pca_dataset_folder=tiny/images/test/database"],
 }
 OTHER_PROGRAMS_FLAGS = {"--nproc_per_node", "--nnodes", "--standalone"}  # in prose; torchrun's
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced blocks of these languages in a page."""
-    return [code for language, code in FENCE.findall(page.read_text()) if language in languages]
 
 
 def prose(page: Path) -> str:
@@ -282,8 +277,8 @@ def test_the_example_aggregation_obeys_the_rules(monkeypatch):
     for name, module in eval("{" + entry + "}", names).items():
         assert name not in AGGREGATIONS
         monkeypatch.setitem(AGGREGATIONS, name, module)
-        test_aggregations.test_a_model_with_it_gives_unit_vectors_in_float32(name)
-        test_aggregations.test_their_entries_have_distinct_names()
+        assert_unit_vectors(name)
+        assert_distinct_entries()
         assert build("vit-tiny", name).descriptor_dim == 512
 
 

@@ -12,11 +12,10 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from helpers import ROOT, run_python, run_script, run_two_ranks
-from test_distributed import torchrun
-from test_eval import flags_for
-from test_train_scripts import flags_for as flags_for_training
-from test_train_scripts import metrics_of, run_well, the_folder
+from helpers.evaluations import flags_for
+from helpers.processes import ROOT, run_python, run_script, run_two_ranks, torchrun
+from helpers.trainings import flags_for as flags_for_training
+from helpers.trainings import metrics_of, run_well, the_folder
 from torch.utils.data import DataLoader
 
 from model import InputError

@@ -9,9 +9,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import run_script
+from helpers.evaluations import SCRIPTS, expect_refusal, flags_for, run_mode
+from helpers.processes import run_script
 from PIL import Image
-from test_eval import SCRIPTS, expect_refusal, flags_for, run_mode
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image

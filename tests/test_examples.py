@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, run_script
+from helpers.processes import ROOT, run_script
 
 from datasets.layouts import list_images
 

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from helpers import MODES, build, run_script
+from helpers.evaluations import SCRIPTS, flags_for
+from helpers.models import MODES, build
+from helpers.processes import run_script
 from PIL import Image
-from test_eval import SCRIPTS, flags_for
 
 from datasets.benchmark import ImageSet
 from model import InputError

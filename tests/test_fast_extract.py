@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import MODES, build, filled
+from helpers.models import MODES, build, filled
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image

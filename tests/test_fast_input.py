@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
+from helpers.training_places import image_name, row_of, write_csv
 from PIL import Image
-from test_gsv_cities import image_name, row_of, write_csv
 from torchvision.transforms import v2
 
 from datasets import resizing, transforms

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, build, filled, image_batch
+from helpers.models import GOLDEN, build, filled, image_batch
 
 from model.weights import load_float_branch
 from utils.training.config import TrainingConfig

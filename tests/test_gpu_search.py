@@ -5,7 +5,7 @@ GPU.
 import numpy as np
 import pytest
 import torch
-from test_retrieval import naive_hamming
+from helpers.oracles import naive_hamming
 
 from datasets.benchmark import ImageSet
 from utils.retrieval import gpu_search, search

@@ -4,7 +4,9 @@
 
 import pytest
 import torch
-from helpers import MODES, NOT_TORCH, ROOT, build, image_batch, run_python, save_published
+from helpers.checkpoints import save_published
+from helpers.models import MODES, build, image_batch
+from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model import HashingOutput, InputError, TwoBranchOutput
 from model.zoo import MODEL_ZOO

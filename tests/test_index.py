@@ -15,21 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build, run_script, start_script
-from test_eval import SCRIPTS, flags_for
+from helpers.evaluations import SCRIPTS, evaluate, flags_for
+from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
+from helpers.models import build
+from helpers.processes import ROOT, run_script, start_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
-from utils.retrieval.config import ExtractionConfig, IndexConfig
-from utils.retrieval.features import Features
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.config import IndexConfig
+from utils.retrieval.index import Index, IndexMetadata
 from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint
 from utils.retrieval.index.reader import PathList
 from utils.retrieval.search import rerank, search
 
 pytestmark = pytest.mark.slow
-
-SETTINGS = ExtractionConfig(resize=(56, 56))
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +40,6 @@ def model():
 @pytest.fixture(scope="module")
 def metadata(model):
     return IndexMetadata.of(model, SETTINGS)
-
-
-def make_chunk(first, count):
-    """The features of made-up images."""
-    random = np.random.default_rng([first, count])
-    images = ImageSet([f"/images/é {i}\t.jpg" for i in range(first, first + count)], random.uniform(0, 1e6, (count, 2)))
-    codes = random.integers(0, 256, (count, 64), dtype=np.uint8)
-    return Features(images, codes, random.standard_normal((count, 512)).astype(np.float32))
-
-
-def writer_of(folder, metadata, append=False):
-    return IndexWriter(IndexConfig(folder=folder, append=append), metadata)
-
-
-def write(folder, metadata, sizes, append=False, first=0):
-    """A complete index of chunks of these sizes."""
-    with writer_of(folder, metadata, append) as writer:
-        for size in sizes:
-            writer.append(make_chunk(first, size))
-            first += size
-        writer.features()
-    return folder
-
-
-def content(folder):
-    """{file: bytes}."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0), ("fp16", 2e-3)])
@@ -620,17 +592,6 @@ def test_paths_without_their_end_or_with_a_nul_byte_are_refused(tmp_path, text, 
 
 
 # ---- By the scripts
-
-
-def predictions(cwd):
-    """predictions.csv of the last run in this folder."""
-    return max(cwd.glob("logs/eval/*/predictions.csv"), key=os.path.getmtime).read_text()
-
-
-def evaluate(mode, datasets, checkpoint, cwd, *more):
-    result = run_script(SCRIPTS[mode], *flags_for(datasets, checkpoint, *more), cwd=cwd)
-    assert result.status == 0, result.stderr
-    return predictions(cwd)
 
 
 @pytest.mark.parametrize("mode", SCRIPTS)

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import MODES, build, filled, image_batch
+from helpers.models import MODES, build, filled, image_batch
 
 from model import InputError, prepare_for_inference
 from model.inference import KEPT_GRIDS, prepare_frozen_backbone

@@ -5,9 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from helpers import run_script
-from test_eval import SCRIPTS, flags_for
-from test_index import evaluate
+from helpers.evaluations import SCRIPTS, evaluate, flags_for
+from helpers.processes import run_script
 
 from utils.retrieval.config import IVFConfig
 from utils.retrieval.index.inverted_file import InvertedFile, open_inverted_file

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import utm
-from helpers import run_script
+from helpers.processes import run_script
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig, list_images

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import build, run_script
-from test_eval import SCRIPTS, flags_for
+from helpers.evaluations import SCRIPTS, flags_for
+from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.models import build
+from helpers.processes import run_script
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.benchmark import ImageSet
@@ -17,11 +19,10 @@ from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.engines.milvus import export_index, open_index, reader, writer
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter, read_index
-from utils.retrieval.search import rerank, search_hamming
+from utils.retrieval.search import search_hamming
 
 pytestmark = pytest.mark.slow
 
-TOKEN = "root:Milvus"  # a new server's
 ROWS, DIM = 2500, 512  # three chunks, the last one incomplete
 REASON = missing()
 SETTINGS = {  # it asks for a token, and looks for new collections and rows more often than by default
@@ -53,21 +54,6 @@ def metadata():
     return IndexMetadata.of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
 
 
-def write(folder, metadata, rows, seed=0):
-    """An index of made-up images, many of which have equal codes, in chunks of 1024. It may exist already."""
-    with IndexWriter(IndexConfig(folder=folder, append=True), metadata) as writer:
-        for start in range(writer.count, rows, 1024):
-            random, count = np.random.default_rng([seed, start]), min(1024, rows - start)
-            images = ImageSet([f"/images/é {i}.jpg" for i in range(start, start + count)], random.random((count, 2)))
-            images.utms[random.random(count) < 0.1] = np.nan
-            codes = np.zeros((count, 64), np.uint8)
-            codes[:, :2] = random.integers(0, 2, (count, 2))  # distances from 0 to 2: hundreds of equal ones
-            descriptors = random.standard_normal((count, metadata.descriptor_dim), np.float32)
-            writer.append(Features(images, codes, descriptors if metadata.descriptor_dim else None))
-        writer.features()
-    return Index(folder)
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, metadata, address):
     """An index, and the address of its copy, in which rows lie in another order."""
@@ -84,29 +70,6 @@ def exported(tmp_path_factory, metadata, address):
         patch.setattr(writer, "_write_chunk", write_first_rows_again)
         assert export_index(index, address("exported")) == ROWS
     return index, address("exported")
-
-
-def assert_equal(actual, expected):
-    """Two search results are."""
-    for left, right in zip(actual[:2], expected[:2], strict=True):
-        np.testing.assert_array_equal(left, right)
-        assert left.dtype == right.dtype
-    assert actual.metric == expected.metric
-
-
-def assert_same_results(index, copy, k):
-    """Search, re-ranking, paths and positions are equal, in every bit and in the same order."""
-    ours, theirs = index.features(), copy.features()
-    queries = ours.codes[[0, 7, 2000]] ^ np.array([[0], [1], [2]], np.uint8)
-    expected, actual = (search_hamming(features.codes, queries, k) for features in (ours, theirs))
-    assert_equal(actual, expected)
-    if index.metadata.descriptor_dim:
-        descriptors = ours.descriptors[np.array([0, 7, 2000])] + 0.01
-        expected = rerank(expected, ours.descriptors, descriptors, rerank_num=50)
-        assert_equal(rerank(actual, theirs.descriptors, descriptors, rerank_num=50), expected)
-    found = expected.indices[:, ::7].ravel()
-    assert [ours.images.paths[i] for i in found] == [theirs.images.paths[i] for i in found]
-    np.testing.assert_array_equal(ours.images.utms[found], theirs.images.utms[found])
 
 
 # ---- Searching

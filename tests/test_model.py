@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GOLDEN, MODES, NOT_TORCH, build, filled, image_batch, run_python
+from helpers.models import GOLDEN, MODES, build, filled, image_batch
+from helpers.processes import NOT_TORCH, run_python
 
 from benchmarks.baseline_model import baseline_forward
 from model import BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput

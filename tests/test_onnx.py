@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import MODES, NOT_TORCH, ROOT, build, filled, image_batch, run_python, save_published
+from helpers.checkpoints import save_published
+from helpers.models import MODES, build, filled, image_batch
+from helpers.pages import blocks
+from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
-from test_docs import blocks
 
 import export_onnx
 from datasets.resizing import resize_image

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import build, run_script, start_script
-from test_eval import flags_for
-from test_index import SETTINGS, content, evaluate, make_chunk
+from helpers.evaluations import evaluate, flags_for
+from helpers.indexes import SETTINGS, content, make_chunk
+from helpers.models import build
+from helpers.processes import run_script, start_script
 
 from datasets.benchmark import ImageSet
 from model import InputError, ModelConfig

@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.reports import STAGES, make_evaluation
 from PIL import Image
-from report_helpers import STAGES, make_evaluation
 
 from utils import visualization
 from utils.retrieval.config import ReportConfig

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import build, run_script
-from test_eval import SCRIPTS, flags_for
-from test_index import SETTINGS, content, evaluate, make_chunk, write, writer_of
+from helpers.evaluations import SCRIPTS, evaluate, flags_for
+from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
+from helpers.models import build
+from helpers.processes import run_script
 
 from model import InputError
 from utils.retrieval.features import DiskArray

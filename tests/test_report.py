@@ -13,9 +13,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers.processes import ROOT
+from helpers.reports import STAGES, copy_with_hostile_names, make_evaluation, make_results, read_tiny
 from PIL import Image
-from report_helpers import STAGES, copy_with_hostile_names, make_evaluation, make_results, read_tiny
 from sklearn.metrics import auc, precision_recall_curve
 
 from datasets.file_names import utm_position

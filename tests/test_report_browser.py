@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_helpers import copy_with_hostile_names, make_results, read_tiny
+from helpers.reports import copy_with_hostile_names, make_results, read_tiny
 
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.report import report

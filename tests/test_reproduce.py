@@ -7,7 +7,9 @@ import shutil
 import threading
 
 import pytest
-from helpers import build, filled, save_published, start_script
+from helpers.checkpoints import save_published
+from helpers.models import build, filled
+from helpers.processes import start_script
 
 from benchmarks.reproduce import DIFFERS, NO_FIGURE, NOT_COMPARABLE, REPRODUCED, verdict
 

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import utm
-from helpers import run_script
+from helpers.evaluations import SCRIPTS, SIZE, flags_for
+from helpers.photos import gps_tags, save_photo
+from helpers.processes import run_script
 from PIL import Image
-from test_build_index import SIZE, gps_tags, save_photo
-from test_eval import SCRIPTS, flags_for
 
 from datasets.layouts import find_images
 from model import InputError

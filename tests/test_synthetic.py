@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from helpers.processes import ROOT
 from PIL import Image, ImageDraw
 
 from datasets.interruption import Terminated
@@ -31,7 +32,6 @@ from datasets.synthetic.rendering import Shot, bilinear, paint
 from datasets.synthetic.scene import STEP, Surface
 from datasets.synthetic.style import draw_style
 
-ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2}
 SMALL = CityConfig(cities=("Alder", "Birch"), size=(64, 48), seed=19, **COUNTS)  # a seed with headings below 100
 FLAGS = ["--cities=2", "--size", "64", "48", "--seed=19", *(f"--{name}={count}" for name, count in COUNTS.items())]

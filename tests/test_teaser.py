@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.evaluations import flags_for
 from PIL import Image
-from test_eval import flags_for
 
 from datasets.file_names import utm_position
 from examples import teaser

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import build, filled, image_batch
+from helpers.models import build, filled, image_batch
 
 from utils.cli import parse_training
 from utils.training.config import SCHEDULES, TrainingConfig

@@ -1,11 +1,7 @@
 """The unified dataset: the original builder's figures, an oracle for the grouping, broken runs and bad input."""
 
 import csv
-import gzip
-import hashlib
-import io
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -19,7 +15,8 @@ import numpy as np
 import pytest
 import utm
 from filelock import FileLock
-from PIL import Image
+from helpers.processes import ROOT
+from helpers.unified_sources import GOLDEN, JPEG, contents, write_files, write_golden_sources, write_msls
 
 from datasets.cities import GSV_CITIES, TRAINING_DATASETS
 from datasets.gsv_cities import GSVCities, PlacesConfig
@@ -29,26 +26,8 @@ from datasets.unified.builder import LOCK, UNFINISHED
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid, group_places
 from datasets.unified.sources import read_sources
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "unified.json.gz").read_bytes()))
-GOLDEN_CITIES = ("trondheim", "bangkok", "pitts30k", "sf_xl")
 COLUMNS = "place_id,year,month,northdeg,city_id,lat,lon,panoid".split(",")
-RAW_HEADER = ",key,lon,lat,ca,captured_at,pano"
 ROW = "0,key{},10.39,63.43,10.5,2019-02-11,False"  # a place, if there are four
-
-
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), (90, 120, 60)).save(file, "JPEG")
-    return file.getvalue()
-
-
-JPEG = jpeg()
-
-
-def write_image(path: Path) -> None:
-    """A JPEG that tells its own name: decoders ignore what follows the image."""
-    path.write_bytes(JPEG + path.name.encode())
 
 
 def told_name(path: Path) -> str:
@@ -56,42 +35,9 @@ def told_name(path: Path) -> str:
     return path.read_bytes()[len(JPEG) :].decode()
 
 
-def write_msls(root: Path, cities: dict[str, dict[str, list[str]]]) -> None:
-    """`cities`: lines of raw.csv for each city and part. The last line ends without a newline."""
-    for city, parts in cities.items():
-        for part, lines in parts.items():
-            images = root / "train_val" / city / part / "images"
-            images.mkdir(parents=True)
-            (images.parent / "raw.csv").write_text("\n".join([RAW_HEADER, *lines]))
-            for line in lines:
-                write_image(images / f"{line.split(',')[1]}.jpg")
-
-
-def write_files(folder: Path, names: Sequence[str]) -> None:
-    for path in (folder / name for name in names):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path)
-
-
-def write_golden_sources(root: Path) -> list[str]:
-    """The golden raw data, with images. Returns the flags that name them."""
-    raw = GOLDEN["raw"]
-    write_msls(root / "msls", raw["msls"])
-    for part, names in raw["pitts30k"].items():
-        write_files(root / "pitts30k" / "images" / "train" / part, names)
-    write_files(root / "sf_xl" / "images" / "train", raw["sf_xl"])
-    return [*(f"--{name}={root / name}" for name in ("msls", "pitts30k", "sf_xl")), "--cities", *GOLDEN_CITIES]
-
-
 def read_csv(path: Path) -> list[list[str]]:
     with open(path, newline="") as file:
         return list(csv.reader(file))
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """{relative path: hash} of all files below a folder but the lock. Links count as what they point to."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def states(folder: Path) -> dict[str, tuple[int, int]]:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import ROOT, run_python
-from test_eval import SCRIPTS
-from test_eval import flags_for as evaluation_flags
-from test_train_scripts import flags_for as training_flags
+from helpers.evaluations import SCRIPTS
+from helpers.evaluations import flags_for as evaluation_flags
+from helpers.processes import ROOT, run_python
+from helpers.trainings import flags_for as training_flags
 
 from model import InputError
 from model.versions import check_torch_version

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import http.server
-import json
 import os
 import pickle
 import re
@@ -16,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import MODES, NOT_TORCH, build, filled, run_python, save_published
+from helpers.checkpoints import save_published, small_checkpoint, write_safetensors
+from helpers.models import MODES, build, filled
+from helpers.processes import NOT_TORCH, run_python
 
 from model import GeoLocalizationNet, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
 
@@ -204,13 +205,6 @@ def test_entries_that_are_no_dense_tensor_with_one_name(tmp_path, reference, ent
 # ---- Damage
 
 
-def small_checkpoint(path):
-    """A checkpoint of every kind of record, whose every byte can be tried. Returns its content."""
-    content = {"a": torch.arange(10.0), "b": torch.arange(12).reshape(3, 4), "empty": torch.empty(0), "epoch": 3}
-    torch.save(content, path)
-    return content
-
-
 def equal(first, second):
     """Whether two dicts of tensors and values are equal, types included."""
     return list(first) == list(second) and all(
@@ -357,13 +351,6 @@ def test_no_file(tmp_path):
     assert "not a file" in refusal(tmp_path / "fifo")
     (tmp_path / "empty.pth").touch()
     assert "the file is empty" in refusal(tmp_path / "empty.pth")
-
-
-def write_safetensors(path, metadata=None):
-    """A safetensors file with one tensor, as its format defines it."""
-    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
-    text = json.dumps(header | ({"__metadata__": metadata} if metadata else {})).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated

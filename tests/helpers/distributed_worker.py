@@ -1,11 +1,11 @@
-"""What test_distributed.py runs, in one process and under torchrun: training steps on a split batch. Argument: a file
+"""What test_distributed.py runs, in one process and on two ranks: training steps on a split batch. Argument: a file
 to write.
 """
 
 import sys
 
 import torch
-from helpers import build, filled, image_batch
+from helpers.models import build, filled, image_batch
 
 from model import InputError
 from utils.runtime import distributed
