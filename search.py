@@ -19,6 +19,8 @@ from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
+PICTURE_COLUMNS = 5  # matches side by side
+
 
 def main() -> None:
     args = parse_search(__doc__)
@@ -81,14 +83,16 @@ def save_pictures(
     folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool
 ) -> list[str | None]:
     """Saves a PNG of each image with its matches, and returns their paths."""
-    from utils.visualization import draw_matches  # loads matplotlib
+    from utils.retrieval.report.pictures import Shown, broken_lines, draw_matches, save_picture  # slow to import
 
     pictures: list[str | None] = []
     for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        picture = folder / f"{i + 1:03d}_{Path(image).stem}.png"
-        paths, captions = [match.path for match in matches], [match.caption for match in matches]
-        draw_matches(picture, image, paths, captions=captions, exif_orientation=exif_orientation)
-        pictures.append(str(picture))
+        path = folder / f"{i + 1:03d}_{Path(image).stem}.png"
+        query = Shown(image, ["Query", Path(image).name], "query")
+        shown = [Shown(match.path, match.captions) for match in matches]
+        lines = broken_lines([query], {"": shown}, columns=PICTURE_COLUMNS)
+        save_picture(draw_matches(lines, exif_orientation=exif_orientation), path)
+        pictures.append(str(path))
     return pictures
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from utils.retrieval.report.evaluation import Evaluation
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from utils.retrieval.report.evaluation import Evaluation
 from utils.retrieval.search import SearchResult
 
 STAGES = ("First stage, Hamming", "Re-ranked")

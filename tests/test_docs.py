@@ -30,6 +30,17 @@ from test_eval import SCRIPTS
 from test_eval import flags_for as evaluation_flags
 from test_train_scripts import flags_for as training_flags
 from test_weights import small_checkpoint, write_safetensors
+from utils.onnx_export import check_packages, output_errors
+from utils.retrieval.export import (
+    Match,
+    export_hloc,
+    export_msls,
+    export_npy,
+    export_pairs,
+    nearest_others,
+    read_predictions,
+    relative_name,
+)
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.file_names import utm_position
@@ -45,21 +56,10 @@ from model.versions import check_torch_version
 from model.weights import download, load_foundation, load_model, model_state
 from model.zoo import MODEL_ZOO
 from utils.cli import NO_EFFECT_IN_REFERENCE, parse_evaluation, resolve_device, warn_if_slow
-from utils.onnx_export import check_packages, output_errors
+from utils.integrations.milvus import export_index, open_index
+from utils.integrations.milvus.writer import require_text
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig, IVFConfig, PCAConfig
-from utils.retrieval.engines.milvus import export_index, open_index
-from utils.retrieval.engines.milvus.writer import require_text
 from utils.retrieval.evaluation import find_pca
-from utils.retrieval.export import (
-    Match,
-    export_hloc,
-    export_msls,
-    export_npy,
-    export_pairs,
-    nearest_others,
-    read_predictions,
-    relative_name,
-)
 from utils.retrieval.extraction import Forward, extract_chunks
 from utils.retrieval.index import Index, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile, open_inverted_file

@@ -14,11 +14,6 @@ import pytest
 from helpers import MODES, build, run_script
 from PIL import Image
 from test_eval import SCRIPTS, flags_for
-
-from datasets.benchmark import ImageSet
-from model import InputError
-from utils.cli import parse_export_features
-from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.export import (
     Match,
     common_folder,
@@ -30,6 +25,11 @@ from utils.retrieval.export import (
     read_predictions,
     relative_name,
 )
+
+from datasets.benchmark import ImageSet
+from model import InputError
+from utils.cli import parse_export_features
+from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.runtime.atomic_files import atomic_folder, remove_leftovers

@@ -13,8 +13,8 @@ from test_eval import SCRIPTS, flags_for
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.benchmark import ImageSet
 from model import InputError
+from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
-from utils.retrieval.engines.milvus import export_index, open_index, reader, writer
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter, read_index
 from utils.retrieval.search import rerank, search_hamming

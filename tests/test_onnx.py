@@ -13,6 +13,7 @@ import torch
 from helpers import MODES, NOT_TORCH, ROOT, build, filled, image_batch, run_python, save_published
 from PIL import Image
 from test_docs import blocks
+from utils.onnx_export import checked_images, compare, output_errors, reference_outputs
 
 import export_onnx
 from datasets.resizing import resize_image
@@ -22,7 +23,6 @@ from model.config import ViTConfig
 from model.versions import VERSION
 from utils import onnx_export
 from utils.cli import parse_export_onnx
-from utils.onnx_export import checked_images, compare, output_errors, reference_outputs
 
 MISSING = [name for name in onnx_export.PACKAGES if importlib.util.find_spec(name) is None]
 needs_packages = pytest.mark.skipif(

@@ -14,8 +14,8 @@ from test_index import SETTINGS, content, evaluate, make_chunk
 from datasets.benchmark import ImageSet
 from model import InputError, ModelConfig
 from model.weights import load_model
+from utils.integrations.milvus.writer import export_index
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
-from utils.retrieval.engines.milvus.writer import export_index
 from utils.retrieval.evaluation import find_pca
 from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_helpers import STAGES, make_evaluation
+from utils.visualization import CELL, CORRECT, FRAME, GAP, LINE, POSITIVE, WRONG, Framed, draw_predictions
 
 from utils import visualization
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.report.predictions import save_pictures
-from utils.visualization import CELL, CORRECT, FRAME, GAP, LINE, POSITIVE, WRONG, Framed, draw_predictions
 
 
 def pixels(path, color):

@@ -17,6 +17,7 @@ from helpers import ROOT
 from PIL import Image
 from report_helpers import STAGES, copy_with_hostile_names, make_evaluation, make_results, read_tiny
 from sklearn.metrics import auc, precision_recall_curve
+from utils.visualization import CORRECT, POSITIVE, WRONG
 
 from datasets.file_names import utm_position
 from model import InputError
@@ -31,7 +32,6 @@ from utils.retrieval.report.comparison import compare, comparison_page, read_run
 from utils.retrieval.report.evaluation_page import choose_queries
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.run_dir import RunDir
-from utils.visualization import CORRECT, POSITIVE, WRONG
 
 # ---- Precision and recall over the match distance
 

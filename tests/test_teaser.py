@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_eval import flags_for
+from utils.visualization import CORRECT, WRONG, MatchGroup, draw_match_groups
 
 from datasets.file_names import utm_position
 from examples import teaser
@@ -16,7 +17,6 @@ from model import InputError
 from utils import visualization
 from utils.cli import parse_evaluation
 from utils.retrieval.extraction import extract
-from utils.visualization import CORRECT, WRONG, MatchGroup, draw_match_groups
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from trials import SEED
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from model import InputError
+from utils.integrations.milvus import export_index, open_index, reader
 from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.engines.milvus import export_index, open_index, reader
 from utils.retrieval.index import IndexMetadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ROWS, KILLS = 20_000, 10
-SMALL_CHUNKS = "import utils.retrieval.engines.milvus.writer as writer; writer.CHUNK_SIZE = 64"  # 313 of them
+SMALL_CHUNKS = "import utils.integrations.milvus.writer as writer; writer.CHUNK_SIZE = 64"  # 313 of them
 REASON = missing()
 CERTIFICATE = (
     "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "

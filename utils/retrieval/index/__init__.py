@@ -1,6 +1,6 @@
 """An index: the features of a database in a folder, written in chunks, so that an interrupted build can continue.
 
-A search engine may hold a copy of it: see `utils.retrieval.engines`.
+A search engine may hold a copy of it: see `utils.retrieval.index.engines`.
 """
 
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 from model import InferenceModel
 from utils.retrieval.config import EngineAddress, ExtractionConfig
 from utils.retrieval.features import Features
+from utils.retrieval.index.engines import engine_of
 from utils.retrieval.index.format import IndexMetadata
 from utils.retrieval.index.reader import Index, OpenIndex
 from utils.retrieval.index.writer import IndexWriter
@@ -23,8 +24,6 @@ def read_index(location: Path | EngineAddress, *, verify: bool = True, allow_inc
     Raises InputError if there is no index, or it is incomplete or damaged.
     """
     if isinstance(location, EngineAddress):
-        from utils.retrieval.engines import engine_of  # which needs an optional package
-
         return engine_of(location).open_index(location)
     return Index(location, verify=verify, allow_incomplete=allow_incomplete)
 

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from utils.cli import DEFAULT_REPORT_QUERIES, non_negative_int
-from utils.retrieval.report.comparison import compare, comparison_page, read_run
+from utils.retrieval.report.comparison import compare, comparison_page
+from utils.retrieval.report.saved_run import read_run
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 

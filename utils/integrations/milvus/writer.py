@@ -8,8 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.errors import InputError
-from utils.retrieval.config import EngineAddress
-from utils.retrieval.engines.milvus.collections import (
+from utils.integrations.milvus.collections import (
     LOAD_SECONDS,
     MAX_PATH_BYTES,
     Collections,
@@ -17,7 +16,8 @@ from utils.retrieval.engines.milvus.collections import (
     State,
     split_rows,
 )
-from utils.retrieval.engines.milvus.reader import MilvusDescriptors
+from utils.integrations.milvus.reader import MilvusDescriptors
+from utils.retrieval.config import EngineAddress
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index.format import Manifest
 from utils.retrieval.index.reader import Index

@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
 from model.errors import InputError
+from utils.integrations.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
 from utils.retrieval.config import EngineAddress
-from utils.retrieval.engines.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
 from utils.retrieval.features import Features
+from utils.retrieval.index.engines import EnginePositions
 from utils.retrieval.index.reader import OpenIndex
 from utils.retrieval.search import SearchResult, block_starts
 
@@ -25,12 +26,12 @@ class MilvusIndex(OpenIndex):
         self.address = address
         self._collections = collections = Collections(Connection(address))
         if not collections.exists:
-            raise InputError(f"No index {address}: there is no such collection. export_index.py creates one.")
+            raise InputError(f"No index {address}: there is no such collection. export.py milvus creates one.")
         self.metadata, state = collections.metadata, collections.state
         if not state.complete:
             raise InputError(
                 f"The index {address} is incomplete: exporting it was interrupted or is still in progress. Run "
-                "export_index.py again."
+                "export.py milvus again."
             )
         collections.load()
         for name in collections.names:
@@ -41,8 +42,8 @@ class MilvusIndex(OpenIndex):
                     "collections and export the index again."
                 )
         self._table = ImageTable(collections, state.images)
-        positions: Any = Positions(self._table)
-        self.images = ImageSet(Paths(self._table), positions, self.metadata.utm_zone)
+        positions: EnginePositions = Positions(self._table)
+        self.images = ImageSet(Paths(self._table), cast(np.ndarray, positions), self.metadata.utm_zone)
         logging.info("The index %s holds %d images.", address, len(self))
 
     def __str__(self) -> str:
@@ -52,11 +53,6 @@ class MilvusIndex(OpenIndex):
         """Nothing is read yet."""
         descriptors = MilvusDescriptors(self._collections) if self.metadata.descriptor_dim else None
         return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
-
-
-def open_index(address: EngineAddress) -> MilvusIndex:
-    """See `utils.retrieval.engines`."""
-    return MilvusIndex(address)
 
 
 class ImageTable:
@@ -131,12 +127,12 @@ class Positions:
     def __len__(self) -> int:
         return self._table.count
 
-    def __getitem__(self, indices: Any) -> np.ndarray:
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
         if isinstance(indices, slice):
             return self._table.all_utms()[indices]
         return self._table.utms(np.asarray(indices))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._table.all_utms(), dtype, copy=copy)
 
 
