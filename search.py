@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def main() -> None:
 
     # ---- Report: pictures, if wanted; a table for each image, or one JSON object for all
     found = list_matches(results.first(args.results), index.images)
-    pictures: list[str | None] = [None] * len(images)
+    pictures: Sequence[str | None] = [None] * len(images)
     if args.save_pictures:
         pictures = save_pictures(args.save_pictures, images, found, exif_orientation=args.exif_orientation)
     if args.json:
@@ -79,19 +80,16 @@ def main() -> None:
             print(printable(f"Picture: {picture}"))
 
 
-def save_pictures(
-    folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool
-) -> list[str | None]:
+def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> list[str]:
     """Saves a PNG of each image with its matches, and returns their paths."""
-    from utils.retrieval.report.pictures import Shown, broken_lines, draw_matches, save_picture  # slow to import
+    from utils.retrieval.report.pictures import Painter, Shown, arrange, save_picture  # slow to import
 
-    pictures: list[str | None] = []
+    painter, pictures = Painter(exif_orientation=exif_orientation), list[str]()
     for i, (image, matches) in enumerate(zip(images, found, strict=True)):
         path = folder / f"{i + 1:03d}_{Path(image).stem}.png"
         query = Shown(image, ["Query", Path(image).name], "query")
         shown = [Shown(match.path, match.captions) for match in matches]
-        lines = broken_lines([query], {"": shown}, columns=PICTURE_COLUMNS)
-        save_picture(draw_matches(lines, exif_orientation=exif_orientation), path)
+        save_picture(painter.draw(arrange([query], [shown], PICTURE_COLUMNS)), path)
         pictures.append(str(path))
     return pictures
 

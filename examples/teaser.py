@@ -19,7 +19,7 @@ from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.metrics import correct_predictions
-from utils.retrieval.report.pictures import Line, PictureStyle, Shown, draw_matches, save_picture
+from utils.retrieval.report.pictures import Painter, Shown, save_picture
 from utils.retrieval.report.saved_run import RESULTS, read_results
 from utils.retrieval.search import SearchResult, rerank, search_hamming
 from utils.runtime.atomic_files import make_folder
@@ -27,7 +27,7 @@ from utils.runtime.script import cli_main
 
 ROWS = 3  # queries
 COLUMNS = 5  # matches of each stage
-STYLE = PictureStyle(cell=(135, 101), font_size=21)
+PAINTER = Painter(cell=(135, 101), font_size=21)
 
 
 def main() -> None:
@@ -67,23 +67,17 @@ def main() -> None:
     chosen = choose_queries(correct_codes, correct_reranked)
 
     # ---- Draw
-    stages = {
-        "Shortlist by 512-bit codes (Hamming distance)": (shortlist, correct_codes),
-        "Re-ranked by float descriptors (L2 distance)": (reranked, correct_reranked),
-    }
-    lines = [
-        Line(
-            [Shown(dataset.queries.paths[query], ["Query"], "query")],
-            [
-                (heading if row == 0 else "", matches(dataset, result, correct, query=query))
-                for heading, (result, correct) in stages.items()
-            ],
-        )
-        for row, query in enumerate(chosen)
-    ]
+    rows = []
+    for row, query in enumerate(chosen):
+        by_codes = matches(dataset, shortlist, correct_codes, query=query)
+        by_descriptors = matches(dataset, reranked, correct_reranked, query=query)
+        if row == 0:
+            by_codes[0] = by_codes[0]._replace(heading="Shortlist by 512-bit codes (Hamming distance)")
+            by_descriptors[0] = by_descriptors[0]._replace(heading="Re-ranked by float descriptors (L2 distance)")
+        rows.append([Shown(dataset.queries.paths[query], ["Query"], "query"), None, *by_codes, None, *by_descriptors])
     note = describe(dataset, correct_codes, correct_reranked, backbone=model.config.backbone)
     make_folder(args.output.parent, exist_ok=True)
-    save_picture(reduce_colors(draw_matches(lines, note=note, style=STYLE)), args.output)
+    save_picture(reduce_colors(PAINTER.draw(rows, note=note)), args.output)
     print(f"Picture: {args.output} ({args.output.stat().st_size / 1000:.0f} kB)")
 
 

@@ -1,4 +1,4 @@
-"""report.html: the page of one outcome."""
+"""report.html: the page of one evaluation."""
 
 from typing import Any
 

@@ -92,7 +92,9 @@ class Outcome:
         return Shown(database.paths[nearest.image], captions, "positive", database.utms[[nearest.image]][0])
 
     def shown_matches(self, name: str, query: int, count: int) -> list[Shown]:
-        """The first `count` results of a query in a stage: with their distances and, with labels, metres."""
+        """The first `count` results of a query in a stage: with their distances and, with labels, metres. The heading
+        is the stage, with its metric where the name does not say it.
+        """
         stage, database, shown = self.stages[name], self.benchmark.database, []
         indices = stage.indices[query, :count]
         positions, metres = database.utms[indices], self.metres(query, indices)
@@ -103,7 +105,8 @@ class Outcome:
             if self.correct:
                 captions.append(format_metres(metres[rank]))
                 kind = "correct" if self.correct[name][query, rank] else "wrong"
-            shown.append(Shown(database.paths[index], captions, kind, positions[rank]))
+            heading = "" if rank else self.heading(name)
+            shown.append(Shown(database.paths[index], captions, kind, positions[rank], heading))
         return shown
 
     def heading(self, name: str) -> str:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.report.outcome import Outcome
-from utils.retrieval.report.pictures import broken_lines, draw_matches, save_picture
+from utils.retrieval.report.pictures import Painter, arrange, save_picture
 from utils.runtime.atomic_files import atomic_write, make_folder
 
 PREDICTIONS = "predictions.csv"
@@ -39,17 +39,15 @@ def save_pictures(folder: Path, outcome: Outcome, config: ReportConfig) -> None:
     000.txt, numbered by the query. The list is the one that VPR-methods-evaluation writes.
     """
     make_folder(folder)
+    painter = Painter(exif_orientation=config.exif_orientation)
     correct = outcome.last_correct
     queries = np.arange(len(outcome.benchmark.queries))
     if config.only_wrong and correct is not None:
         queries = np.flatnonzero(~correct[:, 0])
     for query in tqdm(queries.tolist(), desc="Saving pictures", unit="query", leave=False):
         left = [outcome.shown_query(query), *([outcome.shown_positive(query)] if outcome.correct else [])]
-        stages = {
-            outcome.heading(name): outcome.shown_matches(name, query, config.num_pictures) for name in outcome.stages
-        }
-        lines = broken_lines(left, stages, columns=PICTURE_COLUMNS)
-        picture = draw_matches(lines, exif_orientation=config.exif_orientation)
+        stages = [outcome.shown_matches(name, query, config.num_pictures) for name in outcome.stages]
+        picture = painter.draw(arrange(left, stages, PICTURE_COLUMNS))
         save_picture(picture, folder / f"{query:03d}.jpg")
         _write_list(folder / f"{query:03d}.txt", outcome, query, count=config.num_pictures)
 
