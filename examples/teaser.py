@@ -17,11 +17,12 @@ from datasets.layouts import BenchmarkConfig
 from model import InputError, ModelChoice
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.features import SearchResult
 from utils.retrieval.metrics import correct_predictions
 from utils.retrieval.report.pictures import Painter, Shown, save_picture
 from utils.retrieval.report.saved_run import RESULTS, read_results
-from utils.retrieval.search import SearchResult, rerank, search_hamming
+from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 
@@ -50,16 +51,15 @@ def main() -> None:
     )
     model = load_model(ModelChoice(hashing=True, rerank=True), args.demo / flags["resume"])
     settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
-    prepared = prepare(model, settings)
+    extractor = Extractor(model=prepare(model, settings), config=settings)
 
     # ---- Codes and descriptors
-    database = extract(prepared, dataset.database, settings)
-    queries = extract(prepared, dataset.queries, settings)
+    database = extract(extractor, dataset.database)
+    queries = extract(extractor, dataset.queries)
     assert database is not None and queries is not None, "this script has one process"
 
     # ---- Search by codes, then re-rank by descriptors
-    shortlist = search_hamming(database.codes, queries.codes, flags["rerank_num"])
-    reranked = rerank(shortlist, database.descriptors, queries.descriptors, rerank_num=flags["rerank_num"])
+    shortlist, reranked = search_and_rerank(database, queries, COLUMNS, rerank_num=flags["rerank_num"])
 
     # ---- Choose queries
     correct_codes = correct_predictions(shortlist.indices, dataset.positives)

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_train_scripts
 import torch
-from helpers import MODES, build, filled, image_batch, run_python, run_script
-from test_eval import SCRIPTS, run_mode
+from helpers import trainings
+from helpers.evaluations import SCRIPTS, run_mode
+from helpers.models import MODES, build, filled, image_batch
+from helpers.processes import run_python, run_script
 
 from datasets.benchmark import ImageSet
 from datasets.gsv_cities import GSVCities, PlacesConfig
@@ -127,9 +128,9 @@ def test_one_rank_with_nccl_trains_as_a_process_alone(city, tmp_path):
     for name, env in (("alone", {}), ("nccl", one_rank())):
         (tmp_path / name).mkdir()
         flags = ["--train_backbone", "--device=cuda", "--precision=fp32", "--num_workers=1"]
-        result = run_script("train.py", *test_train_scripts.flags_for(city, *flags), cwd=tmp_path / name, env=env)
+        result = run_script("train.py", *trainings.flags_for(city, *flags), cwd=tmp_path / name, env=env)
         assert result.status == 0, result.stderr
-        rows = test_train_scripts.metrics_of(test_train_scripts.the_folder(tmp_path / name))
+        rows = trainings.metrics_of(trainings.the_folder(tmp_path / name))
         means.append([float(row["loss"]) for row in rows])
     assert len(means[0]) == 2
     assert means[1] == pytest.approx(means[0], rel=1e-2)

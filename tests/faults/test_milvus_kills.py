@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from helpers import build
+from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.models import build
 from processes import GRACE, start_forked, wait_until
-from test_milvus import TOKEN, assert_same_results, write
 from trials import SEED
 
 from benchmarks.milvus_server import MilvusProcess, missing

@@ -7,7 +7,7 @@ from utils.integrations.shared import relative_name, require_descriptors, requir
 from utils.retrieval.config import FLOAT_DTYPES
 from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.index import Index
-from utils.retrieval.search import block_starts
+from utils.retrieval.search import with_progress
 from utils.runtime.atomic_files import atomic_write
 
 
@@ -29,7 +29,7 @@ def export_hloc(index: Index, output: Path, root: str | Path, *, dtype: str) -> 
         atomic_write(output, "w+b", interruptible=True) as file,
         h5py.File(file, "w", libver="latest") as features,
     ):
-        for start in block_starts(len(index), CHUNK_SIZE, "Exporting"):
+        for start in with_progress(range(0, len(index), CHUNK_SIZE), "Exporting"):
             block = descriptors[start : start + CHUNK_SIZE].astype(FLOAT_DTYPES[dtype])
             for i, descriptor in enumerate(block, start):
                 name = require_utf8(relative_name(index.images.paths[i], root))

@@ -8,10 +8,9 @@ import numpy as np
 
 from utils.integrations.shared import relative_name, require_descriptors
 from utils.retrieval.config import FLOAT_DTYPES
-from utils.retrieval.features import CHUNK_SIZE, DiskArray
+from utils.retrieval.features import CHUNK_SIZE, Descriptors, as_array
 from utils.retrieval.index import Index
-from utils.retrieval.quantization import QuantizedArray
-from utils.retrieval.search import block_starts
+from utils.retrieval.search import with_progress
 from utils.runtime.atomic_files import TEXT_OPTIONS, atomic_folder
 
 
@@ -27,21 +26,21 @@ def export_npy(index: Index, folder: Path, root: str | Path, *, dtype: str | Non
     features = index.features()
     with atomic_folder(folder) as temporary:
         if features.codes is not None:
-            _write_array(temporary / "database_codes.npy", features.codes, features.codes.dtype)
+            _write_array(temporary / "database_codes.npy", as_array(features.codes), np.dtype(np.uint8))
         if features.descriptors is not None:
-            file_dtype = np.dtype(FLOAT_DTYPES[dtype]) if dtype else features.descriptors.dtype
+            file_dtype = np.dtype(FLOAT_DTYPES[dtype]) if dtype else features.descriptors[:0].dtype
             _write_array(temporary / "database_descriptors.npy", features.descriptors, file_dtype)
         with open(temporary / "database_paths.txt", "w", **TEXT_OPTIONS) as file:
             file.writelines(f"{relative_name(path, root)}\n" for path in features.images.paths)
             _flush_to_disk(file)
 
 
-def _write_array(path: Path, array: np.ndarray | DiskArray | QuantizedArray, dtype: np.dtype) -> None:
+def _write_array(path: Path, array: Descriptors, dtype: np.dtype) -> None:
     """Writes rows [N, d], of an array or read from the disk, as np.save does, in blocks."""
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for start in block_starts(len(array), CHUNK_SIZE, f"Exporting {path.name}"):
+        for start in with_progress(range(0, len(array), CHUNK_SIZE), f"Exporting {path.name}"):
             file.write(array[start : start + CHUNK_SIZE].astype(dtype).tobytes())
         _flush_to_disk(file)
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from model.errors import InputError
 from utils.integrations.shared import relative_name, require_utf8
-from utils.retrieval.features import Features
+from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.index import Index
 from utils.retrieval.report.saved_run import read_run
-from utils.retrieval.search import SearchResult, block_starts, rerank, search
+from utils.retrieval.search import rerank, search, with_progress
 from utils.runtime.atomic_files import atomic_write
 
 QUERY_BLOCK = 4096  # images whose neighbours are searched at a time: at most 200 MB of descriptors
@@ -39,13 +39,15 @@ def nearest_others(index: Index, num_matched: int, *, rerank_num: int) -> Genera
     paths = database.images.paths
     is_two_branch = index.metadata.rerank
     k = max(num_matched, rerank_num) if is_two_branch else num_matched
-    for start in block_starts(len(index), QUERY_BLOCK, "Exporting"):
+    for start in with_progress(range(0, len(index), QUERY_BLOCK), "Exporting"):
         rows = slice(start, start + QUERY_BLOCK)
-        queries = Features(database.images[rows], *(None if part is None else part[rows] for part in database[1:]))
+        codes = None if database.codes is None else as_array(database.codes)[rows]
+        descriptors = None if database.descriptors is None else database.descriptors[rows]
+        queries = Features(database.images[rows], codes, descriptors)
         own = np.arange(start, start + len(queries.images))
         results = _leave_out(search(database, queries, k + 1), own)
         if is_two_branch:
-            results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
+            results = rerank(results, database, queries, rerank_num=rerank_num)
         for i, matches in zip(own.tolist(), results.first(num_matched).indices.tolist(), strict=True):
             yield Pairs(str(paths[i]), [str(paths[match]) for match in matches])
 

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from model.errors import InputError
-from utils.retrieval.features import DiskArray
+from utils.retrieval.features import Descriptors
 from utils.retrieval.index import Index
-from utils.retrieval.quantization import QuantizedArray
 
 
 def common_folder(paths: Iterable[str | Path]) -> Path:
@@ -38,7 +37,7 @@ def require_utf8(name: str) -> str:
     return name
 
 
-def require_descriptors(index: Index) -> DiskArray | QuantizedArray:
+def require_descriptors(index: Index) -> Descriptors:
     """The descriptors of an index. Raises InputError if it has none."""
     descriptors = index.features().descriptors
     if descriptors is None:

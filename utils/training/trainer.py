@@ -5,15 +5,20 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from datasets.benchmark import Benchmark
 from model import InputError
 from model.weights import load_weights, model_content
+from utils.retrieval.config import EvaluationConfig
+from utils.retrieval.evaluation import Pipeline
+from utils.retrieval.extraction import Extractor, prepare
 from utils.retrieval.metrics import format_recalls
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
@@ -26,7 +31,7 @@ from utils.training.loader import Batch, PlaceLoader, mix_seeds
 from utils.training.losses import Losses
 from utils.training.step import TrainingStep, learning_rate, set_training_mode
 from utils.training.tensorboard import TensorBoard
-from utils.training.validation import ValidationResult
+from utils.training.validation import Validator
 
 CURVES = "curves.png"
 MAX_NON_FINITE = 3  # steps in a row
@@ -35,8 +40,9 @@ MAX_NON_FINITE = 3  # steps in a row
 class Trainer:
     """Drives a training run from `state`; train.py shows the loop. A new run's best_model.pth is the initial model.
 
-    Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers;
-    `generator`, if the loss has one, with (seed, step). Raises Stopped after a stop signal, with everything saved.
+    Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers; the
+    generator of the loss, if it has one, with (seed, step). validate: see Validator. Raises Stopped after a stop
+    signal, with everything saved.
     """
 
     def __init__(
@@ -45,12 +51,12 @@ class Trainer:
         loader: PlaceLoader,
         config: TrainingConfig,
         *,
+        validate: Validator,
         run: RunDir,
         state: TrainState,
-        generator: torch.Generator | None = None,
     ) -> None:
         self.training_step, self.loader, self.config = training_step, loader, config
-        self.run, self.state, self.generator = run, state, generator
+        self.validate, self.run, self.state = validate, run, state
         self.non_finite_steps = 0
         self.pending: Losses | None = None
         self.board: TensorBoard | None = None
@@ -113,11 +119,12 @@ class Trainer:
             logging.info("Stopped by signal %d. Resume with --resume=%s", stopped.signal, self.run.folder / LAST_MODEL)
             raise
 
-    def finish_epoch(self, results: list[ValidationResult]) -> None:
-        """Adds a row to the metrics, and saves the model if the last dataset's R@1 + R@5 is the best so far.
-
-        Without validation the latest model is the best.
+    def finish_epoch(self) -> None:
+        """Validates, adds a row to the metrics, and saves a checkpoint, and the model if the last dataset's R@1 + R@5
+        is the best so far. Without validation the latest model is the best.
         """
+        with self.interruptible(), self.training_step.averaged_weights():  # everything is saved by now
+            results = self.validate(self.training_step.model)
         state, sums = self.state, self.state.sums
         steps = max(sums.get("steps", 0), 1)
         losses = {"loss": "total", **{name: name for name in ("multi_similarity", "constraint", "mined_pair_fraction")}}
@@ -149,17 +156,19 @@ class Trainer:
             self.board.add_epoch(row, self.run.folder / CURVES)
         self._save()
 
-    def load_best_model(self) -> None:
-        """Loads best_model.pth into the model, in eval mode."""
+    def test(self, dataset: Benchmark, config: EvaluationConfig, evaluate: Callable[..., Any]) -> None:
+        """Evaluates best_model.pth on a dataset, with the function of the evaluation script for such models."""
         model = self.training_step.model
-        distributed.load_on_main(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
-        model.eval()
+        with self.interruptible():
+            distributed.load_on_main(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
+            prepared = prepare(model.eval(), config.extraction)
+            evaluate(dataset, self.run, Pipeline(Extractor(model=prepared, config=config.extraction), config))
 
     def _prepare_step(self) -> None:
         step, config = self.state.step, self.config
         torch.manual_seed(mix_seeds(config.seed, step, distributed.rank()))
-        if self.generator is not None:
-            self.generator.manual_seed(mix_seeds(config.seed, step))
+        if self.training_step.generator is not None:
+            self.training_step.generator.manual_seed(mix_seeds(config.seed, step))
         for group in self.training_step.optimizer.param_groups:
             group["lr"] = learning_rate(step, config, self.loader.num_batches)
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.config import IndexConfig
-from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.features import DiskArray, Features, as_array
 from utils.retrieval.index.format import (
     MANIFEST,
     METADATA,
@@ -128,7 +128,7 @@ class IndexWriter:
         paths = [os.path.abspath(path) for path in chunk.images.paths]
         arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
         if self.metadata.is_quantized:
-            arrays["descriptors"], arrays["scales"] = quantize(chunk.descriptors)
+            arrays["descriptors"], arrays["scales"] = quantize(as_array(chunk.descriptors))
         content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
         for name, (dtype, width) in self.metadata.columns.items():
             array = np.ascontiguousarray(arrays[name], dtype)

@@ -11,12 +11,14 @@ import numpy as np
 from datasets.benchmark import Benchmark
 from datasets.protocols import Recognition, recognise
 from utils.retrieval.config import ReportConfig
+from utils.retrieval.features import SearchResult
 from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at
 from utils.retrieval.report.evaluation_page import PRECISIONS, evaluation_page
 from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.predictions import save_pictures, write_predictions
-from utils.retrieval.search import SearchResult
 from utils.runtime.run_dir import RunDir
+
+Results = dict[str, Any]  # the content of results.json
 
 
 def report(
@@ -24,17 +26,16 @@ def report(
     benchmark: Benchmark,
     stages: dict[str, SearchResult],
     *,
-    recall_values: list[int],
     descriptor_dim: int,
-    config: ReportConfig | None = None,
-) -> dict[str, Any]:
+    config: ReportConfig,
+) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
     Then come the pictures and the page that `config` asks for. Without labels there are no recalls, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
-    config = config or ReportConfig()
+    recall_values = config.recall_values
     first = {name: stage.first(max(recall_values)) for name, stage in stages.items()}
     outcome = Outcome(benchmark=benchmark, stages=first)
     results: dict[str, Any] = {
@@ -60,7 +61,7 @@ def report(
     return results
 
 
-def _report_recalls(outcome: Outcome, recall_values: list[int]) -> dict[str, Any]:
+def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, Any]:
     """Prints protocol, recalls by condition, mAP and recalls."""
     benchmark, correct = outcome.benchmark, list(outcome.correct.values())[-1]
     protocol = recognise(benchmark.database, benchmark.queries, benchmark.config.threshold)
