@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import common, machine
-from benchmarks.common import DEFAULT_FILE, RESULTS, Row, count_gflop, json_file, markdown_table, write_json
-from benchmarks.machine import cpu_features, describe, kind, matrix_gflops
+from benchmarks.common import DEFAULT_FILE, RESULTS, Row, count_gflop, json_file, write_json
+from benchmarks.machine import cpu_features, kind, matrix_gflops
 from benchmarks.readme import README, TEMPLATE, render
 from model import InputError
 
@@ -18,18 +18,11 @@ XEON = {"cpu": "Intel(R) Xeon(R) Processor", "features": ["AMX", "AVX512-BF16"],
 SETTINGS = {"cores": 2, "threads": 1, "versions": {"torch": "2.14"}}
 
 
-def row(name: str, ours: float, note: str = "") -> dict:
-    """A row as in a JSON file."""
-    return asdict(Row(name=name, baseline=10, ours=ours, unit="ms", ratio=10 / ours, note=note))
-
-
-@pytest.fixture
-def results(tmp_path):
-    """A folder of results: one benchmark on two machines."""
-    for this, ours in ((EPYC, 5), (XEON, 2)):
-        rows = [row("first", ours, f"differs: {ours}"), row("  second", 1, "the same")]
-        write_json(tmp_path / kind(this) / "extract.json", "Extraction", {**this, **SETTINGS}, rows=rows)
-    return tmp_path
+def write_results(folder, *names):
+    """Results of one benchmark, with a row of each name; the folder."""
+    rows = [asdict(Row(name=name, baseline=10, ours=5, unit="ms", ratio=2)) for name in names]
+    write_json(folder / kind(EPYC) / "extract.json", "Extraction", {**EPYC, **SETTINGS}, rows=rows)
+    return folder
 
 
 # ---- The page
@@ -45,59 +38,20 @@ def test_measurements_lie_in_the_folder_of_their_kind_of_machine(path):
 
 
 def test_rows_of_the_same_name_are_refused(tmp_path):
-    rows = [row("attention", 1), row("attention", 2)]
-    write_json(tmp_path / kind(EPYC) / "extract.json", "Extraction", {**EPYC, **SETTINGS}, rows=rows)
     with pytest.raises(InputError, match="Rows of the same name in the results for epyc-avx512bf16"):
-        render("<!-- results: extract -->", tmp_path)
+        render("<!-- results: extract -->", write_results(tmp_path, "attention", "attention"))
 
 
-def test_lines_of_several_machines_are_adjacent(results):
-    page = render("Text\n\n<!-- results: extract -->\n\nmore\n", results)
-    lines = page.splitlines()
-    names = [tuple(cell.strip() for cell in line.split("|")[1:5]) for line in lines if line.startswith("|")][2:]
-    assert names == [
-        ("first", "`epyc-avx512bf16`", "10 ms", "5 ms"),
-        ("first", "`xeon-amx`", "10 ms", "2 ms"),
-        ("&emsp;second", "`epyc-avx512bf16`", "10 ms", "1 ms"),
-        ("&emsp;second", "`xeon-amx`", "10 ms", "1 ms"),
-    ]
-    assert "* *first* (`xeon-amx`): differs: 2" in lines and lines.count("* *second*: the same") == 1
-    assert lines.count("**Extraction**") == 1 and lines[-1] == "more"
-
-
-def test_other_settings_give_a_table_of_their_own_without_a_column_for_the_machine(results):
-    write_json(results / "xeon-amx/extract.json", "Extraction at 224", {**XEON, **SETTINGS}, rows=[row("first", 3)])
-    page = render("<!-- results: extract -->\n", results)
-    assert page.index("**Extraction**") < page.index("**Extraction at 224**")
-    assert "| first | 10 ms | 3 ms | 3.33 |" in page and "machine" not in page
-
-
-def test_a_remark_and_the_limits_stand_beside_the_machine(results):
-    path = results / "xeon-amx/extract.json"
-    result = json.loads(path.read_text())
-    result["machine"]["matrix_gflops"] = {"fp32": 424.2, "bf16": 2778.4}
-    path.write_text(json.dumps({**result, "remark": "Other work was running."}))
-    line = next(line for line in render("<!-- results: extract -->\n", results).splitlines() if "xeon" in line)
-    assert line == (
-        "* `xeon-amx`: Intel(R) Xeon(R) Processor, AMX; GFLOP/s of matrix products: 424 in fp32, 2,778 in bf16; "
-        f"1 of 2 cores; PyTorch 2.14; {result['date'][:10]}. Other work was running."
-    )
-
-
-def test_measurements_that_are_neither_shown_nor_left_out_are_refused(results):
+def test_measurements_that_are_neither_shown_nor_left_out_are_refused(tmp_path):
+    results = write_results(tmp_path, "attention")
     with pytest.raises(InputError, match="extract"):
         render("No table\n", results)
     assert render("<!-- not shown: extract -->\n\nNo table\n", results).endswith("-->\n\nNo table\n")
 
 
-def test_a_table_without_measurements_is_refused(results):
+def test_a_table_without_measurements_is_refused(tmp_path):
     with pytest.raises(InputError, match="train"):
-        render("<!-- results: extract -->\n\n<!-- results: train -->\n", results)
-
-
-def test_a_table_leaves_out_empty_columns_and_formats_numbers():
-    rows = [{"a": "x", "b": None, "c": 1234.5}, {"a": "y", "b": None, "c": [64.0, 0.123456]}]
-    assert markdown_table(rows) == "| a | c |\n| --- | --- |\n| x | 1,234 |\n| y | 64, 0.1235 |"
+        render("<!-- results: extract -->\n\n<!-- results: train -->\n", write_results(tmp_path, "attention"))
 
 
 # ---- The machine
@@ -137,10 +91,6 @@ def test_the_features_come_from_the_system_where_pytorch_is_older(monkeypatch, t
 )
 def test_a_kind_of_machine_is_named_after_cpu_and_instructions_or_gpu(this, expected):
     assert kind(this) == expected
-
-
-def test_a_cpu_without_instructions_for_matrices_says_so():
-    assert describe({**EPYC, "features": []}) == "AMD EPYC, neither AMX nor AVX-512"
 
 
 def test_without_a_file_the_table_goes_to_the_folder_of_the_machine():

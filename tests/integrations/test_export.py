@@ -171,7 +171,7 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
     monkeypatch.setattr("utils.retrieval.export.CHUNK_SIZE", 3)
     index = make_index(ODD_NAMES * (mode == "float") + [f"{i}.jpg" for i in range(7)], mode, dtype=stored)
     export_npy(index, tmp_path / "npy", ROOT, dtype=dtype)
-    _, codes, descriptors = index.features()
+    _, codes, descriptors, _ = index.features()
     content = {path.name for path in (tmp_path / "npy").iterdir()}
     expected = {"database_codes.npy": codes, "database_descriptors.npy": descriptors}
     assert content == {"database_paths.txt"} | {name for name, array in expected.items() if array is not None}
@@ -190,7 +190,7 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
 
 def naive_neighbours(index, count, rerank_num):
     """For each image, the others by distance: a loop over all."""
-    _, codes, descriptors = index.features()
+    _, codes, descriptors, _ = index.features()
     neighbours = []
     for i in range(len(index)):
         others = [j for j in range(len(index)) if j != i]

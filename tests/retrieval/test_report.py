@@ -328,27 +328,6 @@ def test_right_and_wrong_have_the_same_colours_in_pictures_and_page():
         assert f"--{name}: {color.lower()};" in style
 
 
-def luminance(color):
-    """The relative luminance of WCAG 2."""
-    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-@pytest.mark.parametrize("scheme", [0, 1])
-@pytest.mark.parametrize("background", ["back", "card"])
-def test_text_and_marks_have_the_contrast_of_wcag(scheme, background):
-    style = (ROOT / "utils/retrieval/report/page.css").read_text()
-    colors = dict(re.findall(r"--([\w-]+): (#\w{6})", style.split("@media (prefers-color-scheme: dark)")[scheme]))
-    for names, least in (
-        (("text", "soft", "link", "correct-text", "wrong-text", "positive-text"), 4.5),
-        (("correct", "wrong", "positive", "line0", "line1", "line2", "line3"), 3),
-    ):
-        for name in names:
-            low, high = sorted(luminance(colors[key]) for key in (name, background))
-            assert (high + 0.05) / (low + 0.05) >= least, name
-
-
 # ---- Flags
 
 
