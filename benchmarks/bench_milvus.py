@@ -29,9 +29,9 @@ from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing,
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from utils.cli import positive_int
+from utils.integrations.milvus import export_index, open_index
+from utils.integrations.milvus.collections import Connection
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
-from utils.retrieval.engines.milvus import export_index, open_index
-from utils.retrieval.engines.milvus.collections import Connection
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.search import SearchResult, rerank, search_hamming

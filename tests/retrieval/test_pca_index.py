@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from helpers.processes import run_script, start_script
 from datasets.benchmark import ImageSet
 from model import InputError, ModelConfig
 from model.weights import load_model
+from utils.integrations.milvus.writer import export_index
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
-from utils.retrieval.engines.milvus.writer import export_index
 from utils.retrieval.evaluation import find_pca
-from utils.retrieval.extraction import extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.format import MANIFEST, METADATA, PROJECTION
 from utils.retrieval.pca import PCA
@@ -34,8 +35,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def prepared(model):
-    return prepare(model, SETTINGS)
+def extractor(model):
+    return Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
+
+
+def pca_config(dim, folder="."):
+    return PCAConfig(dim=dim, subfolder=Path(folder), datasets_folder=Path())
 
 
 @pytest.fixture
@@ -81,12 +86,12 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
     )
     descriptors = Index(tmp_path / "index").features().descriptors[:]
     model = load_model(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True), checkpoints["two_branch"])
-    prepared = prepare(model, SETTINGS)
-    pca = find_pca(prepared, SETTINGS, PCAConfig(folder=tiny_benchmark / FLAGS[1].split("=")[1], dim=6), index=None)
+    extractor = Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
+    pca = find_pca(extractor, pca_config(6, tiny_benchmark / FLAGS[1].split("=")[1]), None)
     assert pca.to_bytes() == (tmp_path / "index" / PROJECTION).read_bytes()
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     if dtype == "fp32":
-        features = extract(prepared, ImageSet.without_positions(list(map(str, photos))), SETTINGS, pca=pca)
+        features = extract(replace(extractor, pca=pca), ImageSet.without_positions(list(map(str, photos))))
         np.testing.assert_array_equal(descriptors, features.descriptors)  # bit for bit those without an index
     photos = photos[3:5]
     result = run_script("search.py", *photos, "--index=index", "--results=1", "--device=cpu", "--json", cwd=tmp_path)
@@ -95,7 +100,7 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
         (match,) = query["matches"]
         assert (match["path"], match["metric"]) == (str(photo), "l2")
         assert match["distance"] == pytest.approx(0, abs={"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-2}[dtype])
-    result = run_script("export_features.py", "--index=index", "--to", "npy", "exported", cwd=tmp_path)
+    result = run_script("export.py", "npy", "--index=index", "--output=exported", cwd=tmp_path)
     assert result.status == 0, result.stderr
     exported = np.load(tmp_path / "exported" / "database_descriptors.npy")
     assert exported.shape == (16, 6)
@@ -161,7 +166,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
     assert content(tmp_path / "index") == before
 
 
-def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, prepared, index):
+def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, extractor, index):
     with IndexWriter(IndexConfig(folder=tmp_path / "plain"), IndexMetadata.of(model, SETTINGS)) as writer:
         writer.append(make_chunk(0, 3))
         writer.features()
@@ -170,11 +175,11 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
         (tmp_path / "plain", 512, "--pca_dim 512: .* not reduced"),
     ):
         with pytest.raises(InputError, match=words):
-            find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=dim), index=folder)
+            find_pca(extractor, pca_config(dim), folder)
     with pytest.raises(InputError, match="built differently: .*pca_input_dim 512 .now None."):
         writer_of(index, model, None, append=True)
-    assert find_pca(prepared, SETTINGS, None, index=tmp_path / "plain") is None
-    assert find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=6), index=index).dim == 6
+    assert find_pca(extractor, PCAConfig(), tmp_path / "plain") is None
+    assert find_pca(extractor, pca_config(6), index).dim == 6
 
 
 def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
@@ -197,7 +202,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
         ("nan", "NaN or infinity"),
     ],
 )
-def test_a_damaged_projection_is_refused(prepared, index, damage, words, read):
+def test_a_damaged_projection_is_refused(extractor, index, damage, words, read):
     path = index / PROJECTION
     data = bytearray(path.read_bytes())
     data[-1] ^= damage == "flip"
@@ -208,13 +213,12 @@ def test_a_damaged_projection_is_refused(prepared, index, damage, words, read):
     if damage == "nan":  # with a checksum that agrees
         forge_metadata(index, {"pca_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     with pytest.raises(InputError, match=f"pca.bin is .*{words}.*Rebuild"):
-        Index(index, verify=False) if read == "load" else find_pca(prepared, SETTINGS, None, index=index)
+        Index(index, verify=False) if read == "load" else find_pca(extractor, PCAConfig(), index)
 
 
 def forge_metadata(folder, changes):
-    """Changes fields of metadata.json (None: removes them), and its checksum in the manifest."""
-    fields = json.loads((folder / METADATA).read_text()) | changes
-    text = json.dumps({name: value for name, value in fields.items() if value is not None or name == "utm_zone"})
+    """Changes fields of metadata.json, and its checksum in the manifest."""
+    text = json.dumps(json.loads((folder / METADATA).read_text()) | changes)
     before = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
     (folder / METADATA).write_text(text)
     manifest = (folder / MANIFEST).read_text()
@@ -230,9 +234,6 @@ def forge_metadata(folder, changes):
         {"pca_input_dim": 1 << 17},
         {"pca_input_dim": 512.0},
         {"pca_sha256": 1},
-        {"format": 2},
-        {"format": 3},
-        {"pca_input_dim": None, "pca_sha256": None},
         {"rerank": False, "descriptor_dim": 0},
     ],
     ids=str,
@@ -256,10 +257,8 @@ def test_a_build_that_was_killed_before_its_metadata_begins_again(tmp_path, mode
     assert content(begun) == content(index)
 
 
-def test_without_pca_the_metadata_do_not_mention_it(tmp_path, model):
+def test_without_pca_there_is_no_projection(tmp_path, model):
     writer_of(tmp_path / "index", model, None).__exit__()
-    metadata = json.loads((tmp_path / "index" / METADATA).read_text())
-    assert metadata["format"] == 2 and not [name for name in metadata if "pca" in name]
     assert not (tmp_path / "index" / PROJECTION).exists()
 
 

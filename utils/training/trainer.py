@@ -243,7 +243,7 @@ class Trainer:
 
 def write_metrics(folder: Path, history: list[dict]) -> None:
     """Writes metrics.csv, one row per epoch, and curves.png."""
-    from utils.visualization import draw_curves  # loads matplotlib
+    from utils.training.curves import draw_curves  # loads matplotlib
 
     with atomic_write(folder / "metrics.csv") as file:
         rows = csv.DictWriter(file, history[-1].keys())
