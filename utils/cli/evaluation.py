@@ -14,7 +14,7 @@ from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, Sear
 from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
 from utils.runtime import distributed
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
 from utils.runtime.run_dir import RunDir
 
 DEFAULT_THRESHOLD = 25.0  # metres
@@ -43,27 +43,16 @@ class BenchmarkFlags:
         metavar="NAME",
     )
     database_folder: Path | None = flag(
-        "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name",
-        type=Path,
-        default=None,
-        metavar="DIR",
+        "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name", default=None
     )
-    queries_folder: Path | None = flag(
-        "any folder of queries; see --database_folder", type=Path, default=None, metavar="DIR"
-    )
+    queries_folder: Path | None = flag("any folder of queries; see --database_folder", default=None)
     queries_list: Path | None = flag(
-        "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces", default=None
     )
     positions_csv: Path | None = flag(
-        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude", default=None
     )
-    no_labels: bool = flag("no positions are known: write predictions without recalls", action="store_true")
+    no_labels: bool = switch("no positions are known: write predictions without recalls")
     threshold: float | None = flag(
         "a database image within this distance of a query counts as correct (default: 25)",
         name="val_positive_dist_threshold",
@@ -150,9 +139,7 @@ class FloatEvaluation(EvaluationArguments):
     index: IndexFlags = part(
         "index",
         changed={
-            "load_index": flag(
-                "search this index; database images are not read", type=index_folder, default=None, metavar="DIR"
-            )
+            "load_index": flag("search this index; database images are not read", type=index_folder, default=None)
         },
     )
     search: SearchConfig = fixed(SearchConfig(rerank_num=0))

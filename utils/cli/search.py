@@ -15,12 +15,11 @@ from utils.retrieval.config import (
     index_location,
 )
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import flag, part, positive_int
+from utils.runtime.flags import flag, part, positive_int, switch
 
-UPRIGHT = flag(
+UPRIGHT = switch(
     "ignore the images' EXIF orientation; by default they are turned upright",
     name="ignore_exif_orientation",
-    action="store_true",
     inverse=True,
 )
 UNUSED = {"compile": False, "memory_share": 0.5}
@@ -30,7 +29,7 @@ UNUSED = {"compile": False, "memory_share": 0.5}
 class BuildIndexArguments:
     """The command line of build_index.py."""
 
-    folder: Path = flag("folder of images, also in subfolders", type=Path, metavar="IMAGES", positional=True)
+    folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
     index_to_write: IndexConfig = part("index")
     positions: str = flag(
         "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
@@ -42,9 +41,7 @@ class BuildIndexArguments:
     positions_csv: Path | None = flag(
         "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
         group="data",
-        type=Path,
         default=None,
-        metavar="FILE",
     )
     model: TrainedModel = part("model")
     extraction: ExtractionConfig = part("images", fixed=UNUSED, changed={"exif_orientation": UPRIGHT})
@@ -80,30 +77,17 @@ class SearchArguments:
         "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME",
         group="index",
         type=index_location,
-        metavar="DIR",
     )
-    trust_index: bool = flag(
-        "skip checksum verification of --index; saves time with a large one", group="index", action="store_true"
-    )
-    allow_incomplete_index: bool = flag(
-        "search --index even if building it was interrupted", group="index", action="store_true"
-    )
+    trust_index: bool = switch("skip checksum verification of --index; saves time with a large one", group="index")
+    allow_incomplete_index: bool = switch("search --index even if building it was interrupted", group="index")
     resume: Path | None = flag(
-        "checkpoint, if it is no longer at the path that the index stores",
-        group="index",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "checkpoint, if it is no longer at the path that the index stores", group="index", default=None
     )
     search: SearchConfig = part("search", fixed={"ivf": None})
-    results: int = flag("matches to print for each image", group="report", type=positive_int, default=5, metavar="N")
-    save_pictures: Path | None = flag(
-        "save a PNG of each image with its matches in DIR", group="report", type=Path, default=None, metavar="DIR"
-    )
-    json: bool = flag(
-        "print one JSON object in place of tables; all other messages go to standard error",
-        group="report",
-        action="store_true",
+    results: int = flag("matches to print for each image", group="report", type=positive_int, default=5)
+    save_pictures: Path | None = flag("save a PNG of each image with its matches in DIR", group="report", default=None)
+    json: bool = switch(
+        "print one JSON object in place of tables; all other messages go to standard error", group="report"
     )
     extraction: ExtractionConfig = part(
         "images",
