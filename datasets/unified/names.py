@@ -11,7 +11,7 @@ from datasets.unified.places import Cell, Grid
 NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
 
 
-class Row(NamedTuple):
+class CityRow(NamedTuple):
     """A row of a city's CSV file: the columns of the GSV-Cities format, as text."""
 
     place_id: str
@@ -53,7 +53,7 @@ def cell_of(name: str, grid: Grid) -> Cell:
     return grid.cell(easting, northing, heading)
 
 
-def row_of(name: str, *, city: str, place: int) -> Row:
+def row_of(name: str, *, city: str, place: int) -> CityRow:
     """The row of a source's image. Raises ValueError if its date or position cannot be used."""
     fields = split_name(name)
     lat, lon, timestamp = fields[LAT], fields[LON], fields[TIMESTAMP]
@@ -65,4 +65,4 @@ def row_of(name: str, *, city: str, place: int) -> Row:
         valid = False
     if not valid:
         raise ValueError(f"latitude and longitude are {lat!r} and {lon!r}; expected numbers")
-    return Row(str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID])
+    return CityRow(str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID])

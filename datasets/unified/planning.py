@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from datasets.unified.config import UnifiedConfig, output_names
-from datasets.unified.names import Row, cell_of, row_of
+from datasets.unified.names import CityRow, cell_of, row_of
 from datasets.unified.places import MIN_IMAGES, Cell, group_places
 from datasets.unified.sources import Source, check_sources, read_sources
 from model.errors import InputError
@@ -33,7 +33,7 @@ class CityPlan:
     folder: Path
     images: list[PlannedImage]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[CityRow]:
         """The rows of the CSV file."""
         for image in self.images:
             yield row_of(image.name, city=self.name, place=image.place)
@@ -42,7 +42,7 @@ class CityPlan:
         """The CSV file."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Row._fields)
+        writer.writerow(CityRow._fields)
         writer.writerows(self.rows())
         return text.getvalue().encode("utf-8", "surrogateescape")
 
