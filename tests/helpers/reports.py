@@ -8,8 +8,8 @@ import numpy as np
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
+from utils.retrieval.features import SearchResult
 from utils.retrieval.report.evaluation import Evaluation
-from utils.retrieval.search import SearchResult
 
 STAGES = ("First stage, Hamming", "Re-ranked")
 
