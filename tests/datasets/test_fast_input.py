@@ -20,7 +20,8 @@ from datasets.images import load_image
 from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
 from model import InputError
-from utils.cli import parse_training
+from utils.cli.parser import parse
+from utils.cli.training import FloatTraining
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 
@@ -285,6 +286,6 @@ def test_training_images_are_decoded_exactly_only_if_asked(folder):
 @pytest.mark.parametrize("flags", [[], ["--exact_decoding"]])
 def test_the_flag_reaches_the_training_data(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", f"--datasets_folder={tmp_path}", "--device=cpu", *flags])
-    args = parse_training("A test.")
+    args = parse(FloatTraining, "A test.")
     assert args.places.exact_decoding is bool(flags)
     assert args.must_match["exact_decoding"] is bool(flags)  # a resumed run must repeat it

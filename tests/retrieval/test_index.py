@@ -26,7 +26,7 @@ from utils.retrieval.config import IndexConfig
 from utils.retrieval.index import Index, IndexMetadata
 from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint
 from utils.retrieval.index.reader import PathList
-from utils.retrieval.search import rerank, search
+from utils.retrieval.search import search_and_rerank
 
 pytestmark = pytest.mark.slow
 
@@ -443,7 +443,7 @@ def search_all(folder, verify):
     database = index.features()
     chunk = make_chunk(1, 2)
     queries = chunk._replace(descriptors=chunk.descriptors[:, :4])
-    results = rerank(search(database, queries, 3), database.descriptors, queries.descriptors, rerank_num=2)
+    results = search_and_rerank(database, queries, 3, rerank_num=2)[-1]
     assert results.distances.shape == results.indices.shape == (2, 3)
     assert len(index.images.paths) == 3 and database.images.utms.shape == (3, 2)
     assert all(0 <= index < 3 for index in results.indices.ravel())
@@ -765,7 +765,7 @@ def test_a_stop_signal_is_not_lost(place, number, script, status, message):
         (["--allow_incomplete_index"], ["--load_index"]),
         (["--save_index=a", "--allow_incomplete_index"], ["--load_index"]),
         (["--save_index=/dev/null"], ["/dev/null is not a folder. An index is a folder"]),
-        (["--save_index=a", "--load_index=b"], ["not allowed"]),
+        (["--save_index=a", "--load_index=b"], ["--save_index", "--load_index", "Give one"]),
         (["--load_index=missing"], ["No index", "missing"]),
         (["--descriptor_dtype=fp8"], ["fp8", "fp16"]),
         (["--load_index=missing", "--descriptor_dtype=fp16"], ["--save_index"]),

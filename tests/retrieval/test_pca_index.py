@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ from model.weights import load_model
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
 from utils.retrieval.engines.milvus.writer import export_index
 from utils.retrieval.evaluation import find_pca
-from utils.retrieval.extraction import extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.format import MANIFEST, METADATA, PROJECTION
 from utils.retrieval.pca import PCA
 
 pytestmark = pytest.mark.slow
 
-FLAGS = "--pca_dim=6", "--pca_dataset_folder=tiny/images/test/database"
+SUBFOLDER = Path("tiny/images/test/database")
+FLAGS = "--pca_dim=6", f"--pca_dataset_folder={SUBFOLDER}"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def prepared(model):
-    return prepare(model, SETTINGS)
+def extractor(model):
+    return Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
 
 
 @pytest.fixture
@@ -47,6 +49,11 @@ def index(tmp_path, model):
         writer.append(pca.project_features(make_chunk(0, 3)))
         writer.features()
     return tmp_path / "index"
+
+
+def config_of(dim, datasets):
+    """The settings of a PCA that would be fitted to the images of the tiny benchmark."""
+    return PCAConfig(dim=dim, subfolder=SUBFOLDER, datasets_folder=datasets)
 
 
 def writer_of(folder, model, pca, append=False):
@@ -81,12 +88,12 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
     )
     descriptors = Index(tmp_path / "index").features().descriptors[:]
     model = load_model(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True), checkpoints["two_branch"])
-    prepared = prepare(model, SETTINGS)
-    pca = find_pca(prepared, SETTINGS, PCAConfig(folder=tiny_benchmark / FLAGS[1].split("=")[1], dim=6), index=None)
+    extractor = Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
+    pca = find_pca(extractor, config_of(6, tiny_benchmark), None)
     assert pca.to_bytes() == (tmp_path / "index" / PROJECTION).read_bytes()
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     if dtype == "fp32":
-        features = extract(prepared, ImageSet.without_positions(list(map(str, photos))), SETTINGS, pca=pca)
+        features = extract(replace(extractor, pca=pca), ImageSet.without_positions(list(map(str, photos))))
         np.testing.assert_array_equal(descriptors, features.descriptors)  # bit for bit those without an index
     photos = photos[3:5]
     result = run_script("search.py", *photos, "--index=index", "--results=1", "--device=cpu", "--json", cwd=tmp_path)
@@ -141,7 +148,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
     flags = flags_for(grown, checkpoint, "--save_index=index", "--append", "--infer_batch_size=1", "--recall_values=1")
     flags_of_build = [database, "--index=index", "--append", f"--resume={checkpoint}", "--resize", 56, 56]
     for count, script, more in (
-        (4, "eval.py", [FLAGS[0], f"--pca_dataset_folder={tiny_benchmark / FLAGS[1].split('=')[1]}"]),
+        (4, "eval.py", [FLAGS[0], f"--pca_dataset_folder={tiny_benchmark / SUBFOLDER}"]),
         (8, "eval.py", [FLAGS[0], "--pca_dataset_folder=nowhere"]),
         (12, "eval.py", []),
         (16, "build_index.py", None),
@@ -161,7 +168,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
     assert content(tmp_path / "index") == before
 
 
-def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, prepared, index):
+def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, extractor, index):
     with IndexWriter(IndexConfig(folder=tmp_path / "plain"), IndexMetadata.of(model, SETTINGS)) as writer:
         writer.append(make_chunk(0, 3))
         writer.features()
@@ -170,11 +177,11 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
         (tmp_path / "plain", 512, "--pca_dim 512: .* not reduced"),
     ):
         with pytest.raises(InputError, match=words):
-            find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=dim), index=folder)
+            find_pca(extractor, config_of(dim, tmp_path), folder)
     with pytest.raises(InputError, match="built differently: .*pca_input_dim 512 .now None."):
         writer_of(index, model, None, append=True)
-    assert find_pca(prepared, SETTINGS, None, index=tmp_path / "plain") is None
-    assert find_pca(prepared, SETTINGS, PCAConfig(folder=tmp_path, dim=6), index=index).dim == 6
+    assert find_pca(extractor, PCAConfig(), tmp_path / "plain") is None
+    assert find_pca(extractor, config_of(6, tmp_path), index).dim == 6
 
 
 def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
@@ -197,7 +204,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
         ("nan", "NaN or infinity"),
     ],
 )
-def test_a_damaged_projection_is_refused(prepared, index, damage, words, read):
+def test_a_damaged_projection_is_refused(extractor, index, damage, words, read):
     path = index / PROJECTION
     data = bytearray(path.read_bytes())
     data[-1] ^= damage == "flip"
@@ -208,7 +215,7 @@ def test_a_damaged_projection_is_refused(prepared, index, damage, words, read):
     if damage == "nan":  # with a checksum that agrees
         forge_metadata(index, {"pca_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     with pytest.raises(InputError, match=f"pca.bin is .*{words}.*Rebuild"):
-        Index(index, verify=False) if read == "load" else find_pca(prepared, SETTINGS, None, index=index)
+        Index(index, verify=False) if read == "load" else find_pca(extractor, PCAConfig(), index)
 
 
 def forge_metadata(folder, changes):

@@ -9,14 +9,15 @@ import torch
 from helpers.evaluations import SCRIPTS, evaluate, flags_for
 from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
 from helpers.models import build
+from helpers.oracles import described
 from helpers.processes import run_script
 
 from model import InputError
-from utils.retrieval.features import DiskArray
+from utils.retrieval.features import DiskArray, SearchResult
 from utils.retrieval.index import Index, IndexMetadata
 from utils.retrieval.index.format import METADATA
 from utils.retrieval.quantization import QuantizedArray, quantize
-from utils.retrieval.search import SearchResult, rerank, search_l2
+from utils.retrieval.search import rerank, search_l2
 
 
 def naive_quantize(row):
@@ -64,9 +65,12 @@ def test_rows_are_read_as_floats(quantized, rows):
 def test_search_and_reranking_are_those_of_the_rows_as_floats(quantized):
     descriptors, array = quantized
     candidates = SearchResult(np.zeros((20, 6), np.int32), np.arange(120).reshape(20, 6) % 20, ["hamming"] * 6)
+    first, second = (
+        rerank(candidates, described(rows), described(descriptors), rerank_num=4) for rows in (array, array[:])
+    )
     for actual, expected in (
         (search_l2(array, descriptors, 5), search_l2(array[:], descriptors, 5)),
-        (rerank(candidates, array, descriptors, rerank_num=4), rerank(candidates, array[:], descriptors, rerank_num=4)),
+        (first, second),
     ):
         np.testing.assert_array_equal(actual.indices, expected.indices)
         np.testing.assert_array_equal(actual.distances, expected.distances)

@@ -20,7 +20,8 @@ from sklearn.metrics import auc, precision_recall_curve
 
 from datasets.file_names import utm_position
 from model import InputError
-from utils.cli import parse_evaluation
+from utils.cli import parser
+from utils.cli.evaluation import FloatEvaluation
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.metrics import precision_recall
@@ -151,9 +152,9 @@ def run(tmp_path, monkeypatch):
 
 
 def write_report(run, benchmark, **config):
-    options = {"page_queries": 100, **config}
+    options = {"recall_values": (1, 5), "page_queries": 100, **config}
     results = make_results(benchmark if benchmark.config.labels else read_tiny(benchmark.config.datasets_folder))
-    return report(run, benchmark, results, recall_values=[1, 5], descriptor_dim=512, config=ReportConfig(**options))
+    return report(run, benchmark, results, descriptor_dim=512, config=ReportConfig(**options))
 
 
 def read_page(run):
@@ -333,12 +334,12 @@ def test_right_and_wrong_have_the_same_colours_in_pictures_and_page():
 
 def parse(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["eval.py", "--datasets_folder=d", "--resume=m", "--device=cpu", *map(str, flags)])
-    return parse_evaluation("").report
+    return parser.parse(FloatEvaluation, "").report
 
 
 def test_flags_become_settings(monkeypatch):
     assert parse(monkeypatch) == ReportConfig(page_queries=100)
-    assert parse(monkeypatch, "--no_report") == ReportConfig()
+    assert parse(monkeypatch, "--no_report") == ReportConfig(no_page=True)
     expected = ReportConfig(num_pictures=7, only_wrong=True, page_queries=3, exif_orientation=True)
     flags = ["--num_preds_to_save=7", "--save_only_wrong_preds", "--report_queries=3", "--exif_orientation"]
     assert parse(monkeypatch, *flags) == expected
