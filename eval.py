@@ -1,33 +1,21 @@
 """Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
 
-from datasets.benchmark import Benchmark
 from utils.cli.evaluation import FloatEvaluation, evaluate_datasets
 from utils.cli.parser import parse
-from utils.retrieval.evaluation import Pipeline
-from utils.retrieval.report import Results
+from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
-from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    evaluate_datasets(parse(FloatEvaluation, __doc__), evaluate)
+    args = parse(FloatEvaluation, __doc__)
+    evaluate_datasets(args, search_descriptors)  # features of each dataset, the search below, a report
 
 
-def evaluate(dataset: Benchmark, run: RunDir, pipeline: Pipeline) -> Results | None:
-    """Searches one dataset and reports the results to the run's folder. Returns None on all but the main rank."""
-    # ---- Descriptors of the database and of the queries
-    features = pipeline.features(dataset, run)
-    if features is None:  # only the main rank receives them
-        return None
-    database, queries = features
-
-    # ---- Search by L2 distance of the descriptors
-    with run.phase("search"):
-        results = search(database, queries, pipeline.k)
-
-    # ---- Recalls, predictions.csv, results.json, pictures, report.html
-    return pipeline.report(dataset, run, database=database, stages={"Float": results})
+def search_descriptors(evaluation: Evaluation) -> Stages:
+    """For each query the database images whose descriptors are nearest by L2 distance."""
+    with evaluation.run.phase("search"):
+        return {"Float": search(evaluation.database, evaluation.queries, evaluation.k)}
 
 
 if __name__ == "__main__":

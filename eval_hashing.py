@@ -1,33 +1,22 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-from datasets.benchmark import Benchmark
 from utils.cli.evaluation import HashingEvaluation, evaluate_datasets
 from utils.cli.parser import parse
-from utils.retrieval.evaluation import Pipeline
-from utils.retrieval.report import Results
+from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
-from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    evaluate_datasets(parse(HashingEvaluation, __doc__), evaluate)
+    args = parse(HashingEvaluation, __doc__)
+    evaluate_datasets(args, search_codes)  # features of each dataset, the search below, a report
 
 
-def evaluate(dataset: Benchmark, run: RunDir, pipeline: Pipeline) -> Results | None:
-    """Searches one dataset and reports the results to the run's folder. Returns None on all but the main rank."""
-    # ---- Codes of the database and of the queries
-    features = pipeline.features(dataset, run)
-    if features is None:  # only the main rank receives them
-        return None
-    database, queries = features
-
-    # ---- Search by Hamming distance of the codes
-    with run.phase("search"):
-        results = search(database, queries, pipeline.k, device=pipeline.device)
-
-    # ---- Recalls, predictions.csv, results.json, pictures, report.html
-    return pipeline.report(dataset, run, database=database, stages={"Binary": results})
+def search_codes(evaluation: Evaluation) -> Stages:
+    """For each query the database images whose codes are nearest by Hamming distance."""
+    database, queries, k = evaluation.database, evaluation.queries, evaluation.k
+    with evaluation.run.phase("search"):
+        return {"Binary": search(database, queries, k, device=evaluation.device)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
+
+PICTURE_COLUMNS = 5  # matches side by side
 
 
 def main() -> None:
@@ -45,7 +48,7 @@ def main() -> None:
 
     # ---- Report: pictures, if wanted; a table for each image, or one JSON object for all
     found = list_matches(stages[-1].first(args.results), index.images)
-    pictures: list[str | None] = [None] * len(images)
+    pictures: Sequence[str | None] = [None] * len(images)
     if args.save_pictures:
         pictures = save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
     if args.json:
@@ -68,18 +71,17 @@ def main() -> None:
             print(printable(f"Picture: {picture}"))
 
 
-def save_pictures(
-    folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool
-) -> list[str | None]:
+def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> list[str]:
     """Saves a PNG of each image with its matches, and returns their paths."""
-    from utils.visualization import draw_matches  # loads matplotlib
+    from utils.retrieval.report.pictures import Painter, Shown, arrange, save_picture  # slow to import
 
-    pictures: list[str | None] = []
+    painter, pictures = Painter(exif_orientation=exif_orientation), list[str]()
     for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        picture = folder / f"{i + 1:03d}_{Path(image).stem}.png"
-        paths, captions = [match.path for match in matches], [match.caption for match in matches]
-        draw_matches(picture, image, paths, captions=captions, exif_orientation=exif_orientation)
-        pictures.append(str(picture))
+        path = folder / f"{i + 1:03d}_{Path(image).stem}.png"
+        query = Shown(image, ["Query", Path(image).name], "query")
+        shown = [Shown(match.path, match.captions) for match in matches]
+        save_picture(painter.draw(arrange([query], [shown], PICTURE_COLUMNS)), path)
+        pictures.append(str(path))
     return pictures
 
 

@@ -1,40 +1,28 @@
 """Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model."""
 
-from functools import partial
-
-import torch
-
-from eval_rerank import evaluate
+from eval_rerank import search_in_two_stages
 from utils.cli.parser import parse
 from utils.cli.training import TwoBranchTraining, open_trainer, read_data, stage_two_model
 from utils.runtime.script import cli_main
-from utils.training.losses import hashing_losses
-from utils.training.step import TrainingStep
+from utils.training.losses import binary_loss
 
 
 def main() -> None:
     args = parse(TwoBranchTraining, __doc__)
 
     # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
-    model, checkpoint = stage_two_model(args)
+    start = stage_two_model(args)
 
-    # ---- Data: batches of places with several images each; datasets to validate and to test on
-    data = read_data(args, rerank_num=args.search.rerank_num if args.select_by == "reranked" else 0)
-
-    # ---- Training: the loss is that of the codes, with the similarity constraint. Only the binary branch is computed
-    # and learns
-    generator = torch.Generator()  # of the pairs; seeded in each step
-    criterion = partial(hashing_losses, pair_fraction=args.pair_fraction, generator=generator)
-    training_step = TrainingStep(model, args.training, criterion=criterion, branch="binary", generator=generator)
-    trainer = open_trainer(args, training_step, data, checkpoint)
-    for _ in trainer.epochs():
-        for images, labels, rank_sizes in trainer.batches():
-            # Forward, loss over all ranks, backward, update; the losses go to the log
-            trainer.record(training_step(images, labels, rank_sizes))
-        trainer.finish_epoch()  # validation, metrics, the best model, a checkpoint
+    # ---- Training on batches of places with several images each: the loss is that of the codes, with the similarity
+    # constraint. Only the binary branch is computed and learns
+    rerank_num = args.search.rerank_num if args.select_by == "reranked" else 0  # in validation
+    data = read_data(args, rerank_num=rerank_num)
+    trainer = open_trainer(args, start, data, binary_loss(args.pair_fraction))
+    for batch in trainer.batches():  # after each epoch: validation, metrics, a checkpoint
+        trainer.record(trainer.training_step(*batch))  # forward, loss over all ranks, backward, update
 
     # ---- Test: the best model, as eval_rerank.py does
-    trainer.test(data.test, args.evaluation, evaluate)
+    trainer.test(args.evaluation, search_in_two_stages)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from datasets.benchmark import ImageSet
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from model import prepare_for_inference
 from utils.retrieval import gpu_search
-from utils.retrieval.config import PRECISIONS, ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, prepare
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.search import search_hamming
+from utils.runtime.devices import PRECISIONS
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
@@ -202,13 +203,13 @@ def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch)
             pinned.append(tensor.is_pinned())
         return copy(tensor, *args, **kwargs)
 
-    model = prepare_for_inference(filled(build("vit-tiny")), device="cuda")
     paths = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     places = GSVCities(city / "gsv_cities", PlacesConfig(cities=("Alder",), image_size=(56, 56), images_per_place=2))
     loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
     monkeypatch.setattr(torch.Tensor, "to", watched)
     config = ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda", num_workers=1)
-    extract(model, ImageSet.without_positions(paths), config)
+    extractor = Extractor(model=prepare(filled(build("vit-tiny")), config), config=config)
+    extract(extractor, ImageSet.without_positions(paths))
     assert pinned == [True] * 4
     next(loader.batches(0, 0))
     assert pinned[4:] == [True, True]  # images and labels

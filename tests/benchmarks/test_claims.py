@@ -109,7 +109,7 @@ def test_channels_that_start_equal_stay_equal(network, branch):
         weight = model.state_dict()[entry].flatten(1)
         assert not torch.equal(weight, before[entry].flatten(1))
         spread_of_channels = float((weight - weight[:1]).abs().max() / weight.abs().max())
-        assert (spread_of_channels < 1e-5) == equal  # rounding makes up to 1e-7
+        assert (spread_of_channels < 1e-3) == equal  # rounding makes up to 2e-5, a random start about 1
 
 
 def test_a_random_start_changes_the_convolutions_only():

@@ -18,9 +18,9 @@ from datasets.images import load_image
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
 from model.weights import load_model
-from utils.cli import NO_EFFECT_IN_REFERENCE
+from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
+from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -213,9 +213,9 @@ def test_pca(tiny_benchmark, checkpoints, tmp_path, mode):
     split = tiny_benchmark / "tiny/images/test"
     model = load_model(ModelConfig(backbone="vit-tiny"), checkpoints["float"])
     config = ExtractionConfig(resize=(56, 56))
-    prepared = prepare(model, config)
+    extractor = Extractor(model=prepare(model, config), config=config)
     database, queries = (
-        extract(prepared, ImageSet.without_positions(sorted(map(str, (split / part).iterdir()))), config)
+        extract(extractor, ImageSet.without_positions(sorted(map(str, (split / part).iterdir()))))
         for part in ("database", "queries")
     )
     mean = database.descriptors.mean(axis=0)

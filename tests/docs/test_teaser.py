@@ -13,10 +13,10 @@ from PIL import Image
 from datasets.file_names import utm_position
 from examples import teaser
 from model import InputError
-from utils import visualization
-from utils.cli import parse_evaluation
+from utils.cli.evaluation import TwoBranchEvaluation
+from utils.cli.parser import parse
 from utils.retrieval.extraction import extract
-from utils.visualization import CORRECT, WRONG, MatchGroup, draw_match_groups
+from utils.retrieval.report.pictures import CORRECT, WRONG, Painter
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def demo(tmp_path, tiny_benchmark, checkpoints, monkeypatch):
     flags = flags_for("city", "model.pth", "--hashing", "--rerank")
     monkeypatch.setattr(sys, "argv", ["eval_rerank.py", *map(str, flags)])
     monkeypatch.chdir(folder)  # the demo runs the scripts in its folder
-    arguments = parse_evaluation("", hashing=True, rerank=True).flags
-    (run / "results.json").write_text(json.dumps({"arguments": arguments}))
+    arguments = parse(TwoBranchEvaluation, "").flags
+    (run / "results.json").write_text(json.dumps({"arguments": arguments, "folder": str(folder)}))
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -54,38 +54,28 @@ def test_it_draws_queries_that_reranking_corrects_with_green_frames_within_25_me
         features = extract(*args)
         return features._replace(codes=random.integers(0, 256, features.codes.shape, np.uint8))
 
-    def spy(*args, note):
-        drawn.append((*args, note))
-        draw_match_groups(*args, note=note)
+    def spy(painter, rows, *, note):
+        drawn.append((rows, note))
+        return draw(painter, rows, note=note)
 
+    draw = Painter.draw
     monkeypatch.setattr(teaser, "extract", extract_with_random_codes)
-    monkeypatch.setattr(visualization, "draw_match_groups", spy)
+    monkeypatch.setattr(Painter, "draw", spy)
     output = tmp_path / "assets" / "teaser.png"
     run_teaser(monkeypatch, demo, "--output", output)
 
-    ((_, queries, groups, note),) = drawn
-    assert len(queries) == 3 and len(groups) == 2
-    for group in groups:
-        for query, images, correct in zip(queries, group.images, group.correct, strict=True):
-            near = [math.dist(utm_position(query), utm_position(image)) <= 25 for image in images]
-            assert len(images) == 5 and list(correct) == near
-    by_codes, reranked = (group.correct[:, 0] for group in groups)
-    assert not by_codes.any() and reranked.all()
+    ((rows, note),) = drawn
+    assert len(rows) == 3
+    for query, gap, *row in rows:
+        by_codes, second_gap, reranked = row[:5], row[5], row[6:]
+        assert gap is second_gap is None and len(reranked) == 5
+        for shown in by_codes + reranked:
+            is_near = math.dist(utm_position(query.image), utm_position(shown.image)) <= 25
+            assert shown.kind == ("correct" if is_near else "wrong")
+        assert (by_codes[0].kind, reranked[0].kind) == ("wrong", "correct")
     assert "within 25 m" in note and "Selected examples" in note
-    assert Image.open(output).size[0] == 1760 and output.stat().st_size < 300_000
-
-
-def test_correct_matches_have_green_frames_and_wrong_ones_red(tmp_path):
-    image, path = tmp_path / "grey.png", tmp_path / "picture.png"
-    Image.new("RGB", (160, 120), "grey").save(image)
-    for correct in (True, False):
-        group = MatchGroup(
-            "Matches", "L2 distance", [[image] * 2], [["0.5", "0.7"]], np.array([[correct, not correct]])
-        )
-        draw_match_groups(path, [image], [group], note="5 $ or 6 $")
-        green, red = (np.flatnonzero(pixels(path, color).any(axis=0)) for color in (CORRECT, WRONG))
-        left, right = (green, red) if correct else (red, green)
-        assert 0 < left.min() < left.max() < right.min()
+    assert pixels(output, CORRECT).any() and pixels(output, WRONG).any()
+    assert Image.open(output).size[0] == 1791 and output.stat().st_size < 300_000
 
 
 def test_the_choice_is_evenly_spaced_among_the_queries_that_reranking_corrects():

@@ -41,6 +41,6 @@ def content(folder):
 
 def features_of(folder: Path, verify: bool = True) -> list:
     """All that an index holds, as lists."""
-    images, codes, descriptors = Index(folder, verify=verify).features()
+    images, codes, descriptors, _ = Index(folder, verify=verify).features()
     assert len(images) == len(codes) == len(descriptors)
     return [list(images.paths), images.utms.tolist(), codes.tolist(), descriptors[:].tolist()]

@@ -1,7 +1,6 @@
 """Indexes of made-up images for Milvus, and their copies."""
 
 import numpy as np
-from helpers.oracles import described
 
 from datasets.benchmark import ImageSet
 from utils.retrieval.config import IndexConfig
@@ -42,9 +41,9 @@ def assert_same_results(index, copy, k):
     expected, actual = (search_hamming(features.codes, queries, k) for features in (ours, theirs))
     assert_equal(actual, expected)
     if index.metadata.descriptor_dim:
-        near = described(ours.descriptors[np.array([0, 7, 2000])] + 0.01)
-        expected = rerank(expected, ours, near, rerank_num=50)
-        assert_equal(rerank(actual, theirs, near, rerank_num=50), expected)
+        reranked = Features(ours.images[:3], None, ours.descriptors[np.array([0, 7, 2000])] + 0.01)
+        expected = rerank(expected, ours, reranked, rerank_num=50)
+        assert_equal(rerank(actual, theirs, reranked, rerank_num=50), expected)
     found = expected.indices[:, ::7].ravel()
     assert [ours.images.paths[i] for i in found] == [theirs.images.paths[i] for i in found]
     np.testing.assert_array_equal(ours.images.utms[found], theirs.images.utms[found])

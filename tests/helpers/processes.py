@@ -16,8 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [  # in the process that scripts are forked from
     *("torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"),
-    *("utils.cli", "utils.retrieval.evaluation", "utils.retrieval.report", "utils.training.trainer"),
-    *("utils.training.validation", "utils.visualization"),
+    *("utils.cli.evaluation", "utils.cli.search", "utils.cli.training", "utils.visualization"),
 ]
 NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
 

@@ -9,7 +9,7 @@ import numpy as np
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
 from utils.retrieval.features import SearchResult
-from utils.retrieval.report.evaluation import Evaluation
+from utils.retrieval.report.outcome import Outcome
 
 STAGES = ("First stage, Hamming", "Re-ranked")
 
@@ -38,11 +38,11 @@ def make_results(benchmark: Benchmark, *, k: int = 8, seed: int = 0) -> dict[str
     }
 
 
-def make_evaluation(datasets: Path, **options) -> Evaluation:
+def make_outcome(datasets: Path, **options) -> Outcome:
     """The tiny benchmark with made-up results."""
     benchmark = read_tiny(datasets, **options)
     labelled = benchmark if benchmark.config.labels else read_tiny(datasets)
-    return Evaluation(benchmark=benchmark, stages=make_results(labelled))
+    return Outcome(benchmark=benchmark, stages=make_results(labelled))
 
 
 def copy_with_hostile_names(datasets: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""export_features.py: what it writes is read back as the other programs read it, complete or not at all."""
+"""export.py: what it writes is read back as the other programs read it, complete or not at all."""
 
 import contextlib
 import csv
@@ -18,21 +18,16 @@ from PIL import Image
 
 from datasets.benchmark import ImageSet
 from model import InputError
-from utils.cli import parse_export_features
+from utils.cli.export import parse_export
+from utils.integrations.hloc import export_hloc
+from utils.integrations.msls import export_msls
+from utils.integrations.numpy_files import export_npy
+from utils.integrations.pairs import Pairs, export_pairs, nearest_others, predicted_pairs
+from utils.integrations.shared import common_folder, relative_name
 from utils.retrieval.config import ExtractionConfig, IndexConfig
-from utils.retrieval.export import (
-    Match,
-    common_folder,
-    export_hloc,
-    export_msls,
-    export_npy,
-    export_pairs,
-    nearest_others,
-    read_predictions,
-    relative_name,
-)
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.report.predictions import CSV_COLUMNS
 from utils.runtime.atomic_files import atomic_folder, remove_leftovers
 
 pytestmark = pytest.mark.slow
@@ -78,12 +73,12 @@ def make_index(tmp_path):
 def make_run(tmp_path):
     """make_run(rows): the folder of an evaluation with these queries, ranks and database images."""
 
-    def make(rows, columns=("query", "rank", "database_photo"), results=None):
+    def make(rows, columns=CSV_COLUMNS):
         run = tmp_path / "run"
         run.mkdir()
         with open(run / "predictions.csv", "w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
-        (run / "results.json").write_text(json.dumps({"folder": ROOT} if results is None else results))
+            csv.writer(file).writerows([columns, *((*row, 0.5, 1, "l2") for row in rows)])
+        (run / "results.json").write_text(json.dumps({"folder": ROOT, "arguments": {}}))
         return run
 
     return make
@@ -140,7 +135,7 @@ def colmap_pairs(path):
 @pytest.mark.parametrize(("dtype", "block"), [("fp16", 3), ("fp32", 1024)])
 def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, block):
     pytest.importorskip("h5py")
-    monkeypatch.setattr("utils.retrieval.export.CHUNK_SIZE", block)
+    monkeypatch.setattr("utils.integrations.hloc.CHUNK_SIZE", block)
     names = [*ODD_NAMES, *(f"database/{i}.jpg" for i in range(6))]
     export_hloc(make_index(names), tmp_path / "features.h5", ROOT, dtype=dtype)
     assert sorted(hloc_names(tmp_path / "features.h5")) == sorted(names)
@@ -163,10 +158,10 @@ def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, bl
     ],
 )
 def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode, dtype, stored):
-    monkeypatch.setattr("utils.retrieval.export.CHUNK_SIZE", 3)
+    monkeypatch.setattr("utils.integrations.numpy_files.CHUNK_SIZE", 3)
     index = make_index(ODD_NAMES * (mode == "float") + [f"{i}.jpg" for i in range(7)], mode, dtype=stored)
     export_npy(index, tmp_path / "npy", ROOT, dtype=dtype)
-    _, codes, descriptors = index.features()
+    _, codes, descriptors, _ = index.features()
     content = {path.name for path in (tmp_path / "npy").iterdir()}
     expected = {"database_codes.npy": codes, "database_descriptors.npy": descriptors}
     assert content == {"database_paths.txt"} | {name for name, array in expected.items() if array is not None}
@@ -185,7 +180,7 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
 
 def naive_neighbours(index, count, rerank_num):
     """For each image, the others by distance: a loop over all."""
-    _, codes, descriptors = index.features()
+    _, codes, descriptors, _ = index.features()
     neighbours = []
     for i in range(len(index)):
         others = [j for j in range(len(index)) if j != i]
@@ -205,7 +200,7 @@ def naive_neighbours(index, count, rerank_num):
     ("mode", "rerank_num"), [("float", 9), ("hashing", 9), ("two_branch", 2), ("two_branch", 9), ("two_branch", 100)]
 )
 def test_pairs_of_an_index_are_each_images_nearest_others(make_index, tmp_path, monkeypatch, mode, rerank_num):
-    monkeypatch.setattr("utils.retrieval.export.QUERY_BLOCK", 5)
+    monkeypatch.setattr("utils.integrations.pairs.QUERY_BLOCK", 5)
     names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(12)]
     codes = np.repeat(np.random.default_rng(0).integers(0, 256, (3, 64), dtype=np.uint8), 4, axis=0)  # many are equal
     index = make_index(names, mode, codes)
@@ -262,7 +257,7 @@ def test_colmap_imports_the_pairs(make_index, tmp_path):
 def test_pairs_of_a_run_are_its_first_predictions(make_run, tmp_path):
     rows = [("q/1.jpg", 1, "d/b.jpg"), ("q/1.jpg", 2, "d/a.jpg"), ("q/1.jpg", 3, "d/c.jpg")]
     rows += [("q/2.jpg", 1, "/data/images/d/c.jpg"), ("q/2.jpg", 2, "d/b.jpg"), ("q/2.jpg", 3, "d/a.jpg")]
-    matches = read_predictions(make_run(rows), 2)
+    matches = predicted_pairs(make_run(rows), 2)
     export_pairs(matches, tmp_path / "pairs.txt", "/data")
     expected = {"images/q/1.jpg": ["images/d/b.jpg", "images/d/a.jpg"]}
     expected["images/q/2.jpg"] = ["images/d/c.jpg", "images/d/b.jpg"]
@@ -279,7 +274,7 @@ def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
         for query in range(15)
         for rank in range(20)
     ]
-    export_msls(read_predictions(make_run(rows), 20), tmp_path / "predictions.txt")
+    export_msls(predicted_pairs(make_run(rows), 20), tmp_path / "predictions.txt")
     table = np.loadtxt(tmp_path / "predictions.txt", dtype=str, ndmin=2)
     assert table.shape == (15, 21)
     assert table.tolist() == [[KEYS[q], *(KEYS[20 + (q + rank) % 20] for rank in range(20))] for q in range(15)]
@@ -298,7 +293,7 @@ def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
     ],
 )
 def test_names_are_relative_to_the_deepest_folder_of_all_images(paths, folder):
-    assert common_folder(paths) == folder
+    assert str(common_folder(paths)) == folder
     for path in paths:
         assert os.path.normpath(os.path.join(folder, relative_name(path, folder))) == path
         assert not relative_name(path, folder).startswith("/")
@@ -320,7 +315,7 @@ def test_names_that_a_list_of_pairs_cannot_hold_are_refused(tmp_path, name, is_q
     pair = [f"{ROOT}/fine.jpg", f"{ROOT}/{name}"]
     query, image = reversed(pair) if is_query else pair
     with pytest.raises(InputError, match="UTF-8" if "\udcff" in name else "cannot hold"):
-        export_pairs([Match(query, [image])], tmp_path / "pairs.txt", ROOT)
+        export_pairs([Pairs(query, [image])], tmp_path / "pairs.txt", ROOT)
     assert not list(tmp_path.iterdir())
 
 
@@ -347,7 +342,7 @@ def test_an_index_without_descriptors_is_refused_where_they_are_wanted(make_inde
     with pytest.raises(InputError, match="codes only.*without --descriptor_dtype"):
         export_npy(index, tmp_path / "npy", ROOT, dtype="fp16")
     pytest.importorskip("h5py")
-    with pytest.raises(InputError, match="codes only.*--to npy"):
+    with pytest.raises(InputError, match="codes only.*export.py npy"):
         export_hloc(index, tmp_path / "features.h5", ROOT, dtype="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
@@ -366,77 +361,76 @@ def test_more_neighbours_than_other_images_are_refused(make_index):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([("q", 1, "a"), ("q", 3, "b")], "line 2: expected the predictions"),
+        ([("q", 1, "a"), ("q", 3, "b")], "line 3: expected the predictions"),
         ([("q", 1, "a"), ("q", 2, "b"), ("r", 2, "b")], "line 4: expected the predictions"),
-        ([("q", 1, "a"), ("q", 2)], "line 2: expected the predictions"),
+        ([("q", 1, "a"), ("q", 2)], "line 3: expected the predictions"),
         ([("", 1, "a"), ("", 2, "b")], "line 2: expected the predictions"),
-        ([("q", 1, "a"), ("q", 2, "b"), ("r", 1, "b")], "has 1 predictions .* --num_matched is 2.*--recall_values 2"),
+        ([("q", 1, "a"), ("q", 2, "b"), ("r", 1, "b")], "does not have the same number of rows for each query"),
+        ([("q", 1, "a"), ("r", 1, "b")], "has 1 predictions .* --num_matched is 2.*--recall_values 2"),
     ],
 )
 def test_damaged_and_short_predictions_are_refused(make_run, rows, words):
     with pytest.raises(InputError, match=words):
-        read_predictions(make_run(rows), 2)
+        predicted_pairs(make_run(rows), 2)
 
 
 def test_other_tables_are_refused(make_run):
     with pytest.raises(InputError, match="has the columns query, image"):
-        read_predictions(make_run([], columns=("query", "image")), 2)
+        predicted_pairs(make_run([], columns=("query", "image")), 2)
 
 
-@pytest.mark.parametrize("results", [{}, [], {"folder": 3}])
-def test_results_that_do_not_tell_the_folder_are_refused(make_run, results):
-    with pytest.raises(InputError, match="results.json does not tell the folder of the images"):
-        read_predictions(make_run([("q", 1, "a")], results=results), 1)
+@pytest.mark.parametrize("results", ["{", "{}", "[]", '{"folder": 3, "arguments": {}}', '{"folder": "/a"}'])
+def test_damaged_results_are_refused(make_run, results):
+    run = make_run([("q", 1, "a")])
+    (run / "results.json").write_text(results)
+    with pytest.raises(InputError, match="Cannot read .*results.json.*Evaluate again"):
+        predicted_pairs(run, 1)
 
 
 def test_a_folder_without_predictions_is_refused(make_run, tmp_path):
     with pytest.raises(InputError, match="No predictions in .*logs/<save_dir>/<time>"):
-        read_predictions(tmp_path, 1)
+        predicted_pairs(tmp_path, 1)
     run = make_run([("q", 1, "a")])
     with pytest.raises(InputError, match="No predictions in .*Choose one of its folders: run"):
-        read_predictions(tmp_path, 1)
+        predicted_pairs(tmp_path, 1)
     (run / "results.json").unlink()
-    with pytest.raises(InputError, match="results.json does not tell the folder"):
-        read_predictions(run, 1)
+    with pytest.raises(InputError, match="Cannot read .*results.json"):
+        predicted_pairs(run, 1)
 
 
 def test_images_without_a_key_or_with_the_same_have_no_msls_predictions(tmp_path):
     good, other = (f"{ROOT}/{folder}/{file_name(KEYS[0])}" for folder in "ab")
     with pytest.raises(InputError, match="No Mapillary key in the file name /data/images/a.jpg"):
-        export_msls([Match(good, [f"{ROOT}/a.jpg"])], tmp_path / "predictions.txt")
+        export_msls([Pairs(good, [f"{ROOT}/a.jpg"])], tmp_path / "predictions.txt")
     with pytest.raises(InputError, match="No Mapillary key"):
-        export_msls([Match(f"{ROOT}/{file_name('k#1')}", [good])], tmp_path / "predictions.txt")
+        export_msls([Pairs(f"{ROOT}/{file_name('k#1')}", [good])], tmp_path / "predictions.txt")
     with pytest.raises(InputError, match=f"have the same key, {KEYS[0]}"):
-        export_msls([Match(good, [other])], tmp_path / "predictions.txt")
+        export_msls([Pairs(good, [other])], tmp_path / "predictions.txt")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--to", "hloc", "new"], "one of the arguments --index --run is required"),
-        (["--index=i", "--run=r", "--to", "hloc", "new"], "not allowed with"),
-        (["--index=i", "--to", "hloc"], "expected 2 arguments"),
-        (
-            ["--index=i", "--to", "msls", "new"],
-            "--to msls is not possible with --index. Choose from: hloc, npy, pairs.",
-        ),
-        (["--run=r", "--to", "hloc", "new"], "--to hloc is not possible with --run. Choose from: pairs, msls."),
-        (["--index=i", "--to", "csv", "new"], "--to csv is not possible"),
-        (["--index=i", "--to", "hloc", "new", "--num_matched=3"], "--num_matched does not apply to --index with"),
-        (["--index=i", "--to", "pairs", "new", "--descriptor_dtype=fp16"], "--descriptor_dtype does not apply"),
-        (["--run=r", "--to", "pairs", "new", "--rerank_num=3"], "--rerank_num does not apply to --run"),
-        (["--run=r", "--to", "pairs", "new", "--trust_index"], "--trust_index does not apply to --run"),
-        (["--run=r", "--to", "msls", "new", "--image_root=x"], "--image_root does not apply to --run with --to msls"),
-        (["--index=i", "--to", "npy", "."], ". exists already"),
-        (["--index=i", "--to", "npy", "nowhere/new"], "No folder nowhere for the file new. Create it."),
+        ([], "the following arguments are required: command"),
+        (["csv"], "invalid choice: 'csv'"),
+        (["hloc", "--output=new"], "required: --index"),
+        (["hloc", "--index=i"], "required: --output"),
+        (["pairs", "--output=new"], "Give an index with --index DIR, or an evaluation with --run DIR."),
+        (["pairs", "--index=i", "--run=r", "--output=new"], "Give an index with --index DIR, or"),
+        (["hloc", "--index=i", "--output=new", "--num_matched=3"], "unrecognized arguments: --num_matched=3"),
+        (["pairs", "--run=r", "--output=new", "--rerank_num=3"], "--rerank_num does not apply to --run"),
+        (["pairs", "--run=r", "--output=new", "--trust_index"], "--trust_index does not apply to --run"),
+        (["npy", "--index=milvus://h:1/a", "--output=new"], "milvus://h:1/a is not a folder."),
+        (["npy", "--index=i", "--output=."], ". exists already"),
+        (["npy", "--index=i", "--output=nowhere/new"], "No folder nowhere for the file new. Create it."),
     ],
 )
 def test_flags_without_a_meaning_are_refused(monkeypatch, tmp_path, capsys, flags, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["export_features.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["export.py", *flags])
     with pytest.raises(SystemExit) as caught:
-        parse_export_features(None)
+        parse_export(None)
     assert caught.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
 
 
@@ -457,7 +451,7 @@ def full_disk(size):
 
 
 def many_matches():
-    return [Match(f"{ROOT}/{file_name(key)}", [f"{ROOT}/{file_name(KEYS[0])}"] * 20) for key in KEYS[1:]]
+    return [Pairs(f"{ROOT}/{file_name(key)}", [f"{ROOT}/{file_name(KEYS[0])}"] * 20) for key in KEYS[1:]]
 
 
 EXPORTS = {
@@ -485,23 +479,23 @@ def test_a_full_disk_leaves_nothing(make_index, tmp_path, kind, size):
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
-import utils.retrieval.export as export
+from utils.integrations import hloc, numpy_files, pairs
 from utils.retrieval.index import Index
 from utils.runtime.script import cli_main
 
 names = iter(range(1000))
-original = export.relative_name
+original = hloc.relative_name
 def relative_name(path, root):
     if next(names) == 20:
         os.kill(os.getpid(), signal.{signal})
     return original(path, root)
-export.relative_name = relative_name
+hloc.relative_name = numpy_files.relative_name = pairs.relative_name = relative_name
 
 index, output = Index(Path(sys.argv[1])), Path(sys.argv[2])
 exports = {{
-    "hloc": lambda: export.export_hloc(index, output, "/data/images", dtype="fp16"),
-    "npy": lambda: export.export_npy(index, output, "/data/images", dtype=None),
-    "pairs": lambda: export.export_pairs(export.nearest_others(index, 5, rerank_num=5), output, "/data/images"),
+    "hloc": lambda: hloc.export_hloc(index, output, "/data/images", dtype="fp16"),
+    "npy": lambda: numpy_files.export_npy(index, output, "/data/images", dtype=None),
+    "pairs": lambda: pairs.export_pairs(pairs.nearest_others(index, 5, rerank_num=5), output, "/data/images"),
 }}
 cli_main(exports[{kind!r}])
 """
@@ -544,15 +538,15 @@ def evaluated(tiny_benchmark, checkpoints, tmp_path_factory):
 
 
 def exported(folder, *flags):
-    """Runs export_features.py, which must end well, and returns what it printed."""
-    result = run_script("export_features.py", *flags, cwd=folder)
+    """Runs export.py, which must end well, and returns what it printed."""
+    result = run_script("export.py", *flags, cwd=folder)
     assert result.status == 0, result.stderr
     return result.stdout
 
 
 def test_pairs_of_a_run_name_the_images_as_predictions_csv_does(evaluated, tiny_benchmark):
     (run,) = (evaluated / "logs" / "eval").iterdir()
-    stdout = exported(evaluated, f"--run={run}", "--to", "pairs", "run.txt", "--num_matched=3")
+    stdout = exported(evaluated, "pairs", f"--run={run}", "--output=run.txt", "--num_matched=3")
     with open(run / "predictions.csv", newline="") as file:
         rows = [(row["query"], row["database_photo"]) for row in csv.DictReader(file) if int(row["rank"]) <= 3]
     assert colmap_pairs(evaluated / "run.txt") == rows and len(rows) == 30
@@ -564,20 +558,20 @@ def test_the_features_of_an_index_have_the_names_of_the_pairs(evaluated, tiny_be
     pytest.importorskip("h5py")
     root = f"--image_root={tiny_benchmark / 'tiny' / 'images' / 'test'}"
     index = f"--index={evaluated / 'index'}"
-    exported(evaluated, index, "--to", "hloc", "features.h5", root)
-    exported(evaluated, index, "--to", "pairs", "index.txt", root, "--num_matched=15")
+    exported(evaluated, "hloc", index, "--output=features.h5", root)
+    exported(evaluated, "pairs", index, "--output=index.txt", root, "--num_matched=15")
     names = {os.path.join("database", path.name) for path in (tiny_benchmark / "tiny/images/test/database").iterdir()}
     assert set(hloc_names(evaluated / "features.h5")) == names
     assert {name: {name, *others} for name, others in hloc_pairs(evaluated / "index.txt").items()} == dict.fromkeys(
         names, names
     )
-    stdout = exported(evaluated, index, "--to", "npy", "npy")
+    stdout = exported(evaluated, "npy", index, "--output=npy")
     assert stdout.splitlines()[-1] == "Exported to npy." and "holds 16 images" in stdout
     assert np.load(evaluated / "npy" / "database_descriptors.npy").shape == (16, 512)
 
 
 def test_the_script_ends_with_status_2_for_what_an_index_has_not(evaluated):
-    result = run_script("export_features.py", f"--index={evaluated / 'index'}", "--to", "pairs", "x", cwd=evaluated)
+    result = run_script("export.py", "pairs", f"--index={evaluated / 'index'}", "--output=x", cwd=evaluated)
     assert result.status == 2 and "--num_matched is 20" in result.stderr and "Traceback" not in result.stderr
     assert not [path for path in evaluated.iterdir() if path.name == "x" or path.name.endswith(".tmp")]
 
@@ -587,7 +581,7 @@ def test_a_safetensors_file_is_a_new_one(checkpoints, tmp_path):
     before = checkpoint.read_bytes()
     for output, words in ((checkpoint, "exists already"), (tmp_path / "nowhere" / "a", "No folder")):
         flags = f"--resume={checkpoint}", f"--output={output}"
-        result = run_script("export_safetensors.py", *flags, cwd=tmp_path)
+        result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
         assert result.status == 2 and words in result.stderr
     assert checkpoint.read_bytes() == before
 
@@ -595,9 +589,8 @@ def test_a_safetensors_file_is_a_new_one(checkpoints, tmp_path):
 def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path):
     pytest.importorskip("safetensors")
     path = tmp_path / "model.safetensors"
-    result = run_script(
-        "export_safetensors.py", f"--resume={checkpoints['two_branch']}", f"--output={path}", cwd=tmp_path
-    )
+    flags = f"--resume={checkpoints['two_branch']}", f"--output={path}"
+    result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
     predictions = []

@@ -15,10 +15,11 @@ from helpers.processes import run_script
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.benchmark import ImageSet
 from model import InputError
+from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
-from utils.retrieval.engines.milvus import export_index, open_index, reader, writer
 from utils.retrieval.features import Features
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter, read_index
+from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.index import open_index as open_any_index
 from utils.retrieval.search import search_hamming
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def exported(tmp_path_factory, metadata, address):
 @pytest.mark.parametrize("k", [1, 100, ROWS + 7])
 def test_a_copy_gives_the_results_of_the_folder(exported, k):
     index, address = exported
-    copy = read_index(address)
+    copy = open_any_index(address)
     assert len(copy) == ROWS and copy.metadata == index.metadata and copy.weights == index.weights
     assert_same_results(index, copy, k)
     np.testing.assert_array_equal(np.asarray(copy.images.utms), index.images.utms)
@@ -89,14 +90,14 @@ def test_equal_distances_beyond_what_milvus_returns_are_in_order(exported, monke
     """A code occurs some 600 times: more often than 350 rows, and the distances of two neighbours fill 700."""
     index, address = exported
     monkeypatch.setattr(reader, "MAX_ROWS", max_rows)
-    assert_same_results(index, read_index(address), 100)
+    assert_same_results(index, open_any_index(address), 100)
     with pytest.raises(InputError, match=f"at most {max_rows} results"):
-        search_hamming(read_index(address).features().codes, index.features().codes[:1], max_rows + 1)
+        search_hamming(open_any_index(address).features().codes, index.features().codes[:1], max_rows + 1)
 
 
 def test_paths_are_read_together_and_positions_only_where_asked_for(exported, monkeypatch):
     index, address = exported
-    images = (copy := read_index(address)).images
+    images = (copy := open_any_index(address)).images
     search_hamming(copy.features().codes, index.features().codes[:1], 100)
     requests = []
     rows = copy._collections.rows
@@ -120,7 +121,9 @@ def test_evaluations_and_searches_give_the_same_predictions(
         return result.stdout
 
     run(SCRIPTS[mode], *flags, "--save_index=index")
-    assert "16 images, 0 were there" in run("export_index.py", "--index=index", f"--to={where}", f"--shards={shards}")
+    assert "16 images, 0 were there" in run(
+        "export.py", "milvus", "--index=index", f"--to={where}", f"--shards={shards}"
+    )
     run(SCRIPTS[mode], *flags, f"--load_index={where}", "--save_dir=copy", "--num_workers=2")
     expected, actual = (next(tmp_path.glob(f"logs/{run}/*")) for run in ("eval", "copy"))
     assert (actual / "predictions.csv").read_bytes() == (expected / "predictions.csv").read_bytes()
@@ -159,7 +162,7 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
         patch.setattr(writer, "_write_chunk", write_two)
         with pytest.raises(Interrupted):
             export_index(index, target)
-    with pytest.raises(InputError, match=r"incomplete.*Run export_index\.py again"):
+    with pytest.raises(InputError, match=r"incomplete.*Run export\.py milvus again"):
         open_index(target)
     assert export_index(index, target) == ROWS - 2048 and written == [range(1024), range(1024, 2048)]
     assert_same_results(index, open_index(target), 100)
@@ -216,7 +219,7 @@ def test_collections_of_others_are_refused(address, exported):
             use(address("alone_descriptors"))
     with pytest.raises(InputError, match="alone_descriptors exists already"):
         export_index(index, address("alone"))
-    with pytest.raises(InputError, match=r"No index .*nothing.*export_index"):
+    with pytest.raises(InputError, match=r"No index .*nothing.*export.py milvus"):
         open_index(address("nothing"))
 
 
@@ -297,16 +300,16 @@ WHERE = "milvus://localhost:1/x"
     ("script", "flags", "words"),
     [
         ("eval.py", [f"--load_index={WHERE}"], "is not a folder. Only eval_hashing.py"),
-        ("eval_rerank.py", [f"--save_index={WHERE}"], "export_index.py writes one"),
+        ("eval_rerank.py", [f"--save_index={WHERE}"], "export.py milvus writes one"),
         ("eval_hashing.py", [f"--load_index={WHERE}", "--ivf", "2", "1"], "--ivf applies to an index in a folder"),
         ("eval_rerank.py", [f"--load_index={WHERE}", "--trust_index"], "--trust_index applies"),
         ("eval_rerank.py", [f"--load_index={WHERE}", "--allow_incomplete_index"], "--allow_incomplete_index applies"),
         ("search.py", [f"--index={WHERE}", "a.jpg", "--trust_index"], "--trust_index applies"),
-        ("export_features.py", [f"--index={WHERE}", "--to", "npy", "out"], "is not a folder"),
-        ("export_index.py", ["--index=a", "--to=b"], "is not the address"),
-        ("export_index.py", ["--index=a", f"--to={WHERE}", "--shards=17"], "from 1 to 16"),
-        ("export_index.py", ["--index=a", f"--to={WHERE}"], "No index in a"),
-        ("export_index.py", ["--index=a", f"--to={WHERE}", "--tls_ca=b"], "is not encrypted"),
+        ("export.py", ["npy", f"--index={WHERE}", "--output=out"], "is not a folder"),
+        ("export.py", ["milvus", "--index=a", "--to=b"], "is not the address"),
+        ("export.py", ["milvus", "--index=a", f"--to={WHERE}", "--shards=17"], "invalid choice: 17"),
+        ("export.py", ["milvus", "--index=a", f"--to={WHERE}"], "No index in a"),
+        ("export.py", ["milvus", "--index=a", f"--to={WHERE}", "--tls_ca=b"], "is not encrypted"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(tmp_path, script, flags, words):
@@ -318,7 +321,7 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, script, flags, words):
 def test_a_server_that_dies_is_reported(exported, tmp_path, server):
     """The last test: the server stays away."""
     index, address = exported
-    copy = read_index(address)
+    copy = open_any_index(address)
     server.kill()
     with pytest.raises(InputError, match="No Milvus server answers at"):
         search_hamming(copy.features().codes, index.features().codes[:1], 10)

@@ -16,15 +16,15 @@ from helpers.pages import blocks
 from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
 
-import export_onnx
+import export
 from datasets.resizing import resize_image
 from datasets.transforms import normalize
 from model import BACKBONES, InputError, ModelChoice
 from model.config import ViTConfig
 from model.versions import VERSION
-from utils import onnx_export
-from utils.cli import parse_export_onnx
-from utils.onnx_export import checked_images, compare, output_errors, reference_outputs
+from utils.cli.export import parse_export
+from utils.integrations import onnx_export
+from utils.integrations.onnx_export import checked_images, compare, output_errors, reference_outputs
 
 MISSING = [name for name in onnx_export.PACKAGES if importlib.util.find_spec(name) is None]
 needs_packages = pytest.mark.skipif(
@@ -54,8 +54,8 @@ def exports(tmp_path_factory):
 def run_main(patch, checkpoint, size, output, *flags):
     """Runs the script in this process."""
     resize = ["--resize", *map(str, size)]
-    patch.setattr("sys.argv", ["export_onnx.py", f"--resume={checkpoint}", *resize, f"--output={output}", *flags])
-    export_onnx.main()
+    patch.setattr("sys.argv", ["export.py", "onnx", f"--resume={checkpoint}", *resize, f"--output={output}", *flags])
+    export.main()
 
 
 def session_of(path):
@@ -228,9 +228,9 @@ def ready(monkeypatch, tmp_path):
             return bytes(100_000)
 
     monkeypatch.setitem(BACKBONES, "vit-tiny", ONE_BLOCK)
-    monkeypatch.setattr(export_onnx, "check_packages", lambda: None)
-    monkeypatch.setattr(export_onnx, "export", lambda *_, **__: File())
-    monkeypatch.setattr(export_onnx, "compare", lambda *_, **__: {"descriptor": 0.0})
+    monkeypatch.setattr(onnx_export, "check_packages", lambda: None)
+    monkeypatch.setattr(onnx_export, "build_proto", lambda *_, **__: File())
+    monkeypatch.setattr(onnx_export, "compare", lambda *_, **__: {"descriptor": 0.0})
     return save_published(filled(build("vit-tiny")).state_dict(), tmp_path / "model.pth")
 
 
@@ -241,7 +241,7 @@ def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypat
         present.append(sorted(path.name for path in tmp_path.iterdir()))
         return {"descriptor": 0.0}
 
-    monkeypatch.setattr(export_onnx, "compare", look)
+    monkeypatch.setattr(onnx_export, "compare", look)
     run_main(monkeypatch, ready, (56, 56), tmp_path / "model.onnx")
     ((temporary, *others),) = present
     assert re.fullmatch(r"\.model\.onnx\.\d+\.tmp", temporary) and others == ["model.pth"]
@@ -272,7 +272,7 @@ def test_a_file_that_differs_from_the_model_is_not_kept(ready, monkeypatch, tmp_
     def differs(*_, **__):
         return output_errors(arrays(logits=np.zeros((2, 512), np.float32)), arrays(), 1e-4)
 
-    monkeypatch.setattr(export_onnx, "compare", differs)
+    monkeypatch.setattr(onnx_export, "compare", differs)
     with pytest.raises(InputError, match="another logits than PyTorch"):
         run_main(monkeypatch, ready, (56, 56), tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
@@ -282,7 +282,7 @@ def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(mo
     model = filled(build("vit-tiny"))
     monkeypatch.setattr(onnx_export, "MAX_FILE_BYTES", 10**6)
     with pytest.raises(InputError, match="0.0 GB.*at most 2 GB.*--fp16"):
-        onnx_export.export(model, onnx_export.ExtractionConfig(resize=(56, 56)), normalize=True)
+        onnx_export.build_proto(model, onnx_export.ExtractionConfig(resize=(56, 56)), normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(mo
 )
 def test_bad_input_is_refused(checkpoints, monkeypatch, tmp_path, capsys, model, flags, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export_onnx, "check_packages", lambda: None)
+    monkeypatch.setattr(onnx_export, "check_packages", lambda: None)
     with pytest.raises((SystemExit, InputError)) as refused:
         run_main(monkeypatch, checkpoints[model], (56, 56), "model.onnx", *flags)
     message = capsys.readouterr().err if refused.type is SystemExit else str(refused.value)
@@ -328,8 +328,8 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch, name):
     ],
 )
 def test_which_model_the_flags_name(monkeypatch, flags, expected):
-    monkeypatch.setattr("sys.argv", ["export_onnx.py", "--output=model.onnx", *flags])
-    assert parse_export_onnx(None).model == expected
+    monkeypatch.setattr("sys.argv", ["export.py", "onnx", "--output=model.onnx", *flags])
+    assert parse_export(None).model.choice == expected
 
 
 def test_the_version_is_that_of_the_project():

@@ -16,8 +16,8 @@ from helpers.processes import run_script, start_script
 from datasets.benchmark import ImageSet
 from model import InputError, ModelConfig
 from model.weights import load_model
+from utils.integrations.milvus.writer import export_index
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
-from utils.retrieval.engines.milvus.writer import export_index
 from utils.retrieval.evaluation import find_pca
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
@@ -26,8 +26,7 @@ from utils.retrieval.pca import PCA
 
 pytestmark = pytest.mark.slow
 
-SUBFOLDER = Path("tiny/images/test/database")
-FLAGS = "--pca_dim=6", f"--pca_dataset_folder={SUBFOLDER}"
+FLAGS = "--pca_dim=6", "--pca_dataset_folder=tiny/images/test/database"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,10 @@ def extractor(model):
     return Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
 
 
+def pca_config(dim, folder="."):
+    return PCAConfig(dim=dim, subfolder=Path(folder), datasets_folder=Path())
+
+
 @pytest.fixture
 def index(tmp_path, model):
     """The folder of an index of 3 images, whose descriptors a random projection reduced to 6 dimensions."""
@@ -49,11 +52,6 @@ def index(tmp_path, model):
         writer.append(pca.project_features(make_chunk(0, 3)))
         writer.features()
     return tmp_path / "index"
-
-
-def config_of(dim, datasets):
-    """The settings of a PCA that would be fitted to the images of the tiny benchmark."""
-    return PCAConfig(dim=dim, subfolder=SUBFOLDER, datasets_folder=datasets)
 
 
 def writer_of(folder, model, pca, append=False):
@@ -89,7 +87,7 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
     descriptors = Index(tmp_path / "index").features().descriptors[:]
     model = load_model(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True), checkpoints["two_branch"])
     extractor = Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
-    pca = find_pca(extractor, config_of(6, tiny_benchmark), None)
+    pca = find_pca(extractor, pca_config(6, tiny_benchmark / FLAGS[1].split("=")[1]), None)
     assert pca.to_bytes() == (tmp_path / "index" / PROJECTION).read_bytes()
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     if dtype == "fp32":
@@ -102,7 +100,7 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
         (match,) = query["matches"]
         assert (match["path"], match["metric"]) == (str(photo), "l2")
         assert match["distance"] == pytest.approx(0, abs={"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-2}[dtype])
-    result = run_script("export_features.py", "--index=index", "--to", "npy", "exported", cwd=tmp_path)
+    result = run_script("export.py", "npy", "--index=index", "--output=exported", cwd=tmp_path)
     assert result.status == 0, result.stderr
     exported = np.load(tmp_path / "exported" / "database_descriptors.npy")
     assert exported.shape == (16, 6)
@@ -148,7 +146,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
     flags = flags_for(grown, checkpoint, "--save_index=index", "--append", "--infer_batch_size=1", "--recall_values=1")
     flags_of_build = [database, "--index=index", "--append", f"--resume={checkpoint}", "--resize", 56, 56]
     for count, script, more in (
-        (4, "eval.py", [FLAGS[0], f"--pca_dataset_folder={tiny_benchmark / SUBFOLDER}"]),
+        (4, "eval.py", [FLAGS[0], f"--pca_dataset_folder={tiny_benchmark / FLAGS[1].split('=')[1]}"]),
         (8, "eval.py", [FLAGS[0], "--pca_dataset_folder=nowhere"]),
         (12, "eval.py", []),
         (16, "build_index.py", None),
@@ -177,11 +175,11 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
         (tmp_path / "plain", 512, "--pca_dim 512: .* not reduced"),
     ):
         with pytest.raises(InputError, match=words):
-            find_pca(extractor, config_of(dim, tmp_path), folder)
+            find_pca(extractor, pca_config(dim), folder)
     with pytest.raises(InputError, match="built differently: .*pca_input_dim 512 .now None."):
         writer_of(index, model, None, append=True)
     assert find_pca(extractor, PCAConfig(), tmp_path / "plain") is None
-    assert find_pca(extractor, config_of(6, tmp_path), index).dim == 6
+    assert find_pca(extractor, pca_config(6), index).dim == 6
 
 
 def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
@@ -219,9 +217,8 @@ def test_a_damaged_projection_is_refused(extractor, index, damage, words, read):
 
 
 def forge_metadata(folder, changes):
-    """Changes fields of metadata.json (None: removes them), and its checksum in the manifest."""
-    fields = json.loads((folder / METADATA).read_text()) | changes
-    text = json.dumps({name: value for name, value in fields.items() if value is not None or name == "utm_zone"})
+    """Changes fields of metadata.json, and its checksum in the manifest."""
+    text = json.dumps(json.loads((folder / METADATA).read_text()) | changes)
     before = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
     (folder / METADATA).write_text(text)
     manifest = (folder / MANIFEST).read_text()
@@ -237,9 +234,6 @@ def forge_metadata(folder, changes):
         {"pca_input_dim": 1 << 17},
         {"pca_input_dim": 512.0},
         {"pca_sha256": 1},
-        {"format": 2},
-        {"format": 3},
-        {"pca_input_dim": None, "pca_sha256": None},
         {"rerank": False, "descriptor_dim": 0},
     ],
     ids=str,
@@ -263,10 +257,8 @@ def test_a_build_that_was_killed_before_its_metadata_begins_again(tmp_path, mode
     assert content(begun) == content(index)
 
 
-def test_without_pca_the_metadata_do_not_mention_it(tmp_path, model):
+def test_without_pca_there_is_no_projection(tmp_path, model):
     writer_of(tmp_path / "index", model, None).__exit__()
-    metadata = json.loads((tmp_path / "index" / METADATA).read_text())
-    assert metadata["format"] == 2 and not [name for name in metadata if "pca" in name]
     assert not (tmp_path / "index" / PROJECTION).exists()
 
 

@@ -9,13 +9,12 @@ import torch
 from helpers.evaluations import SCRIPTS, evaluate, flags_for
 from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
 from helpers.models import build
-from helpers.oracles import described
 from helpers.processes import run_script
 
+from datasets.benchmark import ImageSet
 from model import InputError
-from utils.retrieval.features import DiskArray, SearchResult
+from utils.retrieval.features import DiskArray, Features, SearchResult
 from utils.retrieval.index import Index, IndexMetadata
-from utils.retrieval.index.format import METADATA
 from utils.retrieval.quantization import QuantizedArray, quantize
 from utils.retrieval.search import rerank, search_l2
 
@@ -65,12 +64,11 @@ def test_rows_are_read_as_floats(quantized, rows):
 def test_search_and_reranking_are_those_of_the_rows_as_floats(quantized):
     descriptors, array = quantized
     candidates = SearchResult(np.zeros((20, 6), np.int32), np.arange(120).reshape(20, 6) % 20, ["hamming"] * 6)
-    first, second = (
-        rerank(candidates, described(rows), described(descriptors), rerank_num=4) for rows in (array, array[:])
-    )
+    images = ImageSet.without_positions([str(i) for i in range(20)])
+    quantized, floats, queries = (Features(images, None, part) for part in (array, array[:], descriptors))
     for actual, expected in (
         (search_l2(array, descriptors, 5), search_l2(array[:], descriptors, 5)),
-        (first, second),
+        (rerank(candidates, quantized, queries, rerank_num=4), rerank(candidates, floats, queries, rerank_num=4)),
     ):
         np.testing.assert_array_equal(actual.indices, expected.indices)
         np.testing.assert_array_equal(actual.distances, expected.distances)
@@ -92,15 +90,13 @@ def test_what_was_written_comes_back(tmp_path, metadata):
     codes, scales = quantize(np.concatenate([chunk.descriptors for chunk in chunks]))
     assert (tmp_path / "index" / "descriptors.bin").read_bytes() == codes.tobytes()
     assert (tmp_path / "index" / "scales.bin").read_bytes() == scales.tobytes() and scales.nbytes == 4 * 9
-    _, _, descriptors = index.features()
+    descriptors = index.features().descriptors
     np.testing.assert_array_equal(descriptors[:], codes * scales)
 
 
-def test_an_index_with_other_descriptors_is_of_format_2_and_has_no_scales(tmp_path, metadata):
+def test_an_index_with_other_descriptors_has_no_scales(tmp_path, metadata):
     write(tmp_path / "int8", metadata, [3])
     write(tmp_path / "fp32", replace(metadata, descriptor_dtype="fp32"), [3])
-    formats = {name: json.loads((tmp_path / name / METADATA).read_text())["format"] for name in ("int8", "fp32")}
-    assert formats == {"int8": 3, "fp32": 2}
     assert content(tmp_path / "int8").keys() - content(tmp_path / "fp32").keys() == {"scales.bin"}
 
 
@@ -162,7 +158,5 @@ def test_the_type_is_one_of_an_index_and_no_type_of_exports(tmp_path, tiny_bench
     flags = flags_for(tiny_benchmark, checkpoints["two_branch"], "--descriptor_dtype=int8")
     result = run_script(SCRIPTS["two_branch"], *flags, cwd=tmp_path)
     assert result.status == 2 and "--save_index" in result.stderr
-    result = run_script(
-        "export_features.py", "--index=i", "--to", "npy", "new", "--descriptor_dtype=int8", cwd=tmp_path
-    )
+    result = run_script("export.py", "npy", "--index=i", "--output=new", "--descriptor_dtype=int8", cwd=tmp_path)
     assert result.status == 2 and "invalid choice: 'int8'" in result.stderr

@@ -14,25 +14,26 @@ import sys
 import numpy as np
 import pytest
 from helpers.processes import ROOT
-from helpers.reports import STAGES, copy_with_hostile_names, make_evaluation, make_results, read_tiny
+from helpers.reports import STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
 from PIL import Image
 from sklearn.metrics import auc, precision_recall_curve
 
 from datasets.file_names import utm_position
 from model import InputError
-from utils.cli import parser
 from utils.cli.evaluation import FloatEvaluation
+from utils.cli.parser import parse
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.metrics import precision_recall
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
 from utils.retrieval.report.charts import MAP_HEIGHT, MAP_WIDTH, Axis, MapFrame, line_chart, success_map
-from utils.retrieval.report.comparison import compare, comparison_page, read_run
+from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.evaluation_page import choose_queries
+from utils.retrieval.report.pictures import CORRECT, POSITIVE, WRONG
+from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.run_dir import RunDir
-from utils.visualization import CORRECT, POSITIVE, WRONG
 
 # ---- Precision and recall over the match distance
 
@@ -152,7 +153,7 @@ def run(tmp_path, monkeypatch):
 
 
 def write_report(run, benchmark, **config):
-    options = {"recall_values": (1, 5), "page_queries": 100, **config}
+    options = {"page_queries": 100, "recall_values": (1, 5), **config}
     results = make_results(benchmark if benchmark.config.labels else read_tiny(benchmark.config.datasets_folder))
     return report(run, benchmark, results, descriptor_dim=512, config=ReportConfig(**options))
 
@@ -189,9 +190,9 @@ def test_the_page_shows_each_query_as_predictions_csv_does(run, tiny_benchmark):
 
 
 def test_corrected_and_spoilt_queries_are_those_whose_first_prediction_changes(run, tiny_benchmark):
-    evaluation = make_evaluation(tiny_benchmark)
+    outcome = make_outcome(tiny_benchmark)
     write_report(run, read_tiny(tiny_benchmark))
-    before, after = (evaluation.correct[name][:, 0] for name in STAGES)
+    before, after = (outcome.correct[name][:, 0] for name in STAGES)
     _, data = read_page(run)
     for query in data["queries"]:
         i = query["number"]
@@ -200,24 +201,24 @@ def test_corrected_and_spoilt_queries_are_those_whose_first_prediction_changes(r
 
 
 def test_the_nearest_positive_is_the_nearest_on_the_ground(tiny_benchmark):
-    evaluation = make_evaluation(tiny_benchmark)
-    benchmark = evaluation.benchmark
+    outcome = make_outcome(tiny_benchmark)
+    benchmark = outcome.benchmark
     for query, path in enumerate(benchmark.queries.paths):
         metres = [math.dist(utm_position(path), utm_position(other)) for other in benchmark.database.paths]
-        nearest = evaluation.nearest_positive(query)
+        nearest = outcome.nearest_positive(query)
         if min(metres) > 25:
             assert nearest is None
             continue
         assert (nearest.image, nearest.metres) == (metres.index(min(metres)), pytest.approx(min(metres)))
-        ranks = evaluation.last.indices[query].tolist()
+        ranks = outcome.last.indices[query].tolist()
         assert nearest.rank == (ranks.index(nearest.image) + 1 if nearest.image in ranks else None)
 
 
 def test_results_hold_the_thresholds_of_the_last_stage(run, tiny_benchmark):
     benchmark = read_tiny(tiny_benchmark)
     results = write_report(run, benchmark)
-    evaluation = make_evaluation(tiny_benchmark)
-    curve = precision_recall(evaluation.last.distances[:, 0], evaluation.last_correct[:, 0])
+    outcome = make_outcome(tiny_benchmark)
+    curve = precision_recall(outcome.last.distances[:, 0], outcome.last_correct[:, 0])
     first_match = results["first_match"]
     assert (first_match["metric"], first_match["auc"]) == ("l2", curve.auc)
     assert first_match["at_precision"] == {"95": curve.at_precision(0.95), "99": curve.at_precision(0.99)}
@@ -332,17 +333,17 @@ def test_right_and_wrong_have_the_same_colours_in_pictures_and_page():
 # ---- Flags
 
 
-def parse(monkeypatch, *flags):
+def parsed(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["eval.py", "--datasets_folder=d", "--resume=m", "--device=cpu", *map(str, flags)])
-    return parser.parse(FloatEvaluation, "").report
+    return parse(FloatEvaluation, "").report
 
 
 def test_flags_become_settings(monkeypatch):
-    assert parse(monkeypatch) == ReportConfig(page_queries=100)
-    assert parse(monkeypatch, "--no_report") == ReportConfig(no_page=True)
+    assert parsed(monkeypatch) == ReportConfig(page_queries=100)
+    assert parsed(monkeypatch, "--no_report") == ReportConfig(no_page=True)
     expected = ReportConfig(num_pictures=7, only_wrong=True, page_queries=3, exif_orientation=True)
     flags = ["--num_preds_to_save=7", "--save_only_wrong_preds", "--report_queries=3", "--exif_orientation"]
-    assert parse(monkeypatch, *flags) == expected
+    assert parsed(monkeypatch, *flags) == expected
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_flags_become_settings(monkeypatch):
 )
 def test_flags_without_effect_are_refused(monkeypatch, capsys, flags, words):
     with pytest.raises(SystemExit) as caught:
-        parse(monkeypatch, *flags)
+        parsed(monkeypatch, *flags)
     assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
@@ -371,7 +372,7 @@ def two_runs(tiny_benchmark, tmp_path, monkeypatch):
     results = make_results(benchmark)
     for i, stages in enumerate(({STAGES[0]: results[STAGES[0]]}, results)):
         run = RunDir(f"run{i}", {"rerank_num": 100 * i, "seed": 0})
-        report(run, benchmark, stages, recall_values=[1, 5], descriptor_dim=512)
+        report(run, benchmark, stages, descriptor_dim=512, config=ReportConfig(recall_values=(1, 5)))
         folders.append(run.folder)
     return folders
 
@@ -429,11 +430,17 @@ def break_predictions(folder, old, new, count=-1):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "predictions.csv").unlink(), "No predictions.csv in .*Expected the folder of an evaluation"),
-        (lambda f: shutil.move(f / "predictions.csv", (f / "msls").mkdir() or f / "msls"), "choose one of .* msls"),
+        (lambda f: (f / "predictions.csv").unlink(), "No predictions in .*Expected logs/<save_dir>/<time>"),
+        (
+            lambda f: shutil.move(f / "predictions.csv", (f / "msls").mkdir() or f / "msls"),
+            "Choose one of its folders: msls",
+        ),
         (lambda f: break_predictions(f, "correct", "right"), "has the columns"),
         (lambda f: break_predictions(f, ",0,hamming", ",,hamming"), "no labels"),
-        (lambda f: break_predictions(f, ",0,hamming", ",2,hamming", 1), "line [0-9]+: not a row"),
+        (
+            lambda f: break_predictions(f, ",0,hamming", ",2,hamming", 1),
+            "line [0-9]+: expected the predictions of a query",
+        ),
         (
             lambda f: break_predictions(f, ",hamming\n", ",hamming\nqueries/x,1,y,0.5,1,l2\n", 1),
             "same number of rows",

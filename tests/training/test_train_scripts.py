@@ -269,8 +269,8 @@ def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, m
     monkeypatch.setattr(
         validation,
         "extract",
-        lambda model, images, config, float_branch=True: (
-            computed.append(float_branch) or extract(model, images, config, float_branch=float_branch)
+        lambda extractor, images, float_branch=True: (
+            computed.append(float_branch) or extract(extractor, images, float_branch=float_branch)
         ),
     )
     model = filled(build(**MODES["two_branch"]))

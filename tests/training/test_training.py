@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers.models import build, filled, image_batch
 
-from utils.cli import parse_training
+from utils.cli.parser import parse
+from utils.cli.training import FloatTraining
 from utils.training.config import SCHEDULES, TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import OPTIMIZERS, TrainingStep, learning_rate, set_training_mode
@@ -275,7 +276,7 @@ def test_the_scaler_of_fp32_changes_no_bit():
 def test_weight_decay(optim, default, monkeypatch):
     for flags, expected in (([], default), (["--weight_decay=0.3"], 0.3)):
         monkeypatch.setattr("sys.argv", ["train.py", "--datasets_folder=x", "--device=cpu", f"--optim={optim}", *flags])
-        config = parse_training("A test.").training
+        config = parse(FloatTraining, "A test.").training
         assert config.weight_decay == expected
         (group,) = TrainingStep(build(), config, criterion=float_losses, branch="float").optimizer.param_groups
         assert group["weight_decay"] == expected
@@ -286,6 +287,6 @@ def test_validation_and_test_run_in_fp32_unless_asked(precision, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for flags, expected in (([], "fp32"), (["--eval_precision=fp16"], "fp16")):
         monkeypatch.setattr("sys.argv", ["train.py", "--datasets_folder=x", "--device=cuda", *precision, *flags])
-        args = parse_training("A test.")
+        args = parse(FloatTraining, "A test.")
         assert args.training.precision == ("bf16" if precision else "fp16")
         assert args.extraction.precision == expected

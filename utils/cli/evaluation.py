@@ -1,8 +1,6 @@
 """The flags of the evaluation scripts."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ from model import InputError
 from model.network import check_image_size
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
-from utils.retrieval.evaluation import Pipeline, evaluate_each, find_pca, load_extractor, read_benchmarks
-from utils.retrieval.report import Results
+from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
 from utils.runtime import distributed
 from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag
@@ -184,10 +181,8 @@ def require_file(name: str, path: Path | None) -> None:
         raise InputError(f"--{name}: no file {path}.")
 
 
-def evaluate_datasets(args: EvaluationArguments, evaluate: Callable[..., Results | None]) -> None:
-    """What every evaluation script does: calls `evaluate` with each dataset, usually one, and the folder of its
-    results.
-    """
+def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
+    """What every evaluation script does: features, search and report of each dataset, usually one."""
     distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
     weights, index = args.model.resume, args.index
@@ -195,4 +190,4 @@ def evaluate_datasets(args: EvaluationArguments, evaluate: Callable[..., Results
     extractor = load_extractor(args.model.choice, weights, args.extraction, sizes=args.image_sizes)
     extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
     run = RunDir(args.save_dir, args.flags | asdict(extractor.model.config))
-    evaluate_each(benchmarks, run, partial(evaluate, pipeline=Pipeline(extractor, args, weights)))
+    evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=weights).evaluate)

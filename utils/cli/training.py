@@ -33,8 +33,9 @@ from utils.training.checkpoints import (
 )
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
+from utils.training.losses import Loss
 from utils.training.step import TrainingStep
-from utils.training.trainer import Trainer
+from utils.training.trainer import Trainer, TrainingData
 from utils.training.validation import Validator, validation_sets
 
 NO_PAGE = {"num_pictures": 0, "only_wrong": False, "no_page": True, "page_queries": None, "exif_orientation": False}
@@ -218,14 +219,6 @@ class StartModel(NamedTuple):
     checkpoint: RunCheckpoint | None
 
 
-class TrainingData(NamedTuple):
-    """Batches of places to train on, a function that validates a model, and the dataset to test on."""
-
-    places: PlaceLoader
-    validate: Validator
-    test: Benchmark
-
-
 def stage_one_model(args: StageOneArguments) -> StartModel:
     """DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume.
 
@@ -274,12 +267,11 @@ def read_data(args: TrainingArguments, *, rerank_num: int = 0) -> TrainingData:
     return TrainingData(loader, validate, distributed.run_on_main(partial(Benchmark, args.test)))
 
 
-def open_trainer(
-    args: TrainingArguments, training_step: TrainingStep, data: TrainingData, checkpoint: RunCheckpoint | None
-) -> Trainer:
+def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData, loss: Loss) -> Trainer:
     """The trainer of a new run, or that of the run to resume, where it ended."""
-    model_fields = asdict(training_step.model.config)
-    must_match = args.must_match | model_fields
+    training_step = TrainingStep(start.model, args.training, **loss._asdict())
+    model_fields = asdict(start.model.config)
+    must_match, checkpoint = args.must_match | model_fields, start.checkpoint
     state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
     run = open_run(args.save_dir, args.flags | model_fields, checkpoint)
-    return Trainer(training_step, data.places, args.training, validate=data.validate, run=run, state=state)
+    return Trainer(training_step, data, args.training, run=run, state=state)

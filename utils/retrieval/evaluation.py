@@ -13,7 +13,7 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
-from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, PCAConfig
+from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, IVFConfig, PCAConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.index import IndexMetadata, open_index
@@ -26,51 +26,61 @@ from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
 
 
-class Pipeline:
-    """What happens to every dataset before and after its search. weights: the file of the model's weights, which an
-    index to write names; None for the published ones. Attributes: extractor; config; device.
+class Evaluation:
+    """What the search of one dataset takes and gives.
+
+    run: the folder of the results, which times each phase. Attributes: database, queries, their features; k, the number
+    of results that the search must give; rerank_num; device.
     """
 
-    def __init__(self, extractor: Extractor, config: EvaluationConfig, weights: Path | None = None) -> None:
-        self.extractor, self.config, self.weights = extractor, config, weights
+    def __init__(self, database: Features, queries: Features, config: EvaluationConfig, run: RunDir) -> None:
+        self.database, self.queries, self.run = database, queries, run
+        self.rerank_num = config.search.rerank_num
+        self.k = max(self.rerank_num, *config.report.recall_values)
         self.device = config.extraction.device
 
-    @property
-    def k(self) -> int:
-        """The number of results that a search must give."""
-        return max(self.config.search.rerank_num, *self.config.report.recall_values)
 
-    def features(self, dataset: Benchmark, run: RunDir) -> tuple[Features, Features] | None:
-        """Extracts, or reads from an index, the features of database and queries; under torchrun, of every rank's
-        share. None on all but the main rank. The inverted file of --ivf takes the place of the database's codes.
-        """
-        config, extractor = self.config, self.extractor
-        index, ivf = config.index, config.search.ivf
+Stages = dict[str, SearchResult]  # {stage: its results}, in order; the last stage is the one that counts
+Search = Callable[[Evaluation], Stages]
+
+
+class Pipeline:
+    """From a dataset to its results: features, the search of an evaluation script, a report.
+
+    weights: the file of the model's weights, which an index to write names; None for the published ones.
+    """
+
+    def __init__(
+        self, extractor: Extractor, config: EvaluationConfig, search: Search, *, weights: Path | None = None
+    ) -> None:
+        self.extractor, self.config, self.search, self.weights = extractor, config, search, weights
+
+    def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
+        """Writes the results to the run's folder, and returns them; None on all but the main rank."""
+        with run.phase("extraction"):  # under torchrun, of every rank's share
+            database = self._database(dataset)
+            queries = extract(self.extractor.for_queries(self.config.crops), dataset.queries)
+        if database is None or queries is None:  # only the main rank receives the features
+            return None
+        if self.config.search.ivf:
+            with run.phase("inverted_file"):
+                database = self._with_inverted_file(database, self.config.search.ivf)
+        stages = self.search(Evaluation(database, queries, self.config, run))
+        dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
+        return report(run, dataset, stages, descriptor_dim=database.dim, config=self.config.report)
+
+    def _database(self, dataset: Benchmark) -> Features | None:
+        index, ivf = self.config.index, self.config.search.ivf
+        if index.load_index:
+            return distributed.run_on_main(partial(_features_in_index, index, self.extractor), share=False)
         if ivf and not index.folder:
             ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
-        database: Features | None
-        with run.phase("extraction"):
-            if index.load_index:
-                database = distributed.run_on_main(partial(_features_in_index, index, extractor), share=False)
-            else:
-                database = extract(extractor, dataset.database, save_to=index.to_write(self.weights))
-            queries = extract(extractor.for_queries(config.crops), dataset.queries)
-        if database is None or queries is None:
-            return None
-        if ivf:
-            assert isinstance(database.codes, np.ndarray), "an index in a folder, or none: EvaluationConfig sees to it"
-            with run.phase("inverted_file"):
-                database = database._replace(codes=open_inverted_file(database.codes, ivf, index.folder))
-        return database, queries
+        return extract(self.extractor, dataset.database, save_to=index.to_write(self.weights))
 
-    def report(
-        self, dataset: Benchmark, run: RunDir, *, database: Features, stages: dict[str, SearchResult]
-    ) -> Results:
-        """Reports the results of each stage: see `report.report`. `database` may be an index of other images than the
-        dataset's. Raises InputError if their positions do not fit those of the queries.
-        """
-        dataset = dataset.with_database(database.images)
-        return report(run, dataset, stages, descriptor_dim=database.dim, config=self.config.report)
+    def _with_inverted_file(self, database: Features, ivf: IVFConfig) -> Features:
+        """The inverted file of the codes, which searches them approximately, takes their place."""
+        codes = open_inverted_file(as_array(database.codes), ivf, self.config.index.folder)
+        return database._replace(codes=codes)
 
 
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:

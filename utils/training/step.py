@@ -24,7 +24,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-Criterion = Callable[[Any, Tensor], Losses]  # (descriptors, or HashingOutput; labels [B])
 
 
 class TrainingStep:
@@ -44,7 +43,7 @@ class TrainingStep:
         model: GeoLocalizationNet,
         config: TrainingConfig,
         *,
-        criterion: Criterion,
+        criterion: Callable[[Any, Tensor], Losses],
         branch: str,
         generator: torch.Generator | None = None,
     ) -> None:

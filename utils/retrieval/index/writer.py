@@ -192,8 +192,6 @@ def check_folder(folder: Path, *, append: bool) -> None:
         kind = "a file" if folder.is_file() else "not a folder"
         raise InputError(f"{folder} is {kind}. An index is a folder. Choose a new one.")
     entries = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.exists() else []
-    if "header.json" in entries:
-        IndexMetadata.read(folder)  # raises the error for an index of format 1
     if METADATA in entries and not append:
         raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
     if append and entries == [PROJECTION]:

@@ -3,7 +3,9 @@
 Results are those of the index in a folder, in the same order.
 """
 
-from utils.retrieval.engines.milvus.reader import open_index
-from utils.retrieval.engines.milvus.writer import export_index
+from utils.integrations.milvus.reader import MilvusIndex
+from utils.integrations.milvus.writer import export_index
 
 __all__ = ["export_index", "open_index"]
+
+open_index = MilvusIndex

@@ -1,15 +1,17 @@
-"""What an evaluation found, as its files, pictures and page show it."""
+"""The outcome of an evaluation, as its files, pictures and page show it."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets.benchmark import Benchmark
 from utils.retrieval.metrics import correct_predictions
+from utils.retrieval.report.pictures import Shown
 from utils.retrieval.search import SearchResult
 
 
@@ -25,7 +27,7 @@ class NearestPositive(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Outcome:
     """A benchmark and the K best results of each stage, in order. The last stage is the one that counts."""
 
     benchmark: Benchmark
@@ -69,12 +71,54 @@ class Evaluation:
             float(self.last.distances[query, ranks[0]]) if found else None,
         )
 
-    def describe_rank(self, nearest: NearestPositive) -> str:
-        """For example "rank 7, 0.523", "not among the first 100"."""
+    def shown_query(self, query: int) -> Shown:
+        """A query."""
+        queries = self.benchmark.queries
+        path = queries.paths[query]
+        return Shown(path, ("Query", Path(path).name), "query", queries.utms[query])
+
+    def shown_positive(self, query: int) -> Shown:
+        """The nearest positive of a query, or an empty frame if there is none."""
+        nearest = self.nearest_positive(query)
+        if nearest is None:
+            captions = ("Nearest positive", f"none within {self.benchmark.config.threshold:g} m")
+            return Shown(None, captions, "positive")
         if nearest.rank is None:
-            return f"not among the first {self.last.indices.shape[1]}"
-        return f"rank {nearest.rank}, {nearest.distance:.4g}"
+            rank = f"not among the first {self.last.indices.shape[1]}"
+        else:
+            rank = f"rank {nearest.rank}, {nearest.distance:.4g}"
+        database = self.benchmark.database
+        captions = (f"Nearest positive, {format_metres(nearest.metres)}", rank)
+        return Shown(database.paths[nearest.image], captions, "positive", database.utms[[nearest.image]][0])
+
+    def shown_matches(self, name: str, query: int, count: int) -> list[Shown]:
+        """The first `count` results of a query in a stage: with their distances and, with labels, metres. The heading
+        is the stage, with its metric where the name does not say it.
+        """
+        stage, database, shown = self.stages[name], self.benchmark.database, []
+        indices = stage.indices[query, :count]
+        positions, metres = database.utms[indices], self.metres(query, indices)
+        for rank, index in enumerate(indices):
+            captions, kind = [f"{stage.distances[query, rank]:.4g}"], "unknown"
+            if stage.metric[rank] != stage.metric[0]:  # beyond --rerank_num
+                captions[0] += f" {stage.metric[rank]}"
+            if self.correct:
+                captions.append(format_metres(metres[rank]))
+                kind = "correct" if self.correct[name][query, rank] else "wrong"
+            heading = "" if rank else self.heading(name)
+            shown.append(Shown(database.paths[index], captions, kind, positions[rank], heading))
+        return shown
+
+    def heading(self, name: str) -> str:
+        """A stage with its metric, for example "Re-ranked (l2)"; "First stage, Hamming" says it already."""
+        metric = self.stages[name].metric[0]
+        return name if metric in name.lower() else f"{name} ({metric})"
 
     def name(self, path: object) -> str:
         """The path of an image relative to the benchmark's folder, or, outside of it, the absolute one."""
         return os.path.abspath(str(path)).removeprefix(os.path.join(os.path.abspath(self.benchmark.folder), ""))
+
+
+def format_metres(metres: float) -> str:
+    """For example "3.4 m", "1,234 m"."""
+    return f"{metres:.1f} m" if metres < 100 else f"{metres:,.0f} m"

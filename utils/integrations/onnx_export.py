@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
+from datasets import transforms
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from model import GeoLocalizationNet, InputError, prepare_for_inference
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
 from utils.retrieval.config import PRECISIONS, ExtractionConfig
 from utils.retrieval.extraction import pack_codes
+from utils.runtime.atomic_files import atomic_write
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -93,10 +95,28 @@ def checked_images(size: tuple[int, int]) -> Tensor:
 def reference_outputs(model: GeoLocalizationNet, images: Tensor) -> Outputs:
     """The outputs of the model in PyTorch for images [B, 3, H, W] in [0, 1]."""
     with torch.inference_mode():
-        return {name: value.numpy() for name, value in named_outputs(model, normalize(images)).items()}
+        return {name: value.numpy() for name, value in named_outputs(model, transforms.normalize(images)).items()}
 
 
-def export(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> Any:
+def export_onnx(
+    model: GeoLocalizationNet, settings: ExtractionConfig, output: Path, *, normalize: bool
+) -> dict[str, float]:
+    """Writes the file, and compares its outputs with the model's. Returns the errors, as `compare` does.
+
+    The arguments are those of build_proto. Raises InputError, and leaves no file, if the outputs differ or the disk is
+    full.
+    """
+    images = checked_images(settings.resize)
+    expected = reference_outputs(model, images)
+    proto = build_proto(model, settings, normalize=normalize)
+    with atomic_write(output, "wb", interruptible=True) as file:
+        file.write(proto.SerializeToString())
+        file.flush()
+        inputs = images if normalize else transforms.normalize(images)
+        return compare(file.name, inputs, expected, precision=settings.precision)
+
+
+def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> Any:
     """The onnx.ModelProto of a float32 model in eval mode on the CPU.
 
     Input: `images`, float32 [batch, 3, H, W] with (H, W) = settings.resize; outputs: see named_outputs. precision

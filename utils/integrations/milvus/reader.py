@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
 from model.errors import InputError
+from utils.integrations.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
 from utils.retrieval.config import EngineAddress
-from utils.retrieval.engines.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
-from utils.retrieval.features import Features
+from utils.retrieval.features import Features, SearchResult
+from utils.retrieval.index.engines import EnginePositions
 from utils.retrieval.index.reader import OpenIndex
-from utils.retrieval.search import SearchResult, block_starts
+from utils.retrieval.search import with_progress
 
 MAX_HITS = 1 << 20  # of all queries of one request: some 20 MB, of the 64 MiB that Milvus allows for a message
 QUERY_BLOCK = 100
@@ -25,12 +26,12 @@ class MilvusIndex(OpenIndex):
         self.address = address
         self._collections = collections = Collections(Connection(address))
         if not collections.exists:
-            raise InputError(f"No index {address}: there is no such collection. export_index.py creates one.")
+            raise InputError(f"No index {address}: there is no such collection. export.py milvus creates one.")
         self.metadata, state = collections.metadata, collections.state
         if not state.complete:
             raise InputError(
                 f"The index {address} is incomplete: exporting it was interrupted or is still in progress. Run "
-                "export_index.py again."
+                "export.py milvus again."
             )
         collections.load()
         for name in collections.names:
@@ -41,8 +42,8 @@ class MilvusIndex(OpenIndex):
                     "collections and export the index again."
                 )
         self._table = ImageTable(collections, state.images)
-        positions: Any = Positions(self._table)
-        self.images = ImageSet(Paths(self._table), positions, self.metadata.utm_zone)
+        positions: EnginePositions = Positions(self._table)
+        self.images = ImageSet(Paths(self._table), cast(np.ndarray, positions), self.metadata.utm_zone)
         logging.info("The index %s holds %d images.", address, len(self))
 
     def __str__(self) -> str:
@@ -52,11 +53,6 @@ class MilvusIndex(OpenIndex):
         """Nothing is read yet."""
         descriptors = MilvusDescriptors(self._collections) if self.metadata.descriptor_dim else None
         return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
-
-
-def open_index(address: EngineAddress) -> MilvusIndex:
-    """See `utils.retrieval.engines`."""
-    return MilvusIndex(address)
 
 
 class ImageTable:
@@ -89,7 +85,7 @@ class ImageTable:
         """All positions [N, 2]."""
         if self._utms is None:
             self._utms = np.empty((self.count, 2))
-            for start in block_starts(self.count, MAX_ROWS, "Reading positions"):
+            for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
                 ids = range(start, min(start + MAX_ROWS, self.count))
                 rows = self._collections.rows(self._collections.codes, ids, ["easting", "northing"])
                 self._utms[start : ids.stop] = [(rows[i]["easting"], rows[i]["northing"]) for i in ids]
@@ -100,7 +96,7 @@ class ImageTable:
             wanted = np.union1d(self._announced, index)
             self._announced = np.empty(0, np.int64)
             wanted = np.array([i for i in wanted.tolist() if i not in self._known])
-            for start in block_starts(len(wanted), MAX_ROWS, "Reading paths"):
+            for start in with_progress(range(0, len(wanted), MAX_ROWS), "Reading paths"):
                 ids = wanted[start : start + MAX_ROWS].tolist()
                 rows = self._collections.rows(self._collections.codes, ids, ["path", "easting", "northing"])
                 self._known |= {i: (row["path"], row["easting"], row["northing"]) for i, row in rows.items()}
@@ -131,17 +127,17 @@ class Positions:
     def __len__(self) -> int:
         return self._table.count
 
-    def __getitem__(self, indices: Any) -> np.ndarray:
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
         if isinstance(indices, slice):
             return self._table.all_utms()[indices]
         return self._table.utms(np.asarray(indices))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._table.all_utms(), dtype, copy=copy)
 
 
 class MilvusCodes:
-    """The codes [N, 64]: a `utils.retrieval.search.RemoteCodes`.
+    """The codes [N, 64].
 
     Milvus orders equal distances as it likes, and may cut them off anywhere. So more results than needed are asked for,
     and more still while the last one is as near as the k-th.
@@ -158,7 +154,7 @@ class MilvusCodes:
         if k > MAX_ROWS:
             raise InputError(f"Milvus returns at most {MAX_ROWS} results for a query, not {k}. Ask for fewer.")
         distances, indices = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
-        for start in block_starts(len(queries), QUERY_BLOCK, "Searching"):
+        for start in with_progress(range(0, len(queries), QUERY_BLOCK), "Searching"):
             block = queries[start : start + QUERY_BLOCK]
             for i, (row_distances, row_indices) in enumerate(self._search_block(block, k), start):
                 distances[i], indices[i] = row_distances, row_indices
@@ -219,7 +215,8 @@ class MilvusDescriptors:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        indices = np.arange(len(self))[indices]
         rows = np.empty((len(indices), self.shape[1]), np.float32)
         for part in split_rows(range(len(indices)), self.shape[1]):
             ids = indices[part.start : part.stop].tolist()

@@ -103,7 +103,7 @@ class Collections:
             except METADATA_ERRORS as error:
                 raise InputError(
                     f"The collection {self.codes} at {self.address.host}:{self.address.port} was not written by "
-                    "export_index.py. Choose another name."
+                    "export.py milvus. Choose another name."
                 ) from error
 
     @property

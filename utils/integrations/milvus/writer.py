@@ -8,8 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.errors import InputError
-from utils.retrieval.config import EngineAddress
-from utils.retrieval.engines.milvus.collections import (
+from utils.integrations.milvus.collections import (
     LOAD_SECONDS,
     MAX_PATH_BYTES,
     Collections,
@@ -17,8 +16,9 @@ from utils.retrieval.engines.milvus.collections import (
     State,
     split_rows,
 )
-from utils.retrieval.engines.milvus.reader import MilvusDescriptors
-from utils.retrieval.features import CHUNK_SIZE, Features
+from utils.integrations.milvus.reader import MilvusDescriptors
+from utils.retrieval.config import EngineAddress
+from utils.retrieval.features import CHUNK_SIZE, Features, as_array
 from utils.retrieval.index.format import Manifest
 from utils.retrieval.index.reader import Index
 
@@ -102,28 +102,16 @@ def _write_chunk(collections: Collections, features: Features, chunk: range) -> 
     if features.descriptors is not None:
         descriptors = features.descriptors[rows].astype(np.float32)
         for part in split_rows(chunk, descriptors.shape[1]):
-            call(
-                "upsert",
-                collections.descriptors,
-                [{"id": i, "descriptor": descriptors[i - chunk.start]} for i in part],
-            )
-    columns = zip(
-        chunk, features.codes[rows], features.images.paths[rows], features.images.utms[rows].tolist(), strict=True
-    )
-    call(
-        "upsert",
-        collections.codes,
-        [
-            {
-                "id": i,
-                "code": code.tobytes(),
-                "path": require_text(str(path)),
-                "easting": easting,
-                "northing": northing,
-            }
-            for i, code, path, (easting, northing) in columns
-        ],
-    )
+            content = [{"id": i, "descriptor": descriptors[i - chunk.start]} for i in part]
+            call("upsert", collections.descriptors, content)
+    images = features.images[rows]
+    content = [
+        {"id": i, "code": code.tobytes(), "path": require_text(str(path)), "easting": utm[0], "northing": utm[1]}
+        for i, code, path, utm in zip(
+            chunk, as_array(features.codes)[rows], images.paths, images.utms.tolist(), strict=True
+        )
+    ]
+    call("upsert", collections.codes, content)
 
 
 def require_text(path: str) -> str:
@@ -150,10 +138,9 @@ def _verify(collections: Collections, features: Features) -> None:
     ids = np.unique(np.linspace(0, images - 1, SAMPLE_SIZE).astype(int))
     rows = collections.rows(collections.codes, ids.tolist(), ["code", "path", "easting", "northing"])
     expected = features.images[ids]
-    same = features.descriptors is None or np.array_equal(
-        MilvusDescriptors(collections)[ids], features.descriptors[ids]
-    )
-    for i, code, path, utm in zip(ids.tolist(), features.codes[ids], expected.paths, expected.utms, strict=True):
+    descriptors, codes = features.descriptors, as_array(features.codes)[ids]
+    same = descriptors is None or np.array_equal(MilvusDescriptors(collections)[ids], descriptors[ids])
+    for i, code, path, utm in zip(ids.tolist(), codes, expected.paths, expected.utms, strict=True):
         row = rows[i]
         same = same and (b"".join(row["code"]), row["path"]) == (code.tobytes(), path)
         same = same and np.array_equal((row["easting"], row["northing"]), utm, equal_nan=True)
