@@ -262,6 +262,10 @@ class CropConfig:
     def __post_init__(self) -> None:
         if self.majority_weight is not None and self.test_method != "maj_voting":
             raise InputError("--majority_weight applies to --test_method maj_voting; give that too.")
+        if self.majority_weight is None and self.test_method == "maj_voting":
+            raise InputError(
+                f"The test method maj_voting needs a majority_weight. Give one, such as {DEFAULT_MAJORITY_WEIGHT}."
+            )
 
     @property
     def are_merged(self) -> bool:
