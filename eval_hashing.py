@@ -1,7 +1,7 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
 from datasets.benchmark import Benchmark
-from utils.cli.evaluation import HashingEvaluation, evaluate_datasets
+from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation, evaluate_datasets
 from utils.cli.parser import parse
 from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.report import Results
@@ -11,7 +11,7 @@ from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    evaluate_datasets(parse(HashingEvaluation, __doc__), evaluate)
+    evaluate_datasets(parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS), evaluate)
 
 
 def evaluate(dataset: Benchmark, run: RunDir, pipeline: Pipeline) -> Results | None:
