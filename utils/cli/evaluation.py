@@ -18,6 +18,9 @@ from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, se
 from utils.runtime.run_dir import RunDir
 
 DEFAULT_THRESHOLD = 25.0  # metres
+FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
+    ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
+)
 SINGLE = "applies to one dataset, but --dataset_name names {}. Run it separately."
 
 
@@ -69,7 +72,7 @@ class BenchmarkFlags:
         if self.given_folders:
             for name in ("dataset_name", "split"):
                 if getattr(self, name):
-                    raise InputError(f"--{name} selects images of a dataset and cannot be combined with folders.")
+                    raise InputError(f"--{name} selects images of a dataset. It does not apply to --queries_folder.")
             return
         if self.datasets_folder is None:
             raise InputError(
@@ -121,9 +124,10 @@ class EvaluationArguments(EvaluationConfig):
             raise InputError("Give both --database_folder and --queries_folder (with --load_index, only the latter).")
         if data.database_folder and index.load_index:
             raise InputError("--load_index replaces the database; give either that or --database_folder.")
+        count = len(data.benchmarks)  # raises InputError for images that cannot be selected so
         for name in ("save_index", "load_index"):
-            if getattr(index, name) and len(data.benchmarks) > 1:
-                raise InputError(f"--{name} {SINGLE.format(len(data.benchmarks))}")
+            if getattr(index, name) and count > 1:
+                raise InputError(f"--{name} {SINGLE.format(count)}")
         if self.report.only_wrong and data.no_labels:
             raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
         for size in self.image_sizes:  # as far as the model is known before reading the checkpoint

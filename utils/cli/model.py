@@ -9,7 +9,6 @@ from utils.runtime.flags import fixed, flag, switch
 
 KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
 SCRIPTS = {"float": "{}.py", "hashing": "{}_hashing.py", "two-branch": "{}_rerank.py"}
-EITHER = "Give a checkpoint with --resume FILE, or --pretrained for the published weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +63,6 @@ class TrainedModel(Architecture):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.resume) == self.pretrained:
-            raise InputError("Give a checkpoint with --resume FILE, or --pretrained for the published weights.")
+            raise InputError("Give either a checkpoint with --resume FILE, or --pretrained for the published weights.")
         if self.pretrained:
             self.choice.resolve()

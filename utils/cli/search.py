@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.folder import POSITION_SOURCES, PositionConfig
+from model import InputError
 from utils.cli.evaluation import require_file
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import (
@@ -31,7 +32,7 @@ class BuildIndexArguments:
 
     folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
     index_to_write: IndexConfig = part("index")
-    positions: str = flag(
+    positions: str | None = flag(
         "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
         "(auto, the default)",
         group="data",
@@ -47,13 +48,16 @@ class BuildIndexArguments:
     extraction: ExtractionConfig = part("images", fixed=UNUSED, changed={"exif_orientation": UPRIGHT})
 
     def __post_init__(self) -> None:
+        require_file("resume", self.model.resume)
         require_file("positions_csv", self.positions_csv)
+        if self.positions and self.positions_csv:
+            raise InputError("--positions_csv gives the positions. Give either that or --positions.")
         warn_if_slow(self.extraction.device, self.extraction.precision)
 
     @property
     def position_config(self) -> PositionConfig:
-        """Where positions come from. Raises InputError if both sources are given."""
-        return PositionConfig(source=self.positions, csv=self.positions_csv)
+        """Where positions come from."""
+        return PositionConfig(source=self.positions or "auto", csv=self.positions_csv)
 
     @property
     def index(self) -> IndexConfig:
