@@ -17,13 +17,7 @@ from tqdm import tqdm
 from datasets.interruption import is_running, leave_stopping_to_the_main_process
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
-from datasets.synthetic.randomness import (
-    PLACES_PER_STREET,
-    PlaceId,
-    Purpose,
-    between,
-    random_stream,
-)
+from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, Purpose, between, random_stream
 from datasets.synthetic.scene import draw_place
 
 CSV_HEADER = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
