@@ -9,6 +9,7 @@ from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
 from model.network import check_image_size
 from utils.cli import parse_training
+from utils.models import model_on_all_ranks
 from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.report import report
 from utils.retrieval.search import search_l2
@@ -39,7 +40,7 @@ def main() -> None:
             foundation=args.foundation_model_path,
             train_backbone=args.training.train_backbone,
         )
-        model = distributed.build_on_main(build)
+        model = model_on_all_ranks(build)
     for size in args.image_sizes:
         check_image_size(model.config, size)
 

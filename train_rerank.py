@@ -9,6 +9,7 @@ from datasets.benchmark import Benchmark
 from datasets.gsv_cities import GSVCities
 from model.network import check_image_size
 from utils.cli import parse_training
+from utils.models import model_on_all_ranks
 from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.report import report
 from utils.retrieval.search import rerank, search_hamming
@@ -33,7 +34,7 @@ def main() -> None:
     if checkpoint:
         model = checkpoint.new_model(args.model)
     else:
-        model = distributed.build_on_main(partial(two_branch_model, args.model, args.resume))
+        model = model_on_all_ranks(partial(two_branch_model, args.model, args.resume))
     for size in args.image_sizes:
         check_image_size(model.config, size)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from datasets.text_files import read_lines
 from model.errors import InputError
+from utils.runtime.text_files import read_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp")  # a warning says so

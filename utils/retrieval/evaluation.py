@@ -14,6 +14,7 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import InferenceModel, InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
+from utils.models import model_on_all_ranks
 from utils.retrieval.config import ExtractionConfig, PCAConfig
 from utils.retrieval.extraction import extract, prepare
 from utils.retrieval.index import IndexMetadata
@@ -39,7 +40,7 @@ def load_model_on_all_ranks(
     The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
     cannot take images of one of the sizes (H, W).
     """
-    model = distributed.build_on_main(partial(load_model, choice, path))
+    model = model_on_all_ranks(partial(load_model, choice, path))
     for size in image_sizes:
         check_image_size(model.config, size)
     return prepare(model.eval(), extraction, compiled=compiled)

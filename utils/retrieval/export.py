@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.file_names import image_key
-from datasets.text_files import read_csv, shorten
 from model.errors import InputError
 from utils.retrieval.config import FLOAT_DTYPES
 from utils.retrieval.features import CHUNK_SIZE, Features
 from utils.retrieval.index import Index
 from utils.retrieval.search import SearchResult, block_starts, rerank, search
 from utils.runtime.atomic_files import TEXT_OPTIONS, atomic_folder, atomic_write
+from utils.runtime.text_files import read_csv, shorten
 
 QUERY_BLOCK = 4096  # images whose neighbours are searched at a time: at most 200 MB of descriptors
 MSLS_KEY = re.compile(r"[A-Za-z0-9_-]+")

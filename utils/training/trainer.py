@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from model import InputError
 from model.weights import load_weights, model_content
+from utils.models import weights_on_all_ranks
 from utils.retrieval.metrics import format_recalls
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
@@ -152,7 +153,7 @@ class Trainer:
     def load_best_model(self) -> None:
         """Loads best_model.pth into the model, in eval mode."""
         model = self.training_step.model
-        distributed.load_on_main(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
+        weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
         model.eval()
 
     def _prepare_step(self) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from datasets.text_files import CsvRow, read_csv
 from model.errors import InputError
 from utils.retrieval.metrics import recalls_at
 from utils.retrieval.report.charts import escape
 from utils.retrieval.report.evaluation_page import COLUMNS
 from utils.retrieval.report.page import Gallery, Page, Section, cell, choose_evenly, table
+from utils.runtime.text_files import CsvRow, read_csv
 
 RECALL_VALUES = (1, 5, 10, 20, 50, 100)
 CSV_COLUMNS = {"query", "rank", "database_photo", "distance", "correct", "metric"}
