@@ -12,8 +12,8 @@ import numpy as np
 from datasets.file_names import common_utm_zone, image_key, mapillary_conditions, utm_position
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
 from datasets.positions import PositionTable
-from datasets.text_files import read_lines
 from model.errors import InputError
+from utils.runtime.text_files import read_lines
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset, Sampler
 
 from datasets.cities import COLUMNS, TRAINING_DATASETS, image_name, training_order
 from datasets.images import load_image
-from datasets.text_files import CsvRow, read_csv, shorten
 from datasets.transforms import training_transform
 from model.errors import InputError
 from model.vision_transformer import patch_grid
 from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
+from utils.runtime.text_files import CsvRow, read_csv, shorten
 
 MAX_FILE_NAME = 255  # bytes, of all usual file systems
 
@@ -214,17 +214,11 @@ def _check_folders(folder: Path, cities: Sequence[str]) -> None:
 
 def _read_city(path: Path) -> list[list[str]]:
     """The names below Images of each place's images, in the order of the place ids. Logs repeated rows."""
-    header, rows = read_csv(path)
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise InputError(
-            f"{path} lacks the columns {', '.join(missing)}. It has: {shorten(', '.join(header)) or 'none'}."
-        )
     places: dict[int, list[str]] = {}
     names: set[str] = set()
     repeated = 0
-    for row in rows:
-        place_id, name = _parse_row(path, row)
+    for row in read_csv(path, COLUMNS)[1]:
+        place_id, name = _parse_row(row)
         if name in names:  # it would be a positive pair with itself
             repeated += 1
             continue
@@ -236,7 +230,7 @@ def _read_city(path: Path) -> list[list[str]]:
     return [places[place_id] for place_id in sorted(places)]
 
 
-def _parse_row(path: Path, row: CsvRow) -> tuple[int, str]:
+def _parse_row(row: CsvRow) -> tuple[int, str]:
     """The place id of a row and the name of its image below Images."""
     try:
         values = {column: value for column, value in row.values.items() if value is not None}
@@ -244,10 +238,10 @@ def _parse_row(path: Path, row: CsvRow) -> tuple[int, str]:
         city = values["city_id"]
     except (KeyError, ValueError):
         text = shorten(", ".join(map(str, row.values.values())))
-        raise InputError(f"{path}, line {row.line}: a number is missing or invalid: {text}") from None
+        raise row.error(f"a number is missing or invalid: {text}") from None
     if len(name.encode()) > MAX_FILE_NAME:
-        raise InputError(
-            f"{path}, line {row.line}: the name of the image has {len(name.encode())} bytes; a file name has at most "
-            f"{MAX_FILE_NAME}: {shorten(name)}"
+        raise row.error(
+            f"the name of the image has {len(name.encode())} bytes; a file name has at most {MAX_FILE_NAME}: "
+            f"{shorten(name)}"
         )
     return place_id, f"{city}/{name}"

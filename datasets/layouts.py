@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from datasets.text_files import read_lines
 from model.errors import InputError
 from utils.runtime.flags import Values, flag
+from utils.runtime.text_files import read_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp")  # a warning says so

@@ -1,7 +1,6 @@
 """Positions of images whose file names hold none, from a CSV file."""
 
 import logging
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -10,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.text_files import CsvRow, read_csv, shorten
 from model.errors import InputError
+from utils.runtime.text_files import read_csv, shorten
 
 UTM_COLUMNS = ("easting", "northing")
 DEGREE_COLUMNS = ("latitude", "longitude")
@@ -131,15 +130,14 @@ def degrees_of_utm(utms: np.ndarray, zone: str) -> np.ndarray:
     return np.stack([latitude, longitude], axis=1)
 
 
-def _read_table(path: Path) -> tuple[tuple[str, str], list[str], list[tuple[float, float]]]:
+def _read_table(path: Path) -> tuple[tuple[str, str], list[str], list[tuple[float, ...]]]:
     """The columns of the positions, the images' names and their positions."""
     names, values = [], []
     header, rows = read_csv(path, other_bytes=True)
     columns = _position_columns(path, header)
     for row in rows:
-        name, position = _parse_row(path, row, columns)
-        names.append(os.path.normpath(name))
-        values.append(position)
+        values.append(tuple(row.number(column, DEGREE_RANGES.get(column)) for column in columns))
+        names.append(os.path.normpath(row.text("image")))
     if not names:
         raise InputError(f"{path} lists no images.")
     return columns, names, values
@@ -153,22 +151,3 @@ def _position_columns(path: Path, names: Sequence[str]) -> tuple[str, str]:
         f"{path} has the columns {shorten(', '.join(names)) or '(none)'}. Expected image, easting and northing, or "
         "image, latitude and longitude, separated by commas."
     )
-
-
-def _parse_row(path: Path, row: CsvRow, columns: tuple[str, str]) -> tuple[str, tuple[float, float]]:
-    values = []
-    for column in columns:
-        low, high = DEGREE_RANGES.get(column, (-math.inf, math.inf))
-        text = row.values[column]
-        try:
-            value = float(text or "")
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and low <= value <= high):
-            expected = f"a number from {low:g} to {high:g}" if column in DEGREE_RANGES else "a number"
-            raise InputError(f"{path}, line {row.line}: {column} is {shorten(repr(text))}. Expected {expected}.")
-        values.append(value)
-    name = row.values["image"]
-    if not name:
-        raise InputError(f"{path}, line {row.line}: the column image is empty.")
-    return name, (values[0], values[1])

@@ -4,17 +4,17 @@ Example: `python -m datasets.protocols msls_val --raw /data/mapillary_sls --outp
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.protocols.msls_val import derive_queries, write_list
+from datasets.protocols.msls_val import derive_queries
 from datasets.protocols.table import MSLS_740_SHA256
-from model.errors import InputError
+from utils.runtime.atomic_files import atomic_write
+from utils.runtime.script import cli_main
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0, or 2 after an error."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises InputError if the CSV files cannot be used, or the list cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m datasets.protocols", description=__doc__)
     text = "the keys of the official 740 queries of the MSLS validation set, for --queries_list"
     parser.add_argument("protocol", choices=("msls_val",), help=text)
@@ -23,15 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "list to write (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("msls_740.txt"), metavar="FILE", help=text)
     args = parser.parse_args(argv)
-    try:
-        keys = derive_queries(args.raw, expected_sha256=MSLS_740_SHA256)
-        write_list(args.output, keys)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    keys = derive_queries(args.raw, expected_sha256=MSLS_740_SHA256)
+    with atomic_write(args.output) as file:
+        file.writelines(f"{key}\n" for key in keys)
     print(f"{args.output}: the {len(keys)} official queries. Evaluate them with --queries_list {args.output}.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli_main(main)

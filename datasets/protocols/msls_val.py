@@ -2,8 +2,6 @@
 CSV files that MSLS publishes.
 """
 
-import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from datasets.benchmark import find_positives
 from datasets.protocols.recognition import keys_sha256
 from model.errors import InputError
+from utils.runtime.text_files import CsvRow, read_csv
 
 CITIES = ("cph", "sf")
 THRESHOLD = 25.0  # metres
@@ -37,16 +36,6 @@ def derive_queries(raw: Path, *, expected_sha256: str) -> list[str]:
     return sorted(keys)
 
 
-def write_list(path: Path, keys: list[str]) -> None:
-    """One key per line, through a temporary file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _read_images(folder: Path, subtask: str | None = None) -> tuple[list[str], np.ndarray]:
     """Keys and positions [N, 2] of the images of a folder that are no panoramas (and belong to the subtask)."""
     rows = _read_rows(folder / "raw.csv", ("key", "pano"))
@@ -58,39 +47,25 @@ def _read_images(folder: Path, subtask: str | None = None) -> tuple[list[str], n
             "number of rows in each."
         )
     keys, utms = [], []
-    for i, (row, position, member) in enumerate(zip(rows, positions, subtasks, strict=True)):
-        if row["key"] != position["key"]:
-            raise InputError(
-                f"{folder}, row {i + 1}: raw.csv names {row['key']}, but postprocessed.csv {position['key']}."
-            )
-        if _is_true(row["pano"]) or (subtask and not _is_true(member[subtask])):
+    for row, position, member in zip(rows, positions, subtasks, strict=True):
+        key = row.text("key")
+        if position.values["key"] != key:
+            raise position.error(f"the key is {position.values['key']}, but {key} in raw.csv.")
+        if _is_true(row, "pano") or (subtask and not _is_true(member, subtask)):
             continue
-        try:
-            utms.append((float(position["easting"]), float(position["northing"])))
-        except ValueError:
-            raise InputError(f"{folder / 'postprocessed.csv'}, line {i + 2}: the position is not a number.") from None
-        keys.append(row["key"])
+        utms.append((position.number("easting"), position.number("northing")))
+        keys.append(key)
     return keys, np.array(utms).reshape(-1, 2)
 
 
-def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[CsvRow]:
     if not path.is_file():
         raise InputError(
             f"No file {path}. Expected MSLS as it is published, not converted: "
             "<raw>/train_val/{cph,sf}/{query,database}."
         )
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(missing)}.")
-        rows = []
-        for row in reader:
-            if any(row[column] is None for column in columns):
-                raise InputError(f"{path}, line {reader.line_num}: the line is incomplete.")
-            rows.append(row)
-    return rows
+    return list(read_csv(path, columns)[1])
 
 
-def _is_true(text: str) -> bool:
-    return text.strip().lower() == "true"
+def _is_true(row: CsvRow, column: str) -> bool:
+    return row.text(column).strip().lower() == "true"

@@ -4,14 +4,14 @@ Example: `python -m datasets.synthetic OUTPUT --places 400 --val_places 60 --tes
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 
-from datasets.interruption import exit_status, run_command
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.domain import CHOICES, Domain
+from model.errors import InputError
+from utils.runtime.script import cli_main
 
 DESCRIPTION = "A procedural city of street places, in the GSV-Cities format and in the benchmark format."
 COUNTS = {
@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after an interrupt."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises InputError if the output cannot be written, or a process that draws was killed."""
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
@@ -76,17 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         make_city(args.output, config)
-        if args.contact_sheet:
+    except BrokenExecutor as error:
+        raise InputError(f"A process that draws was killed, probably because memory ran out. {error}") from error
+    if args.contact_sheet:
+        try:
             contact_sheet(args.contact_sheet, config)
-    except (OSError, ValueError, BrokenExecutor) as error:
-        is_anonymous = isinstance(error, OSError) and error.filename is None  # from Pillow
-        print(f"error: {f'Cannot write to {args.output}: ' if is_anonymous else ''}{error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return exit_status(error)
-    return 0
+        except (OSError, ValueError) as error:
+            raise InputError(f"Cannot write {args.contact_sheet}: {error}.") from error
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli_main(main, when_stopped="nothing was written")

@@ -1,10 +1,8 @@
 """Writing a city: a training set in the GSV-Cities format and a benchmark in the benchmark format."""
 
 import csv
-import glob
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
@@ -14,11 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.interruption import is_running, leave_stopping_to_the_main_process
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, Purpose, between, random_stream
 from datasets.synthetic.scene import draw_place
+from model.errors import InputError
+from utils.runtime.atomic_files import atomic_folder, make_folder, remove_leftovers
+from utils.runtime.workers import leave_stopping_to_the_main_process
 
 CSV_HEADER = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 STREETS_PER_COLUMN = 25
@@ -38,29 +38,16 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
     benchmark format. The same config gives the same bytes. The folder appears under its name only when it is
     complete.
 
-    Raises FileExistsError if `output` is a file or a folder with something in it, OSError if it cannot be written,
-    and BrokenExecutor if the system ended a process that draws.
+    Raises InputError if `output` is a file, a folder with something in it, or cannot be written, and BrokenExecutor
+    if the system ended a process that draws.
     """
     output = Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; name a new one")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    scratch.mkdir()
-    try:
-        write_city(scratch / "city", config, progress)
-        os.replace(scratch / "city", output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Removes the unfinished cities that killed processes left beside `output`."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-        number = path.name.split(".")[-2]
-        if number.isdigit() and not is_running(int(number)):
-            shutil.rmtree(path)
+        raise InputError(f"{output} exists and is not an empty folder. Name a new one.")
+    make_folder(output.parent, exist_ok=True)
+    remove_leftovers(output.parent, name=output.name)
+    with atomic_folder(output) as folder:
+        write_city(folder, config, progress)
 
 
 def write_city(folder: Path, config: CityConfig, progress: bool) -> None:

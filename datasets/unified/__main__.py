@@ -4,23 +4,21 @@ Example: `python -m datasets.unified OUTPUT --msls DIR --pitts30k DIR --sf_xl DI
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
-from datasets.interruption import exit_status, run_command
 from datasets.unified.builder import build
 from datasets.unified.config import CITIES, UnifiedConfig
 from datasets.unified.planning import CitySummary
-from model.errors import InputError
+from utils.runtime.script import cli_main
 
 DESCRIPTION = "The unified training dataset, from MSLS, Pitts30k and SF-XL, in the GSV-Cities format."
 EPILOG = "Run the same command again to continue after an interruption. Existing files are never changed."
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line. Its defaults are those of UnifiedConfig."""
+    """The parser of the command line. It fills the fields of UnifiedConfig, whose defaults are its own."""
     parser = argparse.ArgumentParser(prog="python -m datasets.unified", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("output", type=Path, help="gets Dataframes/ and Images/; may hold GSV-Cities already")
     for flag, content in (
@@ -37,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what to build (default: everything); some of: {', '.join(CITIES)}",
     )
     transfer = parser.add_mutually_exclusive_group()
-    transfer.add_argument("--copy", action="store_true", help="copy the images (default)")
+    text = "copy the images (default)"
+    transfer.add_argument("--copy", dest="symlink", action="store_false", default=False, help=text)
     transfer.add_argument("--symlink", action="store_true", help="link to the images, which must then stay in place")
     parser.add_argument(
         "--workers",
@@ -54,31 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0, 2 after an error, 130 after Ctrl-C, 143 after another signal."""
-    args = build_parser().parse_args(argv)
-    try:
-        config = UnifiedConfig(
-            output=args.output,
-            msls=args.msls,
-            pitts30k=args.pitts30k,
-            sf_xl=args.sf_xl,
-            cities=tuple(args.cities),
-            symlink=args.symlink,
-            workers=args.workers,
-            allow_name_collisions=args.allow_name_collisions,
-        )
-        summaries, num_new = build(config)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return exit_status(error)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises InputError, or OSError, as `build` does."""
+    config = UnifiedConfig(**vars(build_parser().parse_args(argv)))
+    summaries, num_new = build(config)
     print(format_summary(summaries))
     total = sum(summary.groups for summary in summaries)
     print(f"\n{total} cities are complete in {config.output}; {num_new} of them are new.")
-    return 0
 
 
 def format_summary(summaries: Sequence[CitySummary]) -> str:
@@ -97,4 +78,4 @@ def format_summary(summaries: Sequence[CitySummary]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli_main(main, when_stopped="run the same command again to continue")

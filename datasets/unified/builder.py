@@ -3,20 +3,17 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datasets.unified.config import UnifiedConfig
 from datasets.unified.planning import CityPlan, CitySummary, make_plans
 from model.errors import InputError
+from utils.runtime.atomic_files import atomic_folder, atomic_write, lock_folder, make_folder, remove_leftovers
 
-LOCK = ".unified.lock"
-UNFINISHED = ".unified.unfinished"  # on the same disk as Images, so that a city is moved there in one step
 IMAGES_PER_TASK = 64  # of one thread; an interrupt waits for these
 File = tuple[str, str]  # name in the city's folder, path of the source image
 
@@ -31,14 +28,14 @@ def build(config: UnifiedConfig) -> tuple[list[CitySummary], int]:
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"The output {config.output} is a file. Name a folder.")
     plans, summaries = make_plans(config)
-    with _exclusive_access(config.output):
-        _remove_unfinished(config.output)
-        try:
-            pending = [plan for plan in plans if not is_complete(plan, config.output)]
-            with ThreadPoolExecutor(config.workers) as pool:
-                _build_cities(pending, config, pool)
-        finally:
-            _remove_unfinished(config.output)
+    lock = lock_folder(make_folder(config.output, exist_ok=True))
+    try:
+        for folder in ("Images", "Dataframes"):
+            remove_leftovers(config.output / folder)
+        pending = [plan for plan in plans if not is_complete(plan, config.output)]
+        _build_cities(pending, config)
+    finally:
+        lock.release()
     return summaries, len(pending)
 
 
@@ -70,49 +67,27 @@ def _paths(plan: CityPlan, output: Path) -> tuple[Path, Path]:
     return output / "Images" / plan.name, output / "Dataframes" / f"{plan.name}.csv"
 
 
-@contextmanager
-def _exclusive_access(output: Path) -> Iterator[None]:
-    """Creates the output folder and locks it. The system releases the lock of a killed process; the file stays."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"Another run is building in {output}. Wait until it ends, or choose another output."
-        ) from None
-    except OSError as error:
-        raise InputError(f"Cannot write in {output}: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _remove_unfinished(output: Path) -> None:
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-
-
-def _build_cities(plans: Sequence[CityPlan], config: UnifiedConfig, pool: Executor) -> None:
+def _build_cities(plans: Sequence[CityPlan], config: UnifiedConfig) -> None:
     if not config.symlink:
-        _check_space(plans, config.output, pool)
+        _check_space(plans, config)
     total = sum(len(plan.images) for plan in plans)
     with tqdm(total=total, desc="Linking" if config.symlink else "Copying", unit=" images", disable=None) as bar:
         for plan in plans:
-            _build_city(plan, config, pool=pool, bar=bar)
+            _build_city(plan, config, bar)
 
 
-def _check_space(plans: Sequence[CityPlan], output: Path, pool: Executor) -> None:
+def _check_space(plans: Sequence[CityPlan], config: UnifiedConfig) -> None:
     """Raises InputError if the disk cannot hold the images of the cities, or a source image cannot be read."""
     needed = 0
-    for plan in tqdm(plans, "Adding up file sizes", unit=" cities", leave=False, disable=None):
-        if not _paths(plan, output)[0].exists():
-            needed += sum(pool.map(_total_size, _chunks(plan)))
-    free = shutil.disk_usage(output).free
+    with ThreadPoolExecutor(config.workers) as pool:
+        for plan in tqdm(plans, "Adding up file sizes", unit=" cities", leave=False, disable=None):
+            if not _paths(plan, config.output)[0].exists():
+                needed += sum(pool.map(_total_size, _chunks(plan)))
+    free = shutil.disk_usage(config.output).free
     if needed > free:
         raise InputError(
-            f"Copying the images needs {_size(needed)}, but only {_size(free)} are free in {output}. Free some space, "
-            "choose fewer cities, or use --symlink, which needs hardly any space."
+            f"Copying the images needs {_size(needed)}, but only {_size(free)} are free in {config.output}. Free some "
+            "space, choose fewer cities, or use --symlink, which needs hardly any space."
         )
 
 
@@ -127,29 +102,21 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e3:.1f} kB"
 
 
-def _build_city(plan: CityPlan, config: UnifiedConfig, *, pool: Executor, bar: tqdm) -> None:
+def _build_city(plan: CityPlan, config: UnifiedConfig, bar: tqdm) -> None:
     images, table = _paths(plan, config.output)
-    unfinished = config.output / UNFINISHED / plan.name
     try:
+        make_folder(images.parent, exist_ok=True)
+        make_folder(table.parent, exist_ok=True)
         if not images.exists():
-            unfinished.mkdir(parents=True)
-            # An error or interrupt ends this loop, and with it pool.map, which cancels the tasks that have not begun.
-            for count in pool.map(partial(_transfer, folder=unfinished, symlink=config.symlink), _chunks(plan)):
-                bar.update(count)
-            images.parent.mkdir(exist_ok=True)
-            os.replace(unfinished, images)
-        unfinished.parent.mkdir(exist_ok=True)
-        temporary_table = unfinished.with_suffix(".csv")
-        with open(temporary_table, "wb") as file:
+            with atomic_folder(images) as folder, ThreadPoolExecutor(config.workers) as pool:
+                # An error or a signal ends this loop, and with it pool.map, which cancels tasks that have not begun.
+                for count in pool.map(partial(_transfer, folder=folder, symlink=config.symlink), _chunks(plan)):
+                    bar.update(count)
+        with atomic_write(table, "wb") as file:
             file.write(plan.table())
-            file.flush()
-            os.fsync(file.fileno())
-        table.parent.mkdir(exist_ok=True)
-        os.replace(temporary_table, table)
-    except OSError as error:
+    except InputError as error:
         raise InputError(
-            f"Cannot build {plan.name} in {config.output}: {error}. Complete cities are kept: solve this, then run the "
-            "same command again to continue."
+            f"{error} Complete cities are kept: solve this, then run the same command again to continue."
         ) from error
 
 
@@ -162,8 +129,11 @@ def _chunks(plan: CityPlan) -> Iterator[list[File]]:
 def _transfer(files: Sequence[File], *, folder: Path, symlink: bool) -> int:
     """Copies or links the source images into the folder. Returns how many they are."""
     for name, source in files:
-        if symlink:
-            os.symlink(os.path.abspath(source), folder / name)
-        else:
-            shutil.copyfile(source, folder / name)
+        try:
+            if symlink:
+                os.symlink(os.path.abspath(source), folder / name)
+            else:
+                shutil.copyfile(source, folder / name)
+        except OSError as error:
+            raise InputError(f"Cannot copy {source} to {folder.parent}: {error.strerror or error}.") from error
     return len(files)

@@ -2,31 +2,12 @@
 
 import math
 import re
-from typing import NamedTuple
 
-from datasets.cities import image_name
+from datasets.cities import COLUMNS
 from datasets.file_names import EASTING, HEADING, IMAGE_ID, LAT, LAYOUT, LON, NORTHING, TIMESTAMP
 from datasets.unified.places import Cell, Grid
 
 NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
-
-
-class CityRow(NamedTuple):
-    """A row of a city's CSV file: the columns of the GSV-Cities format, as text."""
-
-    place_id: str
-    year: str
-    month: str
-    northdeg: str
-    city_id: str
-    lat: str
-    lon: str
-    panoid: str
-
-    @property
-    def image_name(self) -> str:
-        """The image's file name."""
-        return image_name(self._asdict())
 
 
 def source_name(position: str, image_id: str, *, heading: int, timestamp: str) -> str:
@@ -47,14 +28,13 @@ def cell_of(name: str, grid: Grid) -> Cell:
     fields = split_name(name)
     texts = fields[EASTING], fields[NORTHING], fields[HEADING]
     try:
-        easting, northing, heading = map(float, texts)
+        return grid.cell(*map(float, texts))
     except ValueError:
-        raise ValueError(f"easting, northing and heading are {', '.join(texts)}; expected numbers") from None
-    return grid.cell(easting, northing, heading)
+        raise ValueError(f"easting, northing and heading are {', '.join(texts)}; expected finite numbers") from None
 
 
-def row_of(name: str, *, city: str, place: int) -> CityRow:
-    """The row of a source's image. Raises ValueError if its date or position cannot be used."""
+def row_of(name: str, *, city: str, place: int) -> dict[str, str]:
+    """The row of a source's image: the values of COLUMNS. Raises ValueError if its date or position cannot be used."""
     fields = split_name(name)
     lat, lon, timestamp = fields[LAT], fields[LON], fields[TIMESTAMP]
     if not re.fullmatch(r"[0-9]{4}(0[1-9]|1[0-2])", timestamp):
@@ -65,4 +45,5 @@ def row_of(name: str, *, city: str, place: int) -> CityRow:
         valid = False
     if not valid:
         raise ValueError(f"latitude and longitude are {lat!r} and {lon!r}; expected numbers")
-    return CityRow(str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID])
+    values = str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID]
+    return dict(zip(COLUMNS, values, strict=True))

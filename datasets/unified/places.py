@@ -23,12 +23,7 @@ class Grid:
     def cell(self, easting: float, northing: float, heading: float) -> Cell:
         """The cell of a position in metres and a heading in degrees. Raises ValueError if one is not finite."""
         size, step = self.cell_size, self.heading_step
-        try:
-            return int(easting // size * size), int(northing // size * size), int(heading // step * step)
-        except (OverflowError, ValueError):
-            raise ValueError(
-                f"easting {easting}, northing {northing} and heading {heading} must be finite numbers"
-            ) from None
+        return int(easting // size * size), int(northing // size * size), int(heading // step * step)
 
     def group(self, cell: Cell) -> Cell:
         """The group of a cell: its number along each axis, modulo the groups there."""

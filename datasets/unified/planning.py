@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from datasets.cities import COLUMNS, image_name
 from datasets.unified.config import UnifiedConfig, output_names
-from datasets.unified.names import CityRow, cell_of, row_of
+from datasets.unified.names import cell_of, row_of
 from datasets.unified.places import MIN_IMAGES, Cell, group_places
 from datasets.unified.sources import Source, check_sources, read_sources
 from model.errors import InputError
@@ -33,7 +34,7 @@ class CityPlan:
     folder: Path
     images: list[PlannedImage]
 
-    def rows(self) -> Iterator[CityRow]:
+    def rows(self) -> Iterator[dict[str, str]]:
         """The rows of the CSV file."""
         for image in self.images:
             yield row_of(image.name, city=self.name, place=image.place)
@@ -41,15 +42,15 @@ class CityPlan:
     def table(self) -> bytes:
         """The CSV file."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CityRow._fields)
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
         writer.writerows(self.rows())
         return text.getvalue().encode("utf-8", "surrogateescape")
 
     def files(self) -> dict[str, str]:
         """{file name in the city's folder: path of the source image}. Of images with one name, the last counts."""
         pairs = zip(self.rows(), self.images, strict=True)
-        return {row.image_name: f"{self.folder}/{image.file}" for row, image in pairs}
+        return {image_name(row): f"{self.folder}/{image.file}" for row, image in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def _plan_group(source: Source, name: str, places: list[list[int]], allow_name_c
     last_of_name: dict[str, PlannedImage] = {}
     for image in images:
         try:
-            last_of_name[row_of(image.name, city=name, place=image.place).image_name] = image
+            last_of_name[image_name(row_of(image.name, city=name, place=image.place))] = image
         except ValueError as error:
             raise InputError(f"{source.folder / image.file}: {error}.") from None
     if not allow_name_collisions:

@@ -1,22 +1,22 @@
 """The images of the sources: MSLS, Pitts30k and SF-XL, each with a file name in one common form."""
 
-import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite, nan
 from pathlib import Path
 
 import utm
 from tqdm import tqdm
 
 from datasets.file_names import EASTING, IMAGE_ID, LON, TILE
+from datasets.positions import DEGREE_RANGES
 from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
 from datasets.unified.names import source_name, split_name
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
 from model.errors import InputError
+from utils.runtime.text_files import CsvRow, read_csv
 
 MSLS_PARTS = ("database", "query")
 MSLS_COLUMNS = ("key", "lon", "lat", "ca", "captured_at", "pano")
@@ -27,7 +27,6 @@ PITTS30K_YAWS = 12  # headings, 30 degrees apart
 PITTS30K_TIMESTAMP = "202409"  # as in the original; the names of the images tell no date
 SF_XL_FOLDER = "images/train"
 SUFFIX = ".jpg"
-LATITUDES, LONGITUDES = (-80.0, 84.0), (-180.0, 180.0)  # degrees; UTM covers no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +99,17 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
         table, images_folder = folder / part / "raw.csv", folder / part / "images"
         available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
         prefix = images_folder.relative_to(root).as_posix()
-        for line, row in _read_table(table):
-            try:
-                if _is_panorama(row):
-                    panoramas += 1
-                    continue
-                key, name = row["key"], _msls_name(row)
-                if key in images:
-                    raise ValueError(f"the key {key} is listed for the second time in {city}")
-                file = f"{prefix}/{key}.jpg" if f"{key}.jpg" in available else moved.get(key)
-                if not file:
-                    looked_in = f"{images_folder} or in {root}/train/{{{','.join(MOVED_PARTS)}}}"
-                    raise ValueError(f"the image {key}.jpg is missing: it is neither in {looked_in}")
-            except ValueError as error:
-                raise InputError(f"{table}, line {line}: {error}.") from None
+        for row in read_csv(table, MSLS_COLUMNS, exact=True)[1]:
+            if _is_panorama(row):
+                panoramas += 1
+                continue
+            key, name = row.text("key"), _msls_name(row)
+            if key in images:
+                raise row.error(f"the key {key} is listed for the second time in {city}.")
+            file = f"{prefix}/{key}.jpg" if f"{key}.jpg" in available else moved.get(key)
+            if not file:
+                looked_in = f"{images_folder} or in {root}/train/{{{','.join(MOVED_PARTS)}}}"
+                raise row.error(f"the image {key}.jpg is missing: it is neither in {looked_in}.")
             images[key] = name, file
     names, files = _sorted_columns(images.values())
     return Source(city=city, folder=root, names=names, files=files, grid=STREET_GRID, panoramas=panoramas)
@@ -139,58 +135,26 @@ def _moved_images(root: Path) -> dict[str, str]:
     return files
 
 
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of each row of a raw.csv file."""
-    # Broken bytes and stray quotes must not swallow other lines: the line that is named has to be the right one.
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file, quoting=csv.QUOTE_NONE)
-        try:
-            missing = [column for column in MSLS_COLUMNS if column not in (rows.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path}, line 1 lacks the columns {', '.join(missing)}. Expected: {', '.join(MSLS_COLUMNS)}."
-                )
-            for row in rows:
-                if None in row or None in row.values():
-                    expected = len(rows.fieldnames or ())
-                    raise InputError(f"{path}, line {rows.line_num}: expected {expected} values separated by commas.")
-                yield rows.line_num, row
-        except csv.Error as error:
-            raise InputError(f"{path}, line {rows.line_num + 1}: {error}.") from None
-
-
-def _is_panorama(row: Mapping[str, str]) -> bool:
-    text = row["pano"].strip()
+def _is_panorama(row: CsvRow) -> bool:
+    text = row.text("pano").strip()
     if text not in ("True", "False"):
-        raise ValueError(f"pano is {text!r}; expected True or False")
+        raise row.error(f"pano is {text!r}. Expected True or False.")
     return text == "True"
 
 
-def _msls_name(row: Mapping[str, str]) -> str:
-    lat = _number(row, "lat", limits=LATITUDES)
-    lon = _number(row, "lon", limits=LONGITUDES)
-    heading = int(_number(row, "ca"))
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", row["key"]):
-        raise ValueError(f"key is {row['key']!r}; expected letters, digits, - and _")
+def _msls_name(row: CsvRow) -> str:
+    lat, lon = row.number("lat", DEGREE_RANGES["latitude"]), row.number("lon", DEGREE_RANGES["longitude"])
+    heading, key, date = int(row.number("ca")), row.text("key"), row.text("captured_at").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+        raise row.error(f"key is {key!r}. Expected letters, digits, - and _.")
     try:
-        date = datetime.strptime(row["captured_at"].strip(), "%Y-%m-%d")
+        taken = datetime.strptime(date, "%Y-%m-%d")
     except ValueError:
-        raise ValueError(f"captured_at is {row['captured_at']!r}; expected YYYY-MM-DD") from None
+        raise row.error(f"captured_at is {date!r}. Expected YYYY-MM-DD.") from None
     # One call for each image: called with arrays, utm converts all points in the zone of the first.
     easting, northing, zone, letter = utm.from_latlon(lat, lon)
     position = f"{easting:010.2f}@{northing:010.2f}@{zone:02d}@{letter}@{lat:09.5f}@{lon:010.5f}"
-    return source_name(position, row["key"], heading=heading, timestamp=f"{date.year:04d}{date.month:02d}")
-
-
-def _number(row: Mapping[str, str], column: str, limits: tuple[float, float] | None = None) -> float:
-    try:
-        value = float(row[column])
-    except ValueError:
-        value = nan
-    if not isfinite(value) or (limits and not limits[0] <= value <= limits[1]):
-        expected = f"a number from {limits[0]:g} to {limits[1]:g}" if limits else "a number"
-        raise ValueError(f"{column} is {row[column]!r}; expected {expected}")
-    return value
+    return source_name(position, key, heading=heading, timestamp=f"{taken.year:04d}{taken.month:02d}")
 
 
 # ---- Pitts30k and SF-XL

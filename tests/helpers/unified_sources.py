@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers.processes import ROOT
 from PIL import Image
 
-from datasets.unified.builder import LOCK
+LOCK = ".lock"
 
 GOLDEN = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "unified.json.gz").read_bytes()))
 GOLDEN_CITIES = ("trondheim", "bangkok", "pitts30k", "sf_xl")

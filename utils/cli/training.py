@@ -17,6 +17,7 @@ from model.network import check_image_size
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
 from utils.cli.parser import changeable_flags
+from utils.models import model_on_all_ranks
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
 from utils.runtime import distributed
 from utils.runtime.devices import PRECISIONS, warn_if_slow
@@ -236,7 +237,7 @@ def _start(args: TrainingArguments) -> None:
 
 
 def _start_model(args: TrainingArguments, checkpoint: RunCheckpoint | None, build: Any) -> StartModel:
-    model = checkpoint.new_model(args.model.choice) if checkpoint else distributed.build_on_main(build)
+    model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
     for size in (args.places.image_size, args.extraction.resize):
         check_image_size(model.config, size)
     return StartModel(model, checkpoint)

@@ -13,6 +13,7 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
+from utils.models import model_on_all_ranks
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, IVFConfig, PCAConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.features import Features, SearchResult, as_array
@@ -103,7 +104,7 @@ def load_extractor(
     The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
     cannot take images of one of the sizes (H, W).
     """
-    model = distributed.build_on_main(partial(load_model, choice, weights))
+    model = model_on_all_ranks(partial(load_model, choice, weights))
     for size in sizes:
         check_image_size(model.config, size)
     return Extractor(model=prepare(model.eval(), config), config=config)

@@ -1,6 +1,7 @@
 """Files that are either complete or absent, in folders that one process writes to."""
 
 import contextlib
+import glob
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
+import filelock  # PyTorch requires it
 import torch
 
 from model.errors import InputError
@@ -51,7 +52,8 @@ def atomic_write(path: str | Path, mode: str = "w", *, interruptible: bool = Fal
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Creates a temporary folder beside `path`, and moves it to `path` if the block succeeds; otherwise removes it.
 
-    A stop signal takes effect at once. Raises InputError, which names the folder, if it cannot be written.
+    A stop signal takes effect at once, but does not disturb the removal. Raises InputError, which names the folder, if
+    it cannot be written.
     """
     temporary = _temporary(path)
     try:
@@ -62,7 +64,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         if temporary.exists():
-            shutil.rmtree(temporary)
+            with stop_signals.delayed():
+                shutil.rmtree(temporary)
 
 
 def _temporary(path: Path) -> Path:
@@ -80,12 +83,30 @@ def save_tensors(path: Path, content: dict) -> None:
             raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder. The caller holds the folder's lock."""
-    leftovers = [path for path in sorted(folder.iterdir()) if TEMPORARY.fullmatch(path.name)]
-    for path in leftovers:
+def remove_leftovers(folder: Path, *, name: str | None = None) -> None:
+    """Removes the temporary files that a killed process left in a folder. The caller holds the folder's lock.
+
+    name: removes only those of this file or folder. It needs no lock: a process that still runs keeps its own.
+    """
+    pattern = f".{glob.escape(name)}.*.tmp" if name else "*"
+    for path in sorted(path for path in folder.glob(pattern) if TEMPORARY.fullmatch(path.name)):
+        if name and _is_running(int(path.name.split(".")[-2])):
+            continue
         logging.info("Removing %s (%.1f MB), left by a process that was killed.", path, path.stat().st_size / 1e6)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine. On Windows always: it cannot be asked there."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def lock_folder(folder: Path) -> filelock.BaseFileLock:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import GeoLocalizationNet, InputError
+from model.errors import InputError
 from utils.runtime.signals import stop_signals
 
 T = TypeVar("T")
@@ -89,21 +89,6 @@ def run_on_main(function: Callable[[], T], *, share: bool = True) -> T:
     if isinstance(shared, (InputError, OSError)):
         raise shared
     return outcome if is_main() else shared
-
-
-def load_on_main(model: nn.Module, load: Callable[[], None]) -> None:
-    """Calls `load`, which fills the model, on the main rank, and copies the weights to the others. As run_on_main."""
-    run_on_main(load)
-    broadcast_tensors(model.state_dict().values())
-
-
-def build_on_main(build: Callable[[], GeoLocalizationNet]) -> GeoLocalizationNet:
-    """The model that `build` returns on the main rank: on every rank, on the CPU. As run_on_main."""
-    built: Any = run_on_main(build, share=False)
-    config: Any = broadcast_object(built.config if is_main() else None)
-    model = built if is_main() else GeoLocalizationNet(config)
-    broadcast_tensors(model.state_dict().values())
-    return model
 
 
 def gather_objects(value: T) -> list[T] | None:

@@ -26,8 +26,8 @@ OUT_OF_MEMORY = "Out of memory. Use a smaller batch or fewer --num_workers."
 ANOTHER_RANK_ENDED = "another rank has ended. Its message says why."
 
 
-def cli_main(main: Callable[[], None]) -> None:
-    """Runs a script and exits.
+def cli_main(main: Callable[[], None], *, when_stopped: str = "") -> None:
+    """Runs a script and exits. when_stopped: what to say after a stop signal.
 
     Status 0; 2 for bad input or a failing file; 130 after Ctrl-C, 143 after SIGTERM and the other stop signals; 1 for
     any other error, whose traceback is in the run's log. No temporary files or processes are left behind.
@@ -37,7 +37,7 @@ def cli_main(main: Callable[[], None]) -> None:
     stop_signals.install()
     keep_freed_memory()
     try:
-        status = _run(main)
+        status = _run(main, when_stopped)
     finally:
         kill_workers()
     if status and distributed.world_size() > 1:
@@ -56,7 +56,7 @@ def _show_warnings() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
 
 
-def _run(main: Callable[[], None]) -> int:
+def _run(main: Callable[[], None], when_stopped: str) -> int:
     try:
         check_torch_version()
         main()
@@ -71,8 +71,8 @@ def _run(main: Callable[[], None]) -> int:
         stopped = _find_stopped(error)
         if stopped is None:
             return _report(error)
-        if stopped == signal.SIGINT:
-            print("interrupted", file=sys.stderr)
+        if stopped == signal.SIGINT or when_stopped:
+            print("; ".join(filter(None, ["interrupted", when_stopped])), file=sys.stderr)
         return EXIT_STATUS[signal.Signals(stopped)]
     return 0
 

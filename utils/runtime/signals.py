@@ -3,12 +3,17 @@
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datasets.interruption import EXIT_STATUS, repeat_if_lost
-
+EXIT_STATUS = {  # Windows has not all of them. SIGUSR1: clusters send it before they kill
+    getattr(signal, name): status
+    for name, status in {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 143, "SIGQUIT": 143, "SIGUSR1": 143}.items()
+    if hasattr(signal, name)
+}
 CLEANUP_SECONDS = 5.0
 
 
@@ -39,7 +44,7 @@ class StopSignals:
     def install(self) -> None:
         """Handles the stop signals of this process. A SIGHUP that nohup ignores stays ignored."""
         self._process = os.getpid()
-        repeat_if_lost(Stopped, self.repeat)
+        sys.unraisablehook = self._repeat_if_lost
         for number in EXIT_STATUS:
             if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -86,6 +91,16 @@ class StopSignals:
         """Sends this process a signal again whose exception was lost."""
         self._raised = -math.inf
         os.kill(os.getpid(), lost.signal)
+
+    def _repeat_if_lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """The sys.unraisablehook: Python discards exceptions that are raised inside a finalizer or a fork hook, where a
+        signal may well arrive, since processes that read or draw images are forked.
+        """
+        if isinstance(unraisable.exc_value, Stopped):
+            # Later, and from another thread: raised here, it would be lost again.
+            threading.Timer(0.05, self.repeat, (unraisable.exc_value,)).start()
+        else:
+            sys.__unraisablehook__(unraisable)
 
     def _raise_received(self) -> None:
         is_forced = self._ctrl_c > 1

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from datasets.benchmark import Benchmark
 from model import InputError
 from model.weights import load_weights, model_content
+from utils.models import weights_on_all_ranks
 from utils.retrieval.config import EvaluationConfig
 from utils.retrieval.evaluation import Pipeline, Search
 from utils.retrieval.extraction import Extractor, prepare
@@ -103,7 +104,7 @@ class Trainer:
         """Evaluates best_model.pth on the test dataset, with the search of the evaluation script for such models."""
         model = self.training_step.model
         with self.interruptible():
-            distributed.load_on_main(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
+            weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
             extractor = Extractor(model=prepare(model.eval(), config.extraction), config=config.extraction)
             Pipeline(extractor, config, search).evaluate(self.data.test, self.run)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.text_files import read_csv, shorten
 from model.errors import InputError
 from utils.retrieval.report.predictions import CSV_COLUMNS, PREDICTIONS
+from utils.runtime.text_files import read_csv
 
 RESULTS = "results.json"
 MARKS = {"": None, "0": False, "1": True}  # of the column correct
@@ -70,20 +70,16 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    columns, rows = read_csv(path, other_bytes=True)
-    if not set(CSV_COLUMNS) <= set(columns):
-        raise InputError(
-            f"{path} has the columns {shorten(', '.join(columns))}. Expected {', '.join(CSV_COLUMNS)}. Evaluate again."
-        )
+    _, rows = read_csv(path, CSV_COLUMNS, other_bytes=True)
     predictions: dict[str, list[Prediction]] = {}
-    for line, values in rows:
-        query, rank, image, distance, mark, metric = (values[column] or "" for column in CSV_COLUMNS)
+    for row in rows:
+        query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
         of_query = predictions.setdefault(query, [])
         is_complete = query and image and metric and mark in MARKS and _is_finite(distance)
         if not is_complete or rank != str(len(of_query) + 1):
-            raise InputError(
-                f"{path}, line {line}: expected the predictions of a query, with ranks from 1 on, distances, and "
-                "correct as 0 or 1. Evaluate again."
+            raise row.error(
+                "expected the predictions of a query, with ranks from 1 on, distances, and correct as 0 or 1. Evaluate "
+                "again."
             )
         of_query.append(Prediction(image=image, distance=float(distance), metric=metric, correct=MARKS[mark]))
     if len({len(of_query) for of_query in predictions.values()}) != 1:

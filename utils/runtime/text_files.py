@@ -1,7 +1,8 @@
 """Text files that a user writes: CSV files, and lists with one entry per line."""
 
 import csv
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -11,23 +12,64 @@ MAX_QUOTED = 200  # characters
 
 
 class CsvRow(NamedTuple):
-    """A row: the number of its first line, from 1, and {column: value}, None where the row is too short."""
+    """A row: its file, the number of its first line, from 1, and {column: value}, None where the row is too short."""
 
+    path: Path
     line: int
     values: dict[str, str | None]
 
+    def error(self, problem: str) -> InputError:
+        """What is wrong with the row, after its file and line."""
+        return InputError(f"{self.path}, line {self.line}: {problem}")
 
-def read_csv(path: Path, *, other_bytes: bool = False) -> tuple[list[str], Iterator[CsvRow]]:
+    def text(self, column: str) -> str:
+        """The value of a column. Raises InputError if there is none."""
+        value = self.values[column]
+        if not value:
+            raise self.error(f"the column {column} is empty.")
+        return value
+
+    def number(self, column: str, limits: tuple[float, float] | None = None) -> float:
+        """The value of a column. Raises InputError if it is not a finite number within the limits, both included."""
+        low, high = limits or (-math.inf, math.inf)
+        text = self.values[column]
+        try:
+            value = float(text or "")
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            expected = f" from {low:g} to {high:g}" if limits else ""
+            raise self.error(f"{column} is {shorten(repr(text))}. Expected a number{expected}.")
+        return value
+
+
+def read_csv(
+    path: Path, columns: Sequence[str] = (), *, exact: bool = False, other_bytes: bool = False
+) -> tuple[list[str], Iterator[CsvRow]]:
     """The columns of a CSV file, in lower case, and its rows.
 
-    other_bytes: accept bytes that are not UTF-8, as surrogates; file names may contain such. Raises InputError, which
-    names the line, for them otherwise, for NUL, and for quotes or fields that are not CSV.
+    columns: those that it must have. exact: each row must have as many values as the header. other_bytes: accept bytes
+    that are not UTF-8, as surrogates; file names may contain such. Raises InputError, which names the line, for them
+    otherwise, for NUL, and for quotes or fields that are not CSV.
     """
     rows = _csv_rows(path, other_bytes)
     _, header = next(rows, (1, []))
-    columns = [name.strip().lower() for name in header]
-    blank: dict[str, str | None] = dict.fromkeys(columns)
-    return columns, (CsvRow(line, blank | dict(zip(columns, row, strict=False))) for line, row in rows)
+    header = [name.strip().lower() for name in header]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        found = shorten(", ".join(header)) or "none"
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}. It has: {found}.")
+    blank: dict[str, str | None] = dict.fromkeys(header)
+
+    def read() -> Iterator[CsvRow]:
+        for line, values in rows:
+            given: dict[str, str | None] = dict(zip(header, values, strict=False))
+            row = CsvRow(path, line, given if len(values) >= len(header) else blank | given)
+            if exact and len(values) != len(header):
+                raise row.error(f"{len(values)} values. Expected {len(header)}, separated by commas.")
+            yield row
+
+    return header, read()
 
 
 def read_lines(path: Path) -> list[str]:

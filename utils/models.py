@@ -1,0 +1,25 @@
+"""Models that the main rank builds or loads, on every rank: the others need not see its files."""
+
+from collections.abc import Callable
+from typing import Any
+
+from model import GeoLocalizationNet
+from utils.runtime.distributed import broadcast_object, broadcast_tensors, is_main, run_on_main
+
+
+def model_on_all_ranks(build: Callable[[], GeoLocalizationNet]) -> GeoLocalizationNet:
+    """The model that `build` returns on the main rank: on every rank, on the CPU. Raises what run_on_main raises."""
+    built: Any = run_on_main(build, share=False)
+    config: Any = broadcast_object(built.config if is_main() else None)
+    model = built if is_main() else GeoLocalizationNet(config)
+    broadcast_tensors(model.state_dict().values())
+    return model
+
+
+def weights_on_all_ranks(model: GeoLocalizationNet, load: Callable[[], None]) -> None:
+    """Calls `load`, which fills the model, on the main rank, and copies the weights to the others.
+
+    Raises what run_on_main raises.
+    """
+    run_on_main(load)
+    broadcast_tensors(model.state_dict().values())
