@@ -1,87 +1,22 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-from dataclasses import asdict
-from functools import partial
-
-import torch
-
-from datasets.benchmark import Benchmark
-from model import CODE_BITS, InferenceModel
-from utils.cli import EvaluationArguments, parse_evaluation
-from utils.retrieval.evaluation import Results, evaluate_each, load_model_on_all_ranks, read_benchmarks
-from utils.retrieval.extraction import extract
-from utils.retrieval.index import open_index
-from utils.retrieval.index.inverted_file import open_inverted_file
-from utils.retrieval.report import report
-from utils.retrieval.search import search_hamming
-from utils.retrieval.test_methods import merge_crops
-from utils.runtime import distributed
-from utils.runtime.run_dir import RunDir
+from utils.cli.evaluation import HashingEvaluation, evaluate_datasets
+from utils.cli.parser import parse
+from utils.retrieval.evaluation import Evaluation, Stages
+from utils.retrieval.search import search
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    args = parse_evaluation(__doc__, hashing=True)
-    distributed.init(args.extraction.device)
-    torch.manual_seed(args.seed)
-
-    # ---- Datasets (usually one) and model
-    benchmarks = read_benchmarks(args.benchmarks, has_database=args.load_index is None)
-    model = load_model_on_all_ranks(
-        args.model,
-        args.resume,
-        extraction=args.extraction,
-        image_sizes=args.image_sizes,
-        compiled=args.compile,
-    )
-    run = RunDir(args.save_dir, args.flags | asdict(model.config))
-    evaluate_each(benchmarks, run, partial(evaluate, args=args, model=model))
+    args = parse(HashingEvaluation, __doc__)
+    evaluate_datasets(args, search_codes)  # features of each dataset, the search below, a report
 
 
-def evaluate(dataset: Benchmark, run: RunDir, *, args: EvaluationArguments, model: InferenceModel) -> Results | None:
-    """Writes the results to the run's folder, and returns them; None on all but the main rank."""
-    if args.ivf and not (args.load_index or args.save_index):
-        args.ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
-
-    # ---- Codes (under torchrun, of every rank's share)
-    with run.phase("extraction"):
-        if args.load_index:
-            database = open_index(
-                args.load_index,
-                model,
-                args.extraction,
-                verify=not args.trust_index,
-                allow_incomplete=args.allow_incomplete_index,
-            )
-        else:
-            database = extract(model, dataset.database, args.extraction, save_to=args.save_index)
-        queries = extract(model, dataset.queries, args.extraction.for_queries(args.test_method))
-    if database is None or queries is None:  # only the main rank receives the features
-        return None
-
-    # ---- Search
-    k = max(args.recall_values)
-    if args.ivf:
-        with run.phase("inverted_file"):
-            inverted_file = open_inverted_file(database.codes, args.ivf, args.index_folder)
-        with run.phase("search"):
-            results = inverted_file.search(queries.codes, k)
-    else:
-        with run.phase("search"):
-            results = search_hamming(database.codes, queries.codes, k, device=args.extraction.device)
-    if args.merges_crops:  # the results of the crops of each query
-        results = merge_crops(results, args.test_method, k=k, majority_weight=args.majority_weight)
-
-    # ---- Recalls, predictions.csv, results.json, pictures, report.html
-    dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-    return report(
-        run,
-        dataset,
-        {"Binary": results},
-        recall_values=args.recall_values,
-        descriptor_dim=CODE_BITS,
-        config=args.report,
-    )
+def search_codes(evaluation: Evaluation) -> Stages:
+    """For each query the database images whose codes are nearest by Hamming distance."""
+    database, queries, k = evaluation.database, evaluation.queries, evaluation.k
+    with evaluation.run.phase("search"):
+        return {"Binary": search(database, queries, k, device=evaluation.device)}
 
 
 if __name__ == "__main__":

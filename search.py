@@ -2,61 +2,55 @@
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.weights import load_model
-from utils.cli import parse_search
-from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract, prepare
-from utils.retrieval.index import IndexMetadata, read_index
+from utils.cli.parser import parse
+from utils.cli.search import SearchArguments
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.matches import Match, list_matches, table_lines
-from utils.retrieval.search import rerank, search
+from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
+PICTURE_COLUMNS = 5  # matches side by side
+
 
 def main() -> None:
-    args = parse_search(__doc__)
+    args = parse(SearchArguments, __doc__)
     images = find_images(args.images)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)
 
     # ---- The index, and the model that it was built with
-    index = read_index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
+    index = open_index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
     print(f"The index {args.index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
         raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
     model = load_model(index.metadata.model_config, weights)
-    settings = ExtractionConfig(
-        resize=index.metadata.size,
-        antialias=index.metadata.antialias,
-        batch_size=args.infer_batch_size,
-        device=args.device,
-        precision=args.precision,
-        exif_orientation=args.exif_orientation,
-    )
+    settings = replace(args.extraction, resize=index.metadata.size, antialias=index.metadata.antialias)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
-    database = index.features()
-    queries = extract(prepare(model, settings), ImageSet.without_positions(images), settings, pca=index.pca)
+    extractor = Extractor(model=prepare(model, settings), config=settings, pca=index.pca)
+    queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
-    rerank_num = args.rerank_num if model.config.rerank else 0
-    results = search(database, queries, max(args.results, rerank_num), device=args.device)
-    if rerank_num:
-        results = rerank(results, database.descriptors, queries.descriptors, rerank_num=rerank_num)
+    rerank_num = args.search.rerank_num if model.config.rerank else 0
+    stages = search_and_rerank(index.features(), queries, args.results, rerank_num=rerank_num, device=settings.device)
 
     # ---- Report: pictures, if wanted; a table for each image, or one JSON object for all
-    found = list_matches(results.first(args.results), index.images)
-    pictures: list[str | None] = [None] * len(images)
+    found = list_matches(stages[-1].first(args.results), index.images)
+    pictures: Sequence[str | None] = [None] * len(images)
     if args.save_pictures:
-        pictures = save_pictures(args.save_pictures, images, found, exif_orientation=args.exif_orientation)
+        pictures = save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
     if args.json:
         content = {
             "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
@@ -77,18 +71,17 @@ def main() -> None:
             print(printable(f"Picture: {picture}"))
 
 
-def save_pictures(
-    folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool
-) -> list[str | None]:
+def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> list[str]:
     """Saves a PNG of each image with its matches, and returns their paths."""
-    from utils.visualization import draw_matches  # loads matplotlib
+    from utils.retrieval.report.pictures import Painter, Shown, arrange, save_picture  # slow to import
 
-    pictures: list[str | None] = []
+    painter, pictures = Painter(exif_orientation=exif_orientation), list[str]()
     for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        picture = folder / f"{i + 1:03d}_{Path(image).stem}.png"
-        paths, captions = [match.path for match in matches], [match.caption for match in matches]
-        draw_matches(picture, image, paths, captions=captions, exif_orientation=exif_orientation)
-        pictures.append(str(picture))
+        path = folder / f"{i + 1:03d}_{Path(image).stem}.png"
+        query = Shown(image, ["Query", Path(image).name], "query")
+        shown = [Shown(match.path, match.captions) for match in matches]
+        save_picture(painter.draw(arrange([query], [shown], PICTURE_COLUMNS)), path)
+        pictures.append(str(path))
     return pictures
 
 

@@ -1,82 +1,26 @@
 """Train a float SelaVPR++ model (stage one): adapters and head beside a frozen DINOv2 backbone."""
 
-from dataclasses import asdict
-from functools import partial
-
-import torch
-
-from datasets.benchmark import Benchmark
-from datasets.gsv_cities import GSVCities
-from model.network import check_image_size
-from utils.cli import parse_training
-from utils.models import model_on_all_ranks
-from utils.retrieval.extraction import extract, prepare
-from utils.retrieval.report import report
-from utils.retrieval.search import search_l2
-from utils.runtime import distributed
+from eval import search_descriptors
+from utils.cli.parser import parse
+from utils.cli.training import FloatTraining, open_trainer, read_data, stage_one_model
 from utils.runtime.script import cli_main
-from utils.training.checkpoints import TrainState, initial_model, open_run, read_run_checkpoint, restore
-from utils.training.loader import PlaceLoader
-from utils.training.losses import float_losses
-from utils.training.step import TrainingStep
-from utils.training.trainer import Trainer
-from utils.training.validation import Validator, validation_sets
+from utils.training.losses import FLOAT_LOSS
 
 
 def main() -> None:
-    args = parse_training(__doc__)
-    distributed.init(args.training.device)
-    torch.manual_seed(args.training.seed)
+    args = parse(FloatTraining, __doc__)
 
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
-    checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
-    if checkpoint:
-        model = checkpoint.new_model(args.model)
-    else:
-        build = partial(
-            initial_model,
-            args.model,
-            init_from=args.init_from,
-            foundation=args.foundation_model_path,
-            train_backbone=args.training.train_backbone,
-        )
-        model = model_on_all_ranks(build)
-    for size in args.image_sizes:
-        check_image_size(model.config, size)
+    start = stage_one_model(args)
 
-    # ---- Data: batches of places with several images each; datasets to validate and to test on
-    places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
-    loader = PlaceLoader(places, args.training, args.extraction.num_workers)
-    validation = distributed.run_on_main(partial(validation_sets, args.val_benchmarks))
-    validate = Validator(validation, args.extraction)
-    test = distributed.run_on_main(partial(Benchmark, args.test_benchmark))
-
-    # ---- Training: the loss is that of the descriptors. Only the float branch learns, unless --train_backbone is given
-    training_step = TrainingStep(model, args.training, criterion=float_losses, branch="float")
-    must_match = args.must_match | asdict(model.config)
-    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
-    run = open_run(args.save_dir, args.flags | asdict(model.config), checkpoint)
-    trainer = Trainer(training_step, loader, args.training, run=run, state=state)
-    for _ in trainer.epochs():
-        for images, labels, rank_sizes in trainer.batches():
-            losses = training_step(images, labels, rank_sizes)  # forward, loss over all ranks, backward, update
-            trainer.record(losses)
-        with trainer.interruptible(), training_step.averaged_weights():  # everything is saved by now
-            results = validate(model)
-        trainer.finish_epoch(results)  # metrics, the best model, a checkpoint
+    # ---- Training on batches of places with several images each: the loss is that of the descriptors. Only the float
+    # branch learns, unless --train_backbone is given
+    trainer = open_trainer(args, start, read_data(args), FLOAT_LOSS)
+    for batch in trainer.batches():  # after each epoch: validation, metrics, a checkpoint
+        trainer.record(trainer.training_step(*batch))  # forward, loss over all ranks, backward, update
 
     # ---- Test: the best model, as eval.py does
-    with trainer.interruptible():
-        trainer.load_best_model()
-        with run.phase("extraction"):
-            prepared = prepare(model, args.extraction)
-            database = extract(prepared, test.database, args.extraction)
-            queries = extract(prepared, test.queries, args.extraction)
-        if database is None or queries is None:  # only the main rank receives the features
-            return
-        with run.phase("search"):
-            found = search_l2(database.descriptors, queries.descriptors, max(args.recall_values))
-        report(run, test, {"Float": found}, recall_values=args.recall_values, descriptor_dim=model.descriptor_dim)
+    trainer.test(args.evaluation, search_descriptors)
 
 
 if __name__ == "__main__":

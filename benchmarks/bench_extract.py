@@ -22,9 +22,11 @@ from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baselin
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
 from datasets.transforms import normalize
-from model import GeoLocalizationNet, InferenceModel, ModelConfig
-from utils.retrieval.config import PRECISIONS, ExtractionConfig
-from utils.retrieval.extraction import Forward, cpu_supports, extract, prepare
+from model import GeoLocalizationNet, ModelConfig
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import Extractor, Forward, extract, prepare
+from utils.retrieval.features import as_array
+from utils.runtime.devices import PRECISIONS, cpu_supports
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
@@ -67,11 +69,16 @@ def baseline_gpu_extract(model: GeoLocalizationNet, paths: list[Path]) -> np.nda
         return np.concatenate([baseline_descriptors(model, images.to("cuda")) for images in loader])
 
 
-def our_extract(model: InferenceModel, paths: list[Path], config: ExtractionConfig) -> np.ndarray:
+def our_extract(extractor: Extractor, paths: list[Path]) -> np.ndarray:
     """As the scripts extract them."""
-    features = extract(model, ImageSet.without_positions(paths), config)
-    assert features is not None
-    return features.descriptors
+    features = extract(extractor, ImageSet.without_positions(paths))
+    assert features is not None, "this script has one process"
+    return as_array(features.descriptors)
+
+
+def make_extractor(backbone: str, config: ExtractionConfig) -> Extractor:
+    """The model with random weights, prepared for extraction with these settings."""
+    return Extractor(model=prepare(make_model(backbone, config.device), config), config=config)
 
 
 # ---- Tables
@@ -97,9 +104,9 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
     gflop = image_gflop("dinov2-base")
 
     def row(name: str, precision: str, compiled: bool = False) -> Row:
-        config = ExtractionConfig(resize=SIZE, batch_size=BATCH, precision=precision)
-        model = prepare(make_model("dinov2-base", "cpu"), config, compiled=compiled)
-        return cpu_row(name, baseline, partial(our_extract, model, paths, config)).with_share(gflop, precision)
+        config = ExtractionConfig(resize=SIZE, batch_size=BATCH, precision=precision, compile=compiled)
+        ours = partial(our_extract, make_extractor("dinov2-base", config), paths)
+        return cpu_row(name, baseline, ours).with_share(gflop, precision)
 
     rows = [row("base, fp32", "fp32"), row("base, fp32 --compile", "fp32", compiled=True)]
     if cpu_supports("bf16"):
@@ -113,9 +120,9 @@ def cpu_rows(paths: list[Path]) -> list[Row]:
 def gpu_row(backbone: str, precision: str, *, compiled: bool) -> Row:
     """Time per image for a batch in the GPU's memory, from pixels to arrays, and the peak of the GPU's memory."""
     images = torch.rand(GPU_BATCH, 3, *SIZE, device="cuda")
-    config = ExtractionConfig(resize=SIZE, batch_size=GPU_BATCH, device="cuda", precision=precision)
+    config = ExtractionConfig(resize=SIZE, batch_size=GPU_BATCH, device="cuda", precision=precision, compile=compiled)
     model = make_model(backbone, "cuda")
-    forward = Forward(prepare(model, config, compiled=compiled), config)
+    forward = Forward(prepare(model, config), config)
 
     def baseline() -> np.ndarray:
         autocast = torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "fp32")
@@ -143,7 +150,7 @@ def gpu_files_row(paths: list[Path]) -> Row:
     config = ExtractionConfig(
         resize=SIZE, batch_size=GPU_BATCH, num_workers=GPU_WORKERS, device="cuda", precision="bf16"
     )
-    ours = partial(our_extract, prepare(make_model("dinov2-base", "cuda"), config), paths, config)
+    ours = partial(our_extract, make_extractor("dinov2-base", config), paths)
     row = compare("base, bf16, from files", baseline, ours, rounds=ROUNDS, note=f"{GPU_WORKERS} workers each")
     return row.per_item(len(paths), "ms/image").with_share(image_gflop("dinov2-base"), "bf16", "cuda")
 

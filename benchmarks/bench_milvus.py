@@ -28,13 +28,13 @@ from benchmarks.common import add_json_flag, json_file, report_table
 from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing, start_server
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
-from utils.cli import positive_int
+from utils.integrations.milvus import export_index, open_index
+from utils.integrations.milvus.collections import Connection
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
-from utils.retrieval.engines.milvus import export_index, open_index
-from utils.retrieval.engines.milvus.collections import Connection
-from utils.retrieval.features import CHUNK_SIZE, Features
+from utils.retrieval.features import CHUNK_SIZE, Features, SearchResult, as_array
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
-from utils.retrieval.search import SearchResult, rerank, search_hamming
+from utils.retrieval.search import rerank, search
+from utils.runtime.flags import positive_int
 from utils.runtime.script import cli_main
 
 DIM, K, QUERIES, SHARDS = 2048, 100, 100, (1, 4)
@@ -103,10 +103,11 @@ def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
     seconds = time.perf_counter() - start
     local = index.features()
     queries = make_queries(local)
-    arrays = local._replace(descriptors=None if codes_only else local.descriptors[:])
+    parts = [as_array(part) for part in (local.codes, local.descriptors) if part is not None]
+    arrays = Features(local.images, parts[0], None if codes_only else parts[1])
     expected = results(OURS, local, queries)
     rows = [measure("NumPy", NUMPY, arrays, queries=queries, expected=expected)]
-    rows[0].memory_mb = sum(part.nbytes for part in arrays[1:] if part is not None) / 1e6
+    rows[0].memory_mb = sum(part.nbytes for part in parts) / 1e6
     row = measure("ours, an index in a folder", OURS, local, queries=queries, expected=expected)
     rows.append(replace(row, insert=images / seconds, memory_mb=88 * images / 1e6, disk_mb=size_mb(index.folder)))
     server_folder = folder / "server"
@@ -124,7 +125,7 @@ def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
             memory, disk = resident_mb(server.server_proc.pid) - empty_mb, size_mb(server_folder) - empty_disk
             rows.append(replace(row, insert=images / seconds, memory_mb=memory, disk_mb=disk))
             if not codes_only:
-                engine = Engine(search_codes, partial(rerank_by_server, Connection(address)))
+                engine = Engine(OURS.search, partial(rerank_by_server, Connection(address)))
                 row = measure("  re-ranked by Milvus", engine, remote, queries=queries, expected=expected)
                 rows.append(replace(row, first_stage=None, first_stage_batch=None))
     finally:
@@ -154,7 +155,7 @@ def write_index(folder: Path, count: int, *, codes_only: bool) -> Index:
 
 def make_queries(database: Features) -> list[Features]:
     """Queries of different places, near an image of each."""
-    chosen = np.linspace(0, len(database.codes) - 1, QUERIES).astype(int)
+    chosen = np.linspace(0, len(database.images) - 1, QUERIES).astype(int)
     codes = make_codes(QUERIES, 3, chosen // 10)
     images = ImageSet.without_positions([""])
     noise = np.random.default_rng(2).standard_normal((QUERIES, DIM), dtype=np.float32) / 200
@@ -165,27 +166,18 @@ def make_queries(database: Features) -> list[Features]:
 # ---- Searching
 
 
-def search_codes(database: Features, queries: Features) -> SearchResult:
-    """The first stage as in the scripts, with an index in a folder or in Milvus."""
-    return search_hamming(database.codes, queries.codes, K)
-
-
-def rerank_descriptors(found: SearchResult, database: Features, queries: Features) -> SearchResult:
-    """The second stage as in the scripts."""
-    return rerank(found, database.descriptors, queries.descriptors, rerank_num=K)
-
-
 def numpy_search(database: Features, queries: Features) -> SearchResult:
     """The first stage without faiss; needs NumPy 2."""
-    words = database.codes.view(np.uint64)
-    distances = np.stack([np.bitwise_count(words ^ query.view(np.uint64)).sum(axis=1) for query in queries.codes])
+    words, codes = (as_array(features.codes).view(np.uint64) for features in (database, queries))
+    distances = np.stack([np.bitwise_count(words ^ query).sum(axis=1) for query in codes])
     indices = distances.argsort(axis=1, kind="stable")[:, :K]
     return SearchResult(np.take_along_axis(distances, indices, axis=1), indices, ["hamming"] * K)
 
 
 def numpy_rerank(found: SearchResult, database: Features, queries: Features) -> SearchResult:
     """The second stage without faiss, for one query."""
-    distances = np.linalg.norm(database.descriptors[found.indices[0]] - queries.descriptors, axis=1)
+    candidates = as_array(database.descriptors)[found.indices[0]]
+    distances = np.linalg.norm(candidates - as_array(queries.descriptors), axis=1)
     order = distances.argsort(kind="stable")
     return SearchResult(distances[None, order], found.indices[:, order], ["l2"] * K)
 
@@ -200,12 +192,13 @@ def rerank_by_server(
         "consistency_level": "Eventually",
     }
     name = f"{connection.address.name}_descriptors"
-    (hits,) = connection.call("search", name, data=list(queries.descriptors), **options)
+    (hits,) = connection.call("search", name, data=list(as_array(queries.descriptors)), **options)
     distances = np.sqrt(np.array([hit["distance"] for hit in hits], np.float32))
     return SearchResult(distances[None], np.array([[hit["id"] for hit in hits]]), ["l2"] * K)
 
 
-OURS, NUMPY = Engine(search_codes, rerank_descriptors), Engine(numpy_search, numpy_rerank)
+OURS = Engine(partial(search, k=K), partial(rerank, rerank_num=K))  # as in the scripts
+NUMPY = Engine(numpy_search, numpy_rerank)
 
 
 def results(engine: Engine, database: Features, queries: list[Features]) -> list[SearchResult]:
@@ -223,7 +216,7 @@ def measure(
     actual = results(engine, database, queries)  # also warms up
     pairs = list(zip(actual, expected, strict=True))
     equal = sum(all(np.array_equal(a, b) for a, b in zip(left[:2], right[:2], strict=True)) for left, right in pairs)
-    together = Features(queries[0].images, np.concatenate([query.codes for query in queries]), None)
+    together = Features(queries[0].images, np.concatenate([as_array(query.codes) for query in queries]), None)
     row = Row(engine=name, equal=equal)
     row.first_stage = median_ms(lambda query: engine.search(database, query), queries)
     row.first_stage_batch = median_ms(lambda _: engine.search(database, together), range(3)) / QUERIES

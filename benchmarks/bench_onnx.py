@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.bench_extract import SIZE, make_model
 from benchmarks.common import Row, compare, parse_arguments, report
-from utils import onnx_export
+from utils.integrations import onnx_export
 from utils.retrieval.config import ExtractionConfig
 from utils.runtime.script import cli_main
 
@@ -21,7 +21,7 @@ def onnx_row(folder: Path, threads: int) -> Row:
     model = make_model("dinov2-base", "cpu")
     images = onnx_export.checked_images(SIZE)[:1]
     expected = onnx_export.reference_outputs(model, images)
-    proto = onnx_export.export(copy.deepcopy(model), ExtractionConfig(resize=SIZE), normalize=True)
+    proto = onnx_export.build_proto(copy.deepcopy(model), ExtractionConfig(resize=SIZE), normalize=True)
     path = folder / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     error = onnx_export.compare(path, images, expected, precision="fp32")["descriptor"]

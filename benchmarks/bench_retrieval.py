@@ -21,12 +21,12 @@ from benchmarks.common import Row, compare, measure, parse_arguments, peak_memor
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
-from utils.retrieval.features import CHUNK_SIZE, DiskArray, Features
+from utils.retrieval.features import CHUNK_SIZE, DiskArray, Features, SearchResult, as_array
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.metrics import recalls_at
 from utils.retrieval.quantization import QuantizedArray, quantize
-from utils.retrieval.search import SearchResult, rerank, search_hamming
+from utils.retrieval.search import rerank, search, search_and_rerank, search_hamming
 from utils.runtime.script import cli_main
 
 DIM, CODE_BYTES, K = 4096, 64, 100
@@ -80,15 +80,15 @@ def baseline_rerank(candidates: np.ndarray, database: np.ndarray, query: np.ndar
 
 def two_stage_search(database: Features, queries: Features) -> SearchResult:
     """The first 100 by Hamming distance of the codes, ordered by L2 distance of the descriptors."""
-    candidates = search_hamming(database.codes, queries.codes, K)
-    return rerank(candidates, database.descriptors, queries.descriptors, rerank_num=K)
+    return search_and_rerank(database, queries, K, rerank_num=K)[-1]
 
 
 def make_single_queries(database: Features) -> list[Features]:
     """Queries of different places, each with a code and a descriptor near those of an image of its place."""
     places = np.arange(SINGLE_QUERIES) * (IMAGES // IMAGES_PER_PLACE // SINGLE_QUERIES)
     codes = make_codes(SINGLE_QUERIES, 3, places)
-    descriptors = database.descriptors[places * IMAGES_PER_PLACE] + make_descriptors(SINGLE_QUERIES, 2) / 4
+    near = as_array(database.descriptors)[places * IMAGES_PER_PLACE]
+    descriptors = near + make_descriptors(SINGLE_QUERIES, 2) / 4
     return [make_features(codes[[i]], descriptors[[i]]) for i in range(SINGLE_QUERIES)]
 
 
@@ -97,10 +97,10 @@ def search_rows(folder: Path) -> list[Row]:
     database = make_features(make_codes(IMAGES, 1), make_descriptors(IMAGES, 0))
     queries = make_single_queries(database)
     flat = faiss.IndexFlatL2(DIM)
-    flat.add(database.descriptors)
+    flat.add(as_array(database.descriptors))
     row = compare(
         f"two-stage search, {SINGLE_QUERIES} single queries",
-        lambda: [flat.search(query.descriptors, K) for query in queries],
+        lambda: [flat.search(as_array(query.descriptors), K) for query in queries],
         lambda: [two_stage_search(database, query) for query in queries],
         rounds=ROUNDS,
         target=300,
@@ -109,7 +109,7 @@ def search_rows(folder: Path) -> list[Row]:
     )
     cold = compare(
         "  a query alone, cold caches",
-        lambda: flat.search(queries[0].descriptors, K),
+        lambda: flat.search(as_array(queries[0].descriptors), K),
         lambda: two_stage_search(database, queries[0]),
         rounds=ROUNDS,
         note="ours runs right after a flat search, which fills the caches with other data",
@@ -124,13 +124,14 @@ def search_rows(folder: Path) -> list[Row]:
 
 def rerank_row(database: Features, query: Features) -> Row:
     """Re-ranking of one query's candidates."""
-    candidates = search_hamming(database.codes, query.codes, K)
+    candidates = search(database, query, K)
+    descriptors = as_array(database.descriptors)
 
     def baseline() -> np.ndarray:
-        return baseline_rerank(candidates.indices[0], database.descriptors, query.descriptors[0])
+        return baseline_rerank(candidates.indices[0], descriptors, as_array(query.descriptors)[0])
 
     def ours() -> np.ndarray:
-        return rerank(candidates, database.descriptors, query.descriptors, rerank_num=K).indices[0]
+        return rerank(candidates, database, query, rerank_num=K).indices[0]
 
     order = "the same" if (baseline() == ours()).all() else "DIFFERENT"
     note = f"baseline: a loop of norms; the order is {order}"
@@ -139,17 +140,18 @@ def rerank_row(database: Features, query: Features) -> Row:
 
 def smaller_rows(folder: Path, database: Features, queries: list[Features]) -> list[Row]:
     """Re-ranking with descriptors of fewer bits, read from a file in the page cache."""
-    candidates = [search_hamming(database.codes, query.codes, K) for query in queries]
-    codes, scales = quantize(database.descriptors)
+    candidates = [search(database, query, K) for query in queries]
+    descriptors = as_array(database.descriptors)
+    codes, scales = quantize(descriptors)
     arrays: dict[str, DiskArray | QuantizedArray] = {
-        "fp32": write_array(folder / "fp32", database.descriptors),
-        "fp16": write_array(folder / "fp16", database.descriptors.astype(np.float16)),
+        "fp32": write_array(folder / "fp32", descriptors),
+        "fp16": write_array(folder / "fp16", descriptors.astype(np.float16)),
         "int8": QuantizedArray(write_array(folder / "int8", codes), scales),
     }
 
     def rerank_all(dtype: str) -> None:
         for query, results in zip(queries, candidates, strict=True):
-            rerank(results, arrays[dtype], query.descriptors, rerank_num=K)
+            rerank(results, database._replace(descriptors=arrays[dtype]), query, rerank_num=K)
 
     rows = [
         compare(

@@ -20,8 +20,7 @@ from benchmarks.common import Row, compare, compare_with_memory, count_gflop, pa
 from model import GeoLocalizationNet, HashingOutput, ModelConfig, TwoBranchOutput
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
 from model.vision_transformer import VisionTransformer
-from utils.retrieval.config import PRECISIONS
-from utils.retrieval.extraction import cpu_supports
+from utils.runtime.devices import PRECISIONS, cpu_supports
 from utils.runtime.script import cli_main
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses

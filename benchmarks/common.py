@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, kind, machine, matrix_gflops
 from model.errors import InputError
-from utils.cli import positive_int
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.flags import positive_int
 
 HEADINGS = ("", "baseline", "ours", "ratio", "target", "share of limit", "baseline MB", "ours MB")
 RESULTS = Path(__file__).parent / "results"

@@ -7,40 +7,77 @@ is compared only with one of the same protocol. Published figures are read from 
 Exit status: 0, or 1 if a figure differs by more than 0.2.
 """
 
-import argparse
 import csv
 import logging
-import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import eval as eval_float
 import eval_rerank
 from datasets.benchmark import Benchmark
-from datasets.layouts import BenchmarkConfig
-from model import InferenceModel, InputError, ModelChoice
+from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
+from model import InputError
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
-from utils.cli import EvaluationArguments, non_negative_int, positive_int, resolve_device
-from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import prepare
+from utils.cli.evaluation import require_file
+from utils.cli.parser import parse
+from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
+from utils.retrieval.evaluation import Pipeline
+from utils.retrieval.extraction import Extractor, prepare
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.flags import all_flags, flag, part
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
+from utils.runtime.text_files import read_csv
 
 PUBLISHED = Path(__file__).with_name("published_recalls.csv")
-COLUMNS = ("model", "protocol", "R@1")
+COLUMNS = ("model", "protocol", "r@1")
 TOLERANCE = 0.2  # percentage points
-RECALL_VALUES = [1, 5, 10]
+RECALL_VALUES = (1, 5, 10)
 RERANK_NUM = 100
 DOWNLOADER = "https://github.com/gmberton/VPR-datasets-downloader"
 REPRODUCED, DIFFERS = "reproduced", "differs"
 NOT_COMPARABLE, NO_FIGURE, MISSING = "not comparable (protocol)", "no published figure", "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line. flags: all, as plain values."""
+
+    datasets_folder: Path | None = datasets_folder_flag()
+    msls_queries_list: Path | None = flag(
+        "keys of the official 740 MSLS queries: see docs/datasets.md",
+        group="data",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+    published: Path = flag(
+        f"published figures, a CSV file with the columns {', '.join(COLUMNS)} (default: {PUBLISHED.name} beside this)",
+        group="data",
+        type=Path,
+        default_from=lambda _: PUBLISHED,
+        metavar="FILE",
+    )
+    extraction: ExtractionConfig = part(
+        "images",
+        fixed={"exif_orientation": False, "precision": "fp32", "compile": False, "temporary_folder": Path("logs")},
+    )
+    flags: dict[str, Any] = all_flags()
+
+    def __post_init__(self) -> None:
+        if self.datasets_folder is None:
+            raise InputError(NO_DATASETS_FOLDER)
+        if not self.datasets_folder.is_dir():
+            raise InputError(f"--datasets_folder: no folder {self.datasets_folder}.")
+        for name in ("msls_queries_list", "published"):
+            require_file(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +129,15 @@ class Row:
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse(Arguments, __doc__.splitlines()[0])
     published = read_published(args.published)
-    run = RunDir("reproduce", {name: str(value) for name, value in vars(args).items()})
+    run = RunDir("reproduce", args.flags)
 
     # ---- The datasets that are there
     benchmarks: dict[str, Benchmark | InputError] = {}
     for target in TARGETS:
         try:
-            benchmarks[target.dataset] = read_benchmark(target, args.datasets_folder, args.msls_queries_list)
+            benchmarks[target.dataset] = read_benchmark(target, args)
             logging.info("%s", benchmarks[target.dataset])
         except InputError as error:
             logging.info("%s is missing: %s", target.dataset, error)
@@ -109,7 +146,7 @@ def main() -> None:
     # ---- Every model on every dataset
     rows = []
     for entry in MODEL_ZOO:
-        rows += list(evaluate_model(entry, benchmarks, args, run=run, published=published))
+        rows += list(evaluate_model(entry, benchmarks, args.extraction, run=run, published=published))
 
     # ---- Measured against published
     header = ["model", "dataset", "protocol", "measured R@1", "published R@1", "difference", "verdict"]
@@ -125,57 +162,18 @@ def main() -> None:
         sys.exit(1)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    text = "folder of the datasets (or set the environment variable DATASETS_FOLDER)"
-    default = os.environ.get("DATASETS_FOLDER")
-    parser.add_argument("--datasets_folder", type=Path, default=default, required=not default, metavar="DIR", help=text)
-    text = "keys of the official 740 MSLS queries: see docs/datasets.md"
-    parser.add_argument("--msls_queries_list", type=Path, metavar="FILE", help=text)
-    text = (
-        f"published figures, a CSV file with the columns {', '.join(COLUMNS)} (default: {PUBLISHED.name} beside this)"
-    )
-    parser.add_argument("--published", type=Path, default=PUBLISHED, metavar="FILE", help=text)
-    text = "size of the images in pixels (default: 322 322)"
-    parser.add_argument("--resize", type=positive_int, nargs=2, default=[322, 322], metavar=("H", "W"), help=text)
-    parser.add_argument("--no_antialias", action="store_true", help="resize without antialiasing")
-    parser.add_argument("--infer_batch_size", type=positive_int, default=16, metavar="N", help="images per batch")
-    text = "processes that read images (default: one per CPU, at most 8)"
-    parser.add_argument(
-        "--num_workers", type=non_negative_int, default=min(8, os.cpu_count() or 1), metavar="N", help=text
-    )
-    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
-    args = parser.parse_args()
-    if not args.datasets_folder.is_dir():
-        parser.error(f"--datasets_folder: no folder {args.datasets_folder}.")
-    if args.msls_queries_list and not args.msls_queries_list.is_file():
-        parser.error(f"--msls_queries_list: no file {args.msls_queries_list}.")
-    return args
-
-
 def read_published(path: Path) -> dict[tuple[str, str], float]:
     """{(model, protocol): R@1 in percent}. Raises InputError if a column is missing or a number is invalid."""
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if list(rows.fieldnames or ()) != list(COLUMNS):
-            found = ", ".join(rows.fieldnames or ()) or "(none)"
-            raise InputError(f"{path} has the columns {found}. Expected {', '.join(COLUMNS)}.")
-        published = {}
-        for row in rows:
-            try:
-                published[row["model"], row["protocol"]] = float(row["R@1"])
-            except (TypeError, ValueError):
-                raise InputError(f"{path}, line {rows.line_num}: R@1 is {row['R@1']!r}, not a number.") from None
-    return published
+    rows = read_csv(path, COLUMNS)[1]
+    return {(row.text("model"), row.text("protocol")): row.number("r@1") for row in rows}
 
 
-def read_benchmark(target: Target, datasets_folder: Path, msls_queries_list: Path | None) -> Benchmark:
+def read_benchmark(target: Target, args: Arguments) -> Benchmark:
     """A dataset of the table. Raises InputError if it is missing."""
-    queries_list = msls_queries_list if target.dataset == "msls" else None
+    queries_list = args.msls_queries_list if target.dataset == "msls" else None
     return Benchmark(
         BenchmarkConfig(
-            name=target.dataset, datasets_folder=datasets_folder, split=target.split, queries_list=queries_list
+            name=target.dataset, datasets_folder=args.datasets_folder, split=target.split, queries_list=queries_list
         )
     )
 
@@ -183,15 +181,14 @@ def read_benchmark(target: Target, datasets_folder: Path, msls_queries_list: Pat
 def evaluate_model(
     entry: PublishedModel,
     benchmarks: dict[str, Benchmark | InputError],
-    args: argparse.Namespace,
+    extraction: ExtractionConfig,
     *,
     run: RunDir,
     published: dict[tuple[str, str], float],
 ) -> Iterator[Row]:
     """A model's row for each dataset. A model that cannot be downloaded is missing."""
-    settings = evaluation_arguments(entry, args)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    model: InferenceModel | None = None
+    pipeline: Pipeline | None = None
     for target in TARGETS:
         row = partial(Row, model=entry.name, dataset=target.dataset)
         benchmark = benchmarks[target.dataset]
@@ -199,17 +196,18 @@ def evaluate_model(
             yield row(verdict=MISSING, remedy=f"dataset: {target.how_to_get}")
             continue
         try:
-            model = model or prepare(load_model(entry.config, None), settings.extraction)
+            if pipeline is None:
+                model = prepare(load_model(entry.config, None), extraction)
+                search = eval_rerank.search_in_two_stages if entry.config.rerank else eval_float.search_descriptors
+                extractor = Extractor(model=model, config=extraction)
+                pipeline = Pipeline(extractor, evaluation_config(entry, extraction), search)
         except InputError as error:
             logging.info("%s is missing: %s", entry.name, error)
             yield row(verdict=MISSING, remedy=f"weights: save {entry.urls[0]} in {cache}")
             continue
         logging.info("\n%s on %s", entry.name, benchmark)
         folder = run.subfolder(f"{entry.name}_{target.dataset}")
-        if entry.config.rerank:
-            results = eval_rerank.evaluate(benchmark, folder, args=settings, model=model, pca=None)
-        else:
-            results = eval_float.evaluate(benchmark, folder, args=settings, model=model, pca=None)
+        results = pipeline.evaluate(benchmark, folder)
         assert results is not None, "this script has one process"
         measured, protocol = results["recalls"][1], results["protocol"]
         figure = published.get((entry.name, protocol))
@@ -229,24 +227,12 @@ def verdict(measured: float, published: float | None, *, has_other_protocol: boo
     return REPRODUCED if abs(measured - published) <= TOLERANCE + 1e-9 else DIFFERS
 
 
-def evaluation_arguments(entry: PublishedModel, args: argparse.Namespace) -> EvaluationArguments:
-    """The settings of the evaluation scripts that the published figures are compared with."""
-    return EvaluationArguments(
-        model=ModelChoice(**asdict(entry.config)),
-        resume=None,
-        benchmarks=[],
-        extraction=ExtractionConfig(
-            resize=tuple(args.resize),
-            antialias=not args.no_antialias,
-            batch_size=args.infer_batch_size,
-            num_workers=args.num_workers,
-            device=resolve_device(args.device),
-            temporary_folder=Path("logs"),
-        ),
-        rerank_num=RERANK_NUM,
-        recall_values=RECALL_VALUES,
-        save_dir="reproduce",
-        flags={},
+def evaluation_config(entry: PublishedModel, extraction: ExtractionConfig) -> EvaluationConfig:
+    """The settings of the evaluation that the published figures are compared with."""
+    return EvaluationConfig(
+        extraction=extraction,
+        search=SearchConfig(rerank_num=RERANK_NUM if entry.config.rerank else 0),
+        report=ReportConfig(recall_values=RECALL_VALUES),
     )
 
 

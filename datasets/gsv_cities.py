@@ -4,7 +4,7 @@ training.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.cities import COLUMNS, image_name
+from datasets.cities import COLUMNS, TRAINING_DATASETS, image_name, training_order
 from datasets.images import load_image
 from datasets.transforms import training_transform
 from model.errors import InputError
 from model.vision_transformer import patch_grid
+from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag
 from utils.runtime.text_files import CsvRow, read_csv, shorten
 
 MAX_FILE_NAME = 255  # bytes, of all usual file systems
@@ -32,12 +33,27 @@ class PlacesConfig:
     image_size is much smaller; seed. Raises InputError for other values.
     """
 
-    cities: tuple[str, ...]
-    image_size: tuple[int, int] = (224, 224)
-    images_per_place: int = 4
-    randaugment_ops: int = 3
-    exact_decoding: bool = False
-    seed: int = 0
+    cities: tuple[str, ...] = flag(
+        "train on these cities instead of those of --training_dataset",
+        nargs="+",
+        default=MISSING,
+        default_from=lambda flags: TRAINING_DATASETS[flags["training_dataset"]],
+        convert=training_order,
+        metavar="CITY",
+    )
+    image_size: tuple[int, int] = flag(
+        "size of training images in pixels (height width), multiples of 14",
+        type=positive_int,
+        nargs=2,
+        default=(224, 224),
+        metavar=("H", "W"),
+    )
+    images_per_place: int = flag(
+        "images per place; smaller places are skipped", type=positive_int, default=4, metavar="N"
+    )
+    randaugment_ops: int = flag("RandAugment operations per image", type=non_negative_int, default=3, metavar="N")
+    exact_decoding: bool = flag("decode JPEGs at full, not at reduced size; slower", group="speed", action="store_true")
+    seed: int = seed_flag()
 
     def __post_init__(self) -> None:
         try:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from model.errors import InputError
+from utils.runtime.flags import Values, flag
 from utils.runtime.text_files import read_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -18,6 +19,25 @@ UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".b
 DATABASE_FOLDERS = ("database", "gallery")
 PATH_LIST_SUFFIX = "_images_paths.txt"
 EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
+NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
+
+
+def _folder_of_environment(_: Values) -> Path | None:
+    folder = os.environ.get("DATASETS_FOLDER")
+    return Path(folder) if folder else None
+
+
+def datasets_folder_flag() -> Any:
+    """The field datasets_folder."""
+    return flag(
+        "folder of the datasets (or set the environment variable DATASETS_FOLDER)",
+        name="datasets_folder",
+        group="data",
+        type=Path,
+        default_from=_folder_of_environment,
+        metavar="DIR",
+        may_change=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def _augment(size: tuple[int, int], randaugment: v2.RandAugment, image: Image.Im
 class _RandAugment(v2.RandAugment):
     """torchvision's RandAugment, pixel for pixel, in 27 % less time: translations are crops here.
 
-    Overrides a private method; tests/test_fast_input.py notices if torchvision no longer calls it.
+    Overrides a private method; tests/datasets/test_fast_input.py notices if torchvision no longer calls it.
     """
 
     def _apply_image_or_video_transform(

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import non_negative_int
+from utils.runtime.flags import non_negative_int
 from utils.runtime.script import cli_main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,25 +7,28 @@ wrong by codes and correct after re-ranking, evenly spaced among all of these in
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
 from model import InputError, ModelChoice
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.features import SearchResult
 from utils.retrieval.metrics import correct_predictions
-from utils.retrieval.search import SearchResult, rerank, search_hamming
+from utils.retrieval.report.pictures import Painter, Shown, save_picture
+from utils.retrieval.report.saved_run import RESULTS, read_results
+from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 
 ROWS = 3  # queries
 COLUMNS = 5  # matches of each stage
+PAINTER = Painter(cell=(135, 101), font_size=21)
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
 
     # ---- Dataset, model and settings of the demo's last two-stage evaluation
-    flags = last_flags(args.demo)
+    flags = read_results(last_run(args.demo))["arguments"]
     (name,) = flags["dataset_name"]
     dataset = Benchmark(
         BenchmarkConfig(
@@ -48,16 +51,15 @@ def main() -> None:
     )
     model = load_model(ModelChoice(hashing=True, rerank=True), args.demo / flags["resume"])
     settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
-    prepared = prepare(model, settings)
+    extractor = Extractor(model=prepare(model, settings), config=settings)
 
     # ---- Codes and descriptors
-    database = extract(prepared, dataset.database, settings)
-    queries = extract(prepared, dataset.queries, settings)
+    database = extract(extractor, dataset.database)
+    queries = extract(extractor, dataset.queries)
     assert database is not None and queries is not None, "this script has one process"
 
     # ---- Search by codes, then re-rank by descriptors
-    shortlist = search_hamming(database.codes, queries.codes, flags["rerank_num"])
-    reranked = rerank(shortlist, database.descriptors, queries.descriptors, rerank_num=flags["rerank_num"])
+    shortlist, reranked = search_and_rerank(database, queries, COLUMNS, rerank_num=flags["rerank_num"])
 
     # ---- Choose queries
     correct_codes = correct_predictions(shortlist.indices, dataset.positives)
@@ -65,31 +67,29 @@ def main() -> None:
     chosen = choose_queries(correct_codes, correct_reranked)
 
     # ---- Draw
-    from utils.visualization import MatchGroup, draw_match_groups  # loads matplotlib
-
-    groups = [
-        MatchGroup(heading, unit, *matches(dataset, result, chosen), correct[chosen, :COLUMNS])
-        for heading, unit, result, correct in (
-            ("Shortlist by 512-bit codes", "Hamming distance", shortlist, correct_codes),
-            ("Re-ranked by float descriptors", "L2 distance", reranked, correct_reranked),
-        )
-    ]
-    make_folder(args.output.parent, exist_ok=True)
-    paths = [dataset.queries.paths[i] for i in chosen]
+    rows = []
+    for row, query in enumerate(chosen):
+        by_codes = matches(dataset, shortlist, correct_codes, query=query)
+        by_descriptors = matches(dataset, reranked, correct_reranked, query=query)
+        if row == 0:
+            by_codes[0] = by_codes[0]._replace(heading="Shortlist by 512-bit codes (Hamming distance)")
+            by_descriptors[0] = by_descriptors[0]._replace(heading="Re-ranked by float descriptors (L2 distance)")
+        rows.append([Shown(dataset.queries.paths[query], ["Query"], "query"), None, *by_codes, None, *by_descriptors])
     note = describe(dataset, correct_codes, correct_reranked, backbone=model.config.backbone)
-    draw_match_groups(args.output, paths, groups, note=note)
+    make_folder(args.output.parent, exist_ok=True)
+    save_picture(reduce_colors(PAINTER.draw(rows, note=note)), args.output)
     print(f"Picture: {args.output} ({args.output.stat().st_size / 1000:.0f} kB)")
 
 
-def last_flags(demo: Path) -> dict[str, Any]:
-    """The flags of the last two-stage evaluation in the demo's folder. Raises InputError if there is none."""
-    runs = sorted(demo.glob("logs/two_stage/*/results.json"), key=lambda path: path.stat().st_mtime)
+def last_run(demo: Path) -> Path:
+    """The folder of the last two-stage evaluation in the demo's folder. Raises InputError if there is none."""
+    runs = sorted(demo.glob(f"logs/two_stage/*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise InputError(
             f"No results of the demo in {demo}: expected logs/two_stage/<time>/results.json in it. Run `make demo`, "
             "and give the folder that it writes."
         )
-    return json.loads(runs[-1].read_text())["arguments"]
+    return runs[-1].parent
 
 
 def choose_queries(correct_codes: np.ndarray, correct_reranked: np.ndarray) -> np.ndarray:
@@ -105,14 +105,24 @@ def choose_queries(correct_codes: np.ndarray, correct_reranked: np.ndarray) -> n
     return improved[np.linspace(0, len(improved) - 1, min(ROWS, len(improved))).round().astype(int)]
 
 
-def matches(
-    dataset: Benchmark, result: SearchResult, chosen: np.ndarray
-) -> tuple[list[list[str | Path]], list[list[str]]]:
-    """The paths and the distances, as text, of the first COLUMNS matches of the chosen queries."""
+def matches(dataset: Benchmark, result: SearchResult, correct: np.ndarray, *, query: int) -> list[Shown]:
+    """The first COLUMNS matches of a query, with their distances. correct: bool [Q, K]."""
     distances, indices, metric = result.first(COLUMNS)
-    paths = [[dataset.database.paths[match] for match in indices[i]] for i in chosen]
-    formats = [".0f" if name == "hamming" else ".2f" for name in metric]
-    return paths, [[format(d, spec) for d, spec in zip(distances[i], formats, strict=True)] for i in chosen]
+    captions = [format(d, ".0f" if m == "hamming" else ".2f") for d, m in zip(distances[query], metric, strict=True)]
+    kinds = ["correct" if is_correct else "wrong" for is_correct in correct[query]]
+    return [
+        Shown(dataset.database.paths[match], [caption], kind)
+        for match, caption, kind in zip(indices[query], captions, kinds, strict=False)
+    ]
+
+
+def reduce_colors(picture: Image.Image) -> Image.Image:
+    """The picture with the 256 colours that suit it best, which makes its file a third of the size. They are chosen
+    from a ninth of its pixels: all of them take much longer.
+    """
+    sample = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST)
+    colors = sample.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    return picture.quantize(palette=colors, dither=Image.Dither.NONE)
 
 
 def describe(dataset: Benchmark, correct_codes: np.ndarray, correct_reranked: np.ndarray, *, backbone: str) -> str:

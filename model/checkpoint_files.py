@@ -1,18 +1,14 @@
-"""Checkpoint files: reading those of torch.save and of safetensors, safely; writing those of safetensors."""
+"""Reading checkpoint files, those of torch.save and of safetensors, safely."""
 
 import json
 import logging
 import re
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
 
-from model.config import ModelConfig
 from model.errors import InputError
 
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
@@ -74,36 +70,21 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def safetensors_bytes(state: dict[str, Tensor], config: ModelConfig) -> bytes:
-    """The content of a safetensors file with the model's entries, and with its configuration as metadata.
-
-    Raises InputError if the package safetensors is not installed.
-    """
-    contiguous = {name: value.contiguous() for name, value in state.items()}
-    return _safetensors("Writing a safetensors file").save(
-        contiguous, metadata={"format": "pt", "model_config": json.dumps(asdict(config))}
-    )
-
-
-def _safetensors(purpose: str) -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise InputError(
-            f"{purpose} needs the package safetensors: pip install -r requirements-safetensors.txt"
-        ) from error
-    return safetensors.torch
-
-
 def _is_safetensors(head: bytes) -> bool:
     """Whether a file begins as safetensors files do: with the length of a JSON object, and its start."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_SAFETENSORS_HEADER
 
 
 def _load_safetensors(data: bytes, path: Path) -> dict:
-    package = _safetensors(f"Reading the safetensors file {path}")
     try:
-        state = package.load(data)
+        import safetensors.torch
+    except ImportError as error:
+        raise InputError(
+            f"Reading the safetensors file {path} needs the package safetensors: pip install -r "
+            "requirements-safetensors.txt"
+        ) from error
+    try:
+        state = safetensors.torch.load(data)
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file may raise

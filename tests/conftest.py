@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import MODES, build, filled, save_published
+
+pytest.register_assert_rewrite("helpers")  # before any of its modules is imported
+
+from helpers.checkpoints import save_published
+from helpers.models import MODES, build, filled
 from PIL import Image
 
 from datasets.synthetic import CityConfig, make_city

@@ -8,18 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_train_scripts
 import torch
-from helpers import MODES, build, filled, image_batch, run_python, run_script
-from test_eval import SCRIPTS, run_mode
+from helpers import trainings
+from helpers.evaluations import SCRIPTS, run_mode
+from helpers.models import MODES, build, filled, image_batch
+from helpers.processes import run_python, run_script
 
 from datasets.benchmark import ImageSet
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from model import prepare_for_inference
 from utils.retrieval import gpu_search
-from utils.retrieval.config import PRECISIONS, ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, prepare
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.search import search_hamming
+from utils.runtime.devices import PRECISIONS
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
@@ -127,9 +129,9 @@ def test_one_rank_with_nccl_trains_as_a_process_alone(city, tmp_path):
     for name, env in (("alone", {}), ("nccl", one_rank())):
         (tmp_path / name).mkdir()
         flags = ["--train_backbone", "--device=cuda", "--precision=fp32", "--num_workers=1"]
-        result = run_script("train.py", *test_train_scripts.flags_for(city, *flags), cwd=tmp_path / name, env=env)
+        result = run_script("train.py", *trainings.flags_for(city, *flags), cwd=tmp_path / name, env=env)
         assert result.status == 0, result.stderr
-        rows = test_train_scripts.metrics_of(test_train_scripts.the_folder(tmp_path / name))
+        rows = trainings.metrics_of(trainings.the_folder(tmp_path / name))
         means.append([float(row["loss"]) for row in rows])
     assert len(means[0]) == 2
     assert means[1] == pytest.approx(means[0], rel=1e-2)
@@ -201,13 +203,13 @@ def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch)
             pinned.append(tensor.is_pinned())
         return copy(tensor, *args, **kwargs)
 
-    model = prepare_for_inference(filled(build("vit-tiny")), device="cuda")
     paths = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     places = GSVCities(city / "gsv_cities", PlacesConfig(cities=("Alder",), image_size=(56, 56), images_per_place=2))
     loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
     monkeypatch.setattr(torch.Tensor, "to", watched)
     config = ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda", num_workers=1)
-    extract(model, ImageSet.without_positions(paths), config)
+    extractor = Extractor(model=prepare(filled(build("vit-tiny")), config), config=config)
+    extract(extractor, ImageSet.without_positions(paths))
     assert pinned == [True] * 4
     next(loader.batches(0, 0))
     assert pinned[4:] == [True, True]  # images and labels

@@ -24,10 +24,10 @@ from model import GeoLocalizationNet, InputError
 from model.checkpoint_files import read_checkpoint
 from model.weights import load_float_branch, load_state
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract, prepare
-from utils.retrieval.features import Features
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.metrics import correct_predictions, recalls_at
-from utils.retrieval.search import SearchResult, rerank, search, search_hamming, search_l2
+from utils.retrieval.search import rerank, search, search_and_rerank
 from utils.runtime.atomic_files import atomic_write, make_folder, save_tensors
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
@@ -140,7 +140,7 @@ class Laboratory:
 
     def _extract(self, model: GeoLocalizationNet, images: ImageSet) -> Features:
         config = ExtractionConfig(resize=self.settings.image_size, batch_size=64)
-        features = extract(prepare(model.eval(), config), images, config)
+        features = extract(Extractor(model=prepare(model.eval(), config), config=config), images)
         assert features is not None  # there is one rank
         return features
 
@@ -159,10 +159,10 @@ class Laboratory:
         losses = self._train(model, stage_two, settings.epochs)
         dataset = with_distractors(benchmark(self.cities, TARGET, "test"), self._loader(stage_two))
         database, queries = self._extract(model, dataset.database), self._extract(model, dataset.queries)
-        candidates = search_hamming(database.codes, queries.codes, max(settings.rerank_nums))
-        found = {"float": search_l2(database.descriptors, queries.descriptors, max(RECALL_VALUES)), "0": candidates}
+        candidates = search(database, queries, max(settings.rerank_nums))
+        found = {"float": search(database._replace(codes=None), queries, max(RECALL_VALUES)), "0": candidates}
         for count in settings.rerank_nums:
-            found[str(count)] = rerank(candidates, database.descriptors, queries.descriptors, rerank_num=count)
+            found[str(count)] = rerank(candidates, database, queries, rerank_num=count)
         return {
             "loss": losses,
             "database": len(database.images),
@@ -213,14 +213,13 @@ def with_distractors(dataset: Benchmark, loader: PlaceLoader) -> Benchmark:
 def time_searches(database: Features, queries: Features, settings: Settings) -> dict[str, float]:
     """Milliseconds per query: "float", the search by descriptors; for each number, by codes with re-ranking."""
     repeats = -(-settings.timed_database // len(database.images))
-    codes, descriptors = np.tile(database.codes, (repeats, 1)), np.tile(database.descriptors, (repeats, 1))
-
-    def two_stages(count: int) -> None:
-        candidates = search_hamming(codes, queries.codes, count)
-        rerank(candidates, descriptors, queries.descriptors, rerank_num=count)
-
-    functions: dict[str, Callable[[], object]] = {str(n): partial(two_stages, n) for n in settings.rerank_nums}
-    functions["float"] = lambda: search_l2(descriptors, queries.descriptors, max(RECALL_VALUES))
+    codes, descriptors = (np.tile(as_array(part), (repeats, 1)) for part in (database.codes, database.descriptors))
+    images = database.images[np.tile(np.arange(len(database.images)), repeats)]
+    large = Features(images, codes, descriptors)
+    functions: dict[str, Callable[[], object]] = {
+        str(n): partial(search_and_rerank, large, queries, n, rerank_num=n) for n in settings.rerank_nums
+    }
+    functions["float"] = partial(search, large._replace(codes=None), queries, max(RECALL_VALUES))
     times = time_in_turn(functions, settings.rounds)
     return {name: 1e3 * statistics.median(values) / len(queries.images) for name, values in times.items()}
 

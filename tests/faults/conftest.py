@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import MODES, build, run_script
+from helpers.evaluations import SCRIPTS
+from helpers.evaluations import flags_for as eval_flags
+from helpers.models import MODES, build
+from helpers.processes import run_script
+from helpers.trainings import flags_for as train_flags
+from helpers.unified_sources import write_golden_sources
 from processes import start_forked, start_torchrun
-from test_eval import SCRIPTS
-from test_eval import flags_for as eval_flags
-from test_train_scripts import flags_for as train_flags
-from test_unified import write_golden_sources
 from trials import SEED, TRIALS, Tally
 
 from utils.retrieval.config import ExtractionConfig

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import ROOT, start_script
+from helpers.processes import ROOT, start_script
 
 MARK = "FAULT_TRIAL"  # environment variable by which the ranks of torchrun, in sessions of their own, are recognised
 PRELUDE = """
@@ -96,7 +96,7 @@ class Subject:
 
 
 def start_forked(script: str, flags: Sequence[object], cwd: Path, prelude: str = "") -> Subject:
-    """Starts a script or module by helpers.start_script; `prelude` is Python code that runs before it."""
+    """Starts a script or module by helpers.processes.start_script; `prelude` is Python code that runs before it."""
     cwd.mkdir(parents=True, exist_ok=True)
     process = start_script(script, *flags, cwd=cwd, prelude=PRELUDE + prelude).process
 

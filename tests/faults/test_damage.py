@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import build, run_script
-from test_index import content, make_chunk, writer_of
-from test_train_scripts import load, same
+from helpers.indexes import content, features_of, make_chunk, writer_of
+from helpers.models import build
+from helpers.processes import run_script
+from helpers.trainings import load, same
+from outcomes import REFUSALS
 from trials import TRIALS, trials
 
-from model import InputError
 from model.weights import load_weights
-from utils.retrieval.index import Index
 from utils.training.checkpoints import read_run_checkpoint, restore
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses
@@ -22,7 +22,6 @@ from utils.training.step import TrainingStep
 pytestmark = pytest.mark.slow
 
 FAULTS = 40  # per trial, all in this process
-REFUSALS = (InputError, OSError)  # with both, the scripts end with status 2
 
 
 def damage(rng: random.Random, path: Path) -> str:
@@ -110,13 +109,6 @@ def folder(tmp_path, metadata) -> Path:
             writer.append(make_chunk(first, count))
         writer.features()
     return tmp_path / "index"
-
-
-def features_of(folder: Path, verify: bool = True) -> list:
-    """All that an index holds, as lists."""
-    images, codes, descriptors = Index(folder, verify=verify).features()
-    assert len(images) == len(codes) == len(descriptors)
-    return [list(images.paths), images.utms.tolist(), codes.tolist(), descriptors[:].tolist()]
 
 
 def damage_any(rng: random.Random, folder: Path, files: dict[str, bytes]) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers import Result
+from helpers.indexes import content
+from helpers.processes import Result
+from helpers.trainings import load
+from helpers.unified_sources import contents
+from outcomes import SMALL_CHUNKS, differences, last_checkpoint
 from processes import start_forked, temporary_files
-from test_index import content
-from test_kills import SMALL_CHUNKS, differences, last_checkpoint
-from test_train_scripts import load
-from test_unified import contents
 from trials import log_uniform, trials
 
 pytestmark = pytest.mark.slow

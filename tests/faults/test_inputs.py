@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers.indexes import content, features_of, make_chunk, writer_of
+from outcomes import REFUSALS
 from processes import start_forked
-from test_damage import REFUSALS, features_of
-from test_index import content, make_chunk, writer_of
 from trials import TRIALS, trials
 
 from datasets.benchmark import Benchmark, ImageSet

@@ -4,39 +4,17 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
+from helpers.evaluations import predictions as predictions_of
+from helpers.indexes import content
+from outcomes import SMALL_CHUNKS, TRAININGS, differences, last_checkpoint
 from processes import GRACE, Subject, start_forked, temporary_files, wait_until
-from test_index import content
-from test_index import predictions as predictions_of
-from test_train_scripts import metrics_of, outcome, same
 from trials import trials
 
 pytestmark = pytest.mark.slow
 
 MAX_KILLS = 3  # of one run
-TRAININGS = ["train.py", "train_hashing.py", "train_rerank.py"]
-SMALL_CHUNKS = """
-import os, sys, time
-import utils.retrieval.evaluation, utils.retrieval.extraction
-for name, module in list(sys.modules.items()):
-    if name.startswith("utils.") and hasattr(module, "CHUNK_SIZE"):
-        module.CHUNK_SIZE = 2
-fsync = os.fsync
-os.fsync = lambda file: (time.sleep(0.01), fsync(file))
-"""  # 8 chunks of the tiny benchmark, and time between the files of each
-
-
-def differences(folder: Path, expected: Path) -> list[str]:
-    """In what a run that was continued differs from one that nobody disturbed."""
-    names = ["last_model.pth", "best_model.pth", "predictions.csv"]
-    parts = zip(names, outcome(folder), outcome(expected), strict=True)
-    problems = [f"{name} differs from an undisturbed run's" for name, left, right in parts if not same(left, right)]
-    rows, expected_rows = metrics_of(folder), metrics_of(expected)
-    for row in [*rows, *expected_rows]:
-        row["seconds"] = row["peak_memory_mb"] = ""
-    return problems + ["metrics.csv differs from an undisturbed run's"] * (rows != expected_rows)
 
 
 def wait_for_a_moment(rng: random.Random, subject: Subject, seconds: float) -> None:
@@ -55,10 +33,6 @@ def kill(rng: random.Random, subject: Subject) -> None:
     """kill -9 of the script alone or, as batch systems do, of its workers too."""
     subject.signal(signal.SIGKILL, [subject.pid] if rng.random() < 0.7 else [subject.pid, *subject.workers()])
     subject.wait(GRACE)
-
-
-def last_checkpoint(cwd: Path) -> Path | None:
-    return next(iter(cwd.glob("logs/*/*/last_model.pth")), None)
 
 
 @trials()

@@ -8,21 +8,21 @@ import time
 
 import numpy as np
 import pytest
-from helpers import build
+from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.models import build
 from processes import GRACE, start_forked, wait_until
-from test_milvus import TOKEN, assert_same_results, write
 from trials import SEED
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from model import InputError
+from utils.integrations.milvus import export_index, open_index, reader
 from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.engines.milvus import export_index, open_index, reader
 from utils.retrieval.index import IndexMetadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ROWS, KILLS = 20_000, 10
-SMALL_CHUNKS = "import utils.retrieval.engines.milvus.writer as writer; writer.CHUNK_SIZE = 64"  # 313 of them
+SMALL_CHUNKS = "import utils.integrations.milvus.writer as writer; writer.CHUNK_SIZE = 64"  # 313 of them
 REASON = missing()
 CERTIFICATE = (
     "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
@@ -51,7 +51,7 @@ def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_
     address = EngineAddress.parse(f"milvus://{server.address}/killed_{shards}", token=TOKEN)
     flags = [f"--index={local_index}", f"--to={address}", f"--token={TOKEN}", f"--shards={shards}"]
     for kill in range(KILLS):
-        subject = start_forked("export_index.py", flags, tmp_path, SMALL_CHUNKS)
+        subject = start_forked("export.py", ["milvus", *flags], tmp_path, SMALL_CHUNKS)
         # The first kill comes at any time, even while the collections are created, the others while rows are written.
         if kill:
             subject.wait_for_start()
@@ -77,7 +77,7 @@ def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_
 def test_a_server_that_is_killed_during_an_export_loses_nothing(tmp_path, server, local_index, tally):
     address = EngineAddress.parse(f"milvus://{server.address}/server_killed", token=TOKEN)
     flags = [f"--index={local_index}", f"--to={address}", f"--token={TOKEN}", "--shards=4"]
-    subject = start_forked("export_index.py", flags, tmp_path, SMALL_CHUNKS)
+    subject = start_forked("export.py", ["milvus", *flags], tmp_path, SMALL_CHUNKS)
     subject.wait_for_start()
     wait_until(lambda: "Exporting" in subject.stderr, 120)
     time.sleep(1)

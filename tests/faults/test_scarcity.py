@@ -7,9 +7,8 @@ import subprocess
 import time
 
 import pytest
+from outcomes import EVALUATIONS, TRAININGS, differences
 from processes import GRACE, Subject, python_command, start_command, start_forked, start_torchrun, wait_until
-from test_kills import TRAININGS, differences
-from test_signals import EVALUATIONS
 from trials import TRIALS, log_uniform, trials
 
 pytestmark = pytest.mark.slow

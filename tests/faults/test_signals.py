@@ -6,7 +6,10 @@ import signal
 import time
 
 import pytest
-from helpers import ROOT, run_script
+from helpers.processes import ROOT, run_script
+from helpers.trainings import load
+from helpers.unified_sources import contents
+from outcomes import EVALUATIONS, TRAININGS, differences, last_checkpoint
 from processes import (
     Subject,
     catches,
@@ -18,15 +21,11 @@ from processes import (
     temporary_files,
     wait_until,
 )
-from test_kills import TRAININGS, differences, last_checkpoint
-from test_train_scripts import load
-from test_unified import contents
 from trials import TRIALS, trials
 
 pytestmark = pytest.mark.slow
 
 STATUS = {signal.SIGINT: 130, **dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1), 143)}
-EVALUATIONS = ["eval.py", "eval_hashing.py", "eval_rerank.py"]
 OTHERS = ["search.py", "build_index.py", "datasets.synthetic", "datasets.unified"]
 END_OF_INTERPRETER = 2.0  # seconds in which a script that had finished its work may still end with status 0
 

@@ -1,17 +1,30 @@
 """Settings of extraction, index and search."""
 
-import dataclasses
+import argparse
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from datasets.views import TEST_METHODS
+from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
+from datasets.views import CROP_METHODS, TEST_METHODS
 from model.errors import InputError
 from model.vision_transformer import patch_grid
+from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
+from utils.runtime.flags import (
+    fixed,
+    flag,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    part,
+    positive_int,
+    seed_flag,
+)
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_REPORT_QUERIES = 100
+DEFAULT_MAJORITY_WEIGHT = 0.01
 FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
 DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
 ENGINE_ADDRESS = re.compile(
@@ -20,27 +33,70 @@ ENGINE_ADDRESS = re.compile(
 )
 
 
+def exif_orientation_flag() -> Any:
+    """The field exif_orientation."""
+    text = "turn images upright as their EXIF data says; the reference ignores it"
+    return flag(text, name="exif_orientation", action="store_true")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractionConfig:
     """How images become features.
 
-    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; batch_size: in images; num_workers:
-    processes that read images; device: such as "cuda:0"; precision: a key of PRECISIONS. Float descriptors that take
-    more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the
-    system's). test_method: one of TEST_METHODS; the database is always extracted with "hard_resize". exif_orientation:
-    turn images as their EXIF data says. Raises InputError for other values.
+    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; exif_orientation: turn images as their EXIF
+    data says; batch_size: in images; num_workers: processes that read images; device: such as "cuda:0"; precision: a
+    key of PRECISIONS; compile: the model. Float descriptors that take more than `memory_share` of the machine's memory
+    go to a temporary file in `temporary_folder` (None: the system's). test_method: one of TEST_METHODS; the database is
+    always extracted with "hard_resize". Raises InputError for other values.
     """
 
-    resize: tuple[int, int] = (322, 322)
-    antialias: bool = True
-    batch_size: int = 16
-    num_workers: int = 0
-    device: str = "cpu"
-    precision: str = "fp32"
-    memory_share: float = 0.5
-    temporary_folder: Path | None = None
-    test_method: str = "hard_resize"
-    exif_orientation: bool = False
+    resize: tuple[int, int] = flag(
+        "size of images in pixels (height width), multiples of 14; in trainings of those that are evaluated",
+        type=positive_int,
+        nargs=2,
+        default=(322, 322),
+        metavar=("H", "W"),
+    )
+    antialias: bool = flag(
+        "resize without antialiasing, as torchvision before 0.17 did",
+        name="no_antialias",
+        action="store_true",
+        inverse=True,
+    )
+    exif_orientation: bool = exif_orientation_flag()
+    batch_size: int = flag(
+        "images per batch in extraction",
+        name="infer_batch_size",
+        group="speed",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        may_change=True,
+    )
+    num_workers: int = flag(
+        "processes that read images; 0: the main one does (default: one per core, at most 8)",
+        group="speed",
+        type=non_negative_int,
+        default=0,
+        default_from=lambda _: min(8, os.cpu_count() or 1),
+        metavar="N",
+        may_change=True,
+    )
+    device: str = device_flag()
+    precision: str = flag(PRECISION_HELP, group="speed", choices=tuple(PRECISIONS), default="fp32")
+    compile: bool = flag(
+        "torch.compile the model: slow at the start, faster afterwards", group="speed", action="store_true"
+    )
+    memory_share: float = flag(
+        "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file",
+        group="speed",
+        type=fraction,
+        default=0.5,
+        metavar="SHARE",
+        may_change=True,
+    )
+    temporary_folder: Path | None = fixed(None)
+    test_method: str = fixed("hard_resize")
 
     def __post_init__(self) -> None:
         try:
@@ -52,11 +108,6 @@ class ExtractionConfig:
         if self.test_method not in TEST_METHODS:
             raise InputError(f"Unknown test method {self.test_method!r}. Choose from: {', '.join(TEST_METHODS)}.")
 
-    def for_queries(self, test_method: str) -> "ExtractionConfig":
-        """The same settings for queries. Those of "single_query" differ in size, so that each is a batch of its own."""
-        batch_size = 1 if test_method == "single_query" else self.batch_size
-        return dataclasses.replace(self, test_method=test_method, batch_size=batch_size)
-
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
@@ -64,10 +115,12 @@ class IndexConfig:
     file of the model's weights, which the index names, or None for the published ones.
     """
 
-    folder: Path
-    append: bool = False
-    descriptor_dtype: str = "fp32"
-    weights: Path | None = None
+    folder: Path = flag("the folder to write; see docs/index_format.md", name="index", type=Path, metavar="DIR")
+    append: bool = flag(
+        "add missing images to --index, or continue if building it was interrupted", action="store_true"
+    )
+    descriptor_dtype: str = flag("number format of the descriptors", choices=tuple(DESCRIPTOR_DTYPES), default="fp32")
+    weights: Path | None = fixed(None)
 
     def __post_init__(self) -> None:
         if self.descriptor_dtype not in DESCRIPTOR_DTYPES:
@@ -120,16 +173,150 @@ class EngineAddress:
         return f"{self.engine}{'+tls' if self.tls else ''}://{self.host}:{self.port}/{self.name}"
 
 
+def index_location(text: str) -> Path | EngineAddress:
+    """An argparse type: a folder, or the address of an index in a search engine."""
+    return engine_address(text) if "://" in text else Path(text)
+
+
+def index_folder(text: str) -> Path:
+    """An argparse type: a folder, where the address of a search engine does not apply."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a folder. Only eval_hashing.py, eval_rerank.py and search.py search such an index; "
+            "export.py milvus writes one."
+        )
+    return Path(text)
+
+
+def engine_address(text: str) -> EngineAddress:
+    """An argparse type. What else the connection needs comes from the environment."""
+    tls_ca = os.environ.get("MILVUS_TLS_CA")
+    try:
+        return EngineAddress.parse(
+            text, token=os.environ.get("MILVUS_TOKEN", ""), tls_ca=Path(tls_ca) if tls_ca else None
+        )
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 @dataclass(frozen=True, kw_only=True)
-class PCAConfig:
-    """PCA of float descriptors to `dim` dimensions, fitted to at most `max_images` images below `folder`, which are
-    drawn at random with `seed`.
+class IndexFlags:
+    """The index of an evaluation: one to write, one to search instead of the database's images, or none.
+
+    Raises InputError for values that do not go together.
     """
 
-    folder: Path
-    dim: int
-    seed: int = 0
-    max_images: int = 16_384
+    save_index: Path | None = flag(
+        "save the database's features to a new folder", type=index_folder, default=None, metavar="DIR"
+    )
+    load_index: Path | EngineAddress | None = flag(
+        "search this index, or milvus://HOST:PORT/NAME; database images are not read",
+        type=index_location,
+        default=None,
+        metavar="DIR",
+    )
+    append: bool = flag("add missing images to the existing index of --save_index", action="store_true")
+    trust_index: bool = flag(
+        "skip checksum verification of --load_index; saves time with a large one", action="store_true"
+    )
+    allow_incomplete_index: bool = flag("search --load_index even if building it was interrupted", action="store_true")
+    descriptor_dtype: str | None = flag(
+        "number format of the descriptors in --save_index (default: fp32)",
+        choices=tuple(DESCRIPTOR_DTYPES),
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.save_index and self.load_index:
+            raise InputError("--save_index writes an index and --load_index searches one. Give one of them.")
+        for name in ("append", "descriptor_dtype"):
+            if getattr(self, name) and not self.save_index:
+                raise InputError(f"--{name} applies to the index of --save_index DIR; give that too.")
+        for name in ("trust_index", "allow_incomplete_index"):
+            if getattr(self, name) and not self.load_index:
+                raise InputError(f"--{name} applies to the index of --load_index DIR; give that too.")
+            check_folder_flag(name, getattr(self, name), self.load_index)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the index that is written or searched, if there is one."""
+        return self.save_index or (self.load_index if isinstance(self.load_index, Path) else None)
+
+    def to_write(self, weights: Path | None) -> IndexConfig | None:
+        """The index to write, if there is one, by the model of these weights (None: the published ones)."""
+        if self.save_index is None:
+            return None
+        dtype = self.descriptor_dtype or "fp32"
+        return IndexConfig(folder=self.save_index, append=self.append, descriptor_dtype=dtype, weights=weights)
+
+
+def check_folder_flag(name: str, value: object, location: Path | EngineAddress | None) -> None:
+    """Raises InputError if a flag that applies to an index in a folder is given for one in a search engine."""
+    if value and isinstance(location, EngineAddress):
+        raise InputError(f"--{name} applies to an index in a folder, not to {location}. Leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How queries are cut to size: one of TEST_METHODS; the weight of a vote of "maj_voting", else None.
+
+    Raises InputError for values that do not go together.
+    """
+
+    test_method: str = flag(
+        "how queries are resized or cropped: see docs/datasets.md", choices=TEST_METHODS, default="hard_resize"
+    )
+    majority_weight: float | None = flag(
+        f"weight of a vote, with --test_method maj_voting (default: {DEFAULT_MAJORITY_WEIGHT})",
+        type=non_negative_float,
+        default=None,
+        default_from=lambda flags: DEFAULT_MAJORITY_WEIGHT if flags["test_method"] == "maj_voting" else None,
+        metavar="WEIGHT",
+    )
+
+    def __post_init__(self) -> None:
+        if self.majority_weight is not None and self.test_method != "maj_voting":
+            raise InputError("--majority_weight applies to --test_method maj_voting; give that too.")
+
+    @property
+    def are_merged(self) -> bool:
+        """Whether each crop of a query is searched, and the results are merged."""
+        return self.test_method in ("nearest_crop", "maj_voting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAConfig:
+    """PCA of float descriptors to `dim` dimensions (None: no PCA), fitted to at most `max_images` images in
+    `subfolder` of `datasets_folder`, which are drawn at random with `seed`.
+
+    Raises InputError for values that do not go together.
+    """
+
+    dim: int | None = flag(
+        "reduce descriptors to N dimensions by PCA", name="pca_dim", type=positive_int, default=None, metavar="N"
+    )
+    subfolder: Path | None = flag(
+        "fit PCA to images below this folder in --datasets_folder, such as pitts30k/images/train",
+        name="pca_dataset_folder",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+    )
+    datasets_folder: Path | None = datasets_folder_flag()
+    seed: int = seed_flag()
+    max_images: int = fixed(16_384)
+
+    def __post_init__(self) -> None:
+        if (self.dim is None) != (self.subfolder is None):
+            raise InputError("PCA needs both --pca_dim and --pca_dataset_folder.")
+        if self.dim and self.datasets_folder is None:
+            raise InputError(f"{NO_DATASETS_FOLDER} --pca_dataset_folder lies in it.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the images."""
+        assert self.datasets_folder is not None and self.subfolder is not None, "only with PCA"
+        return self.datasets_folder / self.subfolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +337,98 @@ class IVFConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What an evaluation writes beside its figures: pictures of the first `num_pictures` predictions of each query, or
-    of those queries only whose first one is wrong; a page with the pictures of at most `page_queries` queries, or none
-    (None). exif_orientation as for load_image.
+class SearchConfig:
+    """How a database is searched: first-stage results to re-rank (0: there is no second stage); approximately, if ivf
+    is given.
     """
 
-    num_pictures: int = 0
-    only_wrong: bool = False
-    page_queries: int | None = None
-    exif_orientation: bool = False
+    rerank_num: int = flag(
+        "first-stage results to re-rank", type=positive_int, default=100, metavar="N", may_change=True
+    )
+    ivf: IVFConfig | None = flag(
+        "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images",
+        type=positive_int,
+        nargs=2,
+        default=None,
+        convert=lambda pair: IVFConfig(nlist=pair[0], nprobe=pair[1]),
+        metavar=("NLIST", "NPROBE"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What an evaluation writes.
+
+    recall_values: the N of Recall@N, ascending. num_pictures: pictures of the first N predictions of each query, or
+    (only_wrong) of those queries whose first one is wrong. page_queries: queries with pictures in report.html; None:
+    no page. exif_orientation as for load_image. Raises InputError for values that do not go together.
+    """
+
+    recall_values: tuple[int, ...] = flag(
+        "report Recall@N for these N",
+        type=positive_int,
+        nargs="+",
+        default=(1, 5, 10, 100),
+        convert=lambda values: sorted(set(values)),
+        metavar="N",
+        may_change=True,
+    )
+    num_pictures: int = flag(
+        "save a picture of each query with its first N predictions, and a list of their paths, in preds",
+        name="num_preds_to_save",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+    )
+    only_wrong: bool = flag(
+        "with --num_preds_to_save: only queries whose first prediction is wrong",
+        name="save_only_wrong_preds",
+        action="store_true",
+    )
+    no_page: bool = flag("do not write report.html", name="no_report", action="store_true")
+    page_queries: int | None = flag(
+        f"queries with pictures in report.html, failures first (default: {DEFAULT_REPORT_QUERIES})",
+        name="report_queries",
+        type=non_negative_int,
+        default=None,
+        default_from=lambda flags: None if flags["no_report"] else DEFAULT_REPORT_QUERIES,
+        metavar="N",
+    )
+    exif_orientation: bool = exif_orientation_flag()
+
+    def __post_init__(self) -> None:
+        if self.only_wrong and not self.num_pictures:
+            raise InputError("--save_only_wrong_preds applies to the pictures of --num_preds_to_save N; give that too.")
+        depth = max(self.recall_values)
+        if self.num_pictures > depth:
+            raise InputError(
+                f"--num_preds_to_save {self.num_pictures}: each query has {depth} predictions, the largest of "
+                "--recall_values. Save fewer, or add a larger value there."
+            )
+        if self.no_page and self.page_queries is not None:
+            raise InputError("--report_queries applies to report.html, which --no_report leaves out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What an evaluation does with each dataset. Raises InputError for values that do not go together."""
+
+    extraction: ExtractionConfig = part("images", fixed={"temporary_folder": Path("logs")})
+    crops: CropConfig = part("images", default=CropConfig())
+    pca: PCAConfig = part("descriptors", default=PCAConfig())
+    index: IndexFlags = part("index", default=IndexFlags())
+    search: SearchConfig = part("search")
+    report: ReportConfig = part("report")
+
+    def __post_init__(self) -> None:
+        if self.pca.dim and self.index.load_index:
+            raise InputError(
+                "--pca_dim does not apply to --load_index: the index states how its descriptors were reduced."
+            )
+        check_folder_flag("ivf", self.search.ivf, self.index.load_index)
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of what the model takes: the database's images, and crops of queries."""
+        size = self.extraction.resize
+        return [size, (min(size), min(size))] if self.crops.test_method in CROP_METHODS else [size]

@@ -1,88 +1,150 @@
-"""Evaluating one dataset, or several in one run."""
+"""What the evaluation scripts share: datasets, the model, features of database and queries, and a summary."""
 
 import csv
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
-from model import InferenceModel, InputError, ModelChoice
+from model import InputError, ModelChoice
 from model.network import check_image_size
 from model.weights import load_model
 from utils.models import model_on_all_ranks
-from utils.retrieval.config import ExtractionConfig, PCAConfig
-from utils.retrieval.extraction import extract, prepare
-from utils.retrieval.index import IndexMetadata
+from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, IVFConfig, PCAConfig
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.features import Features, SearchResult, as_array
+from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.index.format import METADATA, read_pca
+from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.pca import PCA, check_pca_dim, fit_pca
+from utils.retrieval.report import Results, report
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
 
-Results = dict[str, Any]  # the content of results.json
+
+class Evaluation:
+    """What the search of one dataset takes and gives.
+
+    run: the folder of the results, which times each phase. Attributes: database, queries, their features; k, the number
+    of results that the search must give; rerank_num; device.
+    """
+
+    def __init__(self, database: Features, queries: Features, config: EvaluationConfig, run: RunDir) -> None:
+        self.database, self.queries, self.run = database, queries, run
+        self.rerank_num = config.search.rerank_num
+        self.k = max(self.rerank_num, *config.report.recall_values)
+        self.device = config.extraction.device
 
 
-def load_model_on_all_ranks(
-    choice: ModelChoice,
-    path: Path | None,
-    *,
-    extraction: ExtractionConfig,
-    image_sizes: list[tuple[int, int]],
-    compiled: bool = False,
-) -> InferenceModel:
-    """The model with the weights of a file, or (path None) the published ones, prepared for this extraction.
+Stages = dict[str, SearchResult]  # {stage: its results}, in order; the last stage is the one that counts
+Search = Callable[[Evaluation], Stages]
+
+
+class Pipeline:
+    """From a dataset to its results: features, the search of an evaluation script, a report.
+
+    weights: the file of the model's weights, which an index to write names; None for the published ones.
+    """
+
+    def __init__(
+        self, extractor: Extractor, config: EvaluationConfig, search: Search, *, weights: Path | None = None
+    ) -> None:
+        self.extractor, self.config, self.search, self.weights = extractor, config, search, weights
+
+    def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
+        """Writes the results to the run's folder, and returns them; None on all but the main rank."""
+        with run.phase("extraction"):  # under torchrun, of every rank's share
+            database = self._database(dataset)
+            queries = extract(self.extractor.for_queries(self.config.crops), dataset.queries)
+        if database is None or queries is None:  # only the main rank receives the features
+            return None
+        if self.config.search.ivf:
+            with run.phase("inverted_file"):
+                database = self._with_inverted_file(database, self.config.search.ivf)
+        stages = self.search(Evaluation(database, queries, self.config, run))
+        dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
+        return report(run, dataset, stages, descriptor_dim=database.dim, config=self.config.report)
+
+    def _database(self, dataset: Benchmark) -> Features | None:
+        index, ivf = self.config.index, self.config.search.ivf
+        if index.load_index:
+            return distributed.run_on_main(partial(_features_in_index, index, self.extractor), share=False)
+        if ivf and not index.folder:
+            ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
+        return extract(self.extractor, dataset.database, save_to=index.to_write(self.weights))
+
+    def _with_inverted_file(self, database: Features, ivf: IVFConfig) -> Features:
+        """The inverted file of the codes, which searches them approximately, takes their place."""
+        codes = open_inverted_file(as_array(database.codes), ivf, self.config.index.folder)
+        return database._replace(codes=codes)
+
+
+def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
+    assert flags.load_index, "or there is nothing to read"
+    index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
+    config = extractor.config
+    index.require_compatible(IndexMetadata.of(extractor.model.original, config, pca=index.pca))
+    if index.metadata.exif_orientation != config.exif_orientation:
+        kinds = ("upright, as their EXIF orientation says", "as they are stored")
+        database, queries = kinds if index.metadata.exif_orientation else kinds[::-1]
+        logging.warning("The images of the index %s were read %s, and the queries %s.", index, database, queries)
+    return index.features()
+
+
+def load_extractor(
+    choice: ModelChoice, weights: Path | None, config: ExtractionConfig, *, sizes: list[tuple[int, int]]
+) -> Extractor:
+    """The model with the weights of a file, or (None) the published ones, prepared on every rank.
 
     The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
     cannot take images of one of the sizes (H, W).
     """
-    model = model_on_all_ranks(partial(load_model, choice, path))
-    for size in image_sizes:
+    model = model_on_all_ranks(partial(load_model, choice, weights))
+    for size in sizes:
         check_image_size(model.config, size)
-    return prepare(model.eval(), extraction, compiled=compiled)
+    return Extractor(model=prepare(model.eval(), config), config=config)
 
 
-def find_pca(
-    model: InferenceModel, extraction: ExtractionConfig, config: PCAConfig | None, *, index: Path | None
-) -> PCA | None:
+def find_pca(extractor: Extractor, config: PCAConfig, index: Path | None) -> PCA | None:
     """The projection of float descriptors: that of the index, if there is one in this folder; otherwise fitted.
 
     None on all but the main rank, and without PCA. Raises InputError if the index has another dimension, or its
     projection is damaged; or if the folder of images holds none, or too few.
     """
-    stored = distributed.run_on_main(partial(_stored_pca, index, config), share=False) if index else None
-    if config and distributed.broadcast_object(stored is None):
-        return _fit_pca_to_images(model, extraction, config)
+    stored = distributed.run_on_main(partial(_stored_pca, index, config.dim), share=False) if index else None
+    if config.dim and distributed.broadcast_object(stored is None):
+        return _fit_pca_to_images(extractor, config, config.dim)
     return stored
 
 
-def _stored_pca(index: Path, config: PCAConfig | None) -> PCA | None:
+def _stored_pca(index: Path, dim: int | None) -> PCA | None:
     if not (index / METADATA).exists():
         return None
     metadata = IndexMetadata.read(index)
     pca = read_pca(index, metadata)
-    if config and config.dim != (pca.dim if pca else None):
+    if dim and dim != (pca.dim if pca else None):
         content = f"that PCA reduced to {pca.dim} dimensions" if pca else "that are not reduced"
         raise InputError(
-            f"--pca_dim {config.dim}: the index {index} holds descriptors {content}, and --append keeps to that. Leave "
+            f"--pca_dim {dim}: the index {index} holds descriptors {content}, and --append keeps to that. Leave "
             "--pca_dim out, or choose a new folder."
         )
     return pca
 
 
-def _fit_pca_to_images(model: InferenceModel, extraction: ExtractionConfig, config: PCAConfig) -> PCA | None:
+def _fit_pca_to_images(extractor: Extractor, config: PCAConfig, dim: int) -> PCA | None:
     """Fits PCA to the model's descriptors of random images of a folder."""
     paths = distributed.run_on_main(partial(list_images, config.folder))
     if len(paths) > config.max_images:
         chosen = np.random.default_rng(config.seed).choice(len(paths), config.max_images, replace=False)
         paths = [paths[i] for i in np.sort(chosen)]
-    check_pca_dim(config.dim, len(paths), model.descriptor_dim)  # before the extraction
-    features = extract(model, ImageSet.without_positions(paths), extraction)
-    return fit_pca(np.asarray(features.descriptors[:]), config.dim, config.seed) if features else None
+    check_pca_dim(dim, len(paths), extractor.model.descriptor_dim)  # before the extraction
+    features = extract(extractor, ImageSet.without_positions(paths))
+    return fit_pca(as_array(features.descriptors), dim, config.seed) if features else None
 
 
 def read_benchmarks(configs: list[BenchmarkConfig], *, has_database: bool) -> dict[str, Benchmark | InputError]:

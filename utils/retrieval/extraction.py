@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,16 @@ from datasets.images import ImageDataset, collate_images
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, InferenceModel, InputError, prepare_for_inference
 from model.network import sign
-from utils.retrieval.config import PRECISIONS, ExtractionConfig, IndexConfig
+from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
+from utils.retrieval.crops import average_crops
 from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
 from utils.retrieval.pca import PCA
-from utils.retrieval.test_methods import average_crops
 from utils.runtime import distributed
+from utils.runtime.devices import PRECISIONS
 from utils.runtime.memory import memory_bytes
 from utils.runtime.workers import start_worker
 
-CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
-    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
-}
 Arrays = tuple[
     np.ndarray | None, np.ndarray | None
 ]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
@@ -39,34 +37,47 @@ IGNORED_ORIENTATION = (
 )
 
 
-def prepare(model: GeoLocalizationNet, config: ExtractionConfig, *, compiled: bool = False) -> InferenceModel:
+def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceModel:
     """A model in eval mode as the functions below take it, on the device and in the precision of the settings."""
-    return prepare_for_inference(model, PRECISIONS[config.precision], device=config.device, compiled=compiled)
+    return prepare_for_inference(model, PRECISIONS[config.precision], device=config.device, compiled=config.compile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """What makes features of images: a prepared model, settings, and the projection of descriptors, if any, which the
+    main rank alone needs. merging: of queries whose crops are searched one by one.
+    """
+
+    model: InferenceModel
+    config: ExtractionConfig
+    pca: PCA | None = None
+    merging: CropConfig | None = None
+
+    def for_queries(self, crops: CropConfig) -> "Extractor":
+        """The extractor of queries that are cropped so."""
+        # Images of "single_query" differ in size, so that each is a batch of its own.
+        batch_size = 1 if crops.test_method == "single_query" else self.config.batch_size
+        config = replace(self.config, test_method=crops.test_method, batch_size=batch_size)
+        return replace(self, config=config, merging=crops if crops.are_merged else None)
 
 
 def extract(
-    model: InferenceModel,
-    images: ImageSet,
-    config: ExtractionConfig,
-    *,
-    float_branch: bool = True,
-    save_to: IndexConfig | None = None,
-    pca: PCA | None = None,
+    extractor: Extractor, images: ImageSet, *, float_branch: bool = True, save_to: IndexConfig | None = None
 ) -> Features | None:
-    """Extracts features with a prepared model. Without `float_branch`: the codes only.
+    """Extracts features. Without `float_branch`: the codes only.
 
     With `save_to`, the features go to that index, which may already contain some of the images, or others. Everything
-    that it then contains is returned. `pca` projects the descriptors. Under torchrun each rank extracts its share; the
-    main rank, which alone needs `pca`, returns the features, the others None. Raises InputError if an image cannot be
-    read.
+    that it then contains is returned. Under torchrun each rank extracts its share; the main rank returns the features,
+    the others None. Raises InputError if an image cannot be read.
     """
-    with _open_store(images, model, config, save_to=save_to, pca=pca) as store:
+    pca, merging = extractor.pca, extractor.merging
+    with _open_store(extractor, images, save_to) as store:
         indices: Any = store.to_extract(images) if store else None
         remaining = images[distributed.broadcast_object(indices)]
-        for chunk in extract_chunks(model, remaining, config, float_branch=float_branch):
+        for chunk in extract_chunks(extractor.model, remaining, extractor.config, float_branch=float_branch):
             if store and chunk:
                 store.append(pca.project_features(chunk) if pca else chunk)
-        return store.features() if store else None
+        return store.features()._replace(merging=merging) if store else None
 
 
 def extract_chunks(
@@ -177,29 +188,16 @@ def pack_codes(codes: Tensor) -> Tensor:
     return ((codes > 0).unflatten(-1, (-1, 8)) * weights).sum(dim=-1, dtype=torch.int32).to(torch.uint8)
 
 
-def cpu_supports(precision: str) -> bool:
-    """Whether this CPU has instructions for the precision. PyTorch emulates it otherwise, slowly.
-
-    True if PyTorch is too old to tell (2.8 is).
-    """
-    if precision == "fp32" or not hasattr(torch.cpu, "get_capabilities"):
-        return True
-    return any(torch.cpu.get_capabilities().get(name, False) for name in CPU_INSTRUCTIONS[precision])
-
-
 def _open_store(
-    images: ImageSet,
-    model: InferenceModel,
-    config: ExtractionConfig,
-    *,
-    save_to: IndexConfig | None,
-    pca: PCA | None,
+    extractor: Extractor, images: ImageSet, save_to: IndexConfig | None
 ) -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer | None]:
     """Where the main rank stores features: in the index `save_to`, or in a buffer. None on the other ranks."""
+    config, pca = extractor.config, extractor.pca
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            metadata = IndexMetadata.of(model.original, config, save_to, utm_zone=images.utm_zone, pca=pca)
+            original = extractor.model.original
+            metadata = IndexMetadata.of(original, config, save_to, utm_zone=images.utm_zone, pca=pca)
             return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))

@@ -1,14 +1,16 @@
-"""Features of images, in memory or on disk."""
+"""Features of images, in memory, on disk or in a search engine; and what a search among them finds."""
 
 import math
 import tempfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
+from model import CODE_BITS
 from model.errors import InputError
+from utils.retrieval.config import CropConfig
 
 CHUNK_SIZE = 1024  # images that are extracted, and stored, at a time
 
@@ -30,16 +32,66 @@ class DiskArray:
         return np.array(mapped[rows]) if isinstance(rows, slice) else mapped[rows]
 
 
+class SearchResult(NamedTuple):
+    """The K best database images of each of Q queries, best first.
+
+    distances: [Q, K]. indices: [Q, K] int64. metric: of the distances at each of the K ranks, "l2" or "hamming", or
+    those of `crops.merge_crops`.
+    """
+
+    distances: np.ndarray
+    indices: np.ndarray
+    metric: list[str]
+
+    def first(self, k: int) -> "SearchResult":
+        """The first k ranks."""
+        return SearchResult(self.distances[:, :k], self.indices[:, :k], self.metric[:k])
+
+
+class Descriptors(Protocol):
+    """Descriptors [N, dim], float32 or float16: an array, or what reads them from a file or a search engine."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, dim]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        """The descriptors of these images."""
+
+
+class SearchableCodes(Protocol):
+    """Codes [N, 64] that search by themselves: in a search engine, or in an inverted file."""
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+        """The k <= N nearest to packed codes [Q, 64] by Hamming distance, as search_hamming gives them."""
+
+
 class Features(NamedTuple):
     """Features of N images. A field is None if that branch is absent or was not computed.
 
-    codes: [N, 64] uint8, 512 bits packed in np.packbits order. descriptors: [N, dim] float32 or float16. Of queries
-    with C crops whose results are merged: [N, C, 64] and [N, C, dim].
+    codes: [N, 64] uint8, 512 bits packed in np.packbits order. descriptors: [N, dim]. Of queries with C crops each:
+    [N, C, 64] and [N, C, dim]; merging: how the results of the crops become those of the query.
     """
 
     images: ImageSet
-    codes: Any  # np.ndarray, or RemoteCodes
-    descriptors: Any  # np.ndarray, DiskArray, QuantizedArray, or that of a search engine
+    codes: np.ndarray | SearchableCodes | None
+    descriptors: Descriptors | None
+    merging: CropConfig | None = None
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the descriptors, or else the bits of a code."""
+        return CODE_BITS if self.descriptors is None else self.descriptors.shape[-1]
+
+
+def as_array(features: Descriptors | SearchableCodes | None) -> np.ndarray:
+    """Features that are in memory, or fit into it: those of queries, and of a chunk of images."""
+    assert features is not None and not hasattr(features, "search"), "of a branch that was computed, and not remote"
+    return np.asarray(features[:])  # type: ignore[index]
 
 
 class FeatureBuffer:
@@ -53,8 +105,8 @@ class FeatureBuffer:
         self.max_bytes = max_bytes
         self.folder = folder
         self.count = 0
-        self.codes: Any = None
-        self.descriptors: Any = None
+        self.codes: np.ndarray | None = None
+        self.descriptors: np.ndarray | DiskArray | None = None
 
     def to_extract(self, images: ImageSet) -> np.ndarray:
         """The indices of the images to extract: all of them."""
@@ -65,16 +117,18 @@ class FeatureBuffer:
         rows = slice(self.count, self.count + len(chunk.images))
         self.count = rows.stop
         if chunk.codes is not None:
+            codes = as_array(chunk.codes)
             if self.codes is None:
-                self.codes = np.empty((len(self.images), *chunk.codes.shape[1:]), np.uint8)
-            self.codes[rows] = chunk.codes
+                self.codes = np.empty((len(self.images), *codes.shape[1:]), np.uint8)
+            self.codes[rows] = codes
         if chunk.descriptors is not None:
+            descriptors = as_array(chunk.descriptors)
             if self.descriptors is None:
-                self.descriptors = self._allocate(chunk.descriptors)
+                self.descriptors = self._allocate(descriptors)
             if isinstance(self.descriptors, np.ndarray):
-                self.descriptors[rows] = chunk.descriptors
+                self.descriptors[rows] = descriptors
             else:
-                self._write(self.descriptors.file, chunk.descriptors)
+                self._write(self.descriptors, descriptors)
 
     def features(self) -> Features:
         """The features of all images."""
@@ -87,10 +141,11 @@ class FeatureBuffer:
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the array
         return DiskArray(file, descriptors.dtype, shape)
 
-    def _write(self, file: IO[bytes], descriptors: np.ndarray) -> None:
+    def _write(self, array: DiskArray, descriptors: np.ndarray) -> None:
+        assert not isinstance(array.file, Path), "_allocate opens a file"
         try:
-            file.write(descriptors.data)
-            file.flush()
+            array.file.write(descriptors.data)
+            array.file.flush()
         except OSError as error:
             raise InputError(
                 f"Cannot write descriptors to a temporary file in {self.folder}: {error.strerror or error}. Free "

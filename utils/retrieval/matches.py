@@ -28,14 +28,14 @@ class Match(NamedTuple):
     longitude: float | None
 
     @property
-    def caption(self) -> str:
+    def captions(self) -> list[str]:
         """Rank, distance and position, in at most three lines."""
         lines = [f"{self.rank}: {self.distance:.4g}"]
         if self.easting is not None:
             lines.append(f"{self.easting:.0f} E  {self.northing:.0f} N")
         if self.latitude is not None:
             lines.append(f"{self.latitude:.5f}, {self.longitude:.5f}")
-        return "\n".join(lines)
+        return lines
 
 
 def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:

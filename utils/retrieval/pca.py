@@ -3,7 +3,7 @@
 import numpy as np
 
 from model.errors import InputError
-from utils.retrieval.features import Features
+from utils.retrieval.features import Features, as_array
 
 
 class PCA:
@@ -26,7 +26,7 @@ class PCA:
 
     def project_features(self, features: Features) -> Features:
         """The same with projected descriptors."""
-        return features._replace(descriptors=self.project(features.descriptors))
+        return features._replace(descriptors=self.project(as_array(features.descriptors)))
 
     def to_bytes(self) -> bytes:
         """Mean and components, row by row, as little-endian float32."""

@@ -6,55 +6,45 @@ faiss is imported by the functions that use it, because it is slow to load and `
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from model import InputError
-from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.crops import merge_crops
+from utils.retrieval.features import Descriptors, Features, SearchableCodes, SearchResult, as_array
 from utils.retrieval.gpu_search import search_hamming_on_device
-from utils.retrieval.quantization import QuantizedArray
 
 QUERY_BLOCK = 32  # queries between two updates of the progress bar
 DATABASE_BLOCK_BYTES = 256 << 20
 MIN_CODES_PER_THREAD = 500_000  # below this, starting a thread costs more than it saves
 
 
-class SearchResult(NamedTuple):
-    """The K best database images of each of Q queries, best first.
-
-    distances: [Q, K]. indices: [Q, K] int64. metric: of the distances at each of the K ranks, "l2" or "hamming", or
-    those of `test_methods.merge_crops`.
-    """
-
-    distances: np.ndarray
-    indices: np.ndarray
-    metric: list[str]
-
-    def first(self, k: int) -> "SearchResult":
-        """The first k ranks."""
-        return SearchResult(self.distances[:, :k], self.indices[:, :k], self.metric[:k])
-
-
-class RemoteCodes(Protocol):
-    """Codes [N, 64] of a database that a search engine holds."""
-
-    def __len__(self) -> int: ...
-
-    def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """The k <= N nearest to packed codes [Q, 64], as search_hamming gives them."""
-
-
 def search(database: Features, queries: Features, k: int, *, device: str = "cpu") -> SearchResult:
-    """The k nearest images: by Hamming distance, on the device, if there are codes; else by L2 distance."""
+    """The k nearest images: by Hamming distance, on the device, if there are codes; else by L2 distance.
+
+    Of queries with several crops, the results of the crops are merged as `queries.merging` says.
+    """
     if database.codes is not None:
-        return search_hamming(database.codes, queries.codes, k, device=device)
-    return search_l2(database.descriptors, queries.descriptors, k)
+        found = search_hamming(database.codes, as_array(queries.codes), k, device=device)
+    else:
+        assert database.descriptors is not None, "features have codes, descriptors, or both"
+        found = search_l2(database.descriptors, as_array(queries.descriptors), k)
+    return merge_crops(found, queries.merging, k) if queries.merging else found
 
 
-def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, k: int) -> SearchResult:
+def search_and_rerank(
+    database: Features, queries: Features, k: int, *, rerank_num: int = 0, device: str = "cpu"
+) -> list[SearchResult]:
+    """The results of each stage: of the search, and with `rerank_num` of the re-ranking. At least k images each."""
+    stages = [search(database, queries, max(k, rerank_num), device=device)]
+    if rerank_num:
+        stages.append(rerank(stages[0], database, queries, rerank_num=rerank_num))
+    return stages
+
+
+def search_l2(database: Descriptors, queries: np.ndarray, k: int) -> SearchResult:
     """The k nearest of database [N, d] to each of queries [Q, d], float32 or float16, by exact L2 distance.
 
     Queries [Q, C, d] with C crops each give Q*C rows of results. Distances are float32. K is min(k, N). Raises
@@ -66,7 +56,7 @@ def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.nda
     block_size = max(1, DATABASE_BLOCK_BYTES // (4 * queries.shape[1]))
     squares = np.empty((len(queries), 0), np.float32)
     indices = np.empty((len(queries), 0), np.int64)
-    for start in block_starts(len(database), block_size, "Searching"):
+    for start in with_progress(range(0, len(database), block_size), "Searching"):
         block = np.ascontiguousarray(database[start : start + block_size], np.float32)
         block_squares, block_indices = faiss.knn(queries, block, min(k, len(block)))
         if (block_indices < 0).any():  # what faiss returns for NaN
@@ -78,7 +68,7 @@ def search_l2(database: np.ndarray | DiskArray | QuantizedArray, queries: np.nda
 
 
 def search_hamming(
-    database: np.ndarray | RemoteCodes, queries: np.ndarray, k: int, *, device: str = "cpu"
+    database: np.ndarray | SearchableCodes, queries: np.ndarray, k: int, *, device: str = "cpu"
 ) -> SearchResult:
     """The k nearest of database [N, b] to queries [Q, b], packed codes of 8*b bits, by exact Hamming distance.
 
@@ -109,30 +99,29 @@ def search_hamming(
         distances, indices = _smallest(np.hstack([d for d, _ in found]), np.hstack(shifted), k)
     else:
         distances, indices = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
-        for start in block_starts(len(queries), QUERY_BLOCK, "Searching"):
+        for start in with_progress(range(0, len(queries), QUERY_BLOCK), "Searching"):
             block = slice(start, start + QUERY_BLOCK)
             distances[block], indices[block] = _knn_hamming(queries[block], database, k)
     return SearchResult(distances, indices, ["hamming"] * k)
 
 
-def rerank(
-    candidates: SearchResult, database: np.ndarray | DiskArray | QuantizedArray, queries: np.ndarray, *, rerank_num: int
-) -> SearchResult:
+def rerank(candidates: SearchResult, database: Features, queries: Features, *, rerank_num: int) -> SearchResult:
     """Orders the first `rerank_num` candidates by the L2 distance of descriptors. The others keep their order.
 
-    database [N, d] float32 or float16, of which only the candidates' rows are read; queries [Q, d], or [Q, C, d] with C
-    crops each, of which the smallest distance counts. Distances are float32: L2 at the first `rerank_num` ranks, the
-    candidates' own at the others. Candidates at equal distances keep their order.
+    Of the database only the candidates' descriptors are read. Of queries with several crops, the smallest distance
+    counts. Distances are float32: L2 at the first `rerank_num` ranks, the candidates' own at the others. Candidates at
+    equal distances keep their order.
     """
     import faiss
 
+    assert database.descriptors is not None, "two-branch models give descriptors"
     distances, indices = candidates.distances.astype(np.float32), candidates.indices.copy()
-    queries = np.ascontiguousarray(queries, np.float32)
-    for i in block_starts(len(queries), 1, "Re-ranking"):
+    descriptors = np.ascontiguousarray(as_array(queries.descriptors), np.float32)
+    for i in with_progress(range(len(descriptors)), "Re-ranking", "query"):
         first = indices[i, :rerank_num]
-        rows = np.ascontiguousarray(database[first], np.float32)
+        rows = np.ascontiguousarray(database.descriptors[first], np.float32)
         squares = np.full(len(rows), np.inf, np.float32)
-        crop_squares, crop_indices = faiss.knn(queries[i].reshape(-1, rows.shape[1]), rows, len(rows))
+        crop_squares, crop_indices = faiss.knn(descriptors[i].reshape(-1, rows.shape[1]), rows, len(rows))
         np.minimum.at(squares, crop_indices, crop_squares)
         order = squares.argsort(kind="stable")
         distances[i, :rerank_num], indices[i, :rerank_num] = np.sqrt(squares[order]), first[order]
@@ -155,7 +144,6 @@ def _smallest(distances: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.nd
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
-def block_starts(count: int, size: int, description: str) -> Iterable[int]:
-    """The start of each block of `size`, with a progress bar if there are several."""
-    starts, unit = range(0, count, size), "block" if size > 1 else "query"
-    return tqdm(starts, desc=description, unit=unit, leave=False) if len(starts) > 1 else starts
+def with_progress(steps: range, description: str, unit: str = "block") -> Iterable[int]:
+    """The steps, with a progress bar if there are several."""
+    return tqdm(steps, desc=description, unit=unit, leave=False) if len(steps) > 1 else steps

@@ -23,7 +23,6 @@ from utils.runtime.run_dir import RunDir
 from utils.training.step import TrainingStep
 
 BEST_MODEL, LAST_MODEL = "best_model.pth", "last_model.pth"
-OLDER_ARGUMENTS = {"schedule": "step", "warmup_steps": 0}  # of checkpoints that were made before these flags
 
 
 @dataclass
@@ -32,7 +31,7 @@ class TrainState:
 
     Everything random is drawn from the seed and this position. arguments: those that change the model or the
     schedule, which a resumed run must repeat; history: the rows of metrics.csv; sums: the current epoch's losses so
-    far; world_size: number of processes, which determines the random numbers (None: an older checkpoint).
+    far; world_size: number of processes, which determines the random numbers.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +42,7 @@ class TrainState:
     not_improved: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
-    world_size: int | None = field(default_factory=distributed.world_size)
+    world_size: int = field(default_factory=distributed.world_size)
 
 
 def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
@@ -155,18 +154,18 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     processes differ.
     """
     source, content = checkpoint.path, checkpoint.content
-    state = TrainState(**{"world_size": None, **content["train_state"]})
-    saved, given = (OLDER_ARGUMENTS | values for values in (state.arguments, arguments))
-    different = [name for name in {**saved, **given} if given.get(name) != saved.get(name)]
-    if "epochs_num" in different and not saved["schedule"] == given["schedule"] == "cosine":
+    state = TrainState(**content["train_state"])
+    saved = state.arguments
+    different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
+    if "epochs_num" in different and not saved.get("schedule") == arguments.get("schedule") == "cosine":
         different.remove("epochs_num")  # the cosine schedule alone depends on it
-    changed = [f"--{name} {given.get(name)} (was {saved.get(name)})" for name in different]
+    changed = [f"--{name} {arguments.get(name)} (was {saved.get(name)})" for name in different]
     if changed:
         raise InputError(
             f"{source} cannot be resumed with different values of flags that change the model or the schedule: "
             f"{', '.join(changed)}."
         )
-    if state.world_size not in (None, distributed.world_size()):
+    if state.world_size != distributed.world_size():
         raise InputError(
             f"{source} belongs to a run with {state.world_size} processes and cannot be resumed with "
             f"{distributed.world_size()}: the random numbers would change. Use the same number."

@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 
 from model.errors import InputError
+from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
+from utils.runtime.flags import (
+    decay,
+    flag,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed_flag,
+)
 
 DEFAULT_WEIGHT_DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0}
 SCHEDULES = ("step", "cosine")
@@ -21,21 +31,57 @@ class TrainingConfig:
     for other values.
     """
 
-    batch_size: int = 120
-    epochs_num: int = 25
-    patience: int = 12
-    optim: str = "adam"
-    lr: float = 4e-4
-    schedule: str = "step"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    ema: float | None = None
-    precision: str = "fp32"
-    train_backbone: bool = False
-    compile: bool = False
-    tensorboard: bool = False
-    device: str = "cpu"
-    seed: int = 0
+    batch_size: int = flag(
+        "places per batch, over all ranks", name="train_batch_size", type=positive_int, default=120, metavar="N"
+    )
+    epochs_num: int = flag("epochs; 0: test the initial model", type=non_negative_int, default=25, metavar="N")
+    patience: int = flag(
+        "stop after N epochs without improvement", type=positive_int, default=12, metavar="N", may_change=True
+    )
+    optim: str = flag("optimizer", choices=tuple(DEFAULT_WEIGHT_DECAY), default="adam")
+    lr: float = flag("initial learning rate", type=positive_float, default=4e-4)
+    schedule: str = flag(
+        "of the learning rate. step: halved every 3 epochs; cosine: falls to 0 over --epochs_num",
+        choices=SCHEDULES,
+        default="step",
+    )
+    warmup_steps: int = flag(
+        "steps over which the learning rate rises to --lr at the start", type=non_negative_int, default=0, metavar="N"
+    )
+    weight_decay: float = flag(
+        "weight decay (default: 0.01 for adamw, 0 for adam and sgd)",
+        type=non_negative_float,
+        default=0.0,
+        default_from=lambda flags: DEFAULT_WEIGHT_DECAY[flags["optim"]],
+    )
+    ema: float | None = flag(
+        "validate, save and test an exponential moving average of the weights with this decay, such as 0.99",
+        type=decay,
+        default=None,
+        metavar="DECAY",
+    )
+    precision: str = flag(
+        f"{PRECISION_HELP} (default: fp16 on CUDA, otherwise fp32)",
+        group="speed",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        default_from=lambda flags: "fp16" if flags["device"].startswith("cuda") else "fp32",
+    )
+    train_backbone: bool = flag("train the backbone too (vit-tiny: from scratch)", action="store_true")
+    compile: bool = flag(
+        "torch.compile the training steps: slow at the start, faster afterwards",
+        group="speed",
+        action="store_true",
+        may_change=True,
+    )
+    tensorboard: bool = flag(
+        "also write the curves for TensorBoard, to the run's folder; needs requirements-tensorboard.txt",
+        group="report",
+        action="store_true",
+        may_change=True,
+    )
+    device: str = device_flag()
+    seed: int = seed_flag()
 
     def __post_init__(self) -> None:
         if self.optim not in DEFAULT_WEIGHT_DECAY:

@@ -1,6 +1,8 @@
 """Losses of a batch. They use [B, B] matrices and masks of fixed shape, so that the GPU never waits for the CPU."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,25 @@ def hashing_losses(
         pairs = pairs & (torch.rand(pairs.shape, generator=generator) < pair_fraction).to(pairs.device)
     constraint = similarity_constraint(output.logits, output.code, pairs)
     return _losses(multi_similarity_loss(similarity, positives, negatives), constraint, (positives, negatives, labels))
+
+
+class Loss(NamedTuple):
+    """What a training step minimises. criterion: (descriptors, or HashingOutput; labels [B]) -> Losses; branch: the
+    one that it trains, "float" or "binary"; generator: what the criterion draws from, if anything.
+    """
+
+    criterion: Callable[[Any, Tensor], Losses]
+    branch: str
+    generator: torch.Generator | None = None
+
+
+FLOAT_LOSS = Loss(float_losses, "float")
+
+
+def binary_loss(pair_fraction: float) -> Loss:
+    """hashing_losses with a generator of its own, which the trainer seeds in each step."""
+    generator = torch.Generator()
+    return Loss(partial(hashing_losses, pair_fraction=pair_fraction, generator=generator), "binary", generator)
 
 
 def _losses(multi_similarity: Tensor, constraint: Tensor, mined: tuple[Tensor, Tensor, Tensor]) -> Losses:

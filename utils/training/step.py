@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from model import GeoLocalizationNet, HashingOutput
 from model.inference import prepare_frozen_backbone
 from model.vision_transformer import VisionTransformer, patch_grid
-from utils.retrieval.config import PRECISIONS
 from utils.runtime import distributed
+from utils.runtime.devices import PRECISIONS
 from utils.training.average import WeightAverage
 from utils.training.config import TrainingConfig
 from utils.training.losses import Losses
@@ -24,7 +24,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-Criterion = Callable[[Any, Tensor], Losses]  # (descriptors, or HashingOutput; labels [B])
 
 
 class TrainingStep:
@@ -32,17 +31,26 @@ class TrainingStep:
 
     branch: "float" or "binary", the branch that is trained; the binary branch of a two-branch model is trained
     without computing the float one. criterion: the loss, called with the output for the whole batch and its labels.
+    generator: what the criterion draws from, if anything; the trainer seeds it.
     Everything else is frozen and stays in eval mode, the backbone too unless config.train_backbone. The model moves
     to config.device. All images have the same size. Attributes: model, branch, optimizer, scaler, parameters (the
     trainable ones), average (of the weights; None without config.ema), copies_backbone (whether a copy with weights in
     half precision computes the frozen backbone), frozen_backbone (that copy; None before the first step).
     """
 
-    def __init__(self, model: GeoLocalizationNet, config: TrainingConfig, *, criterion: Criterion, branch: str) -> None:
+    def __init__(
+        self,
+        model: GeoLocalizationNet,
+        config: TrainingConfig,
+        *,
+        criterion: Callable[[Any, Tensor], Losses],
+        branch: str,
+        generator: torch.Generator | None = None,
+    ) -> None:
         if distributed.world_size() > 1 and config.device.startswith("cuda"):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # before the optimizer takes the parameters
         self.model = model.to(config.device)
-        self.criterion = criterion
+        self.criterion, self.generator = criterion, generator
         self.branch = branch
         self.precision = config.precision
         self.parameters = set_trainable(model, branch, config.train_backbone)

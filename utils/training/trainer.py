@@ -8,13 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from datasets.benchmark import Benchmark
 from model import InputError
 from model.weights import load_weights, model_content
 from utils.models import weights_on_all_ranks
+from utils.retrieval.config import EvaluationConfig
+from utils.retrieval.evaluation import Pipeline, Search
+from utils.retrieval.extraction import Extractor, prepare
 from utils.retrieval.metrics import format_recalls
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
@@ -27,31 +32,39 @@ from utils.training.loader import Batch, PlaceLoader, mix_seeds
 from utils.training.losses import Losses
 from utils.training.step import TrainingStep, learning_rate, set_training_mode
 from utils.training.tensorboard import TensorBoard
-from utils.training.validation import ValidationResult
+from utils.training.validation import Validator
 
 CURVES = "curves.png"
 MAX_NON_FINITE = 3  # steps in a row
 
 
+class TrainingData(NamedTuple):
+    """Batches of places to train on, a function that validates a model, and the dataset to test on."""
+
+    places: PlaceLoader
+    validate: Validator
+    test: Benchmark
+
+
 class Trainer:
     """Drives a training run from `state`; train.py shows the loop. A new run's best_model.pth is the initial model.
 
-    Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers;
-    `generator`, if the loss has one, with (seed, step). Raises Stopped after a stop signal, with everything saved.
+    Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers; the
+    generator of the loss, if it has one, with (seed, step). Raises Stopped after a stop
+    signal, with everything saved.
     """
 
     def __init__(
         self,
         training_step: TrainingStep,
-        loader: PlaceLoader,
+        data: TrainingData,
         config: TrainingConfig,
         *,
         run: RunDir,
         state: TrainState,
-        generator: torch.Generator | None = None,
     ) -> None:
-        self.training_step, self.loader, self.config = training_step, loader, config
-        self.run, self.state, self.generator = run, state, generator
+        self.training_step, self.loader, self.config = training_step, data.places, config
+        self.data, self.run, self.state = data, run, state
         self.non_finite_steps = 0
         self.pending: Losses | None = None
         self.board: TensorBoard | None = None
@@ -62,13 +75,41 @@ class Trainer:
         if state.step == 0:
             self._save_best_model()
 
-    def epochs(self) -> Iterator[int]:
-        """The remaining epochs, until epochs_num or until patience runs out. finish_epoch() advances the loop."""
-        while self.state.epoch < self.config.epochs_num and self.state.not_improved < self.config.patience:
-            yield self.state.epoch
-
     def batches(self) -> Iterator[Batch]:
-        """The epoch's remaining batches, in training mode. Afterwards it saves a checkpoint and sets eval mode."""
+        """The remaining batches, in training mode, until epochs_num or until patience runs out.
+
+        After each epoch come validation, a row of metrics, and a checkpoint; the model is saved if the last dataset's
+        R@1 + R@5 is the best so far. Without validation the latest model is the best.
+        """
+        while self.state.epoch < self.config.epochs_num and self.state.not_improved < self.config.patience:
+            yield from self._batches_of_epoch()
+            self._finish_epoch()
+
+    def record(self, losses: Losses) -> None:
+        """Logs the losses of a step, one step late: while the host waits for them, a GPU computes the next step."""
+        self._flush()
+        self.pending = losses
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block before which everything is saved, so that a stop signal ends the script at once."""
+        try:
+            with stop_signals.interruptible():
+                yield
+        except Stopped as stopped:
+            logging.info("Stopped by signal %d. Resume with --resume=%s", stopped.signal, self.run.folder / LAST_MODEL)
+            raise
+
+    def test(self, config: EvaluationConfig, search: Search) -> None:
+        """Evaluates best_model.pth on the test dataset, with the search of the evaluation script for such models."""
+        model = self.training_step.model
+        with self.interruptible():
+            weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
+            extractor = Extractor(model=prepare(model.eval(), config.extraction), config=config.extraction)
+            Pipeline(extractor, config, search).evaluate(self.data.test, self.run)
+
+    def _batches_of_epoch(self) -> Iterator[Batch]:
+        """The epoch's remaining batches. Afterwards it saves a checkpoint and sets eval mode."""
         state, num_batches = self.state, self.loader.num_batches
         set_training_mode(self.training_step.model)
         self.started = time.perf_counter()
@@ -99,26 +140,9 @@ class Trainer:
         if self.training_step.average:
             distributed.broadcast_tensors(self.training_step.average.entries.values())
 
-    def record(self, losses: Losses) -> None:
-        """Logs the losses of a step, one step late: while the host waits for them, a GPU computes the next step."""
-        self._flush()
-        self.pending = losses
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """A block before which everything is saved, so that a stop signal ends the script at once."""
-        try:
-            with stop_signals.interruptible():
-                yield
-        except Stopped as stopped:
-            logging.info("Stopped by signal %d. Resume with --resume=%s", stopped.signal, self.run.folder / LAST_MODEL)
-            raise
-
-    def finish_epoch(self, results: list[ValidationResult]) -> None:
-        """Adds a row to the metrics, and saves the model if the last dataset's R@1 + R@5 is the best so far.
-
-        Without validation the latest model is the best.
-        """
+    def _finish_epoch(self) -> None:
+        with self.interruptible(), self.training_step.averaged_weights():  # everything is saved by now
+            results = self.data.validate(self.training_step.model)
         state, sums = self.state, self.state.sums
         steps = max(sums.get("steps", 0), 1)
         losses = {"loss": "total", **{name: name for name in ("multi_similarity", "constraint", "mined_pair_fraction")}}
@@ -150,17 +174,11 @@ class Trainer:
             self.board.add_epoch(row, self.run.folder / CURVES)
         self._save()
 
-    def load_best_model(self) -> None:
-        """Loads best_model.pth into the model, in eval mode."""
-        model = self.training_step.model
-        weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
-        model.eval()
-
     def _prepare_step(self) -> None:
         step, config = self.state.step, self.config
         torch.manual_seed(mix_seeds(config.seed, step, distributed.rank()))
-        if self.generator is not None:
-            self.generator.manual_seed(mix_seeds(config.seed, step))
+        if self.training_step.generator is not None:
+            self.training_step.generator.manual_seed(mix_seeds(config.seed, step))
         for group in self.training_step.optimizer.param_groups:
             group["lr"] = learning_rate(step, config, self.loader.num_batches)
 
@@ -226,7 +244,7 @@ class Trainer:
 
 def write_metrics(folder: Path, history: list[dict]) -> None:
     """Writes metrics.csv, one row per epoch, and curves.png."""
-    from utils.visualization import draw_curves  # loads matplotlib
+    from utils.training.curves import draw_curves  # loads matplotlib
 
     with atomic_write(folder / "metrics.csv") as file:
         rows = csv.DictWriter(file, history[-1].keys())

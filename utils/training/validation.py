@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig
-from model import GeoLocalizationNet, InferenceModel, InputError
+from model import GeoLocalizationNet, InputError
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.features import Features
 from utils.retrieval.metrics import correct_predictions, recalls_at
-from utils.retrieval.search import rerank, search
+from utils.retrieval.search import search_and_rerank
 from utils.runtime import distributed
 
 RECALL_VALUES = [1, 5, 10]
@@ -37,30 +37,27 @@ class Validator:
         self._float_features: dict[int, Features | None] = {}  # by the identity of the image set
 
     def __call__(self, model: GeoLocalizationNet) -> list[ValidationResult]:
-        prepared = prepare(model, self.config)
-        return [distributed.broadcast_object(self._validate(prepared, benchmark)) for benchmark in self.benchmarks]
+        extractor = Extractor(model=prepare(model, self.config), config=self.config)
+        return [distributed.broadcast_object(self._validate(extractor, benchmark)) for benchmark in self.benchmarks]
 
-    def _validate(self, model: InferenceModel, benchmark: Benchmark) -> Any:
-        database, queries = (self._extract(model, images) for images in (benchmark.database, benchmark.queries))
+    def _validate(self, extractor: Extractor, benchmark: Benchmark) -> Any:
+        database, queries = (self._extract(extractor, images) for images in (benchmark.database, benchmark.queries))
         if database is None or queries is None:
             return None
-        candidates = search(database, queries, max(self.rerank_num, *RECALL_VALUES))
-        stages = [candidates]
-        if self.rerank_num:
-            stages.append(rerank(candidates, database.descriptors, queries.descriptors, rerank_num=self.rerank_num))
+        stages = search_and_rerank(database, queries, max(RECALL_VALUES), rerank_num=self.rerank_num)
         correct = [correct_predictions(result.indices, benchmark.positives) for result in stages]
         recalls = [recalls_at(stage, RECALL_VALUES) for stage in correct]
         return ValidationResult(benchmark.name, recalls[-1], recalls[0] if self.rerank_num else None)
 
-    def _extract(self, model: InferenceModel, images: ImageSet) -> Features | None:
-        if not model.config.rerank:
-            return extract(model, images, self.config)
+    def _extract(self, extractor: Extractor, images: ImageSet) -> Features | None:
+        if not extractor.model.config.rerank:
+            return extract(extractor, images)
         if not self.rerank_num:
-            return extract(model, images, self.config, float_branch=False)
+            return extract(extractor, images, float_branch=False)
         if id(images) not in self._float_features:
-            self._float_features[id(images)] = extract(model, images, self.config)
+            self._float_features[id(images)] = extract(extractor, images)
             return self._float_features[id(images)]
-        features, frozen = extract(model, images, self.config, float_branch=False), self._float_features[id(images)]
+        features, frozen = extract(extractor, images, float_branch=False), self._float_features[id(images)]
         return features._replace(descriptors=frozen.descriptors) if features and frozen else None
 
 

@@ -1,6 +1,6 @@
 """The format of an index on disk, and the checks that reading and writing share.
 
-Format 2, 3 with descriptors in int8, or 4 with descriptors reduced by PCA; little-endian, without pickled data:
+Format 5; little-endian, without pickled data:
 
     metadata.json    written once: the fields of IndexMetadata
     codes.bin        [N, 64] uint8, 512 bits packed in np.packbits order; for models with a binary branch
@@ -34,7 +34,7 @@ from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexCon
 from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.pca import PCA
 
-FORMAT, QUANTIZED_FORMAT, PCA_FORMAT = 2, 3, 4
+FORMAT = 5
 METADATA, MANIFEST, PATHS, PROJECTION = "metadata.json", "manifest.jsonl", "paths.txt", "pca.bin"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
@@ -53,7 +53,7 @@ class IndexMetadata:
     The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias,
     precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors; the UTM zone of
     the positions, such as "32N", or None if it is not known. Of descriptors that PCA reduced: the model's dimension and
-    the checksum of pca.bin; None, and absent in metadata.json, if PCA was not used.
+    the checksum of pca.bin; None if PCA was not used.
     """
 
     backbone: str
@@ -67,10 +67,10 @@ class IndexMetadata:
     precision: str
     descriptor_dim: int
     descriptor_dtype: str
-    exif_orientation: bool = False  # absent in older indexes, which ignored it
-    utm_zone: str | None = None  # absent in older indexes
-    pca_input_dim: int | None = None
-    pca_sha256: str | None = None
+    exif_orientation: bool
+    utm_zone: str | None
+    pca_input_dim: int | None
+    pca_sha256: str | None
 
     @staticmethod
     def of(
@@ -110,13 +110,12 @@ class IndexMetadata:
     def read(folder: Path) -> "IndexMetadata":
         """Raises InputError if metadata.json is missing, damaged or of another format."""
         path = folder / METADATA
-        old = folder / "header.json"
         try:
-            return IndexMetadata.parse((old if old.exists() else path).read_bytes())
+            return IndexMetadata.parse(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
         except UnknownFormat as error:
-            raise InputError(f"The index {folder} has {error}. {REBUILD}.") from None
+            raise InputError(f"The index {folder} has {error}. {REBUILD} with build_index.py.") from None
         except METADATA_ERRORS as error:
             raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
 
@@ -127,21 +126,18 @@ class IndexMetadata:
         number = content.pop("format")
         if type(number) is not int:
             raise TypeError("a format that is not a number")
-        if number not in (FORMAT, QUANTIZED_FORMAT, PCA_FORMAT):
-            raise UnknownFormat(f"format {number}; this version reads formats {FORMAT} to {PCA_FORMAT}")
+        if number != FORMAT:
+            raise UnknownFormat(f"format {number}; this version reads format {FORMAT}")
         types = {field.name: field.type for field in fields(IndexMetadata)}
         if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
             raise TypeError("a value of the wrong type")
         metadata = IndexMetadata(**content)
         metadata._check_values()
-        if metadata.format != number:
-            raise ValueError(f"format {number} with the fields of format {metadata.format}")
         return metadata
 
     def to_json(self, indent: int | None = None) -> str:
         """What `parse` reads."""
-        values = {name: value for name, value in asdict(self).items() if self.has_pca or not name.startswith("pca_")}
-        return json.dumps({"format": self.format, **values}, indent=indent)
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=indent)
 
     def _check_values(self) -> None:
         """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
@@ -158,13 +154,6 @@ class IndexMetadata:
             raise ValueError("one of the fields of PCA without the other")
         if self.pca_input_dim is not None and not 0 < self.descriptor_dim <= self.pca_input_dim <= MAX_DESCRIPTOR_DIM:
             raise ValueError(f"descriptors reduced from {self.pca_input_dim} to {self.descriptor_dim} dimensions")
-
-    @property
-    def format(self) -> int:
-        """The number in metadata.json, by which versions that cannot read the index refuse it."""
-        if self.has_pca:
-            return PCA_FORMAT
-        return QUANTIZED_FORMAT if self.is_quantized else FORMAT
 
     @property
     def has_pca(self) -> bool:

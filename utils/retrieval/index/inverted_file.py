@@ -15,8 +15,9 @@ import numpy as np
 
 from model import InputError
 from utils.retrieval.config import IVFConfig
+from utils.retrieval.features import SearchResult
 from utils.retrieval.index.format import parse_object
-from utils.retrieval.search import QUERY_BLOCK, SearchResult, block_starts
+from utils.retrieval.search import QUERY_BLOCK, with_progress
 from utils.runtime.atomic_files import atomic_write
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class InvertedFile:
             self._quantizer.add(lists.centres)
             self.index.is_trained = True
         self.lists = lists
-        for start in block_starts(len(codes), BLOCK_SIZE, "Filling the inverted file"):
+        for start in with_progress(range(0, len(codes), BLOCK_SIZE), "Filling the inverted file"):
             block = np.ascontiguousarray(codes[start : start + BLOCK_SIZE])
             numbers = lists.numbers[start : start + BLOCK_SIZE].astype(np.int64)
             pointers = faiss.swig_ptr(block), None, faiss.swig_ptr(numbers)
@@ -72,21 +73,21 @@ class InvertedFile:
         self.index.train(np.ascontiguousarray(codes[np.sort(sample)]))
         centres = faiss.vector_to_array(self._quantizer.xb).reshape(nlist, codes.shape[1])  # type: ignore[attr-defined]
         numbers = np.empty(len(codes), np.int32)
-        for start in block_starts(len(codes), BLOCK_SIZE, "Sorting the codes into lists"):
+        for start in with_progress(range(0, len(codes), BLOCK_SIZE), "Sorting the codes into lists"):
             block = np.ascontiguousarray(codes[start : start + BLOCK_SIZE])
             numbers[start : start + BLOCK_SIZE] = self._quantizer.search(block, 1)[1][:, 0]
         return Lists(centres, numbers)
 
-    def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """The k nearest to each of queries [Q, b] in the lists that it probes. Distances are int32; K is min(k, N).
+    def __len__(self) -> int:
+        return self.index.ntotal
 
-        Queries [Q, C, b] with C crops each give Q*C rows of results. Raises InputError if the probed
-        lists hold fewer than K codes.
+    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+        """The k <= N nearest to each of queries [Q, b] in the lists that it probes. Distances are int32.
+
+        Raises InputError if the probed lists hold fewer than k codes.
         """
-        queries = queries.reshape(-1, queries.shape[-1])
-        k = min(k, self.index.ntotal)
         distances, indices = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
-        for start in block_starts(len(queries), QUERY_BLOCK, "Searching"):
+        for start in with_progress(range(0, len(queries), QUERY_BLOCK), "Searching"):
             block = slice(start, start + QUERY_BLOCK)
             distances[block], indices[block] = self.index.search(np.ascontiguousarray(queries[block]), k)
         if (indices < 0).any():

@@ -11,7 +11,7 @@ import numpy as np
 from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.config import IndexConfig
-from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.features import DiskArray, Features, as_array
 from utils.retrieval.index.format import (
     MANIFEST,
     METADATA,
@@ -128,7 +128,7 @@ class IndexWriter:
         paths = [os.path.abspath(path) for path in chunk.images.paths]
         arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
         if self.metadata.is_quantized:
-            arrays["descriptors"], arrays["scales"] = quantize(chunk.descriptors)
+            arrays["descriptors"], arrays["scales"] = quantize(as_array(chunk.descriptors))
         content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
         for name, (dtype, width) in self.metadata.columns.items():
             array = np.ascontiguousarray(arrays[name], dtype)
@@ -192,8 +192,6 @@ def check_folder(folder: Path, *, append: bool) -> None:
         kind = "a file" if folder.is_file() else "not a folder"
         raise InputError(f"{folder} is {kind}. An index is a folder. Choose a new one.")
     entries = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.exists() else []
-    if "header.json" in entries:
-        IndexMetadata.read(folder)  # raises the error for an index of format 1
     if METADATA in entries and not append:
         raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
     if append and entries == [PROJECTION]:

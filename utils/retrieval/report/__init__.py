@@ -11,12 +11,14 @@ import numpy as np
 from datasets.benchmark import Benchmark
 from datasets.protocols import Recognition, recognise
 from utils.retrieval.config import ReportConfig
+from utils.retrieval.features import SearchResult
 from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at
-from utils.retrieval.report.evaluation import Evaluation
 from utils.retrieval.report.evaluation_page import PRECISIONS, evaluation_page
+from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.predictions import save_pictures, write_predictions
-from utils.retrieval.search import SearchResult
 from utils.runtime.run_dir import RunDir
+
+Results = dict[str, Any]  # the content of results.json
 
 
 def report(
@@ -24,19 +26,18 @@ def report(
     benchmark: Benchmark,
     stages: dict[str, SearchResult],
     *,
-    recall_values: list[int],
     descriptor_dim: int,
-    config: ReportConfig | None = None,
-) -> dict[str, Any]:
+    config: ReportConfig,
+) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
     Then come the pictures and the page that `config` asks for. Without labels there are no recalls, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
-    config = config or ReportConfig()
+    recall_values = config.recall_values
     first = {name: stage.first(max(recall_values)) for name, stage in stages.items()}
-    evaluation = Evaluation(benchmark=benchmark, stages=first)
+    outcome = Outcome(benchmark=benchmark, stages=first)
     results: dict[str, Any] = {
         "dataset": benchmark.name,
         "folder": os.path.abspath(benchmark.folder),  # to which the names in predictions.csv are relative
@@ -44,31 +45,31 @@ def report(
         "queries": len(benchmark.queries),
         "descriptor_dim": descriptor_dim,
     }
-    if evaluation.correct:
-        results = _report_recalls(evaluation, recall_values) | results
+    if outcome.correct:
+        results = _report_recalls(outcome, recall_values) | results
     else:
         logging.info("%d queries searched without labels: predictions only, no recalls", len(benchmark.queries))
-    write_predictions(run.folder / "predictions.csv", evaluation)
+    write_predictions(run.folder / "predictions.csv", outcome)
     results = run.write_json("results.json", results)
     if config.num_pictures:
-        save_pictures(run.folder / "preds", evaluation, config)
+        save_pictures(run.folder / "preds", outcome, config)
     if config.page_queries is not None:
         start = time.perf_counter()
-        page = evaluation_page(evaluation, results, num_queries=config.page_queries)
+        page = evaluation_page(outcome, results, num_queries=config.page_queries)
         page.write(run.folder / "report.html", exif_orientation=config.exif_orientation)
         logging.debug("report.html took %.1f s", time.perf_counter() - start)
     return results
 
 
-def _report_recalls(evaluation: Evaluation, recall_values: list[int]) -> dict[str, Any]:
+def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, Any]:
     """Prints protocol, recalls by condition, mAP and recalls."""
-    benchmark, correct = evaluation.benchmark, list(evaluation.correct.values())[-1]
+    benchmark, correct = outcome.benchmark, list(outcome.correct.values())[-1]
     protocol = recognise(benchmark.database, benchmark.queries, benchmark.config.threshold)
     logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
     if without_positives:
         logging.info("%d of %d queries have no positive and count as missed", without_positives, len(benchmark.queries))
-    recalls = {name: recalls_at(stage, recall_values) for name, stage in evaluation.correct.items()}
+    recalls = {name: recalls_at(stage, recall_values) for name, stage in outcome.correct.items()}
     conditions = _recalls_by_condition(benchmark, correct, recall_values)
     precisions = average_precision_at(correct, benchmark.positives, recall_values)
     logging.info(", ".join(f"mAP@{n}: {value:.1f}" for n, value in precisions.items()))
@@ -80,7 +81,7 @@ def _report_recalls(evaluation: Evaluation, recall_values: list[int]) -> dict[st
         "recalls": final,
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
-        "first_match": _describe_first_matches(evaluation, correct),
+        "first_match": _describe_first_matches(outcome, correct),
         "conditions": conditions,
         "queries_without_positives": without_positives,
         "threshold": benchmark.config.threshold,
@@ -88,11 +89,11 @@ def _report_recalls(evaluation: Evaluation, recall_values: list[int]) -> dict[st
     }
 
 
-def _describe_first_matches(evaluation: Evaluation, correct: np.ndarray) -> dict[str, Any]:
+def _describe_first_matches(outcome: Outcome, correct: np.ndarray) -> dict[str, Any]:
     """Area under the precision-recall curve of the first matches, and the distances up to which to accept them."""
-    curve = precision_recall(evaluation.last.distances[:, 0], correct[:, 0])
+    curve = precision_recall(outcome.last.distances[:, 0], correct[:, 0])
     thresholds = {f"{100 * precision:g}": curve.at_precision(precision) for precision in PRECISIONS}
-    return {"metric": evaluation.last.metric[0], "auc": curve.auc, "at_precision": thresholds}
+    return {"metric": outcome.last.metric[0], "auc": curve.auc, "at_precision": thresholds}
 
 
 def _recalls_by_condition(

@@ -6,8 +6,10 @@ Example: `python -m utils.retrieval.report logs/eval/RUN_A logs/eval/RUN_B`.
 import argparse
 from pathlib import Path
 
-from utils.cli import DEFAULT_REPORT_QUERIES, non_negative_int
-from utils.retrieval.report.comparison import compare, comparison_page, read_run
+from utils.retrieval.config import DEFAULT_REPORT_QUERIES
+from utils.retrieval.report.comparison import compare, comparison_page
+from utils.retrieval.report.saved_run import read_run
+from utils.runtime.flags import non_negative_int
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 

@@ -1,11 +1,6 @@
 """Several evaluations of the same queries side by side: which of them finds which query."""
 
-import json
-import math
-import os
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,94 +9,19 @@ from model.errors import InputError
 from utils.retrieval.metrics import recalls_at
 from utils.retrieval.report.charts import escape
 from utils.retrieval.report.evaluation_page import COLUMNS
-from utils.retrieval.report.page import Gallery, Page, Section, cell, choose_evenly, table
-from utils.runtime.text_files import CsvRow, read_csv
+from utils.retrieval.report.page import Gallery, Page, Section, choose_evenly, table
+from utils.retrieval.report.pictures import Shown
+from utils.retrieval.report.saved_run import SavedRun
 
 RECALL_VALUES = (1, 5, 10, 20, 50, 100)
-CSV_COLUMNS = {"query", "rank", "database_photo", "distance", "correct", "metric"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
-class Prediction:
-    """A row of predictions.csv."""
-
-    image: str
-    distance: float
-    metric: str
-    correct: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run's folder holds. predictions: {query: its K predictions, best first}; folder: of the images, or None if
-    the run does not say; arguments: its flags.
-    """
-
-    name: str
-    folder: str | None
-    arguments: dict[str, Any]
-    predictions: dict[str, list[Prediction]]
-
-    def correct(self, queries: list[str]) -> np.ndarray:
-        """Which predictions are correct, bool [Q, K]."""
-        return np.array([[prediction.correct for prediction in self.predictions[query]] for query in queries])
-
-    def path(self, image: str) -> str:
-        """Where an image lies, if the run says so; otherwise its name."""
-        return os.path.join(self.folder, image) if self.folder else image
-
-
-def read_run(folder: Path) -> Run:
-    """The results of an evaluation. Raises InputError if there are none, they are damaged, or they have no labels."""
-    path = folder / "predictions.csv"
-    if not path.is_file():
-        parts = sorted(part.parent.name for part in folder.glob("*/predictions.csv"))
-        hint = f"It evaluated several datasets; choose one of its folders {', '.join(parts)}." if parts else ""
-        raise InputError(f"No predictions.csv in {folder}. {hint or 'Expected the folder of an evaluation, logs/...'}")
-    columns, rows = read_csv(path, other_bytes=True)
-    if not set(columns) >= CSV_COLUMNS:
-        raise InputError(f"{path} has the columns {', '.join(columns)}. Expected {', '.join(sorted(CSV_COLUMNS))}.")
-    predictions: dict[str, list[Prediction]] = {}
-    for row in rows:
-        predictions.setdefault(row.values["query"] or "", []).append(_parse(path, row))
-    lengths = Counter(map(len, predictions.values()))
-    if len(lengths) != 1:
-        raise InputError(f"{path} does not have the same number of rows for each query. Evaluate again.")
-    results = _read_results(folder / "results.json")
-    return Run(
-        name=str(folder),
-        folder=results.get("folder"),
-        arguments=results.get("arguments", {}),
-        predictions=predictions,
-    )
-
-
-def _parse(path: Path, row: CsvRow) -> Prediction:
-    values = row.values
-    if values["correct"] == "":
-        raise InputError(f"{path} has no labels, so that no run is better. Evaluate without --no_labels.")
-    try:
-        distance = float(values["distance"] or "")
-    except ValueError:
-        distance = math.nan
-    if values["correct"] not in ("0", "1") or not math.isfinite(distance) or not values["database_photo"]:
-        raise InputError(f"{path}, line {row.line}: not a row of predictions.csv. Evaluate again.")
-    correct = values["correct"] == "1"
-    return Prediction(image=values["database_photo"], distance=distance, metric=values["metric"] or "", correct=correct)
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read {path}: {error}. Expected the folder of a complete evaluation.") from None
+KINDS = {True: "correct", False: "wrong", None: "unknown"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Runs, and the queries that all of them have, in order. correct: [run][Q, K] bool."""
 
-    runs: list[Run]
+    runs: list[SavedRun]
     queries: list[str]
     correct: list[np.ndarray]
 
@@ -129,13 +49,21 @@ class Comparison:
         return ["right where another is wrong", *(f"wrong: {i + 1}" for i in range(len(self.runs)))], rows
 
 
-def compare(runs: list[Run]) -> Comparison:
-    """The queries that all runs have. Raises InputError if there are none."""
+def compare(runs: list[SavedRun]) -> Comparison:
+    """The queries that all runs have. Raises InputError if there are none, or a run has no labels."""
     queries = [query for query in runs[0].predictions if all(query in run.predictions for run in runs)]
     if not queries:
-        names = ", ".join(run.name for run in runs)
-        raise InputError(f"No query is in all of {names}. Compare evaluations of the same dataset.")
-    return Comparison(runs=runs, queries=queries, correct=[run.correct(queries) for run in runs])
+        folders = ", ".join(run.name for run in runs)
+        raise InputError(f"No query is in all of {folders}. Compare evaluations of the same dataset.")
+    return Comparison(runs=runs, queries=queries, correct=[_correct(run, queries) for run in runs])
+
+
+def _correct(run: SavedRun, queries: list[str]) -> np.ndarray:
+    """Which predictions of a run are correct, bool [Q, K]."""
+    correct = [[prediction.correct for prediction in run.predictions[query]] for query in queries]
+    if any(None in of_query for of_query in correct):
+        raise InputError(f"{run.name} has no labels, so that no run is better. Evaluate without --no_labels.")
+    return np.array(correct, bool)
 
 
 def comparison_page(comparison: Comparison, *, num_queries: int) -> Page:
@@ -156,7 +84,7 @@ def comparison_page(comparison: Comparison, *, num_queries: int) -> Page:
     )
 
 
-def _differences(runs: list[Run]) -> str:
+def _differences(runs: list[SavedRun]) -> str:
     names = sorted({name for run in runs for name in run.arguments})
     rows = []
     for name in names:
@@ -199,13 +127,14 @@ def _gallery(comparison: Comparison, num_queries: int) -> Gallery:
 
 def _gallery_query(comparison: Comparison, query: int, gallery: Gallery) -> dict[str, Any]:
     name, right = comparison.queries[query], comparison.firsts[:, query]
-    rows = []
-    for run in comparison.runs:
-        row = []
-        for prediction in run.predictions[name][:COLUMNS]:
-            image = gallery.image(run.path(prediction.image), prediction.image)
-            row.append(cell(image, [f"{prediction.distance:.4g}"], prediction.correct))
-        rows.append(row)
+    image = gallery.cell(Shown(comparison.runs[0].path(name), ()), name)["image"]
+    rows = [
+        [
+            gallery.cell(Shown(run.path(found.image), [f"{found.distance:.4g}"], KINDS[found.correct]), found.image)
+            for found in run.predictions[name][:COLUMNS]
+        ]
+        for run in comparison.runs
+    ]
     tags = {len(right): ["all"], 0: ["none"]}.get(int(right.sum()), [])
     tags += [f"only {i}" for i in np.flatnonzero(right)] if right.sum() == 1 else []
     tags += [f"except {i}" for i in np.flatnonzero(~right)] if (~right).sum() == 1 and len(right) > 2 else []
@@ -215,7 +144,7 @@ def _gallery_query(comparison: Comparison, query: int, gallery: Gallery) -> dict
     ]
     return {
         "number": query,
-        "image": gallery.image(comparison.runs[0].path(name), name),
+        "image": image,
         "marks": marks,
         "tags": tags,
         "positive": None,

@@ -1,16 +1,14 @@
 """report.html: the page of one evaluation."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
 from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at
 from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, mirrored_histogram, success_map
-from utils.retrieval.report.evaluation import Evaluation
-from utils.retrieval.report.page import Gallery, Page, Section, cell, choose_evenly, settings_table, table
-from utils.retrieval.report.predictions import format_metres
+from utils.retrieval.report.outcome import Outcome
+from utils.retrieval.report.page import Gallery, Page, Section, choose_evenly, settings_table, table
+from utils.retrieval.report.pictures import Shown
 
 COLUMNS = 5  # predictions of a query and stage with pictures
 BINS = 24
@@ -25,35 +23,35 @@ OUTCOMES = {
 }
 
 
-def evaluation_page(evaluation: Evaluation, results: dict[str, Any], *, num_queries: int) -> Page:
+def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: int) -> Page:
     """The page of an evaluation with pictures of at most `num_queries` queries. results: what results.json holds."""
-    benchmark = evaluation.benchmark
+    benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
     frame = None
-    if evaluation.correct:
+    if outcome.correct:
         title = f"{benchmark.name}: " + ", ".join(
             f"R@{n} {value:.1f}" for n, value in list(results["recalls"].items())[:3]
         )
         frame = MapFrame(np.concatenate([benchmark.database.utms, benchmark.queries.utms]))
-        before.append(_recall_section(evaluation, list(results["recalls"])))
-        after.append(_map_section(evaluation, frame))
-        after.append(_distance_section(evaluation))
+        before.append(_recall_section(outcome, list(results["recalls"])))
+        after.append(_map_section(outcome, frame))
+        after.append(_distance_section(outcome))
         if results["conditions"]:
             after.append(_condition_section(results))
     return Page(
         title=title,
         heading=benchmark.name,
-        header=_header(evaluation, results),
+        header=_header(outcome, results),
         before=before,
-        gallery=_gallery(evaluation, frame, num_queries),
+        gallery=_gallery(outcome, frame, num_queries),
         after=[*after, _settings_section(results)],
     )
 
 
-def _header(evaluation: Evaluation, results: dict[str, Any]) -> str:
+def _header(outcome: Outcome, results: dict[str, Any]) -> str:
     counts = f"{results['queries']:,} queries, {results['database']:,} database images"
     lines = [f'<p class="soft">{escape(counts)}. {escape(results["folder"])}</p>']
-    if evaluation.correct:
+    if outcome.correct:
         note = f" ({results['protocol_note']})" if results["protocol_note"] else ""
         lines.insert(0, f"<p>Protocol: {escape(results['protocol'] + note)}</p>")
         missing = results["queries_without_positives"]
@@ -71,11 +69,11 @@ def _header(evaluation: Evaluation, results: dict[str, Any]) -> str:
 # ---- Recalls
 
 
-def _recall_section(evaluation: Evaluation, values: list[int]) -> Section:
-    depth = evaluation.last.indices.shape[1]
+def _recall_section(outcome: Outcome, values: list[int]) -> Section:
+    depth = outcome.last.indices.shape[1]
     every = range(1, depth + 1)
     rows, lines = [], {}
-    for name, correct in evaluation.correct.items():
+    for name, correct in outcome.correct.items():
         rows.append([name, *(f"{value:.1f}" for value in recalls_at(correct, values).values())])
         curve = recalls_at(correct, every)
         lines[name] = (_log_positions(np.array(every), depth), np.array(list(curve.values())) / 100)
@@ -105,13 +103,13 @@ def _condition_section(results: dict[str, Any]) -> Section:
 # ---- Map
 
 
-def _map_section(evaluation: Evaluation, frame: MapFrame) -> Section:
-    correct = evaluation.last_correct
+def _map_section(outcome: Outcome, frame: MapFrame) -> Section:
+    correct = outcome.last_correct
     assert correct is not None, "the map shows what is correct"
     right = int(correct[:, 0].sum())
     wrong = len(correct) - right
     name = f"Map, north up: {right} queries whose first prediction is right, {wrong} whose first one is wrong"
-    benchmark = evaluation.benchmark
+    benchmark = outcome.benchmark
     picture = success_map(
         name, frame, benchmark.database.utms, queries=benchmark.queries.utms, correct=correct[:, 0].astype(bool)
     )
@@ -127,15 +125,15 @@ def _map_section(evaluation: Evaluation, frame: MapFrame) -> Section:
 # ---- Match distance
 
 
-def _distance_section(evaluation: Evaluation) -> Section:
+def _distance_section(outcome: Outcome) -> Section:
     histograms, rows, lines = [], [], {}
     lowest = 1.0
-    for name, stage in evaluation.stages.items():
-        correct = evaluation.correct[name][:, 0]
+    for name, stage in outcome.stages.items():
+        correct = outcome.correct[name][:, 0]
         histograms.append(_histogram(name, stage.distances[:, 0], correct, unit=stage.metric[0]))
         curve = precision_recall(stage.distances[:, 0], correct)
         for precision in PRECISIONS:
-            rows.append(_threshold_row(_with_metric(name, stage.metric[0]), curve, precision))
+            rows.append(_threshold_row(outcome.heading(name), curve, precision))
         if curve.auc is not None:
             lines[name] = (np.append(0, curve.recall), np.append(1, curve.precision))
             lowest = min(lowest, float(curve.precision.min()))
@@ -156,11 +154,6 @@ def _distance_section(evaluation: Evaluation) -> Section:
         "Thresholds chosen on these queries are optimistic for others.</p>"
     )
     return Section(anchor="distances", heading="Match distance", content=f"{content}</div>{thresholds}{note}")
-
-
-def _with_metric(stage: str, metric: str) -> str:
-    """For example "Re-ranked (l2)"; "First stage, Hamming" says it already."""
-    return stage if metric in stage.lower() else f"{stage} ({metric})"
 
 
 def _threshold_row(name: str, curve: PrecisionRecall, precision: float) -> list[str]:
@@ -208,9 +201,9 @@ def _settings_section(results: dict[str, Any]) -> Section:
 # ---- Gallery
 
 
-def _gallery(evaluation: Evaluation, frame: MapFrame | None, num_queries: int) -> Gallery:
-    total = len(evaluation.benchmark.queries)
-    correct = evaluation.last_correct
+def _gallery(outcome: Outcome, frame: MapFrame | None, num_queries: int) -> Gallery:
+    total = len(outcome.benchmark.queries)
+    correct = outcome.last_correct
     if correct is None:
         failures, chosen = np.empty(0, int), choose_evenly(np.arange(total), num_queries)
         heading, note = "Predictions", f"{len(chosen):,} of {total:,} queries, evenly spaced."
@@ -226,14 +219,12 @@ def _gallery(evaluation: Evaluation, frame: MapFrame | None, num_queries: int) -
     gallery = Gallery(
         heading=heading,
         note=f'<p class="soft">{escape(note)}</p>',
-        rows=[_with_metric(name, stage.metric[0]) for name, stage in evaluation.stages.items()],
+        rows=[outcome.heading(name) for name in outcome.stages],
     )
-    conditions = evaluation.benchmark.conditions
-    members = {name: set(indices.tolist()) for name, indices in conditions.items()}
-    builder = _GalleryBuilder(evaluation=evaluation, gallery=gallery, frame=frame)
+    conditions = {name: set(indices.tolist()) for name, indices in outcome.benchmark.conditions.items()}
     for query in chosen.tolist():
-        builder.add(query)
-        gallery.queries[-1]["tags"] += [f"condition {name}" for name in conditions if query in members[name]]
+        gallery.queries.append(_gallery_query(outcome, query, gallery, frame=frame))
+        gallery.queries[-1]["tags"] += [f"condition {name}" for name, members in conditions.items() if query in members]
     gallery.add_filter("Condition", {f"condition {name}": name for name in conditions})
     gallery.add_filter("Show", OUTCOMES)
     gallery.sorts = [{"label": "order of the dataset", "key": 1, "descending": False}]
@@ -256,68 +247,31 @@ def choose_queries(correct: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
     return shown, choose_evenly(successes, count - len(shown))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _GalleryBuilder:
-    """Adds queries to a gallery. frame: of the map; None without one."""
+def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: MapFrame | None) -> dict[str, Any]:
+    """A query with the first predictions of each stage. frame: of the map; None without one."""
 
-    evaluation: Evaluation
-    gallery: Gallery
-    frame: MapFrame | None
+    def add(shown: Shown) -> dict[str, Any]:
+        place = frame(shown.position[None])[0] if frame and shown.position is not None else None
+        return gallery.cell(shown, outcome.name(shown.image), place)
 
-    def add(self, query: int) -> None:
-        """Adds a query with the first predictions of each stage."""
-        evaluation = self.evaluation
-        queries, last = evaluation.benchmark.queries, evaluation.last
-        image = self._image(queries, query)
-        rows = [self._row(name, query) for name in evaluation.stages]
-        tags, marks, positive, error = [], [], None, None
-        if evaluation.correct:
-            positive = self._positive(query)
-            firsts = [bool(correct[query, 0]) for correct in evaluation.correct.values()]
-            tags = _tags(firsts, has_positive=positive["image"] is not None)
-            marks = [{"kind": "correct", "text": "✔ right"} if firsts[-1] else {"kind": "wrong", "text": "✘ wrong"}]
-            error = round(float(evaluation.metres(query, last.indices[query, :1])[0]), 1)
-        distance = float(f"{last.distances[query, 0]:.6g}")
-        self.gallery.queries.append(
-            {
-                "number": query,
-                "image": image,
-                "marks": marks,
-                "tags": tags,
-                "positive": positive,
-                "rows": rows,
-                "sort": [len(self.gallery.queries), query, distance, error],
-            }
-        )
-
-    def _row(self, stage_name: str, query: int) -> list[dict[str, Any]]:
-        stage, database = self.evaluation.stages[stage_name], self.evaluation.benchmark.database
-        indices = stage.indices[query, :COLUMNS]
-        metres = self.evaluation.metres(query, indices)
-        row = []
-        for rank, index in enumerate(indices.tolist()):
-            captions, correct = [f"{stage.distances[query, rank]:.4g}"], None
-            if stage.metric[rank] != stage.metric[0]:  # beyond --rerank_num
-                captions[0] += f" {stage.metric[rank]}"
-            if self.evaluation.correct:
-                captions.append(format_metres(metres[rank]))
-                correct = bool(self.evaluation.correct[stage_name][query, rank])
-            row.append(cell(self._image(database, index), captions, correct))
-        return row
-
-    def _positive(self, query: int) -> dict[str, Any]:
-        nearest = self.evaluation.nearest_positive(query)
-        if nearest is None:
-            threshold = self.evaluation.benchmark.config.threshold
-            return cell(None, ["Nearest positive", f"none within {threshold:g} m"])
-        captions = [f"Nearest positive, {format_metres(nearest.metres)}", self.evaluation.describe_rank(nearest)]
-        return cell(self._image(self.evaluation.benchmark.database, nearest.image), captions)
-
-    def _image(self, images: ImageSet, index: int) -> int:
-        path, place = images.paths[index], None
-        if self.frame:
-            place = self.frame(images.utms[[index]])[0]
-        return self.gallery.image(path, self.evaluation.name(path), place)
+    image = add(outcome.shown_query(query))["image"]
+    rows = [[add(shown) for shown in outcome.shown_matches(name, query, COLUMNS)] for name in outcome.stages]
+    tags, marks, positive, error = [], [], None, None
+    if outcome.correct:
+        positive = add(outcome.shown_positive(query))
+        firsts = [bool(correct[query, 0]) for correct in outcome.correct.values()]
+        tags = _tags(firsts, has_positive=positive["image"] is not None)
+        marks = [{"kind": "correct", "text": "✔ right"} if firsts[-1] else {"kind": "wrong", "text": "✘ wrong"}]
+        error = round(float(outcome.metres(query, outcome.last.indices[query, :1])[0]), 1)
+    return {
+        "number": query,
+        "image": image,
+        "marks": marks,
+        "tags": tags,
+        "positive": positive,
+        "rows": rows,
+        "sort": [len(gallery.queries), query, float(f"{outcome.last.distances[query, 0]:.6g}"), error],
+    }
 
 
 def _tags(firsts: list[bool], has_positive: bool) -> list[str]:

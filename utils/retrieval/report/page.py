@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from utils.retrieval.report.charts import escape
+from utils.retrieval.report.pictures import Shown
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.terminal import printable
@@ -38,7 +39,7 @@ class Gallery:
     """The queries that a page shows with pictures.
 
     rows: names of the rows of predictions of each query; filters and sorts: what a reader can choose; queries: as
-    page.js expects them, from `cell` and `image`.
+    page.js expects them, with images from `cell`.
     """
 
     heading: str
@@ -50,14 +51,16 @@ class Gallery:
     _images: dict[str, dict[str, Any]] = field(default_factory=dict)  # {path: what the page knows of it}, in order
     _indices: dict[str, int] = field(default_factory=dict)
 
-    def image(self, path: str | Path, name: str, xy: np.ndarray | None = None) -> int:
-        """The number of an image in the page. xy: its place on the map."""
-        key = str(path)
-        if key not in self._images:
-            place = None if xy is None else [round(float(value), 1) for value in xy]
-            self._indices[key] = len(self._images)
-            self._images[key] = {"name": printable(name), "xy": place}
-        return self._indices[key]
+    def cell(self, shown: Shown, name: str, place: np.ndarray | None = None) -> dict[str, Any]:
+        """An image as page.js expects it, of which the page keeps one thumbnail. place: on the map."""
+        number = None
+        if shown.image is not None:
+            key = str(shown.image)
+            number = self._indices.setdefault(key, len(self._images))
+            xy = None if place is None else [round(float(value), 1) for value in place]
+            self._images.setdefault(key, {"name": printable(name), "xy": xy})
+        correct = {"correct": True, "wrong": False}.get(shown.kind)
+        return {"image": number, "captions": list(shown.captions), "correct": correct}
 
     def add_filter(self, label: str, options: dict[str, str]) -> None:
         """A choice among tags, {tag: label}; those that no query has are left out."""
@@ -74,11 +77,6 @@ class Gallery:
         images = [known | picture for known, picture in zip(self._images.values(), pictures, strict=True)]
         content = {name: getattr(self, name) for name in ("filters", "sorts", "queries")}
         return {"rows": [printable(row) for row in self.rows], "images": images, **content}
-
-
-def cell(image: int | None, captions: Sequence[str], correct: bool | None = None) -> dict[str, Any]:
-    """An image of the gallery: its number, None for an empty frame, lines of text, and whether it is correct."""
-    return {"image": image, "captions": list(captions), "correct": correct}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,469 @@
+"""Folder layouts, links, lists of paths and of queries, positions from CSV files: what is found, what is refused."""
+
+import csv
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import utm
+from helpers.processes import run_script
+
+from datasets.benchmark import Benchmark
+from datasets.layouts import BenchmarkConfig, list_images
+from model import InputError
+
+NAMES = ["@100@200@a@.jpg", "sub/@130@200@b@.jpg", "@900@900@c@.jpg"]
+
+
+def touch(folder, names=NAMES):
+    """Empty files of these names; the folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def town(datasets, **options):
+    return BenchmarkConfig(datasets_folder=datasets, name="town", **options)
+
+
+def relative(paths, folder):
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+# ---- Layouts
+
+
+@pytest.mark.parametrize("split", ["town/images/test", "town/test"])
+@pytest.mark.parametrize("database", ["database", "gallery"])
+def test_the_folder_images_may_be_missing_and_the_database_be_called_gallery(tmp_path, split, database):
+    touch(tmp_path / split / database)
+    touch(tmp_path / split / "queries", NAMES[:2])
+    benchmark = Benchmark(town(tmp_path))
+    assert benchmark.folder == tmp_path / split
+    assert relative(benchmark.database.paths, tmp_path / split / database) == sorted(NAMES)
+    assert relative(benchmark.queries.paths, tmp_path / split / "queries") == sorted(NAMES[:2])
+
+
+def test_a_split_that_is_a_link_to_another_as_in_msls(tmp_path):
+    touch(tmp_path / "town/val/database")
+    touch(tmp_path / "town/val/queries")
+    (tmp_path / "town/test").symlink_to("val")
+    assert len(Benchmark(town(tmp_path)).database) == 3
+
+
+def test_database_and_gallery_together_are_refused(tmp_path):
+    for name in ("database", "gallery", "queries"):
+        touch(tmp_path / "town/test" / name)
+    with pytest.raises(InputError, match="both database and gallery"):
+        Benchmark(town(tmp_path))
+
+
+def test_query_folders_are_chosen_and_kept_apart(tmp_path):
+    touch(tmp_path / "town/test/database")
+    touch(tmp_path / "town/test/queries_night", ["@1@1@.jpg", "@2@2@.jpg"])
+    touch(tmp_path / "town/test/queries_rain", ["@3@3@.jpg"])
+    with pytest.raises(InputError, match="--queries_subfolder: queries_night, queries_rain"):
+        Benchmark(town(tmp_path))
+    both = Benchmark(town(tmp_path, queries_subfolders=("queries_rain", "queries_night")))
+    assert both.queries.utms[:, 0].tolist() == [3, 1, 2]
+    assert {name: indices.tolist() for name, indices in both.conditions.items()} == {
+        "queries_rain": [0],
+        "queries_night": [1, 2],
+    }
+    assert Benchmark(town(tmp_path, queries_subfolders=("queries_rain",))).conditions == {}
+    with pytest.raises(InputError, match="queries_fog"):
+        Benchmark(town(tmp_path, queries_subfolders=("queries_fog",)))
+    with pytest.raises(InputError, match="more than once"):
+        town(tmp_path, queries_subfolders=("queries_rain", "queries_rain"))
+
+
+def test_an_empty_query_folder_is_named(tmp_path):
+    touch(tmp_path / "town/test/database")
+    (tmp_path / "town/test/queries_sun").mkdir()
+    with pytest.raises(InputError, match="No images in .*queries_sun"):
+        Benchmark(town(tmp_path, queries_subfolders=("queries_sun",)))
+
+
+def test_any_two_folders(tmp_path):
+    database, queries = touch(tmp_path / "map"), touch(tmp_path / "new" / "today", NAMES[:1])
+    config = BenchmarkConfig(name="mine", database_folder=database, queries_folder=queries)
+    benchmark = Benchmark(config)
+    assert benchmark.folder == tmp_path
+    assert (len(benchmark.database), len(benchmark.queries)) == (3, 1)
+    inside = BenchmarkConfig(name="mine", database_folder=tmp_path / "new", queries_folder=queries)
+    assert Benchmark(inside).folder == tmp_path / "new"
+    with pytest.raises(InputError, match="--queries_subfolder"):
+        BenchmarkConfig(name="mine", queries_folder=queries, queries_subfolders=("a",))
+
+
+# ---- Symbolic links and lists of paths
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    touch(tmp_path / "elsewhere/deep")
+    folder = touch(tmp_path / "database", ["@5@5@.jpg"])
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")  # no loop: the same images under two names
+    names = [f"{link}/deep/{name}" for link in ("again", "link") for name in NAMES]
+    assert relative(list_images(folder), folder) == sorted(["@5@5@.jpg", *names])
+
+
+@pytest.mark.parametrize("kind", ["to itself", "to its parent", "to a folder above", "in two steps"])
+def test_links_that_lead_in_a_circle_are_named(tmp_path, kind):
+    folder = touch(tmp_path / "top" / "database")
+    link = folder / "sub" / "link"
+    if kind == "to itself":
+        link.symlink_to(link)
+    elif kind == "to its parent":
+        link.symlink_to(folder / "sub")
+    elif kind == "to a folder above":
+        link.symlink_to(tmp_path / "top")
+    else:
+        touch(tmp_path / "beside")
+        link.symlink_to(tmp_path / "beside")
+        (tmp_path / "beside" / "back").symlink_to(folder)
+    # The system itself refuses a link to itself, but follows the others some forty times.
+    message = "symbolic links" if kind == "to itself" else "leads back to .* Remove the symbolic link"
+    with pytest.raises(InputError, match=message):
+        list_images(folder)
+
+
+def test_a_subfolder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """Without permission, that is. Root may list everything, so the system's answer is made up."""
+    folder = touch(tmp_path / "database", ["a.jpg", "secret/b.jpg"])
+    scandir = os.scandir
+
+    def scandir_without_permission(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir_without_permission)
+    with pytest.raises(InputError, match=r"Cannot list the images in .*database/secret: Permission denied\. Make it"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", r"x\.JPG is a named pipe, socket or device, not an image"),
+        ("broken link", r"x\.JPG is a broken symbolic link, not an image"),
+        ("link to a pipe", r"x\.JPG is a named pipe, socket or device, not an image"),
+    ],
+)
+def test_what_is_named_like_an_image_but_is_no_file_is_refused(tmp_path, kind, message):
+    folder = touch(tmp_path / "database", ["a.jpg", "also.jpg/b.jpg", "note.txt"])
+    if kind == "broken link":
+        (folder / "x.JPG").symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(folder / "x.JPG")
+    else:
+        os.mkfifo(folder / "pipe")
+        (folder / "x.JPG").symlink_to("pipe")
+    with pytest.raises(InputError, match=message):
+        list_images(folder)
+    (folder / "x.JPG").unlink()
+    assert relative(list_images(folder), folder) == ["a.jpg", "also.jpg/b.jpg"]
+
+
+@pytest.mark.parametrize("character", ["\n", "\r"])
+@pytest.mark.parametrize("where", ["name", "folder", "listed"])
+def test_a_line_break_in_a_path_is_refused(tmp_path, character, where):
+    broken = f"line{character}break"
+    folder = touch(tmp_path / (broken if where == "listed" else "database"), ["a.jpg"])
+    if where == "listed":
+        (tmp_path / f"{broken}_images_paths.txt").write_text("a.jpg\n")
+    else:
+        touch(folder, [f"{broken}.jpg" if where == "name" else f"{broken}/b.jpg"])
+    with pytest.raises(InputError, match=r"contains a line break: '.*line\\[nr]break.*Rename it"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize("name", ["next\x85line.jpg", "line\u2028separator.jpg", os.fsdecode(b"caf\xe9.jpg")])
+def test_other_characters_do_not_end_a_line_of_a_list(tmp_path, name):
+    folder = touch(tmp_path / "database", [name])
+    (tmp_path / "database_images_paths.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode(name) + b"\r\n")
+    assert relative(list_images(folder), folder) == [name]
+
+
+def test_a_list_of_paths_replaces_the_search_for_images(tmp_path):
+    folder = touch(tmp_path / "database", [*NAMES, "@7@7@unlisted@.jpg"])
+    path_list = tmp_path / "database_images_paths.txt"
+    path_list.write_text("".join(f"{name}\n" for name in reversed(NAMES)))
+    assert relative(list_images(folder), folder) == sorted(NAMES)
+    path_list.write_text("\n".join([*NAMES, "@8@8@gone@.jpg"]))
+    with pytest.raises(InputError, match="lists @8@8@gone@.jpg, but there is no file"):
+        list_images(folder)
+    path_list.write_text("\n")
+    with pytest.raises(InputError, match="lists no images"):
+        list_images(folder)
+
+
+# ---- A list of queries
+
+
+@pytest.fixture
+def msls(tmp_path):
+    """A dataset with five queries whose names hold keys, KEY0 to KEY4."""
+    touch(tmp_path / "town/test/database")
+    touch(
+        tmp_path / "town/test/queries",
+        [f"@{i}@0@32@V@55@12@KEY{i}@@90@@@@201901@day_forward_cph@.jpg" for i in range(5)],
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("separator", [" ", "\n", "\r\n"])
+@pytest.mark.parametrize("entries", ["keys", "names", "paths", "absolute"])
+def test_queries_are_selected_by_key_or_path(msls, separator, entries):
+    names = [path.name for path in sorted((msls / "town/test/queries").iterdir())]
+    chosen = {
+        "keys": ["KEY3", "KEY1"],
+        "names": [names[3], names[1]],
+        "paths": [f"queries/{names[3]}", f"queries/{names[1]}"],
+        "absolute": [str(msls / "town/test/queries" / names[i]) for i in (3, 1)],
+    }[entries]
+    (msls / "list.txt").write_text(separator.join(chosen) + separator)
+    benchmark = Benchmark(town(msls, queries_list=msls / "list.txt"))
+    assert benchmark.queries.utms[:, 0].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("KEY1 KEY7 KEY8 KEY9 KEY10", r"4 of 5 entries are not queries .*such as KEY7, KEY8, KEY9\."),
+        ("KEY1 KEY2 KEY1", "lists KEY1 more than once"),
+        (" \n", "lists no queries"),
+    ],
+)
+def test_a_list_of_queries_is_refused(msls, text, message):
+    (msls / "list.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Benchmark(town(msls, queries_list=msls / "list.txt"))
+
+
+def test_a_name_in_two_query_folders_is_ambiguous_but_its_paths_are_not(tmp_path):
+    touch(tmp_path / "town/test/database")
+    for part in ("queries_v1", "queries_v2"):
+        touch(tmp_path / "town/test" / part, ["@1@1@.jpg"])
+    config = town(tmp_path, queries_subfolders=("queries_v1", "queries_v2"), queries_list=tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("@1@1@.jpg")
+    with pytest.raises(InputError, match="stands for 2 queries"):
+        Benchmark(config)
+    (tmp_path / "list.txt").write_text("queries_v2/@1@1@.jpg")
+    assert [Path(path).parent.name for path in Benchmark(config).queries.paths] == ["queries_v2"]
+
+
+# ---- Positions from a CSV file
+
+
+@pytest.fixture
+def unnamed(tmp_path):
+    """A dataset without positions in its names: database/a.jpg and database/b.jpg, queries/q.jpg."""
+    touch(tmp_path / "town/test/database", ["a.jpg", "b.jpg"])
+    touch(tmp_path / "town/test/queries", ["q.jpg"])
+    return tmp_path
+
+
+def with_csv(datasets, text):
+    (datasets / "positions.csv").write_text(text)
+    return town(datasets, positions_csv=datasets / "positions.csv")
+
+
+def test_positions_in_metres(unnamed):
+    table = "northing,note,image,easting\n1,x,database/a.jpg,10\n2,y,b.jpg,20\n3,z,queries/q.jpg,30\n"
+    benchmark = Benchmark(with_csv(unnamed, table))
+    assert benchmark.database.utms.tolist() == [[10, 1], [20, 2]] and benchmark.queries.utms.tolist() == [[30, 3]]
+
+
+def test_positions_in_degrees_are_converted_to_utm(unnamed):
+    degrees = {"a.jpg": (55.676, 12.568), "b.jpg": (55.6765, 12.5685), "q.jpg": (55.6761, 12.5682)}
+    table = "image,latitude,longitude\n" + "".join(f"{name},{lat},{lon}\n" for name, (lat, lon) in degrees.items())
+    benchmark = Benchmark(with_csv(unnamed, table))
+    expected = [utm.from_latlon(*degrees[name])[:2] for name in ("a.jpg", "b.jpg", "q.jpg")]
+    assert np.allclose(np.concatenate([benchmark.database.utms, benchmark.queries.utms]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["zone border", "date line", "equator"])
+def test_distances_across_a_border_of_utm_are_right(unnamed, where):
+    """The query lies about 22 m east, or north, of a.jpg, on the other side; b.jpg lies farther on the first side."""
+    (lat, lon), step, farther = {
+        "zone border": ((45.0, 11.99995), (0, 0.00028), (0, -0.001)),
+        "date line": ((10.0, 179.99995), (0, 0.0002), (0, -0.001)),
+        "equator": ((-0.00005, 20.0), (0.0002, 0), (-0.001, 0)),
+    }[where]
+    points = {
+        "a.jpg": (lat, lon),
+        "b.jpg": (lat + farther[0], lon + farther[1]),
+        "q.jpg": (lat + step[0], lon + step[1]),
+    }
+    points = {name: (y, (x + 180) % 360 - 180) for name, (y, x) in points.items()}
+    table = "image,latitude,longitude\n" + "".join(f"{name},{y!r},{x!r}\n" for name, (y, x) in points.items())
+    header, *rows = table.splitlines()
+    benchmark = Benchmark(with_csv(unnamed, "\n".join([header, *rows[::-1]])))  # the first row does not decide
+    assert benchmark.database.utms[0, 0] == pytest.approx(utm.from_latlon(*points["a.jpg"])[0])
+    metres = math.hypot(*(benchmark.database.utms[0] - benchmark.queries.utms[0]))
+    assert metres == pytest.approx(math.hypot(step[0], step[1] * math.cos(math.radians(lat))) * 111_200, rel=0.01)
+    assert [found.tolist() for found in benchmark.positives] == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "image,easting\na.jpg,1\n",
+            r"has the columns image, easting\. Expected image, easting and northing, or image, l",
+        ),
+        ("", r"has the columns \(none\)"),
+        ("image,easting,northing\na.jpg,1,2\na.jpg,1,2\nb.jpg,1,2\nq.jpg,1,2\n", "lists a.jpg more than once"),
+        ("image,easting,northing\na.jpg,1,2\n", "has no position for .*b.jpg"),
+        (
+            "image,easting,northing\na.jpg,1,2\ndatabase/a.jpg,1,2\nb.jpg,1,2\nq.jpg,1,2\n",
+            "has two positions for .*a.jpg",
+        ),
+        ("image,easting,northing\na.jpg,1,east\n", "line 2: northing is 'east'. Expected a number"),
+        ("image,easting,northing\na.jpg,1\n", "line 2: northing is None"),
+        ("image,easting,northing\na.jpg,1,inf\n", "line 2: northing is 'inf'"),
+        (
+            "image,latitude,longitude\na.jpg,1,2\nb.jpg,91,2\n",
+            "line 3: latitude is '91'. Expected a number from -80 to 84",
+        ),
+        ("image,latitude,longitude\na.jpg,1,200\n", "line 2: longitude is '200'. Expected a number from -180 to 180"),
+        (
+            "image,latitude,longitude\na.jpg,55,12\nb.jpg,37,-122\nq.jpg,55,12\n",
+            "most are in zone 33, but b.jpg is in zone 10",
+        ),
+        ("image,latitude,longitude\n", "lists no images"),
+        ("image,easting,northing\n,1,2\n", "line 2: the column image is empty"),
+        ('image,easting,northing,note\na.jpg,1,2,"two\nlines"\nb.jpg,1,east,\n', "line 4: northing is 'east'"),
+        (
+            'image,easting,northing\na.jpg,1,2\n\n"b.jpg,1,2\nq.jpg,1,2\n',
+            r"line 4: .*\. Expected a CSV file in UTF-8\. Check its quotes",
+        ),
+        (
+            f"image,easting,northing\na.jpg,1,2\n{'b' * 140_000},1,2\n",
+            r"line 3: field larger .*\. Expected a CSV file in UTF-8",
+        ),
+        (f"image,easting,northing\na.jpg,1,{'2' * 400}\n", r"line 2: northing is '2{199}\.\.\.\. Expected a number"),
+    ],
+)
+def test_a_table_of_positions_is_refused(unnamed, table, message):
+    with pytest.raises(InputError, match=message):
+        Benchmark(with_csv(unnamed, table))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image,easting,northing\n\x00", r"line 2: a NUL byte\. Expected a .* file in UTF-8"),
+        ("image,easting,northing\n".encode("utf-16"), r"line 1: a NUL byte\. Expected a .* file in UTF-8"),
+        (b"\xff\n", ""),
+    ],
+)
+def test_files_that_are_no_text_are_refused(unnamed, content, message):
+    (unnamed / "positions.csv").write_bytes(content)
+    for flag in ("positions_csv", "queries_list"):
+        with pytest.raises(InputError, match=rf"positions\.csv.*{message}"):
+            Benchmark(town(unnamed, **{flag: unnamed / "positions.csv"}, labels=flag == "positions_csv"))
+
+
+def test_names_that_are_not_utf8_are_found_in_a_table_and_in_a_list(unnamed):
+    """Linux names files by bytes; these are Latin-1."""
+    (unnamed / "town/test/queries/q.jpg").rename(unnamed / "town/test/queries" / os.fsdecode(b"caf\xe9.jpg"))
+    (unnamed / "list.txt").write_bytes(b"caf\xe9.jpg\n")
+    config = with_csv(unnamed, "")
+    config.positions_csv.write_bytes(b"image,easting,northing\na.jpg,10,1\nb.jpg,20,2\ncaf\xe9.jpg,3000,4000\n")
+    assert Benchmark(replace(config, queries_list=unnamed / "list.txt")).queries.utms.tolist() == [[3000, 4000]]
+
+
+def test_a_row_that_stands_for_two_images_is_refused(tmp_path):
+    for part in ("database", "queries"):
+        touch(tmp_path / "town/test" / part, ["a.jpg"])
+    with pytest.raises(InputError, match="one row stands for both .*database/a.jpg and .*queries/a.jpg"):
+        Benchmark(with_csv(tmp_path, "image,easting,northing\na.jpg,1,2\n"))
+    same = tmp_path / "town/test/database"
+    config = with_csv(tmp_path, "Image, Easting, Northing\na.jpg, 1000, 2000\n")
+    config = replace(config, datasets_folder=None, database_folder=same, queries_folder=same)
+    assert Benchmark(config).queries.utms.tolist() == [[1000, 2000]]
+
+
+def test_what_may_be_a_mistake_is_a_warning(unnamed, caplog):
+    Benchmark(with_csv(unnamed, "image,easting,northing\na.jpg,55,12\nb.jpg,55,12\nq.jpg,55,12\n"))
+    assert "If they are degrees, name the columns longitude, latitude" in caplog.text
+    touch(unnamed / "town/test/queries", ["IMG_1.HEIC", "IMG_2.HEIC", "notes.txt"])
+    assert len(list_images(unnamed / "town/test/queries")) == 1
+    assert "2 files in" in caplog.text and "such as IMG_1.HEIC. Convert them" in caplog.text
+
+
+def test_positions_and_no_labels_contradict_each_other(tmp_path):
+    with pytest.raises(InputError, match="--no_labels"):
+        town(tmp_path, positions_csv=tmp_path / "positions.csv", labels=False)
+
+
+# ---- The evaluation script on the same images in six layouts
+
+
+def predictions(run):
+    """The rows of predictions.csv with the images' names alone."""
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["query"], row["database_photo"] = (os.path.basename(row[name]) for name in ("query", "database_photo"))
+    return rows
+
+
+def copy_layout(layout, images, datasets):
+    """The split `images` in another layout below `datasets`. The flags that select it."""
+    split = datasets / "tiny" / ("test" if layout == "without images" else "images/test")
+    flags = [f"--datasets_folder={datasets}", "--dataset_name=tiny"]
+    if layout == "links":
+        split.mkdir(parents=True)
+        for part in ("database", "queries"):
+            (split / part).mkdir()
+            (split / part / "linked").symlink_to(images / part)
+        return flags
+    if layout == "folders":
+        return [f"--database_folder={images / 'database'}", f"--queries_folder={images / 'queries'}"]
+    shutil.copytree(images, split)
+    if layout == "gallery":
+        (split / "database").rename(split / "gallery")
+    if layout == "path list":
+        for part in ("database", "queries"):
+            names = sorted((path.name for path in (split / part).iterdir()), reverse=True)
+            (split / f"{part}_images_paths.txt").write_text("\n".join(names))
+            shutil.copy(split / part / names[0], split / part / "@0@0@unlisted@.jpg")
+    return flags
+
+
+@pytest.mark.slow
+def test_six_layouts_and_no_labels_give_the_same_predictions(tiny_benchmark, checkpoints, tmp_path):
+    images = tiny_benchmark / "tiny/images/test"
+    common = ["--backbone=vit-tiny", f"--resume={checkpoints['two_branch']}", "--resize", 56, 56, "--num_workers=0"]
+    found = {}
+    for layout in ("standard", "without images", "gallery", "folders", "links", "path list", "no labels"):
+        cwd = tmp_path / layout
+        cwd.mkdir()
+        flags = copy_layout(layout, images, cwd / "datasets") + ["--no_labels"] * (layout == "no labels")
+        result = run_script("eval_rerank.py", *flags, *common, "--device=cpu", "--rerank_num=5", cwd=cwd)
+        assert result.status == 0, (layout, result.stderr)
+        (run,) = (cwd / "logs/eval").iterdir()
+        found[layout] = predictions(run)
+    unlabelled = found.pop("no labels")
+    assert len(found["standard"]) == 160 and {row["correct"] for row in found["standard"]} == {"0", "1"}
+    for layout, rows in found.items():
+        assert rows == found["standard"], layout
+    assert {row["correct"] for row in unlabelled} == {""}
+    assert unlabelled == [{**row, "correct": ""} for row in found["standard"]]
+    assert "R@1" not in result.stdout and "without labels" in result.stdout
+
+
+def test_a_broken_link_is_an_error_because_it_may_be_a_folder_of_images(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "2019").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match=r"2019 is a broken symbolic link. Repair the link, or remove it\."):
+        list_images(tmp_path)

@@ -1,0 +1,89 @@
+"""What test_distributed.py runs, in one process and on two ranks: training steps on a split batch. Argument: a file
+to write.
+"""
+
+import sys
+
+import torch
+from helpers.models import build, filled, image_batch
+
+from model import InputError
+from utils.runtime import distributed
+from utils.training.config import TrainingConfig
+from utils.training.losses import float_losses, hashing_losses
+from utils.training.step import TrainingStep, set_training_mode
+
+LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3]
+STEPS = 5
+
+
+def share(sizes):
+    """The part of the batch that this rank takes."""
+    first = sum(sizes[: distributed.rank()])
+    return slice(first, first + sizes[distributed.rank()])
+
+
+def train(binary_branch, sizes):
+    """Five steps: (losses of each step, state dict).
+
+    BatchNorm is in eval mode, so that its statistics are not those of a rank's share. SGD, since Adam turns gradients
+    that are 0 but for rounding into full steps.
+    """
+    model = filled(build("vit-tiny", "gem", hashing=binary_branch))
+    criterion, branch = (hashing_losses, "binary") if binary_branch else (float_losses, "float")
+    step = TrainingStep(
+        model, TrainingConfig(optim="sgd", lr=2.0 if binary_branch else 0.1), criterion=criterion, branch=branch
+    )
+    set_training_mode(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    part = share(sizes)
+    images = torch.from_numpy(image_batch(3, len(LABELS), 56, 56))[part]
+    labels = torch.tensor(LABELS)[part]
+    traces = [step(images, labels, sizes) for _ in range(STEPS)]
+    return torch.tensor([[float(value) for value in losses] for losses in traces]), model.state_dict()
+
+
+def gather(sizes):
+    """What gather_batch makes of the rows of [16, 3], and the gradient of this rank's rows for a sum weighted by
+    their numbers.
+    """
+    rows = torch.arange(48.0).reshape(16, 3)[share(sizes)].requires_grad_()
+    gathered = distributed.gather_batch(rows, sizes)
+    (gathered * torch.arange(16.0)[:, None]).sum().backward()
+    return gathered.detach(), rows.grad
+
+
+def broadcast():
+    """What broadcast_tensors makes of a number that differs between the ranks."""
+    number = torch.tensor([float(distributed.rank() + 5)])
+    distributed.broadcast_tensors([number])
+    return number
+
+
+def error_of_main():
+    """The InputError that each rank gets when the main rank alone meets one."""
+
+    def fail():
+        assert distributed.is_main()
+        raise InputError("no such file")
+
+    try:
+        distributed.run_on_main(fail)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+if __name__ == "__main__":
+    distributed.init("cpu")
+    found = {}
+    for name, sizes in (("even", [8, 8]), ("uneven", [11, 5])):
+        found[name] = {"float": train(False, sizes), "hashing": train(True, sizes), "gather": gather(sizes)}
+    found["broadcast"] = broadcast()
+    found["error"] = error_of_main()
+    everyone = distributed.gather_objects(found)
+    if distributed.is_main():
+        torch.save(everyone, sys.argv[1])
+    distributed.shutdown()

@@ -1,0 +1,26 @@
+"""Exact search as naive loops."""
+
+import numpy as np
+
+
+def naive_hamming(database, queries, k):
+    """Distances and numbers of the k nearest packed codes, by distance, then by number."""
+    rows = []
+    for query in queries:
+        lengths = [sum((int(a) ^ int(b)).bit_count() for a, b in zip(query, code, strict=True)) for code in database]
+        rows.append(sorted(zip(lengths, range(len(database)), strict=True))[:k])
+    return np.array(rows)[..., 0], np.array(rows)[..., 1]
+
+
+def naive_length(a, b):
+    """L2 distance of two descriptors, in float64."""
+    return sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
+
+
+def naive_l2(database, queries, k):
+    """Distances and numbers of the k nearest descriptors, in float64."""
+    rows = []
+    for query in queries:
+        lengths = [naive_length(query, row) for row in database]
+        rows.append(sorted(zip(lengths, range(len(database)), strict=True))[:k])
+    return np.array(rows)[..., 0], np.array(rows)[..., 1].astype(int)

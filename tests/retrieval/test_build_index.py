@@ -1,0 +1,372 @@
+"""build_index.py: the files of eval.py --save_index, positions from names, EXIF and CSV files, broken and bad input."""
+
+import csv
+import math
+import random
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+import utm
+from helpers.evaluations import SCRIPTS, SIZE, flags_for
+from helpers.indexes import content
+from helpers.photos import LAT, LAT_LETTER, LON, LON_LETTER, gps_tags, save_photo
+from helpers.processes import run_script, start_script
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
+
+import build_index
+from datasets.exif_gps import InvalidGPS, gps_position
+from datasets.file_names import common_utm_zone
+from datasets.folder import PositionConfig, locate_images
+from datasets.layouts import list_images
+from datasets.positions import degrees_of_utm, utm_of_degrees
+from model import InputError
+from utils.retrieval.index import Index
+
+# ---- EXIF
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("degrees", [(55.6761, 12.56834), (-33.8568, 151.2153), (37.78, -122.41), (-54.8, -68.3)])
+def test_the_gps_position_of_a_photo(tmp_path, degrees, suffix):
+    path = save_photo(tmp_path / f"a.{suffix}", gps_tags(*degrees), orientation=6)
+    assert gps_position(path) == pytest.approx(degrees, abs=0.005 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("changes", "degrees"),
+    [
+        ({LAT_LETTER: "s", LON_LETTER: "w "}, (-10.5, -20.25)),
+        ({LAT: (IFDRational(10, 1), IFDRational(305, 10), IFDRational(0, 1))}, (10 + 30.5 / 60, 20.25)),
+        ({LAT: (IFDRational(105, 10), IFDRational(0, 1), IFDRational(0, 1))}, (10.5, 20.25)),
+        ({LON: (IFDRational(0, 1),) * 3}, (10.5, 0)),
+        ({0x001D: "2026:01:31"}, (10.5, 20.25)),
+    ],
+)
+def test_other_ways_to_write_it(tmp_path, changes, degrees):
+    assert gps_position(save_photo(tmp_path / "a.jpg", {**gps_tags(10.5, 20.25), **changes})) == pytest.approx(degrees)
+
+
+@pytest.mark.parametrize("tags", [None, {}, {0: b"\2\3\0\0"}, {LAT_LETTER: "N", LON_LETTER: "E"}])
+def test_a_photo_without_a_gps_position(tmp_path, tags):
+    assert gps_position(save_photo(tmp_path / "a.jpg", tags)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({LAT_LETTER: None}, "latitude has no letter N or S"),
+        ({LON_LETTER: "?"}, "longitude has no letter E or W"),
+        ({LON_LETTER: "N"}, "longitude has no letter E or W"),
+        ({LON: None}, "no longitude"),
+        ({LAT: None}, "no latitude"),
+        ({LAT: (IFDRational(10, 1), IFDRational(0, 0), IFDRational(0, 0))}, "latitude is 10 degrees, nan minutes"),
+        ({LON: (IFDRational(1, 0), IFDRational(0, 1), IFDRational(0, 1))}, "longitude is nan degrees"),
+        ({LAT: (IFDRational(10, 1), IFDRational(61, 1), IFDRational(0, 1))}, "61 minutes"),
+        ({LAT: (IFDRational(10, 1), IFDRational(0, 1), IFDRational(6001, 100))}, "60.01 seconds"),
+        ({LAT: (IFDRational(91, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
+        ({LAT_LETTER: "S", LAT: (IFDRational(80, 1), IFDRational(0, 1), IFDRational(1, 1))}, "outside UTM"),
+        ({LON: (IFDRational(181, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
+        ({LAT: (IFDRational(10, 1),)}, "damaged"),
+        ({LAT: (IFDRational(0, 1),) * 3, LON: (IFDRational(0, 1),) * 3}, "latitude and longitude are 0"),
+    ],
+)
+def test_a_position_that_cannot_be_used_says_why(tmp_path, changes, words):
+    tags = {**gps_tags(10.5, 20.25), **changes}
+    path = save_photo(tmp_path / "a.jpg", {tag: value for tag, value in tags.items() if value is not None})
+    with pytest.raises(InvalidGPS, match=words):
+        gps_position(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+def test_damaged_exif_data_never_ends_the_reading(tmp_path):
+    """Random bytes of the EXIF data are changed: there is a position, none, or a reason."""
+    path = tmp_path / "a.jpg"
+    save_photo(path, gps_tags(10.5, 20.25))
+    original = path.read_bytes()
+    start, end = original.index(b"Exif"), original.index(b"\xff\xdb")
+    rng, outcomes = random.Random(0), set()
+    for _ in range(400):
+        damaged = bytearray(original)
+        for _ in range(rng.choice([1, 1, 3, 20])):
+            damaged[rng.randrange(start + 6, end)] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            position = gps_position(path)
+            outcomes.add(None if position is None else "a position")
+        except InvalidGPS as error:
+            outcomes.add(str(error).split()[-1])
+    assert {None, "a position", "damaged"} <= outcomes
+
+
+def test_only_the_header_is_read_and_nothing_is_written(tmp_path):
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    save_photo(path, gps_tags(10.5, 20.25), image=Image.fromarray(noise))
+    path.write_bytes(path.read_bytes()[:2000])  # the pixels are cut off
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert gps_position(path) is not None
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(InputError, match="text.jpg: this is not a JPEG or PNG file"):
+        gps_position(tmp_path / "text.jpg")
+
+
+# ---- Positions
+
+
+def located(folder, source="auto", csv=None):
+    return locate_images(list_images(folder), folder, PositionConfig(source=source, csv=csv))
+
+
+def test_positions_of_names_and_their_zone(tmp_path):
+    for name in ("@551937.34@4181580.89@10@S@37.78@-122.41@.jpg", "@551937.5@4181580@10@T@.jpg", "other.jpg"):
+        save_photo(tmp_path / name)
+    for source in ("auto", "names"):
+        images, summary = located(tmp_path, source)
+        assert images.utm_zone == "10N" and summary == "Positions: 2 from file names, 1 unknown; UTM zone 10N."
+        np.testing.assert_array_equal(images.utms, [[551937.34, 4181580.89], [551937.5, 4181580], [math.nan, math.nan]])
+    images, summary = located(tmp_path, "none")
+    assert np.isnan(images.utms).all() and images.utm_zone is None and summary == "Positions: 3 unknown."
+
+
+@pytest.mark.parametrize(
+    ("names", "zone"),
+    [
+        (["@1@2@04@Q@.jpg"], "4N"),
+        (["@1@2@4@G@a.jpg", "@1@2@04@H@b.jpg"], "4S"),
+        (["@1@2@4@G@a.jpg", "@1@2@5@G@a.jpg"], None),
+        (["@1@2@4@M@a.jpg", "@1@2@4@N@a.jpg"], None),
+        (["@1@2@4@G@a.jpg", "@1@2@.jpg"], None),
+        (["@1@2@3_0@G@.jpg"], None),
+        (["@1@2@61@G@.jpg"], None),
+        (["@1@2@0@G@.jpg"], None),
+        (["@1@2@4@I@.jpg"], None),
+        ([], None),
+    ],
+)
+def test_the_zone_in_file_names(names, zone):
+    assert common_utm_zone(names) == zone
+
+
+def test_positions_of_exif_lie_in_one_zone(tmp_path, caplog):
+    places = [(37.78, -122.41), (37.79, -122.42), (37.8, -119.9)]  # the last one is in the next zone
+    for i, place in enumerate(places):
+        save_photo(tmp_path / f"IMG_{i}.JPG", gps_tags(*place))
+    save_photo(tmp_path / "IMG_3.png")
+    save_photo(tmp_path / "IMG_4.JPG", gps_tags(0, 0))
+    images, summary = located(tmp_path)
+    assert summary == "Positions: 3 from EXIF GPS, 2 unknown; UTM zone 10N."
+    assert caplog.messages == [
+        "1 of 5 images have EXIF GPS data that cannot be used, such as IMG_4.JPG (its latitude and longitude are 0). "
+        "Their positions are unknown."
+    ]
+    rows = dict(zip(images.paths, images.utms, strict=True))
+    for i, place in enumerate(places):
+        expected = utm.from_latlon(*place, force_zone_number=10)[:2]
+        assert rows[str(tmp_path / f"IMG_{i}.JPG")] == pytest.approx(expected, abs=0.3)
+    assert np.isnan(rows[str(tmp_path / "IMG_3.png")]).all()
+    degrees = degrees_of_utm(images.utms, images.utm_zone)
+    assert np.nanmin(degrees, axis=0) == pytest.approx([37.78, -122.42], abs=1e-5)
+
+
+def test_positions_that_cannot_be_combined_or_found_are_refused(tmp_path):
+    save_photo(tmp_path / "both" / "@500000@4000000@10@S@.jpg", gps_tags(37.78, -122.41))
+    assert located(tmp_path / "both").summary == "Positions: 1 from file names; UTM zone 10N."  # the name comes first
+    assert located(tmp_path / "both", "exif").images.utms[0, 0] == pytest.approx(551955, abs=1)
+    save_photo(tmp_path / "both" / "b.jpg", gps_tags(37.78, -122.41))
+    with pytest.raises(InputError, match=r"names of 1 images hold UTM .* 1 others have only EXIF GPS, such as .*b.jpg"):
+        located(tmp_path / "both")
+    assert located(tmp_path / "both", "exif").summary == "Positions: 2 from EXIF GPS; UTM zone 10N."
+    save_photo(tmp_path / "none" / "a.jpg")
+    for source, words in (("names", "no UTM position in the names of the 1"), ("exif", "none of the 1 images")):
+        with pytest.raises(InputError, match=f"--positions {source}: {words}"):
+            located(tmp_path / "none", source)
+    for name, place in (("a", (48.85, 2.35)), ("b", (48.86, 2.35)), ("c", (40.7, -74))):
+        save_photo(tmp_path / "far" / f"{name}.jpg", gps_tags(*place))
+    with pytest.raises(InputError, match=r"zone 31, but .*c.jpg is in zone 18.*--positions none"):
+        located(tmp_path / "far")
+
+
+def test_positions_of_a_csv_file(tmp_path):
+    for name in ("a.jpg", "trip/b.jpg"):
+        save_photo(tmp_path / "images" / name, gps_tags(0, 0))
+    rows = [["image", "latitude", "longitude"], ["trip/b.jpg", -33.8, 151.2], ["a.jpg", -33.9, 151.1]]
+    table = tmp_path / "p.csv"
+    for count, header in ((3, rows[0]), (3, ["image", "northing", "easting"]), (2, rows[0])):
+        with open(table, "w", newline="") as file:
+            csv.writer(file).writerows([header, *rows[1:count]])
+        if count == 2:
+            with pytest.raises(InputError, match=r"no position for .*a.jpg. Expected one row whose column image is a"):
+                located(tmp_path / "images", csv=table)
+        elif "latitude" in header:
+            images, summary = located(tmp_path / "images", csv=table)
+            assert summary == f"Positions: 2 from {table}; UTM zone 56S."
+            np.testing.assert_allclose(degrees_of_utm(images.utms, "56S"), [[-33.9, 151.1], [-33.8, 151.2]], atol=1e-6)
+        else:
+            images, summary = located(tmp_path / "images", csv=table)
+            assert summary.endswith("UTM zone unknown.") and images.utms.tolist() == [[151.1, -33.9], [151.2, -33.8]]
+
+
+def test_degrees_and_utm_across_the_equator():
+    degrees = np.array([[0.5, 36.1], [-0.5, 36.2]])
+    utms, zone = utm_of_degrees(degrees, ["a", "b"], "folder")
+    assert zone == "37N" and utms[1, 1] < 0
+    unknown = np.vstack([utms, [[np.nan, np.nan]]])
+    np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
+
+
+# ---- The script
+
+
+def build(folder, checkpoint, cwd, *more, index="index"):
+    return run_script("build_index.py", folder, f"--index={index}", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
+
+
+def database_of(datasets):
+    return datasets / "tiny" / "images" / "test" / "database"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_the_files_are_those_of_an_evaluation(tmp_path, tiny_benchmark, checkpoints, mode):
+    """Of all kinds of models, which are recognised, with the zone of the names, and in half precision."""
+    datasets, more = tmp_path / "datasets", ["--descriptor_dtype=fp16"] if mode == "two_branch" else []
+    shutil.copytree(tiny_benchmark, datasets)
+    for path in database_of(datasets).iterdir():
+        _, easting, northing, name, _ = path.name.split("@")
+        path.rename(path.with_name(f"@{easting}@{northing}@32@V@@@{name}@.jpg"))
+    flags = flags_for(datasets, checkpoints[mode], "--save_index=expected", "--exif_orientation", *more)
+    assert run_script(SCRIPTS[mode], *flags, cwd=tmp_path).status == 0
+    result = build(database_of(datasets), checkpoints[mode], tmp_path, *more)
+    assert result.status == 0, result.stderr
+    assert "16 images" in result.stdout and "Positions: 16 from file names; UTM zone 32N." in result.stdout
+    assert "The index index is complete and holds 16 images." in result.stdout
+    assert content(tmp_path / "index") == content(tmp_path / "expected")
+    assert Index(tmp_path / "index").images.utm_zone == "32N"
+
+
+@pytest.mark.slow
+def test_killed_and_repeated_it_gives_the_files_of_one_run(tmp_path, tiny_benchmark, checkpoints):
+    """kill -9 after some chunks. The index lies in the folder of images, which is no obstacle."""
+    images = tmp_path / "images"
+    shutil.copytree(database_of(tiny_benchmark), images)
+    flags = [images, f"--resume={checkpoints['float']}", *SIZE, "--infer_batch_size=1", "--append"]
+    slowly = """
+import time
+from utils.retrieval import extraction
+extraction.CHUNK_SIZE = 2
+extraction.IndexWriter.append = lambda *a, append=extraction.IndexWriter.append: (time.sleep(0.1), append(*a))
+"""
+    running = start_script("build_index.py", *flags, "--index=images/index", cwd=tmp_path, prelude=slowly)
+    manifest = images / "index" / "manifest.jsonl"
+    while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 2):
+        assert running.process.is_alive()
+        time.sleep(0.002)
+    running.process.kill()
+    running.result()
+    assert 2 <= manifest.read_bytes().count(b"\n") < 8, "killed too late to test anything"
+    for index in ("images/index", "complete"):
+        running = start_script("build_index.py", *flags, f"--index={index}", cwd=tmp_path, prelude=slowly)
+        assert running.result().status == 0
+    assert content(images / "index") == content(tmp_path / "complete")
+
+
+@pytest.mark.slow
+def test_more_images_are_added_if_their_positions_fit(tmp_path, checkpoints):
+    checkpoint = checkpoints["hashing"]
+    for name, place in (("a", (37.78, -122.41)), ("b", (37.79, -122.42)), ("c", (37.8, -119.9))):
+        save_photo(tmp_path / name / "IMG.jpg", gps_tags(*place))
+    save_photo(tmp_path / "d" / "no position.jpg")
+    save_photo(tmp_path / "e" / "@500000@4000000@.jpg")
+    assert build(tmp_path / "a", checkpoint, tmp_path).status == 0
+    before = content(tmp_path / "index")
+    refused = build(tmp_path / "a", checkpoint, tmp_path)
+    assert refused.status == 2 and "index already contains an index. Use --append" in refused.stderr
+    for name, zone in (("c", "11N"), ("e", "unknown")):
+        refused = build(tmp_path / name, checkpoint, tmp_path, "--append")
+        assert refused.status == 2 and "Traceback" not in refused.stderr
+        assert f"zone of the index index is 10N, but that of the images to add is {zone}" in refused.stderr
+    refused = build(tmp_path / "b", checkpoint, tmp_path, "--append", "--ignore_exif_orientation")
+    assert refused.status == 2 and "exif_orientation True (now False)" in refused.stderr
+    assert content(tmp_path / "index") == before
+    for name, more, count in (("b", [], 2), ("d", [], 3), ("c", ["--positions=none"], 4)):
+        result = build(tmp_path / name, checkpoint, tmp_path, "--append", *more)
+        assert result.status == 0 and f"is complete and holds {count} images" in result.stdout, result.stderr
+    assert np.isfinite(Index(tmp_path / "index").images.utms[:, 0]).tolist() == [True, True, False, False]
+
+
+@pytest.fixture
+def refusal(tmp_path, checkpoints, monkeypatch, capsys):
+    """refusal(*flags): the message with which the script refuses them, run in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def message_of(*flags):
+        defaults = ["build_index.py", "--index=index", f"--resume={checkpoints['float']}", *SIZE]
+        monkeypatch.setattr(sys, "argv", list(map(str, [*defaults, *flags])))
+        with pytest.raises((InputError, SystemExit)) as caught:
+            build_index.main()
+        text = capsys.readouterr().err.splitlines()[-1] if caught.type is SystemExit else str(caught.value)
+        assert "\n" not in text
+        return text
+
+    return message_of
+
+
+def test_bad_input_is_refused_in_a_line(tmp_path, checkpoints, refusal):
+    save_photo(tmp_path / "images" / "a.jpg")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "positions.csv").write_text("image,easting,northing\nb.jpg,1000,1000\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "b.jpg").write_bytes((tmp_path / "images/a.jpg").read_bytes()[:300])
+    for folder, more, words in (
+        ("nowhere", [], "No folder nowhere."),
+        ("images/a.jpg", [], "images/a.jpg is a file. Expected a folder of images."),
+        ("empty", [], "No images in empty. Looked for .jpg"),
+        ("broken", ["--index=new"], "Cannot read the image broken/b.jpg"),
+        ("images", ["--positions=exif"], "none of the 1 images in images has a GPS position"),
+        ("images", ["--positions=names"], "no UTM position in the names of the 1 images in images"),
+        ("images", ["--positions_csv=positions.csv"], "positions.csv has no position for images/a.jpg"),
+        ("images", ["--positions_csv=missing.csv"], "--positions_csv: no file missing.csv."),
+        ("images", ["--positions=none", "--positions_csv=positions.csv"], "not allowed with argument"),
+        ("images", ["--resume=nowhere.pth"], "--resume: no file nowhere.pth."),
+        ("images", ["--resume=images/a.jpg"], "is not a checkpoint"),
+        ("images", [f"--resume={checkpoints['salad']}"], "SALAD needs more than 64 patches"),
+        ("images", ["--pretrained"], "not allowed with argument"),
+        ("images", ["--index=images"], "images contains a.jpg but no metadata.json"),
+        ("images", ["--index=images", "--resume=images/a.jpg"], "no metadata.json"),  # known before the model is read
+        (
+            "images",
+            [f"--resume={checkpoints['hashing']}", "--descriptor_dtype=int8"],
+            "which hashing-only models do not",
+        ),
+    ):
+        message = refusal(folder, *more)
+        assert words in message, (folder, more, message)
+
+
+def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, refusal, monkeypatch):
+    save_photo(tmp_path / "images" / "a.jpg")
+    flags = ["images", "--index=index", "--append", f"--resume={checkpoints['float']}", *SIZE]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["build_index.py", *flags])))
+    build_index.main()  # as with --save_index DIR --append, the index need not exist
+    for index, (more, words) in enumerate(
+        (
+            ([f"--resume={checkpoints['two_branch']}"], "hashing False (now True)"),
+            (["--resize", 70, 56], "resize [56, 56] (now [70, 56])"),
+            (["--descriptor_dtype=fp16"], "descriptor_dtype fp32 (now fp16)"),
+        )
+    ):
+        shutil.copytree("index", str(index))  # the error may keep an index locked for a while
+        message = refusal("images", "--append", f"--index={index}", *more)
+        assert message.startswith(f"--append: the index {index} was built differently: ") and words in message
+
+
+def test_append_needs_the_folder_of_an_index(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["build_index.py", "images", "--append", "--resume=model.pth"])
+    with pytest.raises(SystemExit):
+        build_index.main()
+    assert "the following arguments are required: --index" in capsys.readouterr().err

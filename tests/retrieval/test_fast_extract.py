@@ -1,0 +1,181 @@
+"""The fast ways of extraction and training against plain ones: chunks, halved batches, bf16, compiled models."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import MODES, build, filled
+
+from datasets.benchmark import ImageSet
+from datasets.images import load_image
+from datasets.resizing import resize_image
+from datasets.transforms import normalize
+from utils.retrieval import extraction
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
+from utils.retrieval.features import DiskArray
+from utils.training.checkpoints import RunCheckpoint, TrainState, restore, save_checkpoint
+from utils.training.config import TrainingConfig
+from utils.training.losses import float_losses, hashing_losses
+from utils.training.step import TrainingStep, set_training_mode
+
+SETTINGS = ExtractionConfig(resize=(56, 70), batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.device("meta"):
+        model = build("vit-tiny", "gem", **MODES["two_branch"])
+    return filled(model)
+
+
+@pytest.fixture(scope="module")
+def prepared(model):
+    return prepare(model, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def images(tiny_benchmark):
+    paths = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
+    return ImageSet.without_positions([str(path) for path in paths])
+
+
+def plain_features(model, images):
+    """Codes and descriptors of one image after the other."""
+    codes, descriptors = [], []
+    for path in images.paths:
+        with torch.no_grad():
+            _, code, descriptor = model(normalize(resize_image(load_image(path), SETTINGS.resize))[None])
+        codes.append(np.packbits(code[0].numpy() > 0))
+        descriptors.append(descriptor[0].numpy())
+    return np.stack(codes), np.stack(descriptors)
+
+
+@pytest.mark.parametrize("size", [16, 5, 1])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_chunks_of_one_stream(model, prepared, images, size, num_workers, monkeypatch):
+    monkeypatch.setattr(extraction, "CHUNK_SIZE", size)
+    codes, descriptors = plain_features(model, images)
+    chunks = list(extract_chunks(prepared, images, replace(SETTINGS, num_workers=num_workers)))
+    assert [len(chunk.images) for chunk in chunks] == [min(size, 16 - start) for start in range(0, 16, size)]
+    assert [path for chunk in chunks for path in chunk.images.paths] == images.paths
+    np.testing.assert_array_equal(np.concatenate([chunk.codes for chunk in chunks]), codes)
+    np.testing.assert_allclose(np.concatenate([chunk.descriptors for chunk in chunks]), descriptors, atol=1e-5, rtol=0)
+
+
+def test_a_chunk_does_not_depend_on_those_before_it(prepared, images, monkeypatch):
+    monkeypatch.setattr(extraction, "CHUNK_SIZE", 8)
+    *_, last = extract_chunks(prepared, images, SETTINGS)
+    np.testing.assert_array_equal(last.descriptors, extract(prepared, images[8:], SETTINGS).descriptors)
+
+
+@pytest.mark.parametrize("dim", [512, 0])
+def test_descriptors_beyond_their_share_of_memory_go_to_a_nameless_file(prepared, images, dim, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "CHUNK_SIZE", 5)
+    config = replace(SETTINGS, memory_share=1e-12, temporary_folder=tmp_path)
+    expected = extract(prepared, images, SETTINGS, float_branch=dim > 0)
+    found = extract(prepared, images, config, float_branch=dim > 0)
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert list(tmp_path.iterdir()) == []
+    if dim:
+        assert isinstance(expected.descriptors, np.ndarray) and isinstance(found.descriptors, DiskArray)
+        np.testing.assert_array_equal(found.descriptors[:], expected.descriptors)
+        np.testing.assert_array_equal(found.descriptors[np.array([7, 1, 1])], expected.descriptors[[7, 1, 1]])
+    else:
+        assert found.descriptors is expected.descriptors is None
+
+
+class SmallMemory(torch.nn.Module):
+    """Runs out of memory above so many images; counts its calls."""
+
+    def __init__(self, model, limit):
+        super().__init__()
+        self.model, self.limit, self.sizes = model, limit, []
+
+    def forward(self, images, float_branch):
+        self.sizes.append(len(images))
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(images, float_branch)
+
+
+def test_out_of_memory_halves_the_batch_once_and_for_all(model, prepared, images, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    small = SmallMemory(prepared, 2)
+    found = extract(small, images, replace(SETTINGS, batch_size=7))
+    assert small.sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1, 2]
+    assert [record.args for record in caplog.records] == [(7, 4), (4, 2)]
+    codes, descriptors = plain_features(model, images)
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_allclose(found.descriptors, descriptors, atol=1e-5, rtol=0)
+
+
+def test_out_of_memory_for_a_single_image_is_an_error(prepared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        Forward(SmallMemory(prepared, 0), SETTINGS)(torch.rand(3, 3, 56, 56))
+
+
+@pytest.mark.parametrize("name", ["linear2.weight", "linear4.weight"])
+def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
+    with torch.device("meta"):
+        model = build("vit-tiny", "gem", **MODES["two_branch"])
+    filled(model, {})
+    dict(model.named_parameters())[name].data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        extract(prepare(model, SETTINGS), images[:2], SETTINGS)
+
+
+def test_bf16_is_near_fp32(model, images):
+    configs = (SETTINGS, replace(SETTINGS, precision="bf16"))
+    plain, fast = (extract(prepare(model, config), images, config) for config in configs)
+    assert fast.descriptors.dtype == np.float32
+    assert 1e-4 < np.linalg.norm(fast.descriptors - plain.descriptors, axis=1).max() < 0.1
+    assert np.unpackbits(fast.codes ^ plain.codes).mean() < 0.05
+
+
+@pytest.fixture(autouse=True)
+def a_compiler_without_code(monkeypatch):
+    """Compiling as far as the graph of the forward pass, which is where what is frozen or saved could go wrong;
+    kernels would take minutes.
+    """
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_compiled_model_extracts_the_same(shallow_vit, images):
+    model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
+    plain = extract(prepare(model, SETTINGS), images[:7], SETTINGS)
+    fast = extract(prepare(model, SETTINGS, compiled=True), images[:7], SETTINGS)  # batches of 3, 3 and 1
+    np.testing.assert_array_equal(fast.codes, plain.codes)
+    np.testing.assert_allclose(fast.descriptors, plain.descriptors, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["float", "two_branch"])
+def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(shallow_vit, tmp_path, mode):
+    two = mode == "two_branch"
+    criterion, branch = (hashing_losses, "binary") if two else (float_losses, "float")
+    labels = torch.arange(4).repeat_interleave(2)
+    images = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for compiled in (False, True):
+        with torch.device("meta"):
+            model = build("vit-tiny", "gem", **MODES[mode])
+        config = TrainingConfig(optim="sgd", lr=0.1, compile=compiled)
+        step = TrainingStep(filled(model), config, criterion=criterion, branch=branch)
+        set_training_mode(model)
+        runs.append((model, [step(images, labels) for _ in range(2)], step))
+    for plain, fast in zip(runs[0][1], runs[1][1], strict=True):
+        assert float(fast.total) == pytest.approx(float(plain.total), rel=1e-4)
+    for (name, plain), fast in zip(runs[0][0].named_parameters(), runs[1][0].parameters(), strict=True):
+        assert (fast.grad is None) == (plain.grad is None) == (not plain.requires_grad), name
+        torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-3, msg=name)
+    (tmp_path / "best_model.pth").touch()
+    save_checkpoint(tmp_path / "last.pth", runs[1][2], TrainState(arguments={"lr": 0.1}, epoch=3))
+    content = torch.load(tmp_path / "last.pth", weights_only=True)
+    checkpoint = RunCheckpoint(tmp_path / "last.pth", content, written=0)
+    assert restore(checkpoint, runs[0][2], {"lr": 0.1}).epoch == 3
+    torch.testing.assert_close(runs[0][0].state_dict(), runs[1][0].state_dict(), atol=0, rtol=0)

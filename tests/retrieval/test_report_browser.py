@@ -1,0 +1,161 @@
+"""report.html in a headless Chromium: it works, with the keyboard too, and an accessibility checker finds nothing.
+
+Needs Chromium with its driver, and the packages selenium and axe-core-python.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.reports import copy_with_hostile_names, make_results, read_tiny
+
+from utils.retrieval.config import ReportConfig
+from utils.retrieval.report import report
+from utils.runtime.run_dir import RunDir
+
+pytestmark = pytest.mark.slow
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+axe = pytest.importorskip("axe_core_python", reason="the package axe-core-python is not installed")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+if not (BROWSER and DRIVER):
+    pytest.skip("there is no Chromium with a chromedriver", allow_module_level=True)
+
+AXE = next(Path(axe.__file__).parent.glob("axe*.js")).read_text()
+# Containers often lack what the sandbox needs, and the page is our own.
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, tiny_benchmark):
+    """The address of a page with labels, two stages, hostile file names and an image that cannot be read."""
+    folder = tmp_path_factory.mktemp("page")
+    benchmark = read_tiny(copy_with_hostile_names(tiny_benchmark, folder / "datasets"))
+    open(benchmark.queries.paths[3], "wb").close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run = RunDir("eval", {"backbone": "vit-tiny"})
+        config = ReportConfig(page_queries=100)
+        report(run, benchmark, make_results(benchmark), recall_values=[1, 5], descriptor_dim=512, config=config)
+        return (run.folder / "report.html").resolve().as_uri()
+
+
+@pytest.fixture
+def opened(driver, page):
+    show(driver, page, 1280, "light")
+    return driver
+
+
+def show(driver, page, width, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    driver.get(page)
+
+
+def texts(driver, selector):
+    script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
+    return driver.execute_script(script, selector)
+
+
+def choose(driver, label, option):
+    """Chooses the option that begins with this text in the selection with this label."""
+    driver.execute_script(
+        """const labels = [...document.querySelectorAll("#controls label")];
+        const select = labels.find((e) => e.textContent.startsWith(arguments[0])).querySelector("select");
+        select.value = [...select.options].find((e) => e.text.startsWith(arguments[1])).value;
+        select.dispatchEvent(new Event("change"));""",
+        label,
+        option,
+    )
+
+
+def press(driver, *keys):
+    for key in keys:
+        driver.switch_to.active_element.send_keys(key)
+
+
+def focused_card(driver):
+    return driver.execute_script("return [...document.querySelectorAll('.card')].indexOf(document.activeElement)")
+
+
+def test_it_loads_without_errors_and_file_names_are_text(opened):
+    assert opened.get_log("browser") == []
+    assert opened.title.startswith("tiny: R@1 50.0")
+    assert len(texts(opened, ".card")) == 8  # at first
+    assert opened.execute_script("return document.querySelectorAll('.card[tabindex=\"0\"]').length") == 1
+    assert any("document.title='owned'" in title for title in texts(opened, ".card h3"))
+    assert any("Cannot read the image" in text for text in texts(opened, ".frame p"))
+    broken = "return [...document.images].filter((i) => i.complete && !i.naturalWidth).length"
+    assert opened.execute_script(broken) == 0
+
+
+def test_filters_and_search_filter_and_orders_order(opened):
+    assert [title[0] for title in texts(opened, ".card h3")] == ["✘"] * 5 + ["✔"] * 3
+    opened.find_element("id", "more").click()
+    assert [title[0] for title in texts(opened, ".card h3")] == ["✘"] * 5 + ["✔"] * 5 and focused_card(opened) == 8
+    assert not opened.find_element("id", "more").is_displayed()
+    choose(opened, "Show", "right")
+    assert [title[0] for title in texts(opened, ".card h3")] == ["✔"] * 5
+    assert texts(opened, "#count") == ["5 of 5 matching queries shown; 10 in this page."]
+    choose(opened, "Show", "no positive")
+    assert len(texts(opened, ".card")) == 2
+    choose(opened, "Show", "all")
+    choose(opened, "Sort", "order of the dataset")
+    numbers = opened.execute_script("return [...document.querySelectorAll('.card')].map((c) => c.query.number)")
+    assert numbers == list(range(8))
+    choose(opened, "Sort", "most distant")
+    distances = opened.execute_script("return [...document.querySelectorAll('.card')].map((c) => c.query.sort[2])")
+    assert distances == sorted(distances, reverse=True)
+    press(opened, "/", *"500214")
+    assert len(texts(opened, ".card")) == 1
+
+
+def test_the_keyboard_moves_through_the_gallery(opened):
+    press(opened, "j")
+    assert focused_card(opened) == 0
+    press(opened, "\ue014", "j", "\ue012")  # right, j, left
+    assert focused_card(opened) == 1
+    press(opened, "\ue007")  # Enter
+    assert opened.execute_script("return document.activeElement.querySelector('details').open")
+    press(opened, "\ue010")  # End
+    assert focused_card(opened) == 7
+    press(opened, "j", "j", "j")
+    assert focused_card(opened) == 9 and len(texts(opened, ".card")) == 10
+    press(opened, "\ue011", "k")  # Home
+    assert focused_card(opened) == 0
+    tab_stops = opened.execute_script("return document.querySelectorAll('.card[tabindex=\"0\"]').length")
+    assert tab_stops == 1
+
+
+def test_a_query_is_shown_on_the_map_and_back(opened):
+    opened.execute_script("document.querySelectorAll('.card button')[2].click()")
+    assert opened.execute_script("return document.querySelectorAll('#selected circle, #selected line').length") == 2
+    choose(opened, "Show", "right")
+    press(opened, "\ue007")  # the button "Show in the gallery" has the focus
+    assert focused_card(opened) == 2 and len(texts(opened, ".card")) == 8
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_an_accessibility_checker_finds_nothing(driver, page, width, scheme):
+    show(driver, page, width, scheme)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    driver.execute_script(AXE)
+    run = "const done = arguments[0]; axe.run({preload: false}).then((r) => done(JSON.stringify(r.violations)))"
+    violations = json.loads(driver.execute_async_script(run))
+    assert [(v["id"], v["impact"], [node["html"][:80] for node in v["nodes"]]) for v in violations] == []

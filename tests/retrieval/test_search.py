@@ -1,0 +1,205 @@
+"""search.py end to end: an index of the tiny benchmark, single photos, phone images, folders, patterns, JSON."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import utm
+from helpers.evaluations import SCRIPTS, SIZE, flags_for
+from helpers.photos import gps_tags, save_photo
+from helpers.processes import run_script
+from PIL import Image
+
+from datasets.layouts import find_images
+from model import InputError
+from utils.retrieval.matches import Match
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def indexes(tiny_benchmark, checkpoints, tmp_path_factory):
+    """{mode: index folder}."""
+    folder = tmp_path_factory.mktemp("indexes")
+    images = tiny_benchmark / "tiny" / "images" / "test" / "database"
+    for mode in SCRIPTS:
+        flags = [images, f"--index={folder / mode}", f"--resume={checkpoints[mode]}", *SIZE]
+        result = run_script("build_index.py", *flags, cwd=folder)
+        assert result.status == 0, result.stderr
+    return {mode: folder / mode for mode in SCRIPTS}
+
+
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_a_database_image_finds_itself(tmp_path, tiny_benchmark, indexes, mode):
+    photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())[3:5]
+    result = run_script(
+        "search.py",
+        f"--index={indexes[mode]}",
+        *photos,
+        "--results=3",
+        "--save_pictures=pictures",
+        "--device=cpu",
+        cwd=tmp_path,
+    )
+    assert result.status == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["1", "2", "3"] * 2
+    for photo, first in zip(photos, rows[::3], strict=True):
+        assert first[5] == str(photo) and float(first[1]) == pytest.approx(0, abs=1e-3)
+        assert first[2] == ("hamming" if mode == "hashing" else "l2")
+        assert [f"{float(number):.2f}" for number in first[3:5]] == photo.name.split("@")[1:3]
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 2
+    assert Image.open(pictures[0]).size[0] > Image.open(pictures[0]).size[1]
+
+
+def test_a_match_whose_file_is_gone_is_drawn_as_an_empty_frame(tmp_path, tiny_benchmark, checkpoints):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_benchmark, copy)
+    result = run_script("eval.py", *flags_for(copy, checkpoints["float"], "--save_index=index"), cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    shutil.rmtree(copy)
+    photo = next((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
+    result = run_script("search.py", "--index=index", photo, "--save_pictures=pictures", "--device=cpu", cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):
+    photo = next((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
+    (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:100])
+    for flags, words in (
+        ([f"--index={tmp_path}", photo], ["No index in"]),
+        ([f"--index={indexes['float']}", tmp_path / "missing.jpg"], ["missing.jpg"]),
+        ([f"--index={indexes['float']}", tmp_path / "broken.jpg"], ["broken.jpg"]),
+        ([f"--index={indexes['float']}", photo, f"--resume={checkpoints['two_branch']}"], ["--hashing"]),
+        ([f"--index={indexes['float']}", photo, "--resume=nowhere.pth"], ["nowhere.pth", "--resume"]),
+        ([f"--index={indexes['float']}"], ["IMAGE"]),
+        ([f"--index={indexes['float']}", photo, "--results=0"], ["'0'"]),
+        ([f"--index={indexes['float']}", "*.png"], ["No images match *.png"]),
+    ):
+        result = run_script("search.py", *flags, "--device=cpu", cwd=tmp_path)
+        assert result.status == 2 and all(word in result.stderr for word in words), (flags, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+# ---- Phone images: stored turned, with EXIF data that says so, and GPS
+
+PLACES = {"a": (37.78, -122.41), "b": (37.781, -122.411), "c": None}
+
+
+def pattern(name):
+    """An image that differs from those of other names, and from itself when it is turned."""
+    values = np.random.default_rng(ord(name)).uniform(0, 255, (3, 4, 3)).astype(np.uint8)
+    return Image.fromarray(values).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def phone(checkpoints, tmp_path_factory):
+    """A folder with `index`, of the images in `photos`, and their upright twins in `queries`."""
+    folder = tmp_path_factory.mktemp("phone")
+    for name, orientation in zip(PLACES, (6, 3, 8), strict=True):
+        tags = gps_tags(*PLACES[name]) if PLACES[name] else None
+        save_photo(folder / "photos" / f"{name}.png", tags, orientation, pattern(name))
+        save_photo(folder / "queries" / "trip [1]" / f"{name} upright.png", image=pattern(name))
+    flags = ["photos", "--index=index", f"--resume={checkpoints['two_branch']}", *SIZE]
+    result = run_script("build_index.py", *flags, cwd=folder)
+    assert result.status == 0 and "Positions: 2 from EXIF GPS, 1 unknown; UTM zone 10N." in result.stdout
+    return folder
+
+
+def search_json(*flags, cwd):
+    result = run_script("search.py", "--index=index", *flags, "--device=cpu", "--json", cwd=cwd)
+    assert result.status == 0 and "The index index holds 3 images." in result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_turned_image_is_found_by_its_upright_twin_with_its_position_as_json(phone, checkpoints):
+    found = search_json("queries", "--results=2", "--save_pictures=pictures", cwd=phone)
+    assert found["index"] == {"folder": "index", "images": 3, "utm_zone": "10N"}
+    model = {"backbone": "vit-tiny", "aggregation": "gem", "hashing": True, "rerank": True, "resize": [56, 56]}
+    assert found["model"] == {**model, "weights": str(checkpoints["two_branch"])}
+    assert [query["image"] for query in found["queries"]] == [f"queries/trip [1]/{name} upright.png" for name in PLACES]
+    for i, (name, query) in enumerate(zip(PLACES, found["queries"], strict=True)):
+        first, second = query["matches"]
+        assert (first["rank"], second["rank"]) == (1, 2) and first["metric"] == "l2"
+        assert first["path"] == str(phone / "photos" / f"{name}.png")
+        assert first["distance"] == pytest.approx(0, abs=1e-3) and second["distance"] > 1e-2
+        assert query["picture"] == f"pictures/{i + 1:03d}_{name} upright.png" and (phone / query["picture"]).exists()
+        position = [first[field] for field in ("easting", "northing", "latitude", "longitude")]
+        if PLACES[name]:
+            assert position == pytest.approx([*utm.from_latlon(*PLACES[name])[:2], *PLACES[name]], abs=1e-5)
+        else:
+            assert position == [None] * 4
+    ignored = search_json("photos/a.png", "--results=1", "--ignore_exif_orientation", cwd=phone)
+    assert ignored["queries"][0]["matches"][0]["distance"] > 1e-2  # searched as it is stored
+
+
+def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_positions(phone, tmp_path, checkpoints):
+    result = run_script("search.py", "--index=index", "queries/*/*.png", "--device=cpu", cwd=phone)
+    assert result.status == 0, result.stderr
+    tables = [block.splitlines()[1:] for block in result.stdout.strip().split("\n\n")[1:]]
+    assert [len(table) for table in tables] == [4, 4, 4]
+    assert tables[0][0].split() == ["rank", "distance", "easting", "northing", "latitude", "longitude", "image"]
+    easting, northing = utm.from_latlon(37.78, -122.41)[:2]
+    expected = [f"{easting:.2f}", f"{northing:.2f}", "37.780000", "-122.410000", f"{phone / 'photos' / 'a.png'}"]
+    assert tables[0][1].split()[3:] == expected
+    assert tables[2][1].split()[3:7] == ["unknown"] * 4
+    flags = [phone / "photos", "--index=index", f"--resume={checkpoints['float']}", *SIZE, "--positions=none"]
+    assert run_script("build_index.py", *flags, cwd=tmp_path).status == 0
+    result = run_script("search.py", "--index=index", phone / "photos/a.png", "--device=cpu", cwd=tmp_path)
+    lines = result.stdout.strip().splitlines()
+    assert lines[3].split() == ["rank", "distance", "image"] and "unknown" not in result.stdout
+    assert lines[4].split()[2:] == ["l2", str(phone / "photos/a.png")]
+
+
+def test_the_pictures_show_turned_images_upright(phone):
+    result = run_script(
+        *["search.py", "queries/trip [1]/a upright.png", "--index=index", "--results=1", "--save_pictures=upright"],
+        "--device=cpu",
+        cwd=phone,
+    )
+    assert result.status == 0, result.stderr
+    with Image.open(phone / "upright" / "001_a upright.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    coloured = np.ptp(pixels, axis=2) > 20  # not the text, nor the background
+    left, right = (np.argwhere(half) for half in np.split(coloured, [coloured.shape[1] // 2], axis=1))
+    sizes = [np.ptp(half, axis=0) + 1 for half in (left, right)]
+    assert sizes[0] == pytest.approx(sizes[1], abs=4) and sizes[1][1] / sizes[1][0] == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_the_caption_of_a_match():
+    match = Match(2, "a.jpg", 0.123456, "l2", 551955.2, 4181569.9, 37.78, -122.41)
+    assert match.caption == "2: 0.1235\n551955 E  4181570 N\n37.78000, -122.41000"
+    assert match._replace(easting=None, latitude=None).caption == "2: 0.1235"
+
+
+# ---- Names of queries
+
+
+def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jpg", "a.JPG", "notes.txt", "c.heic", "sub/d.png", "sub/deep/e.jpeg", "[x]*.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for names, expected in (
+        (["b.jpg", "a.JPG"], ["b.jpg", "a.JPG"]),
+        (["sub"], ["sub/d.png", "sub/deep/e.jpeg"]),
+        (["sub/*", "b.jpg"], ["sub/d.png", "b.jpg"]),
+        (["sub/**"], ["sub/d.png", "sub/deep/e.jpeg"]),
+        (["**/*.jp*g"], ["[x]*.jpg", "b.jpg", "sub/deep/e.jpeg"]),
+        (["[ab].*"], ["a.JPG", "b.jpg"]),
+        (["[x]*.jpg"], ["[x]*.jpg"]),
+        (["notes.txt"], ["notes.txt"]),  # reading it says what is wrong
+    ):
+        assert find_images(names) == expected, names
+    assert not caplog.messages
+    assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
+    assert caplog.messages == ["1 files in ?.* are ignored, such as c.heic. Convert them to JPEG or PNG."]
+    with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
+        find_images(["b.jpg", "missing.jpg"])
+    (tmp_path / "empty").mkdir()
+    for name, words in (("*.tif", "No images match"), ("emp*", "No images match"), ("empty", "No images in")):
+        with pytest.raises(InputError, match=words):
+            find_images([name])

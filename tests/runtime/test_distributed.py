@@ -1,0 +1,179 @@
+"""Two processes (torchrun, gloo) against one: the same steps on the same batch, and the scripts from end to end."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import distributed_worker
+from helpers.models import build, filled
+from helpers.processes import ROOT, run_script, run_two_ranks, torchrun
+
+from datasets.synthetic import CityConfig, make_city
+
+pytestmark = pytest.mark.distributed
+
+WORKER = Path(distributed_worker.__file__)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the worker found, by rank."""
+    folder = tmp_path_factory.mktemp("worker")
+    prelude = f"import sys; sys.path.append({str(WORKER.parents[1])!r})"
+    for result in run_two_ranks(WORKER, folder / "found.pt", cwd=folder, prelude=prelude):
+        assert result.status == 0, result.stderr
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same steps in this one process."""
+    sizes = [len(distributed_worker.LABELS)]
+    return {"float": distributed_worker.train(False, sizes), "hashing": distributed_worker.train(True, sizes)}
+
+
+@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("branch", ["float", "hashing"])
+def test_two_ranks_are_one(found, alone, branch, split):
+    losses, state = alone[branch]
+    start = filled(build("vit-tiny", "gem", hashing=branch == "hashing")).state_dict()
+    assert losses[-1, 0] < losses[0, 0]
+    assert (
+        sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20
+    )  # there is something to compare
+    for rank in found:
+        assert torch.allclose(rank[split][branch][0], losses, rtol=1e-5, atol=1e-7)
+        assert rank[split][branch][1].keys() == state.keys()
+        for name, value in rank[split][branch][1].items():
+            assert torch.allclose(value, state[name], rtol=0, atol=1e-5), name
+    for left, right in zip(*(rank[split][branch][1].values() for rank in found), strict=True):
+        assert torch.equal(left, right)  # the ranks must not drift apart
+
+
+@pytest.mark.parametrize(("split", "sizes"), [("even", [8, 8]), ("uneven", [11, 5])])
+def test_gather_batch(found, split, sizes):
+    first = 0
+    for rank, size in zip(found, sizes, strict=True):
+        gathered, gradient = rank[split]["gather"]
+        assert torch.equal(gathered, torch.arange(48.0).reshape(16, 3))
+        assert torch.equal(gradient, torch.arange(first, first + size, dtype=torch.float32)[:, None].expand(-1, 3))
+        first += size
+
+
+def test_broadcast_tensors(found):
+    assert [float(rank["broadcast"]) for rank in found] == [5, 5]
+
+
+def test_the_error_of_the_main_rank_is_that_of_all(found):
+    assert [rank["error"] for rank in found] == ["no such file"] * 2
+
+
+# ---- The scripts
+
+
+def test_train(tmp_path):
+    city = tmp_path / "city"
+    config = CityConfig(cities=("Alder",), places=13, photos_per_place=2, val_places=3, test_places=3, size=(64, 64))
+    make_city(city, config, progress=False)
+    printed = torchrun(
+        ROOT / "train.py",
+        f"--datasets_folder={city}",
+        "--dataset_name=synthetic",
+        "--val_datasets",
+        "synthetic",
+        "--cities",
+        "Alder",
+        "--backbone=vit-tiny",
+        "--train_backbone",
+        "--image_size",
+        56,
+        56,
+        "--resize",
+        56,
+        56,
+        "--train_batch_size=4",
+        "--images_per_place=2",
+        "--epochs_num=2",
+        "--schedule=cosine",
+        "--ema=0.9",
+        "--num_workers=0",
+        "--device=cpu",
+        cwd=tmp_path,
+    )
+    (folder,) = tmp_path.glob("logs/*/*")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "best_model.pth",
+        "curves.png",
+        "last_model.pth",
+        "log.txt",
+        "metrics.csv",
+        "predictions.csv",
+        "results.json",
+    ]
+    with open(folder / "metrics.csv", newline="") as file:
+        assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [("1", "3"), ("2", "6")]
+    lines = printed.splitlines()
+    assert sum(line.startswith("R@1: ") for line in lines) == 1 and lines[-1].startswith("R@1: ")
+
+
+def predictions(cwd):
+    (path,) = cwd.glob("logs/eval/*/predictions.csv")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_missing_dataset_does_not_keep_two_processes_from_evaluating_the_other(tiny_benchmark, checkpoints, tmp_path):
+    flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name", "missing", "tiny", "--backbone=vit-tiny"]
+    flags += [f"--resume={checkpoints['float']}", "--resize", 28, 28, "--num_workers=0", "--device=cpu"]
+    main, _ = run_two_ranks("eval.py", *flags, cwd=tmp_path)
+    assert main.status == 2 and "1 of 2 datasets failed: missing" in main.stderr
+    (summary,) = (tmp_path / "logs/eval").glob("*/summary.csv")
+    assert "tiny,unrecognised protocol,16,10," in summary.read_text()
+
+
+def test_build_index(tiny_benchmark, checkpoints, tmp_path):
+    """The model that the main rank recognises in the file reaches the other one."""
+    images = tiny_benchmark / "tiny" / "images" / "test" / "database"
+    flags = [images, f"--resume={checkpoints['two_branch']}", "--resize", 56, 56, "--num_workers=0", "--device=cpu"]
+    flags += ["--infer_batch_size=4"]
+    main, other = run_two_ranks("build_index.py", *flags, "--index=two", cwd=tmp_path)
+    assert (main.status, other.status) == (0, 0), main.stderr + other.stderr
+    assert main.stdout.count("16 images") == 2 and not other.stdout
+    result = run_script("build_index.py", *flags, "--index=one", cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_eval(tiny_benchmark, checkpoints, tmp_path):
+    flags = [
+        f"--datasets_folder={tiny_benchmark}",
+        "--dataset_name=tiny",
+        "--backbone=vit-tiny",
+        f"--resume={checkpoints['two_branch']}",
+        "--resize",
+        56,
+        56,
+        "--num_workers=0",
+        "--device=cpu",
+        "--rerank_num=5",
+        "--infer_batch_size=4",
+        "--save_index=index",
+    ]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    main, other = run_two_ranks("eval_rerank.py", *flags, cwd=tmp_path / "two")
+    result = run_script("eval_rerank.py", *flags, cwd=tmp_path / "one")
+    assert (main.status, other.status, result.status) == (0, 0, 0), main.stderr + other.stderr + result.stderr
+    assert main.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
+    two, one = predictions(tmp_path / "two"), predictions(tmp_path / "one")
+    assert len(one) == 160
+    for left, right in zip(two, one, strict=True):
+        assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
+        assert left == right
+    for name in ("codes.bin", "descriptors.bin", "utms.bin", "paths.txt", "manifest.jsonl", "metadata.json"):
+        assert (tmp_path / "two" / "index" / name).read_bytes() == (tmp_path / "one" / "index" / name).read_bytes(), (
+            name
+        )

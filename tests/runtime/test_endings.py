@@ -1,0 +1,327 @@
+"""How scripts end when something goes wrong: soon, with a message, with the right status, and with nothing left
+behind.
+"""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+
+import pytest
+import torch
+from helpers.evaluations import flags_for
+from helpers.processes import ROOT, run_python, run_script, run_two_ranks, torchrun
+from helpers.trainings import flags_for as flags_for_training
+from helpers.trainings import metrics_of, run_well, the_folder
+from torch.utils.data import DataLoader
+
+from model import InputError
+from utils.runtime.atomic_files import atomic_write, lock_folder, remove_leftovers, save_tensors
+from utils.runtime.run_dir import RunDir
+from utils.runtime.signals import Stopped, stop_signals
+from utils.runtime.terminal import printable
+from utils.runtime.workers import start_worker
+from utils.training.checkpoints import open_run, read_run_checkpoint
+
+pytestmark = pytest.mark.slow
+
+BROKEN = """
+import os, runpy, signal, sys
+import datasets.images
+
+def broken(*arguments, **options):
+    {action}
+
+datasets.images.load_image = broken
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "workers", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 2, "A process that reads images died"),
+        ("raise RuntimeError('broken')", 2, "error: A process that reads images failed: RuntimeError: broken"),
+        ("raise RuntimeError('broken')", 0, "RuntimeError: broken"),
+        ("raise MemoryError('too large')", 0, "Out of memory. Use a smaller batch"),
+    ],
+)
+def test_any_error_ends_the_script_within_seconds(tiny_benchmark, checkpoints, tmp_path, action, workers, words):
+    flags = flags_for(tiny_benchmark, checkpoints["float"], f"--num_workers={workers}")
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN.format(action=action))
+    result = run_script(script, ROOT / "eval.py", *flags, cwd=tmp_path, timeout=30)
+    (log,) = tmp_path.glob("logs/*/*/log.txt")
+    *_, error, where = (line for line in result.stderr.splitlines() if line)
+    assert result.status == 1 and words in result.stderr, result.stderr
+    assert where == f"The traceback is in {log.relative_to(tmp_path)}."
+    assert "Traceback" in log.read_text()
+
+
+def test_an_error_before_a_run_has_a_log_shows_its_traceback(tmp_path):
+    result = run_python("from utils.runtime.script import cli_main\ncli_main(lambda: 1 / 0)", cwd=tmp_path)
+    assert result.status == 1 and "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == "error: ZeroDivisionError: division by zero"
+
+
+def test_an_error_after_a_deferred_signal_is_reported(tmp_path):
+    code = """
+import os, signal
+from utils.runtime.script import cli_main
+from utils.runtime.signals import stop_signals
+
+def main():
+    stop_signals.defer()
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("the step failed")
+
+cli_main(main)
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert (result.status, result.stderr.splitlines()[-1]) == (1, "error: RuntimeError: the step failed")
+
+
+class Unsendable:
+    """A batch that cannot be sent, as where shared memory or threads run out."""
+
+    def __reduce__(self):
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error(capfd):
+    """Python drops such a batch, and the main process would wait for it forever."""
+    loader = DataLoader(
+        [0], num_workers=1, collate_fn=lambda batch: Unsendable(), worker_init_fn=start_worker, timeout=30
+    )
+    with pytest.raises(RuntimeError, match="DataLoader worker .pid"):
+        next(iter(loader))
+    message = "A process that reads images cannot send a batch: RuntimeError: can't start new thread"
+    assert message in capfd.readouterr().err
+
+
+# ---- Several processes
+
+NO_SHARED_DISK = """
+import os, time
+if os.environ["RANK"] == "1":
+    import datasets.benchmark, datasets.gsv_cities, model.weights, utils.runtime.run_dir, utils.training.checkpoints
+    def forbidden(*arguments, **options):
+        raise AssertionError("this rank has no such file")
+    datasets.benchmark.list_images = datasets.gsv_cities._read_city = forbidden
+    model.weights.read_checkpoint = utils.training.checkpoints.read_checkpoint = forbidden
+    utils.training.checkpoints.save_tensors = utils.runtime.run_dir._new_folder = forbidden
+    time.sleep(1)
+"""
+FAILS = """
+import os, runpy, sys
+import utils.training.step
+
+def broken(*arguments):
+    raise RuntimeError("broken")
+
+if os.environ["RANK"] == "1":
+    utils.training.step.TrainingStep.__call__ = broken
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def training_flags(city, foundation):
+    size = ["--image_size", 56, 56, "--resize", 56, 56, "--train_batch_size=4"]
+    return flags_for_training(city, f"--foundation_model_path={foundation}", "--num_workers=0", "--epochs_num=1", *size)
+
+
+@pytest.mark.distributed
+def test_a_late_rank_that_sees_no_file_but_the_images_trains_and_resumes(city, foundation, tmp_path):
+    flags = training_flags(city, foundation)
+    for result in run_two_ranks("train.py", *flags, cwd=tmp_path, prelude=NO_SHARED_DISK):
+        assert result.status == 0, result.stderr
+    folder = the_folder(tmp_path)
+    last = folder / "last_model.pth"
+    more = ["--epochs_num=2", f"--resume={last}"]
+    main, other = run_two_ranks("train.py", *flags, *more, cwd=tmp_path, prelude=NO_SHARED_DISK)
+    assert (main.status, other.status) == (0, 0), main.stderr + other.stderr
+    assert "Resuming at epoch 2, batch 1" in main.stdout
+    assert [row["epoch"] for row in metrics_of(folder)] == ["1", "2"]
+
+    result = run_script("train.py", *flags, "--epochs_num=3", f"--resume={last}", cwd=tmp_path)
+    assert result.status == 2
+    assert "belongs to a run with 2 processes and cannot be resumed with 1" in result.stderr
+
+
+@pytest.mark.distributed
+def test_a_rank_that_fails_ends_the_others_within_seconds(city, foundation, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    started = time.monotonic()
+    with pytest.raises(AssertionError, match="error: rank 1: RuntimeError: broken"):
+        torchrun(script, ROOT / "train.py", *training_flags(city, foundation), cwd=tmp_path)
+    assert time.monotonic() - started < 28  # torchrun kills what still runs after 30 seconds
+
+
+# ---- Files
+
+
+def test_a_stop_signal_while_a_file_is_written_waits_for_its_end(tmp_path):
+    class Slow:
+        """A value that PyTorch writes while a signal arrives."""
+
+        def __reduce__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            return OrderedDict, ()
+
+    handler = signal.getsignal(signal.SIGTERM)
+    stop_signals.install()
+    try:
+        with pytest.raises(Stopped):
+            save_tensors(tmp_path / "model.pth", {"weights": torch.ones(1000), "slow": Slow()})
+    finally:
+        stop_signals.received = None
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, handler)
+    assert torch.equal(torch.load(tmp_path / "model.pth", weights_only=True)["weights"], torch.ones(1000))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("room", [0, 3000, 300_000])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, room):
+    """Wherever PyTorch is when it is full: it reports an error of its own after the first record."""
+
+    class SmallDisk(io.BytesIO):
+        def write(self, data):
+            if self.tell() + len(data) > room:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr("builtins.open", lambda path, mode, **options: SmallDisk())
+    with pytest.raises(InputError, match="Cannot write .*model.pth: No space left on device"):
+        save_tensors(tmp_path / "model.pth", {"weights": torch.ones(100_000)})
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, caplog):
+    kept = [".lock", ".hidden", "notes.tmp", ".metrics.csv.tmp", "best_model.pth"]
+    for name in [*kept, ".best_model.pth.4711.tmp", ".curves.png.1.tmp"]:
+        (tmp_path / name).write_bytes(bytes(300_000))
+    with caplog.at_level("INFO"):
+        remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert len(caplog.messages) == 2
+    assert f"Removing {tmp_path / '.best_model.pth.4711.tmp'} (0.3 MB)" in caplog.messages[0]
+
+
+def test_temporary_files_are_leftovers(tmp_path):
+    with atomic_write(tmp_path / "results.json") as file:
+        (temporary,) = tmp_path.iterdir()
+        remove_leftovers(tmp_path)
+        assert not temporary.exists()
+        temporary.touch()
+        file.write("{}")
+
+
+def test_resuming_removes_the_leftovers_of_the_killed_run(city, foundation, tmp_path):
+    flags = training_flags(city, foundation)
+    _, folder = run_well("train.py", flags, tmp_path)
+    leftover = folder / ".last_model.pth.99999.tmp"
+    leftover.write_bytes(b"half of a checkpoint")
+    lines, _ = run_well("train.py", [*flags, f"--resume={folder / 'last_model.pth'}"], tmp_path)
+    assert not leftover.exists() and any(str(leftover.relative_to(tmp_path)) in line for line in lines)
+
+
+def test_a_run_that_was_continued_meanwhile_is_not_continued_from_an_old_checkpoint(tmp_path):
+    """As if another process had held the lock since the checkpoint was read, and gone on."""
+    last = tmp_path / "last_model.pth"
+    torch.save({"train_state": {}}, last)
+    (tmp_path / "best_model.pth").touch()
+    checkpoint = read_run_checkpoint(last)
+    open_run("train", {}, checkpoint)._lock.release()
+    os.utime(last)
+    with pytest.raises(InputError, match="Another process has continued the run of .*last_model.pth. Repeat"):
+        open_run("train", {}, checkpoint)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from utils.runtime.atomic_files import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_another_process_continues_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0.2)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout and holder.stdout.readline() == b"locked\n"
+            with pytest.raises(InputError, match="Another process is writing to .*Wait for it to finish, or stop it"):
+                RunDir("train", {}, folder=tmp_path, resumable=True)
+            assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]  # not even the log was touched
+            with pytest.raises(InputError, match="Another process is writing to"):
+                lock_folder(tmp_path)
+        finally:
+            holder.kill()
+    lock_folder(tmp_path).release()  # the lock of a killed process is free
+
+
+# ---- The terminal
+
+
+def test_printable_text():
+    for text in ("Größe\n\tok é 日本", "東京\u3000駅", "a\u00a0b", "می\u200cخواهم"):
+        assert printable(text) == text
+    assert printable("\u202egpj.exe") == "\\u202egpj.exe"  # shown from right to left
+    assert printable("\x1b[2J\x07\r\x9b") == "\\x1b[2J\\x07\\r\\x9b"
+    assert printable(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"
+
+
+def test_names_that_a_terminal_cannot_show_do_not_end_a_run(tiny_benchmark, checkpoints, tmp_path):
+    """Bytes that are not UTF-8 and an escape sequence in names, on a terminal that knows ASCII only."""
+    for folder in ("database", "queries"):
+        target = tmp_path / "data" / "odd" / "images" / "test" / folder
+        target.mkdir(parents=True)
+        for path in (tiny_benchmark / "tiny/images/test" / folder).iterdir():
+            name = os.fsencode(path.name.removesuffix(".jpg")) + b"caf\xe9\x1b[31m@.jpg"
+            (target / os.fsdecode(name)).write_bytes(path.read_bytes())
+    flags = [f"--datasets_folder={tmp_path / 'data'}", "--dataset_name=odd"]
+    index = tmp_path / "index"
+    environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    result = run_python(
+        "import runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
+        *[ROOT / "eval_hashing.py", *flags_for(tiny_benchmark, checkpoints["hashing"], *flags)],
+        f"--save_index={index}",
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert result.status == 0, result.stderr
+    query = min((tmp_path / "data/odd/images/test/queries").iterdir())
+    result = run_script(
+        "search.py", query, f"--index={index}", "--device=cpu", f"--save_pictures={tmp_path / 'found'}", cwd=tmp_path
+    )
+    assert result.status == 0, result.stderr
+    assert "\x1b" not in result.stdout and "caf\\udce9\\x1b[31m@" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        (f"--infer_batch_size={10**26}", "a whole number from 1 to 2147483647"),
+        (f"--seed={10**26}", "a whole number from 0 to 2147483647"),
+        ("--seed=-1", "a whole number from 0 to 2147483647"),
+        ("--seed=" + "9" * 5000, "a whole number from 0 to 2147483647"),
+        ("--infer_batch_size=0", "a whole number from 1 to 2147483647"),
+        ("--val_positive_dist_threshold=1e999", "a number above 0"),
+        ("--val_positive_dist_threshold=nan", "a number above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tiny_benchmark, checkpoints, tmp_path, flag, expected):
+    result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"], flag), cwd=tmp_path)
+    assert result.status == 2 and f"is not {expected}." in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,1 @@
+"""The command lines of the scripts: a file each for evaluation, training, search and export."""

@@ -1,0 +1,193 @@
+"""The flags of the evaluation scripts."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
+from model import InputError
+from model.network import check_image_size
+from utils.cli.model import TrainedModel
+from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
+from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
+from utils.runtime import distributed
+from utils.runtime.devices import warn_if_slow
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag
+from utils.runtime.run_dir import RunDir
+
+DEFAULT_THRESHOLD = 25.0  # metres
+SINGLE = "applies to one dataset, but --dataset_name names {}. Run it separately."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFlags:
+    """The datasets, or the two folders, to evaluate. Raises InputError for values that do not go together."""
+
+    datasets_folder: Path | None = datasets_folder_flag()
+    dataset_name: tuple[str, ...] | None = flag(
+        "names of the datasets' folders in --datasets_folder; with several, a table follows (default: pitts30k)",
+        nargs="+",
+        default_from=lambda flags: None if flags["queries_folder"] or flags["database_folder"] else ("pitts30k",),
+        metavar="NAME",
+    )
+    split: str | None = flag(
+        "split of the datasets (default: test)",
+        default_from=lambda flags: None if flags["queries_folder"] or flags["database_folder"] else "test",
+    )
+    queries_subfolder: tuple[str, ...] = flag(
+        "folders of queries beside the database (default: queries), such as queries_night of SVOX or SF-XL",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+    )
+    database_folder: Path | None = flag(
+        "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name",
+        type=Path,
+        default=None,
+        metavar="DIR",
+    )
+    queries_folder: Path | None = flag(
+        "any folder of queries; see --database_folder", type=Path, default=None, metavar="DIR"
+    )
+    queries_list: Path | None = flag(
+        "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+    positions_csv: Path | None = flag(
+        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+    no_labels: bool = flag("no positions are known: write predictions without recalls", action="store_true")
+    threshold: float | None = flag(
+        "a database image within this distance of a query counts as correct (default: 25)",
+        name="val_positive_dist_threshold",
+        type=positive_float,
+        default_from=lambda flags: None if flags["no_labels"] else DEFAULT_THRESHOLD,
+        metavar="METRES",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("queries_list", "positions_csv"):
+            require_file(name, getattr(self, name))
+        if self.no_labels and self.threshold is not None:
+            raise InputError("--val_positive_dist_threshold applies to labels, which --no_labels leaves out.")
+        if self.given_folders:
+            for name in ("dataset_name", "split"):
+                if getattr(self, name):
+                    raise InputError(f"--{name} selects images of a dataset and cannot be combined with folders.")
+            return
+        if self.datasets_folder is None:
+            raise InputError(
+                f"{NO_DATASETS_FOLDER} Or give any two folders with --database_folder and --queries_folder."
+            )
+        names = self.dataset_name or ()
+        if len(set(names)) < len(names):
+            raise InputError(f"--dataset_name {' '.join(names)}: a dataset is named more than once.")
+        for name in ("queries_list", "positions_csv", "queries_subfolder"):
+            if len(names) > 1 and getattr(self, name):
+                raise InputError(f"--{name} {SINGLE.format(len(names))}")
+
+    @property
+    def given_folders(self) -> bool:
+        """Whether two folders are evaluated, rather than datasets."""
+        return self.database_folder is not None or self.queries_folder is not None
+
+    @property
+    def benchmarks(self) -> list[BenchmarkConfig]:
+        """The datasets; or the two folders, under the name of the queries' folder."""
+        options: dict[str, Any] = {
+            "queries_subfolders": self.queries_subfolder,
+            "queries_list": self.queries_list,
+            "positions_csv": self.positions_csv,
+            "labels": not self.no_labels,
+            "threshold": self.threshold or DEFAULT_THRESHOLD,
+        }
+        if self.given_folders:
+            options |= {"queries_folder": self.queries_folder, "database_folder": self.database_folder}
+            return [BenchmarkConfig(name=str(self.queries_folder), **options)]
+        options |= {"datasets_folder": self.datasets_folder, "split": self.split or "test"}
+        return [BenchmarkConfig(name=name, **options) for name in self.dataset_name or ()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArguments(EvaluationConfig):
+    """The command line of an evaluation script. flags: all, as plain values."""
+
+    data: BenchmarkFlags = part("data")
+    model: TrainedModel = part("model")
+    save_dir: str = flag("results go to logs/NAME/<time>/", default="eval", group="report", metavar="NAME")
+    seed: int = seed_flag()
+    flags: dict[str, Any] = all_flags()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data, index = self.data, self.index
+        if data.given_folders and (not data.queries_folder or not (data.database_folder or index.load_index)):
+            raise InputError("Give both --database_folder and --queries_folder (with --load_index, only the latter).")
+        if data.database_folder and index.load_index:
+            raise InputError("--load_index replaces the database; give either that or --database_folder.")
+        for name in ("save_index", "load_index"):
+            if getattr(index, name) and len(data.benchmarks) > 1:
+                raise InputError(f"--{name} {SINGLE.format(len(data.benchmarks))}")
+        if self.report.only_wrong and data.no_labels:
+            raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
+        for size in self.image_sizes:  # as far as the model is known before reading the checkpoint
+            check_image_size(self.model.choice.resolve(), size)
+        warn_if_slow(self.extraction.device, self.extraction.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatEvaluation(EvaluationArguments):
+    """The command line of eval.py."""
+
+    model: TrainedModel = part("model", fixed={"kind": "float"})
+    index: IndexFlags = part(
+        "index",
+        changed={
+            "load_index": flag(
+                "search this index; database images are not read", type=index_folder, default=None, metavar="DIR"
+            )
+        },
+    )
+    search: SearchConfig = fixed(SearchConfig(rerank_num=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashingEvaluation(EvaluationArguments):
+    """The command line of eval_hashing.py."""
+
+    model: TrainedModel = part("model", fixed={"kind": "hashing"})
+    index: IndexFlags = part("index", fixed={"descriptor_dtype": None})
+    pca: PCAConfig = fixed(PCAConfig())
+    search: SearchConfig = part("search", fixed={"rerank_num": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoBranchEvaluation(EvaluationArguments):
+    """The command line of eval_rerank.py."""
+
+    model: TrainedModel = part("model", fixed={"kind": "two-branch"})
+
+
+def require_file(name: str, path: Path | None) -> None:
+    """Raises InputError if a flag names a file that does not exist."""
+    if path and (path.is_dir() or not path.exists()):
+        raise InputError(f"--{name}: no file {path}.")
+
+
+def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
+    """What every evaluation script does: features, search and report of each dataset, usually one."""
+    distributed.init(args.extraction.device)
+    torch.manual_seed(args.seed)
+    weights, index = args.model.resume, args.index
+    benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
+    extractor = load_extractor(args.model.choice, weights, args.extraction, sizes=args.image_sizes)
+    extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
+    run = RunDir(args.save_dir, args.flags | asdict(extractor.model.config))
+    evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=weights).evaluate)

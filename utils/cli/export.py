@@ -1,0 +1,218 @@
+"""The flags of export.py: a class of settings for each sub-command."""
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model import InputError
+from utils.cli.model import TrainedModel
+from utils.cli.parser import add_flags, settings_from
+from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
+from utils.runtime.flags import flag, part, positive_int
+
+INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
+RUN_HELP = "the folder of an evaluation, with predictions.csv"
+UNUSED = {  # by an ONNX file
+    "exif_orientation": False,
+    "batch_size": 1,
+    "num_workers": 0,
+    "device": "cpu",
+    "compile": False,
+    "memory_share": 0.5,
+}
+
+
+def num_matched_flag() -> int:
+    """The field num_matched."""
+    return flag("matches of each image or query", type=positive_int, default=20, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An export to a new file or folder. Raises InputError if it exists, or its folder does not."""
+
+    output: Path = flag("the file to write; for npy the folder", type=Path, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if os.path.lexists(self.output):  # it may be the checkpoint itself
+            raise InputError(f"{self.output} exists already. Delete it, or choose another name.")
+        if not self.output.absolute().parent.is_dir():
+            raise InputError(f"No folder {self.output.parent} for the file {self.output.name}. Create it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageExport(Export):
+    """An export of an index, whose images it names relative to a folder."""
+
+    index: Path | None = flag(INDEX_HELP, type=index_folder, metavar="DIR")
+    trust_index: bool = flag("skip checksum verification of --index; saves time with a large one", action="store_true")
+    allow_incomplete_index: bool = flag("export --index even if building it was interrupted", action="store_true")
+    image_root: Path | None = flag(
+        "images are named relative to this folder (default: the deepest folder above all of them)",
+        type=Path,
+        default=None,
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HlocExport(ImageExport):
+    """Descriptors of an index, as hloc's HDF5 file."""
+
+    descriptor_dtype: str = flag("number format of the descriptors", choices=tuple(FLOAT_DTYPES), default="fp16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpyExport(ImageExport):
+    """Descriptors, codes and names of an index, as a folder of NumPy files."""
+
+    descriptor_dtype: str | None = flag(
+        "number format of the descriptors (default: that of the index, or fp32 for int8)",
+        choices=tuple(FLOAT_DTYPES),
+        default=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsExport(ImageExport):
+    """Pairs of images to match, for hloc and COLMAP: each image of an index with the nearest others, or each query of
+    an evaluation with its first predictions.
+
+    Raises InputError for both or none of these, and for flags that do not apply.
+    """
+
+    index: Path | None = flag(INDEX_HELP, type=index_folder, default=None, metavar="DIR")
+    run: Path | None = flag(RUN_HELP, type=Path, default=None, metavar="DIR")
+    num_matched: int = num_matched_flag()
+    rerank_num: int = flag(
+        "first-stage results to re-rank, of the index of a two-branch model (default: 100)",
+        type=positive_int,
+        default_from=lambda flags: 0 if flags["run"] else 100,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.index) == bool(self.run):
+            raise InputError("Give an index with --index DIR, or an evaluation with --run DIR.")
+        for name in ("rerank_num", "trust_index", "allow_incomplete_index"):
+            if self.run and getattr(self, name):
+                raise InputError(f"--{name} does not apply to --run. Leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MslsExport(Export):
+    """Predictions of an evaluation as MSLS keys, for its evaluation."""
+
+    run: Path = flag(RUN_HELP, type=Path, metavar="DIR")
+    num_matched: int = num_matched_flag()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MilvusExport:
+    """A copy of an index in Milvus, for databases that outgrow one machine. The folder stays the original."""
+
+    index: Path = flag(
+        "a complete index built by eval_hashing.py or eval_rerank.py --save_index; its checksums are verified",
+        type=index_folder,
+        metavar="DIR",
+    )
+    to: EngineAddress = flag(
+        "milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection",
+        type=engine_address,
+        metavar="ADDRESS",
+    )
+    append: bool = flag("add the images that --index has more than the copy", action="store_true")
+    shards: int | None = flag(
+        "shards of a new copy (default: 1)", type=int, choices=range(1, 17), default=None, metavar="N"
+    )
+    token: str | None = flag(
+        "USER:PASSWORD; visible to other users of this machine, unlike the environment variable MILVUS_TOKEN",
+        default=None,
+    )
+    tls_ca: Path | None = flag(
+        "certificate that signed the server's, for milvus+tls (or set the environment variable MILVUS_TLS_CA)",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        _ = self.address  # raises InputError for a certificate without encryption
+
+    @property
+    def address(self) -> EngineAddress:
+        """Where the copy goes, with what the connection needs."""
+        return replace(self.to, token=self.token or self.to.token, tls_ca=self.tls_ca or self.to.tls_ca)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxExport(Export):
+    """A model as an ONNX file for images of one size, checked with onnxruntime against PyTorch."""
+
+    model: TrainedModel = part("model")
+    extraction: ExtractionConfig = part(
+        "images",
+        fixed=UNUSED,
+        changed={
+            "resize": flag(
+                "size of the images that the file takes in pixels (height width), multiples of 14",
+                type=positive_int,
+                nargs=2,
+                default=(322, 322),
+                metavar=("H", "W"),
+            ),
+            "antialias": flag(
+                "state in the file that images are resized without antialiasing; by default with it",
+                name="no_antialias",
+                action="store_true",
+                inverse=True,
+            ),
+            "precision": flag(
+                "weights and computation in half precision; inputs and outputs stay float32",
+                name="fp16",
+                action="store_true",
+                convert=lambda is_half: "fp16" if is_half else "fp32",
+            ),
+        },
+    )
+    normalize: bool = flag(
+        "the file takes normalised images; by default it takes values in [0, 1] and normalises them",
+        name="no_normalization",
+        group="images",
+        action="store_true",
+        inverse=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsExport(Export):
+    """A model as a safetensors file, with the model's configuration in its metadata."""
+
+    model: TrainedModel = part("model")
+
+
+AnyExport = HlocExport | NpyExport | PairsExport | MslsExport | MilvusExport | OnnxExport | SafetensorsExport
+COMMANDS: dict[str, type[AnyExport]] = {
+    "hloc": HlocExport,
+    "pairs": PairsExport,
+    "npy": NpyExport,
+    "msls": MslsExport,
+    "milvus": MilvusExport,
+    "onnx": OnnxExport,
+    "safetensors": SafetensorsExport,
+}
+
+
+def parse_export(description: str | None) -> AnyExport:
+    """The settings of the sub-command that the command line states. Exits with status 2 if they are not valid."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    parsers = {}
+    for name, settings in COMMANDS.items():
+        text = " ".join((settings.__doc__ or "").split("\n\n")[0].split())
+        parsers[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_flags(parsers[name], settings)
+    args = parser.parse_args()
+    return settings_from(parsers[args.command], COMMANDS[args.command], args)

@@ -1,0 +1,73 @@
+"""The model of a command line: a checkpoint, or the published weights."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig
+from utils.runtime.flags import fixed, flag
+
+KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
+SCRIPTS = {"float": "{}.py", "hashing": "{}_hashing.py", "two-branch": "{}_rerank.py"}
+EITHER = "Give a checkpoint with --resume FILE, or --pretrained for the published weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The model that a user states; None: the checkpoint decides. kind: that of the script, or None for any.
+
+    Raises InputError, which names the right script, for flags that belong to another one.
+    """
+
+    backbone: str | None = flag(
+        f"vision transformer (default: that of the checkpoint, otherwise {ModelConfig.backbone})",
+        choices=tuple(BACKBONES),
+        default=None,
+    )
+    aggregation: str | None = flag(
+        f"aggregation of the float descriptor (default: that of the checkpoint, otherwise {ModelConfig.aggregation})",
+        choices=tuple(AGGREGATIONS),
+        default=None,
+    )
+    hashing: bool = flag("a model with binary codes; implied by eval_*.py and train_*.py", action="store_true")
+    rerank: bool = flag("with --hashing: a two-branch model; implied likewise", action="store_true")
+    kind: str | None = fixed(None)
+
+    def __post_init__(self) -> None:
+        hashing, rerank = KINDS[self.kind] if self.kind else (True, True)
+        if (self.hashing and not hashing) or (self.rerank and not rerank):
+            given = " ".join(["--hashing"] * self.hashing + ["--rerank"] * self.rerank)
+            script = Path(sys.argv[0]).name
+            right = SCRIPTS["two-branch" if self.rerank else "hashing"]
+            raise InputError(f"{given} does not apply to {script}; use {right.format(script[:5].strip('_.'))}.")
+
+    @property
+    def choice(self) -> ModelChoice:
+        """The model, as far as the script and the flags state it."""
+        if self.kind:
+            hashing, rerank = KINDS[self.kind]
+            return ModelChoice(backbone=self.backbone, aggregation=self.aggregation, hashing=hashing, rerank=rerank)
+        branches = {"hashing": self.hashing, "rerank": self.rerank} if self.hashing or self.rerank else {}
+        return ModelChoice(backbone=self.backbone, aggregation=self.aggregation, **branches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Architecture):
+    """A model with its weights: resume, the file, or None for the published ones.
+
+    Raises InputError for both or none, and for published weights of a model that does not exist.
+    """
+
+    resume: Path | None = flag(
+        "checkpoint: ours, published, or bare weights; the model is recognised", type=Path, default=None, metavar="FILE"
+    )
+    pretrained: bool = flag(
+        "the published checkpoint of the model that these flags state, downloaded once", action="store_true"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.resume) == self.pretrained:
+            raise InputError("Give a checkpoint with --resume FILE, or --pretrained for the published weights.")
+        if self.pretrained:
+            self.choice.resolve()

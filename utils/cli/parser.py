@@ -1,0 +1,185 @@
+"""From a class of settings to the command line of a script, and back: see utils.runtime.flags."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from model.errors import InputError
+from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, Flag, Part
+
+T = TypeVar("T")
+NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
+    "criterion margin train_positives_dist_threshold lr_crn_net brightness contrast saturation hue rand_perspective "
+    "horizontal_flip random_resized_crop random_rotation"
+).split()
+
+GROUPS = ("data", "model", "training", "images", "descriptors", "index", "search", "report", "speed")  # in --help
+
+
+class DeclaredFlag(NamedTuple):
+    """A flag, its name without dashes, and its heading in --help."""
+
+    name: str
+    flag: Flag
+    group: str
+
+
+def parse(settings: type[T], description: str | None, *, refused: dict[str, str] | None = None) -> T:
+    """The settings that the command line of a script states. Exits with status 2 if they are not valid.
+
+    refused: {flag: why it is an error}, for flags that a user may expect. Raises TypeError if the class does not say
+    for each field where its value comes from.
+    """
+    parser = build_parser(settings, description, refused=refused)
+    return settings_from(parser, settings, parser.parse_args())
+
+
+def build_parser(
+    settings: type, description: str | None, *, refused: dict[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """A parser with the flags of a class of settings, in groups. Raises TypeError as `parse` does."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    add_flags(parser, settings)
+    for name in NO_EFFECT_IN_REFERENCE:
+        _refuse(parser, f"--{name}", "had no effect in the reference; remove it.")
+    for name, reason in (refused or {}).items():
+        _refuse(parser, name, reason)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Adds the flags of a class of settings. Raises TypeError as `parse` does."""
+    flags = declared_flags(settings, "other")
+    titles = sorted({title for *_, title in flags}, key=lambda title: (*GROUPS, title).index(title))
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for name, declared, title in flags:
+        options = dict(declared.options)
+        is_positional = options.pop("positional", False)
+        text = declared.help
+        if declared.default_from:
+            options["default"] = None
+        elif declared.inverse:
+            options["default"] = False
+        elif "default" not in options:
+            options |= {} if is_positional else {"required": True}
+        elif not any(options["default"] is value for value in (None, False, ())):
+            text += f" (default: {_shown(options['default'])})"
+        groups[title].add_argument(name if is_positional else f"--{name}", help=text, **options)
+
+
+def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
+    """The settings of the flags in `args`. Exits with status 2, as argparse does, if they are not valid."""
+    try:
+        return _build(settings, _Values(args, declared_flags(settings, "other")))
+    except InputError as error:
+        parser.error(str(error))
+
+
+class _Values(dict[str, Any]):
+    """{flag: value}. One that was left out and whose default depends on others is computed when it is asked for."""
+
+    def __init__(self, args: argparse.Namespace, declared: list[DeclaredFlag]) -> None:
+        self._default_from = {name: flag.default_from for name, flag, _ in declared if flag.default_from}
+        for name, flag, _ in declared:
+            value = getattr(args, name)
+            if value is not None or not flag.default_from:
+                self[name] = flag.convert(value) if flag.convert and value is not None else value
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._default_from[name](self)
+        return self[name]
+
+    def plain(self) -> dict[str, Any]:
+        """The values of all flags, as JSON and checkpoints can hold them."""
+        return {name: _plain(self[name]) for name in (*self, *(self._default_from.keys() - self.keys()))}
+
+
+def declared_flags(settings: type, title: str) -> list[DeclaredFlag]:
+    """All flags of a class of settings, and of the classes that it consists of, once each.
+
+    Raises TypeError if two fields declare one flag differently.
+    """
+    found: dict[str, DeclaredFlag] = {}
+    for declared in _walk(settings, title, None):
+        if found.setdefault(declared.name, declared).flag != declared.flag:
+            raise TypeError(f"--{declared.name} is declared twice, and not in the same way.")
+    return list(found.values())
+
+
+def _walk(settings: type, title: str, within: Part | None) -> Iterator[DeclaredFlag]:
+    _check_sources(settings, within)
+    types = get_type_hints(settings)
+    for item in dataclasses.fields(settings):
+        metadata = _metadata(item, within)
+        if PART in metadata:
+            yield from _walk(types[item.name], metadata[PART].title, metadata[PART])
+        elif FLAG in metadata:
+            declared = metadata[FLAG]
+            yield DeclaredFlag(declared.name or item.name, declared, declared.group or title)
+
+
+def changeable_flags(settings: type) -> set[str]:
+    """The flags that a resumed training run may state differently."""
+    return {name for name, declared, _ in declared_flags(settings, "") if declared.may_change}
+
+
+def _check_sources(settings: type, within: Part | None) -> None:
+    """Raises TypeError if a field's value comes from nowhere, or if a part names a field that there is not."""
+    names = {item.name for item in dataclasses.fields(settings)}
+    unknown = {*within.fixed, *within.changed} - names if within else set()
+    if unknown:
+        raise TypeError(f"{settings.__name__} has no field {', '.join(sorted(unknown))}.")
+    for item in dataclasses.fields(settings):
+        if not _metadata(item, within).keys() & {FLAG, FIXED, PART, ALL_FLAGS}:
+            raise TypeError(f"{settings.__name__}.{item.name} has neither a flag nor a fixed value.")
+
+
+def _metadata(item: dataclasses.Field, within: Part | None) -> Any:
+    """What decides the value of a field: its metadata, unless the part that it is in says otherwise."""
+    if within and item.name in within.fixed:
+        return {FIXED: True}
+    return within.changed[item.name].metadata if within and item.name in within.changed else item.metadata
+
+
+def _build(settings: type[T], values: _Values, within: Part | None = None) -> T:
+    types = get_type_hints(settings)
+    built: dict[str, Any] = dict(within.fixed) if within else {}
+    for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        metadata = _metadata(item, within)
+        if PART in metadata:
+            built[item.name] = _build(types[item.name], values, metadata[PART])
+        elif FLAG in metadata:
+            value = values[metadata[FLAG].name or item.name]
+            if isinstance(value, list):
+                value = tuple(value)
+            built[item.name] = not value if metadata[FLAG].inverse else value
+        elif ALL_FLAGS in metadata:
+            built[item.name] = values.plain()
+    return settings(**built)
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON and checkpoints can hold it: paths and addresses as text, settings as lists."""
+    if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
+        value = dataclasses.astuple(value)  # type: ignore[arg-type]
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+class _Refused(argparse.Action):
+    """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} {self.const}")
+
+
+def _refuse(parser: argparse.ArgumentParser, flag: str, reason: str) -> None:
+    """Makes a flag an error with this reason, whatever its values."""
+    hidden = argparse.SUPPRESS
+    parser.add_argument(flag, action=_Refused, nargs="*", const=reason, help=hidden, default=hidden)

@@ -1,0 +1,117 @@
+"""The flags of build_index.py and search.py."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets.folder import POSITION_SOURCES, PositionConfig
+from utils.cli.evaluation import require_file
+from utils.cli.model import TrainedModel
+from utils.retrieval.config import (
+    EngineAddress,
+    ExtractionConfig,
+    IndexConfig,
+    SearchConfig,
+    check_folder_flag,
+    index_location,
+)
+from utils.runtime.devices import warn_if_slow
+from utils.runtime.flags import flag, part, positive_int
+
+UPRIGHT = flag(
+    "ignore the images' EXIF orientation; by default they are turned upright",
+    name="ignore_exif_orientation",
+    action="store_true",
+    inverse=True,
+)
+UNUSED = {"compile": False, "memory_share": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildIndexArguments:
+    """The command line of build_index.py."""
+
+    folder: Path = flag("folder of images, also in subfolders", type=Path, metavar="IMAGES", positional=True)
+    index_to_write: IndexConfig = part("index")
+    positions: str = flag(
+        "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
+        "(auto, the default)",
+        group="data",
+        choices=POSITION_SOURCES,
+        default_from=lambda flags: None if flags["positions_csv"] else "auto",
+    )
+    positions_csv: Path | None = flag(
+        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
+        group="data",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+    model: TrainedModel = part("model")
+    extraction: ExtractionConfig = part("images", fixed=UNUSED, changed={"exif_orientation": UPRIGHT})
+
+    def __post_init__(self) -> None:
+        require_file("positions_csv", self.positions_csv)
+        warn_if_slow(self.extraction.device, self.extraction.precision)
+
+    @property
+    def position_config(self) -> PositionConfig:
+        """Where positions come from. Raises InputError if both sources are given."""
+        return PositionConfig(source=self.positions, csv=self.positions_csv)
+
+    @property
+    def index(self) -> IndexConfig:
+        """The index to write, which names the weights."""
+        return replace(self.index_to_write, weights=self.model.resume)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArguments:
+    """The command line of search.py. images: files, folders, patterns. resume: None for the weights that the index
+    names.
+    """
+
+    images: tuple[str, ...] = flag(
+        'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"',
+        nargs="+",
+        metavar="IMAGE",
+        positional=True,
+    )
+    index: Path | EngineAddress = flag(
+        "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME",
+        group="index",
+        type=index_location,
+        metavar="DIR",
+    )
+    trust_index: bool = flag(
+        "skip checksum verification of --index; saves time with a large one", group="index", action="store_true"
+    )
+    allow_incomplete_index: bool = flag(
+        "search --index even if building it was interrupted", group="index", action="store_true"
+    )
+    resume: Path | None = flag(
+        "checkpoint, if it is no longer at the path that the index stores",
+        group="index",
+        type=Path,
+        default=None,
+        metavar="FILE",
+    )
+    search: SearchConfig = part("search", fixed={"ivf": None})
+    results: int = flag("matches to print for each image", group="report", type=positive_int, default=5, metavar="N")
+    save_pictures: Path | None = flag(
+        "save a PNG of each image with its matches in DIR", group="report", type=Path, default=None, metavar="DIR"
+    )
+    json: bool = flag(
+        "print one JSON object in place of tables; all other messages go to standard error",
+        group="report",
+        action="store_true",
+    )
+    extraction: ExtractionConfig = part(
+        "images",
+        fixed={**UNUSED, "resize": (322, 322), "antialias": True, "num_workers": 0},  # the index states the first two
+        changed={"exif_orientation": UPRIGHT},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("trust_index", "allow_incomplete_index"):
+            check_folder_flag(name, getattr(self, name), self.index)
+        warn_if_slow(self.extraction.device, self.extraction.precision)

@@ -1,0 +1,278 @@
+"""The flags of the training scripts."""
+
+import importlib.util
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from datasets.benchmark import Benchmark
+from datasets.cities import TRAINING_DATASETS
+from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
+from model import GeoLocalizationNet, InputError
+from model.network import check_image_size
+from utils.cli.evaluation import DEFAULT_THRESHOLD
+from utils.cli.model import Architecture
+from utils.cli.parser import changeable_flags
+from utils.models import model_on_all_ranks
+from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
+from utils.runtime import distributed
+from utils.runtime.devices import PRECISIONS, warn_if_slow
+from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive_float
+from utils.training.checkpoints import (
+    RunCheckpoint,
+    TrainState,
+    initial_model,
+    open_run,
+    read_run_checkpoint,
+    read_two_branch_checkpoint,
+    restore,
+    two_branch_model,
+)
+from utils.training.config import TrainingConfig
+from utils.training.loader import PlaceLoader
+from utils.training.losses import Loss
+from utils.training.step import TrainingStep
+from utils.training.trainer import Trainer, TrainingData
+from utils.training.validation import Validator, validation_sets
+
+NO_PAGE = {"num_pictures": 0, "only_wrong": False, "no_page": True, "page_queries": None, "exif_orientation": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """The command line of a training script. flags: all, as plain values."""
+
+    datasets_folder: Path | None = datasets_folder_flag()
+    training_dataset: str = flag(
+        "cities to train on", group="data", choices=tuple(TRAINING_DATASETS), default="gsv_cities"
+    )
+    gsv_cities_folder: Path = flag(
+        "folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)",
+        group="data",
+        type=Path,
+        default_from=lambda flags: flags["datasets_folder"] and flags["datasets_folder"] / "gsv_cities",
+        metavar="DIR",
+        may_change=True,
+    )
+    places: PlacesConfig = part("data")
+    val_datasets: tuple[str, ...] = flag(
+        "validation datasets (split val), or the word none; R@1 + R@5 of the last one selects the best model",
+        group="data",
+        nargs="+",
+        default=("pitts30k", "msls"),
+        convert=lambda names: [] if list(names) == ["none"] else names,
+        metavar="NAME",
+    )
+    dataset_name: str = flag(
+        "name of the test dataset's folder in --datasets_folder",
+        group="data",
+        default="pitts30k",
+        metavar="NAME",
+        may_change=True,
+    )
+    threshold: float = flag(
+        "a database image within this distance of a query counts as correct, in validation and test",
+        name="val_positive_dist_threshold",
+        group="data",
+        type=positive_float,
+        default=DEFAULT_THRESHOLD,
+        metavar="METRES",
+    )
+    model: Architecture = part("model")
+    resume: Path | None = flag(
+        "last_model.pth of the run to resume", group="model", type=Path, default=None, metavar="FILE", may_change=True
+    )
+    training: TrainingConfig = part("training")
+    extraction: ExtractionConfig = part(
+        "images",
+        fixed={"temporary_folder": Path("logs"), "exif_orientation": False, "compile": False},
+        changed={
+            "precision": flag(
+                "--precision of validation and test",
+                name="eval_precision",
+                group="speed",
+                choices=tuple(PRECISIONS),
+                default="fp32",
+            )
+        },
+    )
+    search: SearchConfig = fixed(SearchConfig(rerank_num=0))
+    report: ReportConfig = part("report", fixed=NO_PAGE)
+    save_dir: str = flag(
+        "a new run goes to logs/NAME/<time>/", default="train", group="report", metavar="NAME", may_change=True
+    )
+    flags: dict[str, Any] = all_flags()
+
+    def __post_init__(self) -> None:
+        if self.datasets_folder is None:
+            raise InputError(NO_DATASETS_FOLDER)
+        if self.training.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs the package tensorboard: pip install -r requirements-tensorboard.txt")
+        for size in (self.places.image_size, self.extraction.resize):
+            check_image_size(self.model.choice.resolve(), size)
+        for precision in dict.fromkeys((self.training.precision, self.extraction.precision)):
+            warn_if_slow(self.training.device, precision)
+
+    @property
+    def validation(self) -> list[BenchmarkConfig]:
+        """The validation datasets."""
+        return [self._benchmark(name, "val") for name in self.val_datasets]
+
+    @property
+    def test(self) -> BenchmarkConfig:
+        """The test dataset."""
+        return self._benchmark(self.dataset_name, "test")
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """The evaluation of the test dataset."""
+        return EvaluationConfig(extraction=self.extraction, search=self.search, report=self.report)
+
+    @property
+    def must_match(self) -> dict[str, Any]:
+        """The flags that a resumed run must repeat."""
+        may_change = changeable_flags(type(self))
+        return {name: value for name, value in self.flags.items() if name not in may_change}
+
+    def _benchmark(self, name: str, split: str) -> BenchmarkConfig:
+        return BenchmarkConfig(name=name, datasets_folder=self.datasets_folder, split=split, threshold=self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOneArguments(TrainingArguments):
+    """The command line of trainings that start from DINOv2's backbone, or from another model."""
+
+    init_from: Path | None = flag(
+        "start a new run from the weights of a trained model",
+        group="model",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        may_change=True,
+    )
+    foundation_model_path: Path | None = flag(
+        "DINOv2 weights (default: download them)",
+        group="model",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        may_change=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from and self.foundation_model_path:
+            raise InputError("--init_from contains the backbone; give either that or --foundation_model_path.")
+
+
+def pair_fraction_flag() -> Any:
+    """The field pair_fraction."""
+    text = "fraction of the mined pairs in the similarity constraint"
+    return flag(text, group="training", type=fraction, default=1.0, metavar="FRACTION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatTraining(StageOneArguments):
+    """The command line of train.py."""
+
+    model: Architecture = part("model", fixed={"kind": "float"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashingTraining(StageOneArguments):
+    """The command line of train_hashing.py."""
+
+    model: Architecture = part("model", fixed={"kind": "hashing"})
+    pair_fraction: float = pair_fraction_flag()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoBranchTraining(TrainingArguments):
+    """The command line of train_rerank.py."""
+
+    model: Architecture = part("model", fixed={"kind": "two-branch"})
+    resume: Path = flag(
+        "a trained float model to start from, or this script's last_model.pth to resume a run",
+        group="model",
+        type=Path,
+        metavar="FILE",
+        may_change=True,
+    )
+    training: TrainingConfig = part("training", fixed={"train_backbone": False})
+    pair_fraction: float = pair_fraction_flag()
+    select_by: str = flag(
+        "recall that selects the best model: after re-ranking, or of the binary codes alone",
+        group="training",
+        choices=("reranked", "binary"),
+        default="reranked",
+    )
+    search: SearchConfig = part("search", fixed={"ivf": None})
+
+
+class StartModel(NamedTuple):
+    """The model at the start, and the run to resume, whose weights it does not have yet; None for a new run."""
+
+    model: GeoLocalizationNet
+    checkpoint: RunCheckpoint | None
+
+
+def stage_one_model(args: StageOneArguments) -> StartModel:
+    """DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume.
+
+    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
+    """
+    _start(args)
+    checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
+    build = partial(
+        initial_model,
+        args.model.choice,
+        init_from=args.init_from,
+        foundation=args.foundation_model_path,
+        train_backbone=args.training.train_backbone,
+    )
+    return _start_model(args, checkpoint, build)
+
+
+def stage_two_model(args: TwoBranchTraining) -> StartModel:
+    """The float model with a copy of its adapters as the binary branch, or that of the run to resume.
+
+    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
+    """
+    _start(args)
+    checkpoint = distributed.run_on_main(partial(read_two_branch_checkpoint, args.resume))
+    return _start_model(args, checkpoint, partial(two_branch_model, args.model.choice, args.resume))
+
+
+def _start(args: TrainingArguments) -> None:
+    distributed.init(args.training.device)
+    torch.manual_seed(args.training.seed)
+
+
+def _start_model(args: TrainingArguments, checkpoint: RunCheckpoint | None, build: Any) -> StartModel:
+    model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
+    for size in (args.places.image_size, args.extraction.resize):
+        check_image_size(model.config, size)
+    return StartModel(model, checkpoint)
+
+
+def read_data(args: TrainingArguments, *, rerank_num: int = 0) -> TrainingData:
+    """The data of a training, which the main rank lists. rerank_num: of validation."""
+    places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
+    loader = PlaceLoader(places, args.training, args.extraction.num_workers)
+    validation = distributed.run_on_main(partial(validation_sets, args.validation))
+    validate = Validator(validation, args.extraction, rerank_num=rerank_num)
+    return TrainingData(loader, validate, distributed.run_on_main(partial(Benchmark, args.test)))
+
+
+def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData, loss: Loss) -> Trainer:
+    """The trainer of a new run, or that of the run to resume, where it ended."""
+    training_step = TrainingStep(start.model, args.training, **loss._asdict())
+    model_fields = asdict(start.model.config)
+    must_match, checkpoint = args.must_match | model_fields, start.checkpoint
+    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
+    run = open_run(args.save_dir, args.flags | model_fields, checkpoint)
+    return Trainer(training_step, data, args.training, run=run, state=state)

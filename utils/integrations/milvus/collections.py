@@ -1,0 +1,181 @@
+"""The collections of an index in Milvus.
+
+NAME:             id (row of the index), code, path, easting, northing; exact Hamming search (BIN_FLAT)
+NAME_descriptors: id, descriptor (float32); if the model has a float branch
+
+The description of NAME is the index's metadata.json. Its property STATE_PROPERTY says which rows of which index it
+holds, and whether all have arrived.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from model import CODE_BITS
+from model.errors import InputError
+from utils.retrieval.config import EngineAddress
+from utils.retrieval.index.format import METADATA_ERRORS, IndexMetadata, UnknownFormat
+
+STATE_PROPERTY = "selavprplusplus.state"
+CONNECT_SECONDS, REQUEST_SECONDS, LOAD_SECONDS = 5, 120, 3600
+MAX_ROWS = 16_384  # that Milvus returns for a query
+MAX_MESSAGE_BYTES = 32 << 20  # of vectors: Milvus allows 64 MiB for a message
+MAX_PATH_BYTES = 65_535  # of a VARCHAR
+
+
+class Connection:
+    """A client of the server at an address. `call` raises InputError where the server refuses or does not answer."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read on import; else a failed TLS handshake is printed
+        try:
+            from grpc import RpcError
+            from pymilvus import MilvusClient
+            from pymilvus.exceptions import MilvusException
+        except ImportError:
+            raise InputError(
+                f"{address} needs the package pymilvus. Install it with: pip install -r requirements-milvus.txt"
+            ) from None
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # prints a traceback for each error
+        self.address = address
+        self._errors = MilvusException, RpcError
+        options: dict[str, Any] = {"server_pem_path": str(address.tls_ca)} if address.tls_ca else {}
+        # A connection of its own: pymilvus would share one that another client opened with another certificate.
+        options["dedicated"] = True
+        uri = f"{'https' if address.tls else 'http'}://{address.host}:{address.port}"
+        try:
+            self._client = MilvusClient(uri, token=address.token, timeout=CONNECT_SECONDS, **options)
+        except self._errors as error:
+            raise self._explain(error) from error
+
+    def call(self, method: str, *args: Any, timeout: float = REQUEST_SECONDS, **options: Any) -> Any:
+        """What this method of MilvusClient returns."""
+        try:
+            return getattr(self._client, method)(*args, timeout=timeout, **options)
+        except self._errors as error:
+            raise self._explain(error) from error
+
+    def schema(self, description: str) -> Any:
+        """The fields of a new collection: so far `id`."""
+        from pymilvus import DataType
+
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+        return schema.add_field("id", DataType.INT64, is_primary=True)
+
+    def _explain(self, error: Exception) -> InputError:
+        server = f"{self.address.host}:{self.address.port}"
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())  # the cause of a failed connection is its cause
+        if "UNAUTHENTICATED" in text:
+            return InputError(f"The Milvus server at {server} refuses the token. Set MILVUS_TOKEN to USER:PASSWORD.")
+        if "UNAVAILABLE" in text or "server unavailable" in text:
+            return InputError(f"No Milvus server answers at {server}. Start it, or check the address and TLS.")
+        return InputError(f"The Milvus server at {server} reports an error: {text[:300]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a collection holds, or will hold: the first `images` images of an index, which `sha256` identifies."""
+
+    images: int
+    sha256: str
+    complete: bool
+
+
+class Collections:
+    """The collections of an address. Attributes: codes and descriptors, their names; metadata; state."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.address = connection, connection.address
+        self.codes = self.address.name
+        self.descriptors = f"{self.address.name}_descriptors"
+        self.exists = connection.call("has_collection", self.codes)
+        if self.exists:
+            found = connection.call("describe_collection", self.codes)
+            self.shards = found["num_shards"]
+            try:
+                self.metadata = IndexMetadata.parse(found["description"].encode())
+                self.state = State(**json.loads(found["properties"][STATE_PROPERTY]))
+            except UnknownFormat as error:
+                raise InputError(f"The index {self.address} has {error}. Export it again under another name.") from None
+            except METADATA_ERRORS as error:
+                raise InputError(
+                    f"The collection {self.codes} at {self.address.host}:{self.address.port} was not written by "
+                    "export.py milvus. Choose another name."
+                ) from error
+
+    @property
+    def names(self) -> list[str]:
+        """Those that the index has."""
+        return [self.codes, *([self.descriptors] if self.metadata.descriptor_dim else [])]
+
+    def create(self, metadata: IndexMetadata, state: State, shards: int) -> None:
+        """Creates the collections that do not exist. That of the codes comes first, because it has the state."""
+        from pymilvus import DataType
+
+        if not self.exists:
+            self.metadata, self.shards = metadata, shards
+            if self.connection.call("has_collection", self.descriptors):
+                raise InputError(
+                    f"A collection {self.descriptors} exists already at {self.address.host}:{self.address.port}, "
+                    f"without {self.codes}. Drop it, or choose another name."
+                )
+            schema = self.connection.schema(metadata.to_json())
+            schema.add_field("code", DataType.BINARY_VECTOR, dim=CODE_BITS)
+            schema.add_field("path", DataType.VARCHAR, max_length=MAX_PATH_BYTES)
+            schema.add_field("easting", DataType.DOUBLE).add_field("northing", DataType.DOUBLE)
+            self._create(self.codes, schema, state, index=("code", "BIN_FLAT", "HAMMING"))
+            self.exists = True
+        if metadata.descriptor_dim and not self.connection.call("has_collection", self.descriptors):
+            schema = self.connection.schema(f"Descriptors of {self.codes}")
+            schema.add_field("descriptor", DataType.FLOAT_VECTOR, dim=metadata.descriptor_dim)
+            self._create(self.descriptors, schema, None, index=("descriptor", "FLAT", "L2"))
+
+    def _create(self, name: str, schema: Any, state: State | None, *, index: tuple[str, str, str]) -> None:
+        from pymilvus import MilvusClient
+
+        params = MilvusClient.prepare_index_params()
+        params.add_index(index[0], index_type=index[1], metric_type=index[2])
+        properties = {STATE_PROPERTY: json.dumps(asdict(state))} if state else {"mmap.enabled": "true"}
+        options = {"schema": schema, "index_params": params, "num_shards": self.shards, "properties": properties}
+        self.connection.call("create_collection", name, **options)
+
+    def set_state(self, state: State) -> None:
+        """Stores the state."""
+        properties = {STATE_PROPERTY: json.dumps(asdict(state))}
+        self.connection.call("alter_collection_properties", self.codes, properties=properties)
+        self.state = state
+
+    def load(self) -> None:
+        """Has the servers load the collections, which searching and counting need, and waits for it."""
+        for name in self.names:
+            self.connection.call("load_collection", name, timeout=LOAD_SECONDS)
+
+    def count(self, name: str) -> int:
+        """The rows of a collection, all acknowledged ones included. This takes 0.2 s or more."""
+        options: dict[str, Any] = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
+        return self.connection.call("query", name, **options)[0]["count(*)"]
+
+    def rows(self, name: str, ids: Sequence[int] | range, fields: list[str]) -> dict[int, dict[str, Any]]:
+        """{id: fields} of at most MAX_ROWS rows. Raises InputError if one is missing."""
+        condition = f"id >= {ids.start} and id < {ids.stop}" if isinstance(ids, range) else f"id in {list(ids)}"
+        options: dict[str, Any] = {
+            "output_fields": ["id", *fields],
+            "consistency_level": "Eventually",
+            "limit": MAX_ROWS,
+        }
+        found = {row["id"]: row for row in self.connection.call("query", name, filter=condition, **options)}
+        if len(found) != len(ids):
+            raise InputError(
+                f"The collection {name} of {self.address} holds {len(found)} of {len(ids)} rows that were asked for. "
+                "Has it been changed? Drop it and export the index again."
+            )
+        return found
+
+
+def split_rows(rows: range, dim: int) -> Iterable[range]:
+    """Consecutive ranges of rows whose descriptors fit into a message."""
+    size = min(MAX_ROWS, max(1, MAX_MESSAGE_BYTES // (4 * dim)))
+    return (rows[start : start + size] for start in range(0, len(rows), size))

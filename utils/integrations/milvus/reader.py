@@ -1,0 +1,226 @@
+"""Reading an index in Milvus: objects that stand in for its arrays."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from datasets.benchmark import ImageSet
+from model.errors import InputError
+from utils.integrations.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
+from utils.retrieval.config import EngineAddress
+from utils.retrieval.features import Features, SearchResult
+from utils.retrieval.index.engines import EnginePositions
+from utils.retrieval.index.reader import OpenIndex
+from utils.retrieval.search import with_progress
+
+MAX_HITS = 1 << 20  # of all queries of one request: some 20 MB, of the 64 MiB that Milvus allows for a message
+QUERY_BLOCK = 100
+
+
+class MilvusIndex(OpenIndex):
+    """An index in Milvus opened for reading. Raises InputError if there is none, or its export is not complete."""
+
+    def __init__(self, address: EngineAddress) -> None:
+        self.address = address
+        self._collections = collections = Collections(Connection(address))
+        if not collections.exists:
+            raise InputError(f"No index {address}: there is no such collection. export.py milvus creates one.")
+        self.metadata, state = collections.metadata, collections.state
+        if not state.complete:
+            raise InputError(
+                f"The index {address} is incomplete: exporting it was interrupted or is still in progress. Run "
+                "export.py milvus again."
+            )
+        collections.load()
+        for name in collections.names:
+            count = collections.count(name)
+            if count != state.images:
+                raise InputError(
+                    f"The index {address} is damaged: {name} holds {count} rows instead of {state.images}. Drop the "
+                    "collections and export the index again."
+                )
+        self._table = ImageTable(collections, state.images)
+        positions: EnginePositions = Positions(self._table)
+        self.images = ImageSet(Paths(self._table), cast(np.ndarray, positions), self.metadata.utm_zone)
+        logging.info("The index %s holds %d images.", address, len(self))
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def features(self) -> Features:
+        """Nothing is read yet."""
+        descriptors = MilvusDescriptors(self._collections) if self.metadata.descriptor_dim else None
+        return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
+
+
+class ImageTable:
+    """Paths and positions of the images, read on demand.
+
+    A search announces what it found. The first access to one of these reads them all, many rows at a time.
+    """
+
+    def __init__(self, collections: Collections, count: int) -> None:
+        self._collections, self.count = collections, count
+        self._known: dict[int, tuple[str, float, float]] = {}
+        self._announced = np.empty(0, np.int64)
+        self._utms: np.ndarray | None = None
+
+    def announce(self, indices: np.ndarray) -> None:
+        """These images will probably be asked for."""
+        self._announced = np.union1d(self._announced, indices)
+
+    def path(self, index: int) -> str:
+        """The path of an image."""
+        return self._row(index)[0]
+
+    def utms(self, indices: np.ndarray) -> np.ndarray:
+        """The positions [n, 2] of images."""
+        if self._utms is not None:
+            return self._utms[indices]
+        return np.array([self._row(index)[1:] for index in indices.tolist()]).reshape(-1, 2)
+
+    def all_utms(self) -> np.ndarray:
+        """All positions [N, 2]."""
+        if self._utms is None:
+            self._utms = np.empty((self.count, 2))
+            for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
+                ids = range(start, min(start + MAX_ROWS, self.count))
+                rows = self._collections.rows(self._collections.codes, ids, ["easting", "northing"])
+                self._utms[start : ids.stop] = [(rows[i]["easting"], rows[i]["northing"]) for i in ids]
+        return self._utms
+
+    def _row(self, index: int) -> tuple[str, float, float]:
+        if index not in self._known:
+            wanted = np.union1d(self._announced, index)
+            self._announced = np.empty(0, np.int64)
+            wanted = np.array([i for i in wanted.tolist() if i not in self._known])
+            for start in with_progress(range(0, len(wanted), MAX_ROWS), "Reading paths"):
+                ids = wanted[start : start + MAX_ROWS].tolist()
+                rows = self._collections.rows(self._collections.codes, ids, ["path", "easting", "northing"])
+                self._known |= {i: (row["path"], row["easting"], row["northing"]) for i, row in rows.items()}
+        return self._known[index]
+
+
+class Paths(Sequence[str]):
+    """The paths of the images."""
+
+    def __init__(self, table: ImageTable) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.count
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return self._table.path(range(len(self))[int(i)])
+
+
+class Positions:
+    """The positions [N, 2] of the images. `positions[indices]` reads those; conversion to an array reads all, once."""
+
+    def __init__(self, table: ImageTable) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.count
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        if isinstance(indices, slice):
+            return self._table.all_utms()[indices]
+        return self._table.utms(np.asarray(indices))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._table.all_utms(), dtype, copy=copy)
+
+
+class MilvusCodes:
+    """The codes [N, 64].
+
+    Milvus orders equal distances as it likes, and may cut them off anywhere. So more results than needed are asked for,
+    and more still while the last one is as near as the k-th.
+    """
+
+    def __init__(self, collections: Collections, table: ImageTable) -> None:
+        self._collections, self._table = collections, table
+
+    def __len__(self) -> int:
+        return self._table.count
+
+    def search(self, queries: np.ndarray, k: int) -> SearchResult:
+        """As search_hamming. Raises InputError for a k beyond MAX_ROWS, and if the server fails."""
+        if k > MAX_ROWS:
+            raise InputError(f"Milvus returns at most {MAX_ROWS} results for a query, not {k}. Ask for fewer.")
+        distances, indices = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
+        for start in with_progress(range(0, len(queries), QUERY_BLOCK), "Searching"):
+            block = queries[start : start + QUERY_BLOCK]
+            for i, (row_distances, row_indices) in enumerate(self._search_block(block, k), start):
+                distances[i], indices[i] = row_distances, row_indices
+        self._table.announce(indices)
+        return SearchResult(distances, indices, ["hamming"] * k)
+
+    def _search_block(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        found: list[Any] = [None] * len(queries)
+        limit = min(3 * k + 100, MAX_ROWS)
+        while pending := [i for i, result in enumerate(found) if result is None]:
+            for i, (distances, indices) in zip(pending, self._hits(queries[pending], limit), strict=True):
+                if limit >= len(self) or distances[-1] > distances[k - 1]:
+                    found[i] = distances[:k], indices[:k]
+                elif limit == MAX_ROWS:
+                    nearer = distances < distances[k - 1]
+                    tied = self._first_at(queries[i], distances[k - 1], k - int(nearer.sum()))
+                    found[i] = distances[:k], np.concatenate([indices[nearer], tied])
+            limit = min(4 * limit, MAX_ROWS)
+        return found
+
+    def _first_at(self, query: np.ndarray, distance: int, count: int) -> np.ndarray:
+        """The first `count` images at exactly this distance. Images are compared in order until these are found."""
+        tied = np.empty(0, np.int64)
+        for start in range(0, len(self), MAX_ROWS):
+            condition = f"id >= {start} and id < {start + MAX_ROWS}"
+            ((distances, indices),) = self._hits(query[None], MAX_ROWS, condition)
+            tied = np.append(tied, indices[distances == distance])
+            if len(tied) >= count:
+                break
+        return tied[:count]
+
+    def _hits(self, queries: np.ndarray, limit: int, condition: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(distances, indices) of the `limit` nearest to each query, ordered by both."""
+        size = max(1, MAX_HITS // limit)
+        for start in range(0, len(queries), size):
+            options: dict[str, Any] = {"limit": limit, "filter": condition, "consistency_level": "Eventually"}
+            data = [query.tobytes() for query in queries[start : start + size]]
+            for hits in self._collections.connection.call("search", self._collections.codes, data=data, **options):
+                indices = np.array([hit["id"] for hit in hits], np.int64)
+                distances = np.array([hit["distance"] for hit in hits]).astype(np.int32)
+                order = np.lexsort((indices, distances))
+                yield distances[order], indices[order]
+
+
+class MilvusDescriptors:
+    """The descriptors [N, dim]. `descriptors[indices]` reads rows [n, dim], float32.
+
+    Milvus could compute the distances as well. But they differ in the last bits from those of faiss, and with them the
+    order of close candidates could.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, collections: Collections) -> None:
+        self._collections = collections
+        self.shape = collections.state.images, collections.metadata.descriptor_dim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        indices = np.arange(len(self))[indices]
+        rows = np.empty((len(indices), self.shape[1]), np.float32)
+        for part in split_rows(range(len(indices)), self.shape[1]):
+            ids = indices[part.start : part.stop].tolist()
+            found = self._collections.rows(self._collections.descriptors, sorted(set(ids)), ["descriptor"])
+            for i, row in zip(part, ids, strict=True):
+                rows[i] = found[row]["descriptor"]
+        return rows

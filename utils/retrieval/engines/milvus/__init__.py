@@ -1,9 +1,0 @@
-"""An index in Milvus: exact search by codes on its servers, re-ranking here with the descriptors of the candidates.
-
-Results are those of the index in a folder, in the same order.
-"""
-
-from utils.retrieval.engines.milvus.reader import open_index
-from utils.retrieval.engines.milvus.writer import export_index
-
-__all__ = ["export_index", "open_index"]

@@ -1,0 +1,42 @@
+"""Search engines that hold a copy of an index, for databases that outgrow one machine."""
+
+import importlib
+from typing import Protocol, cast
+
+import numpy as np
+
+from utils.retrieval.config import EngineAddress
+from utils.retrieval.index.reader import Index, OpenIndex
+
+ENGINES = {"milvus": "utils.integrations.milvus"}  # {scheme of an address: module, an Engine}
+
+
+class Engine(Protocol):
+    """A module with these functions. Both raise InputError if the engine cannot be used, or holds something else under
+    the address's name.
+    """
+
+    def open_index(self, address: EngineAddress) -> OpenIndex:
+        """The index at an address. Its images have EnginePositions, and its features may stay in the engine."""
+
+    def export_index(
+        self, index: Index, address: EngineAddress, *, append: bool = False, shards: int | None = None
+    ) -> int:
+        """Copies an index, or with `append` what is missing of it. Returns the number of images that it copied."""
+
+
+class EnginePositions(Protocol):
+    """The positions [N, 2] of images that an engine holds, in place of the array of an ImageSet."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        """Reads the positions of some images, [n, 2]."""
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """Reads all of them."""
+
+
+def engine_of(address: EngineAddress) -> Engine:
+    """The engine of an address. Its module imports the engine's client when it connects."""
+    return cast(Engine, importlib.import_module(ENGINES[address.engine]))

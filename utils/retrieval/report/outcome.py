@@ -1,0 +1,124 @@
+"""The outcome of an evaluation, as its files, pictures and page show it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.benchmark import Benchmark
+from utils.retrieval.metrics import correct_predictions
+from utils.retrieval.report.pictures import Shown
+from utils.retrieval.search import SearchResult
+
+
+class NearestPositive(NamedTuple):
+    """The positive of a query that is the nearest on the ground: its place in the database, its distance in metres, its
+    rank from 1 among the results, and its distance there; the last two are None if it is not among them.
+    """
+
+    image: int
+    metres: float
+    rank: int | None
+    distance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A benchmark and the K best results of each stage, in order. The last stage is the one that counts."""
+
+    benchmark: Benchmark
+    stages: dict[str, SearchResult]
+
+    @property
+    def last(self) -> SearchResult:
+        """The results of the last stage."""
+        return list(self.stages.values())[-1]
+
+    @cached_property
+    def correct(self) -> dict[str, np.ndarray]:
+        """{stage: which results are correct, bool [Q, K]}; empty without labels."""
+        if not self.benchmark.config.labels:
+            return {}
+        return {n: correct_predictions(stage.indices, self.benchmark.positives) for n, stage in self.stages.items()}
+
+    @property
+    def last_correct(self) -> np.ndarray | None:
+        """Which results of the last stage are correct, bool [Q, K]; None without labels."""
+        return list(self.correct.values())[-1] if self.correct else None
+
+    def metres(self, query: int, images: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The distances on the ground of database images to a query. NaN without labels."""
+        difference = self.benchmark.database.utms[images] - self.benchmark.queries.utms[query]
+        return np.hypot(difference[:, 0], difference[:, 1])
+
+    def nearest_positive(self, query: int) -> NearestPositive | None:
+        """None if the query has no positive."""
+        positives = self.benchmark.positives[query]
+        if not len(positives):
+            return None
+        metres = self.metres(query, positives)
+        image = int(positives[metres.argmin()])
+        ranks = np.flatnonzero(self.last.indices[query] == image)
+        found = len(ranks) > 0
+        return NearestPositive(
+            image,
+            float(metres.min()),
+            int(ranks[0]) + 1 if found else None,
+            float(self.last.distances[query, ranks[0]]) if found else None,
+        )
+
+    def shown_query(self, query: int) -> Shown:
+        """A query."""
+        queries = self.benchmark.queries
+        path = queries.paths[query]
+        return Shown(path, ("Query", Path(path).name), "query", queries.utms[query])
+
+    def shown_positive(self, query: int) -> Shown:
+        """The nearest positive of a query, or an empty frame if there is none."""
+        nearest = self.nearest_positive(query)
+        if nearest is None:
+            captions = ("Nearest positive", f"none within {self.benchmark.config.threshold:g} m")
+            return Shown(None, captions, "positive")
+        if nearest.rank is None:
+            rank = f"not among the first {self.last.indices.shape[1]}"
+        else:
+            rank = f"rank {nearest.rank}, {nearest.distance:.4g}"
+        database = self.benchmark.database
+        captions = (f"Nearest positive, {format_metres(nearest.metres)}", rank)
+        return Shown(database.paths[nearest.image], captions, "positive", database.utms[[nearest.image]][0])
+
+    def shown_matches(self, name: str, query: int, count: int) -> list[Shown]:
+        """The first `count` results of a query in a stage: with their distances and, with labels, metres. The heading
+        is the stage, with its metric where the name does not say it.
+        """
+        stage, database, shown = self.stages[name], self.benchmark.database, []
+        indices = stage.indices[query, :count]
+        positions, metres = database.utms[indices], self.metres(query, indices)
+        for rank, index in enumerate(indices):
+            captions, kind = [f"{stage.distances[query, rank]:.4g}"], "unknown"
+            if stage.metric[rank] != stage.metric[0]:  # beyond --rerank_num
+                captions[0] += f" {stage.metric[rank]}"
+            if self.correct:
+                captions.append(format_metres(metres[rank]))
+                kind = "correct" if self.correct[name][query, rank] else "wrong"
+            heading = "" if rank else self.heading(name)
+            shown.append(Shown(database.paths[index], captions, kind, positions[rank], heading))
+        return shown
+
+    def heading(self, name: str) -> str:
+        """A stage with its metric, for example "Re-ranked (l2)"; "First stage, Hamming" says it already."""
+        metric = self.stages[name].metric[0]
+        return name if metric in name.lower() else f"{name} ({metric})"
+
+    def name(self, path: object) -> str:
+        """The path of an image relative to the benchmark's folder, or, outside of it, the absolute one."""
+        return os.path.abspath(str(path)).removeprefix(os.path.join(os.path.abspath(self.benchmark.folder), ""))
+
+
+def format_metres(metres: float) -> str:
+    """For example "3.4 m", "1,234 m"."""
+    return f"{metres:.1f} m" if metres < 100 else f"{metres:,.0f} m"

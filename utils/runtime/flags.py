@@ -1,0 +1,108 @@
+"""Settings that declare their own flags: frozen dataclasses in which each field carries its flag.
+
+    @dataclass(frozen=True, kw_only=True)
+    class SearchConfig:
+        results: int = flag("matches to print for each image", type=positive_int, default=5, metavar="N")
+
+`utils.cli.parser` builds the command line of a script from such a class, and the settings from the command line. In
+Python, `SearchConfig(results=3)` works as for any other dataclass.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+FLAG, FIXED, PART, ALL_FLAGS = "flag", "fixed", "part", "all flags"  # keys of a field's metadata
+MAX_INT = 2**31 - 1
+Values = Mapping[str, Any]  # {flag, without dashes: value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """How a field is set on the command line.
+
+    help: without the default, which is added where it says something. name: without dashes; None for the field's name.
+    options: of ArgumentParser.add_argument. default_from: gives the value if the flag is left out, from the other
+    flags. convert: is applied to a value that was given. group: the heading in --help; None for that of the part.
+    inverse: giving the flag makes the field False. may_change: a resumed training run may use another value.
+    """
+
+    help: str
+    name: str | None = None
+    default_from: Callable[[Values], Any] | None = None
+    convert: Callable[[Any], Any] | None = None
+    group: str | None = None
+    inverse: bool = False
+    may_change: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """How a field that is itself a class of settings is set: heading in --help, fields that have a fixed value here,
+    and fields that have another flag here than their own.
+    """
+
+    title: str
+    fixed: dict[str, Any]
+    changed: dict[str, Any]
+
+
+def flag(help: str, **options: Any) -> Any:
+    """A field with a flag. `options` are the fields of Flag, and the options of ArgumentParser.add_argument.
+
+    The field has the `default` of the options. Without one the flag is required, unless `default_from` gives a value:
+    then the field's own default is None.
+    """
+    own = {name: options.pop(name) for name in Flag.__dataclass_fields__.keys() & options.keys()}
+    if options.get("action") == "store_true":
+        options.setdefault("default", own.get("inverse", False))
+    default = options.get("default", None if "default_from" in own else MISSING)
+    return field(default=default, metadata={FLAG: Flag(help=help, options=options, **own)})
+
+
+def fixed(value: Any) -> Any:
+    """A field without a flag: on the command line it always has this value, which is its default too."""
+    return field(default=value, metadata={FIXED: True})
+
+
+def part(
+    title: str, *, default: Any = MISSING, fixed: dict[str, Any] | None = None, changed: dict[str, Any] | None = None
+) -> Any:
+    """A field whose type is a class of settings, with the flags of that class: see Part."""
+    return field(default=default, metadata={PART: Part(title=title, fixed=fixed or {}, changed=changed or {})})
+
+
+def all_flags() -> Any:
+    """A field that gets the values of all flags, {flag: value}, as JSON and checkpoints can hold them."""
+    return field(metadata={ALL_FLAGS: True})
+
+
+def _number(kind: Callable[[str], Any], least: float, expected: str, most: float) -> Callable[[str], Any]:
+    """An argparse type."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}.")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, 1, f"a whole number from 1 to {MAX_INT}", most=MAX_INT)
+non_negative_int = _number(int, 0, f"a whole number from 0 to {MAX_INT}", most=MAX_INT)
+positive_float = _number(float, sys.float_info.min, "a number above 0", most=sys.float_info.max)
+non_negative_float = _number(float, 0, "a number of 0 or more", most=sys.float_info.max)
+decay = _number(float, sys.float_info.min, "a number above 0 and below 1", most=1 - sys.float_info.epsilon)
+fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", most=1.0)
+
+
+def seed_flag() -> Any:
+    """The field seed."""
+    return flag("random seed", group="other", type=non_negative_int, default=0, metavar="N")
