@@ -1,6 +1,6 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-from utils.cli.evaluation import HashingEvaluation, evaluate_datasets
+from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation, evaluate_datasets
 from utils.cli.parser import parse
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
@@ -8,7 +8,7 @@ from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    args = parse(HashingEvaluation, __doc__)
+    args = parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS)
     evaluate_datasets(args, search_codes)  # features of each dataset, the search below, a report
 
 

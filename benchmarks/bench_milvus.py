@@ -42,7 +42,7 @@ INSIDE = "BENCH_MILVUS_INSIDE"  # environment variable: set within the namespace
 
 
 @dataclass(kw_only=True)
-class Row:
+class EngineFigures:
     """An engine: images per second that it takes in; the median time of one query alone, and of one of 100 together, in
     milliseconds; memory and disk in MB; for how many of 100 queries indices and distances are those of our code.
     """
@@ -96,7 +96,7 @@ def main() -> None:
     report(rows, args.images, json_file(args.json, "milvus_codes" if args.codes_only else "milvus"))
 
 
-def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[Row]:
+def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[EngineFigures]:
     """The rows of the table."""
     start = time.perf_counter()
     index = write_index(folder / "index", images, codes_only=codes_only)
@@ -211,13 +211,13 @@ def results(engine: Engine, database: Features, queries: list[Features]) -> list
 
 def measure(
     name: str, engine: Engine, database: Features, *, queries: list[Features], expected: list[SearchResult]
-) -> Row:
+) -> EngineFigures:
     """A row without what the database takes."""
     actual = results(engine, database, queries)  # also warms up
     pairs = list(zip(actual, expected, strict=True))
     equal = sum(all(np.array_equal(a, b) for a, b in zip(left[:2], right[:2], strict=True)) for left, right in pairs)
     together = Features(queries[0].images, np.concatenate([as_array(query.codes) for query in queries]), None)
-    row = Row(engine=name, equal=equal)
+    row = EngineFigures(engine=name, equal=equal)
     row.first_stage = median_ms(lambda query: engine.search(database, query), queries)
     row.first_stage_batch = median_ms(lambda _: engine.search(database, together), range(3)) / QUERIES
     if database.descriptors is not None:
@@ -250,7 +250,7 @@ def size_mb(folder: Path) -> float:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def report(rows: list[Row], images: int, path: Path | None) -> None:
+def report(rows: list[EngineFigures], images: int, path: Path | None) -> None:
     """Prints the machine and a Markdown table, and writes JSON."""
     title = f"{images:,} images, {'codes only' if rows[0].rerank is None else f'descriptors of {DIM} floats'}"
     report_table(title, [row.cells() for row in rows], path)

@@ -108,7 +108,7 @@ TARGETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Reproduction:
     """A line of the table. R@1 in percent, or None; `remedy`: what to do about something missing."""
 
     model: str
@@ -185,12 +185,12 @@ def evaluate_model(
     *,
     run: RunDir,
     published: dict[tuple[str, str], float],
-) -> Iterator[Row]:
+) -> Iterator[Reproduction]:
     """A model's row for each dataset. A model that cannot be downloaded is missing."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     pipeline: Pipeline | None = None
     for target in TARGETS:
-        row = partial(Row, model=entry.name, dataset=target.dataset)
+        row = partial(Reproduction, model=entry.name, dataset=target.dataset)
         benchmark = benchmarks[target.dataset]
         if isinstance(benchmark, InputError):
             yield row(verdict=MISSING, remedy=f"dataset: {target.how_to_get}")

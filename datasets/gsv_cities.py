@@ -18,7 +18,7 @@ from datasets.images import load_image
 from datasets.transforms import training_transform
 from model.errors import InputError
 from model.vision_transformer import patch_grid
-from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag
+from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
 from utils.runtime.text_files import CsvRow, read_csv, shorten
 
 MAX_FILE_NAME = 255  # bytes, of all usual file systems
@@ -48,11 +48,9 @@ class PlacesConfig:
         default=(224, 224),
         metavar=("H", "W"),
     )
-    images_per_place: int = flag(
-        "images per place; smaller places are skipped", type=positive_int, default=4, metavar="N"
-    )
-    randaugment_ops: int = flag("RandAugment operations per image", type=non_negative_int, default=3, metavar="N")
-    exact_decoding: bool = flag("decode JPEGs at full, not at reduced size; slower", group="speed", action="store_true")
+    images_per_place: int = flag("images per place; smaller places are skipped", type=positive_int, default=4)
+    randaugment_ops: int = flag("RandAugment operations per image", type=non_negative_int, default=3)
+    exact_decoding: bool = switch("decode JPEGs at full, not at reduced size; slower", group="speed")
     seed: int = seed_flag()
 
     def __post_init__(self) -> None:

@@ -33,9 +33,7 @@ def datasets_folder_flag() -> Any:
         "folder of the datasets (or set the environment variable DATASETS_FOLDER)",
         name="datasets_folder",
         group="data",
-        type=Path,
         default_from=_folder_of_environment,
-        metavar="DIR",
         may_change=True,
     )
 

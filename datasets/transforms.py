@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,24 +28,15 @@ def _mean_and_std(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 def training_transform(size: tuple[int, int], randaugment_ops: int = 3) -> Callable[[Image.Image], Tensor]:
     """RGB image -> [3, H, W] uint8: resized bilinearly to size = (H, W), then RandAugment (Cubuk et al., 2020)."""
-    return partial(_augment, size, _RandAugment(num_ops=randaugment_ops, interpolation=v2.InterpolationMode.BILINEAR))
+    if randaugment_ops == 0:
+        return partial(_resize, size)
+    from datasets.randaugment import RandAugment  # loads torchvision
+
+    return partial(_resize, size, augment=RandAugment(randaugment_ops))
 
 
-def _augment(size: tuple[int, int], randaugment: v2.RandAugment, image: Image.Image) -> Tensor:
-    height, width = size
-    return v2.functional.pil_to_tensor(randaugment(image.resize((width, height), Image.Resampling.BILINEAR)))
-
-
-class _RandAugment(v2.RandAugment):
-    """torchvision's RandAugment, pixel for pixel, in 27 % less time: translations are crops here.
-
-    Overrides a private method; tests/datasets/test_fast_input.py notices if torchvision no longer calls it.
-    """
-
-    def _apply_image_or_video_transform(
-        self, image: Any, transform_id: str, magnitude: float, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not transform_id.startswith("Translate"):
-            return super()._apply_image_or_video_transform(image, transform_id, magnitude, *args, **kwargs)
-        x, y = (int(magnitude), 0) if transform_id == "TranslateX" else (0, int(magnitude))
-        return image.crop((-x, -y, image.width - x, image.height - y))
+def _resize(
+    size: tuple[int, int], image: Image.Image, augment: Callable[[Image.Image], Image.Image] | None = None
+) -> Tensor:
+    resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(augment(resized) if augment else resized)).permute(2, 0, 1)

@@ -14,6 +14,14 @@ from model.errors import InputError
 from utils.runtime.script import cli_main
 
 DESCRIPTION = "A procedural city of street places, in the GSV-Cities format and in the benchmark format."
+COUNTS = {
+    "places": "training places, over all cities",
+    "val_places": "places of the benchmark's val split",
+    "test_places": "places of the benchmark's test split",
+    "photos_per_place": "photos of each training place",
+    "database_photos": "database photos of each benchmark place",
+    "queries": "queries of each benchmark place",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,14 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("output", help="new or empty folder; gets gsv_cities/ and synthetic/")
-    for name, subject in (
-        ("places", "training places, over all cities"),
-        ("val_places", "places of the benchmark's val split"),
-        ("test_places", "places of the benchmark's test split"),
-        ("photos_per_place", "photos of each training place"),
-        ("database_photos", "database photos of each benchmark place"),
-        ("queries", "queries of each benchmark place"),
-    ):
+    for name, subject in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=subject)
     parser.add_argument(
         "--cities",
@@ -63,20 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        domain = Domain(
-            **{name: tuple(sorted(getattr(args, name), key=choices.index)) for name, choices in CHOICES.items()}
-        )
+        kinds = {name: tuple(sorted(getattr(args, name), key=choices.index)) for name, choices in CHOICES.items()}
         config = CityConfig(
             cities=CITIES[: args.cities],
-            places=args.places,
-            val_places=args.val_places,
-            test_places=args.test_places,
-            photos_per_place=args.photos_per_place,
-            database_photos=args.database_photos,
-            queries=args.queries,
             size=tuple(args.size),
             seed=args.seed,
-            domain=domain,
+            domain=Domain(**kinds),
+            **{name: getattr(args, name) for name in COUNTS},
         )
     except ValueError as error:
         parser.error(str(error))

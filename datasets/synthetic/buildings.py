@@ -94,12 +94,10 @@ def draw_walls(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
     x0, x1, top, style = house.x0, house.x1, house.top, house.style
     sheet.rect((x0, 0, x1, top), house.wall)
     if style.courses:
-        for y in np.arange(style.courses, top, style.courses):
-            sheet.rect((x0, y, x1, y + 0.09), tone(house.wall, 0.86))
+        sheet.stripes((x0, style.courses, x1, top), style.courses, 0.09, tone(house.wall, 0.86))
     if rng.random() < 0.3:
         for x in (x0, x1 - 0.5):
-            for y in np.arange(0.0, top - 0.4, 1.0):
-                sheet.rect((x, y, x + 0.5, y + 0.55), style.trim)
+            sheet.stripes((x, 0, x + 0.5, top - 0.4), 1.0, 0.55, style.trim)
     sheet.rect((x1 - 0.12, 0, x1, top), tone(house.wall, 0.6))
 
 

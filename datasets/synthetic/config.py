@@ -4,23 +4,8 @@ from dataclasses import dataclass
 
 from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
 
-CITIES = (
-    "Alder",
-    "Birch",
-    "Cedar",
-    "Dogwood",
-    "Elm",
-    "Fir",
-    "Ginkgo",
-    "Hazel",
-    "Ilex",
-    "Juniper",
-    "Katsura",
-    "Linden",
-    "Maple",
-    "Nutmeg",
-    "Olive",
-    "Poplar",
+CITIES = tuple(
+    "Alder Birch Cedar Dogwood Elm Fir Ginkgo Hazel Ilex Juniper Katsura Linden Maple Nutmeg Olive Poplar".split()
 )
 MIN_SIZE = 32  # pixels; smaller photos do not show a window
 
@@ -48,9 +33,8 @@ class CityConfig:
 
     def __post_init__(self) -> None:
         for name in ("places", "val_places", "test_places", "photos_per_place", "database_photos", "queries"):
-            count = getattr(self, name)
-            if count < 1:
-                raise ValueError(f"{name} is {count}; it must be 1 or more")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if not 1 <= len(self.cities) <= self.places:
@@ -61,8 +45,7 @@ class CityConfig:
             names = ", ".join(self.cities)
             raise ValueError(f"the names of the cities, {names}, must differ and be neither val nor test")
         if min(self.size) < MIN_SIZE:
-            width, height = self.size
-            raise ValueError(f"the size is {width} x {height} pixels; both must be {MIN_SIZE} or more")
+            raise ValueError(f"the size is {self.size[0]} x {self.size[1]} pixels; both must be {MIN_SIZE} or more")
 
     @property
     def num_photos(self) -> int:

@@ -107,6 +107,14 @@ class Sheet:
         self._draw.rectangle(pixels, colour)
         self._draw_label.rectangle(pixels, label)
 
+    def stripes(self, box: Box, step: float, width: float, colour: Colour, *, upright: bool = False) -> None:
+        """Draws stripes of `width` every `step` metres in a box: from its bottom to its top, or its left to its right
+        if they are upright. The last one may reach beyond the box.
+        """
+        x0, y0, x1, y1 = box
+        for start in np.arange(x0, x1, step) if upright else np.arange(y0, y1, step):
+            self.rect((start, y0, start + width, y1) if upright else (x0, start, x1, start + width), colour)
+
     def polygon(self, points: Sequence[Point], colour: Colour, label: int = 0) -> None:
         """Fills a polygon, given by its corners (metres)."""
         pixels = [(x * self.scale, (self.height - y) * self.scale) for x, y in points]

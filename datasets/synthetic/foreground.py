@@ -32,13 +32,7 @@ class Foot(NamedTuple):
 
 
 def draw_traffic(
-    canvas: np.ndarray,
-    rng: np.random.Generator,
-    scene: Scene,
-    *,
-    camera: Camera,
-    light: Light,
-    movement: float,
+    canvas: np.ndarray, rng: np.random.Generator, scene: Scene, *, camera: Camera, light: Light, movement: float
 ) -> None:
     """Adds cars on the road and people on the pavement to the canvas; more of them with more `movement`."""
     figures = [draw_figure(rng, scene) for _ in range(int(between(rng, 0, 2 + 3 * movement)))]

@@ -154,21 +154,15 @@ def draw_fixtures(sheet: Sheet, rng: np.random.Generator, decor: Decor, span: Sp
         sheet.rect((x, 0, x + 0.12, decor.height), tone(pick(rng, (decor.metal, decor.accent)), 0.8))
     else:
         sheet.rect((span[0], 0.15, span[1], 0.75), decor.metal)
-        for line in np.arange(span[0], span[1], 0.12):
-            sheet.rect((line, 0.15, line + 0.03, 0.75), tone(decor.metal, 0.6))
+        sheet.stripes((span[0], 0.15, span[1], 0.75), 0.12, 0.03, tone(decor.metal, 0.6), upright=True)
 
 
 def draw_grille(sheet: Sheet, rng: np.random.Generator, decor: Decor, span: Span) -> None:
     """Shutters or a grille from the floor to above the doors."""
     top = between(rng, 1.9, decor.height)
     sheet.rect((span[0], 0, span[1], top), decor.metal)
-    step = between(rng, 0.08, 0.2)
-    if rng.random() < 0.5:
-        for y in np.arange(0, top, step):
-            sheet.rect((span[0], y, span[1], y + 0.4 * step), tone(decor.metal, 0.7))
-    else:
-        for x in np.arange(span[0], span[1], step):
-            sheet.rect((x, 0, x + 0.4 * step, top), tone(decor.metal, 0.7))
+    step, upright = between(rng, 0.08, 0.2), rng.random() >= 0.5
+    sheet.stripes((span[0], 0, span[1], top), step, 0.4 * step, tone(decor.metal, 0.7), upright=upright)
 
 
 # ---- Floor, ceiling and what stands on the floor
@@ -181,10 +175,8 @@ def draw_floor(rng: np.random.Generator, decor: Decor, *, size: tuple[float, flo
     sheet.rect((0, 0, width, length), decor.floor)
     tile = pick(rng, (0, 0.6, 1.2))
     if tile:
-        for z in np.arange(0, length, tile):
-            sheet.rect((0, z, width, z + 0.05), tone(decor.floor, 0.8))
-        for x in np.arange(0, width, tile):
-            sheet.rect((x, 0, x + 0.05, length), tone(decor.floor, 0.8))
+        for upright in (False, True):
+            sheet.stripes((0, 0, width, length), tile, 0.05, tone(decor.floor, 0.8), upright=upright)
     if rng.random() < 0.5:
         colour = pick(rng, (decor.accent, tone(decor.floor, 0.6)))
         for x in (0.0, width - 0.25):
@@ -198,10 +190,8 @@ def draw_ceiling(rng: np.random.Generator, decor: Decor, *, size: tuple[float, f
     width, length = size
     sheet = Sheet(width, length, scale)
     sheet.rect((0, 0, width, length), decor.ceiling)
-    for z in np.arange(0, length, 0.6):
-        sheet.rect((0, z, width, z + 0.03), tone(decor.ceiling, 0.88))
-    for x in np.arange(0.3, width, 0.6):
-        sheet.rect((x, 0, x + 0.03, length), tone(decor.ceiling, 0.88))
+    for left, upright in ((0, False), (0.3, True)):
+        sheet.stripes((left, 0, width, length), 0.6, 0.03, tone(decor.ceiling, 0.88), upright=upright)
     spacing, x = between(rng, 1.8, 4.5), between(rng, 0.2, max(0.3, width - 0.9))
     lengthwise = rng.random() < 0.5
     for z in np.arange(between(rng, 0, spacing), length, spacing):
@@ -250,10 +240,9 @@ def draw_block(rng: np.random.Generator, decor: Decor, *, span: Span, side: int,
     front.rect((0, 0, front.width, top), colour)
     end.rect((0, 0, depth, top), tone(colour, 0.85))
     if not pillar:
-        for x in np.arange(0, front.width, between(rng, 0.3, 0.6)):
-            front.rect((x, 0, x + 0.03, top), tone(colour, 0.7))
-        for y in np.arange(0, top, between(rng, 0.3, 0.9)):
-            front.rect((0, y, front.width, y + 0.03), tone(colour, 0.7))
+        for widest, upright in ((0.6, True), (0.9, False)):
+            box, step = (0, 0, front.width, top), between(rng, 0.3, widest)
+            front.stripes(box, step, 0.03, tone(colour, 0.7), upright=upright)
     for sheet in (front, end):
         sheet.weather(rng, 12)
     return Block(side=side, near=span[0], far=span[1], depth=depth, front=front, end=end)

@@ -1,7 +1,6 @@
 """Light, weather and season of a photo."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +45,10 @@ class Light:
     direction: np.ndarray
     zenith: np.ndarray
     horizon: np.ndarray
-    dark: float
-    haze: float
-    weather: str
-    leaf: Colour | None
+    dark: float = 0.0
+    haze: float = 0.0
+    weather: str = "clear"
+    leaf: Colour | None = None
 
     @property
     def autumn(self) -> bool:
@@ -63,7 +62,7 @@ def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Dom
     A domain with only hard light, or without any, always has that light.
     """
     first, second = (HARD, EASY) if rng.random() < hard else (EASY, HARD)
-    kind = pick(rng, allowed(first, domain) or allowed(second, domain))
+    kind = pick(rng, [k for k in first if k in domain.lights] or [k for k in second if k in domain.lights])
     azimuth = between(rng, 0, 2 * math.pi)
     elevation = between(rng, 0.15, 0.35) if kind == "evening" else between(rng, 0.6, 1.1)
     flat = math.cos(elevation)
@@ -93,16 +92,7 @@ def draw_indoor_light(rng: np.random.Generator) -> Light:
         direction=np.array((0.0, 1.0, 0.0)),
         zenith=planes((150, 150, 150)),
         horizon=planes((150, 150, 150)),
-        dark=0.0,
-        weather="clear",
-        haze=0.0,
-        leaf=None,
     )
-
-
-def allowed(kinds: Sequence[str], domain: Domain) -> list[str]:
-    """The kinds of light that occur in the domain."""
-    return [kind for kind in kinds if kind in domain.lights]
 
 
 def draw_leaf_colour(rng: np.random.Generator, month: int, *, snow: bool) -> Colour | None:

@@ -38,21 +38,19 @@ class Footprint(ABC):
     """Where a surface lies in a photo.
 
     box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether `warp` finds only what lies in front of the
+    camera. near: 1 / depth of the box's pixels (fisheye: 1 / distance), in 1/m: float32 [h, w], negative behind the
     camera.
     """
 
     box: tuple[int, int, int, int]
     in_front: bool
+    near: np.ndarray
 
     @property
     def view(self) -> tuple[slice, slice, slice]:
         """Selects the box from a canvas."""
         x0, y0, x1, y1 = self.box
         return slice(None), slice(y0, y1), slice(x0, x1)
-
-    @abstractmethod
-    def inverse_depth(self) -> np.ndarray:
-        """1 / depth of the box's pixels (fisheye: 1 / distance), in 1/m: float32 [h, w]. Negative behind the camera."""
 
     @abstractmethod
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
@@ -68,11 +66,6 @@ class PinholeFootprint(Footprint):
 
     backward: np.ndarray
 
-    def inverse_depth(self) -> np.ndarray:
-        x0, y0, x1, y1 = self.box
-        x, y = np.arange(x0, x1) + 0.5, np.arange(y0, y1)[:, None] + 0.5
-        return (self.backward[2, 0] * x + self.backward[2, 1] * y + self.backward[2, 2]).astype(np.float32)
-
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
         x0, y0, x1, y1 = self.box
         backward = self.backward if scale == 1 else np.diag((scale, scale, 1.0)) @ self.backward
@@ -84,19 +77,16 @@ class PinholeFootprint(Footprint):
 
 @dataclass(frozen=True, kw_only=True)
 class FisheyeFootprint(Footprint):
-    """Where a fisheye lens sees a surface. lookup: float32 [3, h, w]: s / d, t / d and 1 / d, where (s, t) is what a
-    pixel sees of the texture and d its distance in metres.
+    """Where a fisheye lens sees a surface. lookup: float32 [2, h, w]: s / d and t / d, where (s, t) is what a pixel
+    sees of the texture and d its distance in metres.
     """
 
     lookup: np.ndarray
 
-    def inverse_depth(self) -> np.ndarray:
-        return self.lookup[2]
-
     def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
         texture = np.asarray(image)
-        seen = self.lookup[2] > MIN_INVERSE_DEPTH
-        s, t = scale * self.lookup[:2, seen] / self.lookup[2, seen] - 0.5  # pixels of the texture, from its centres
+        seen = self.near > MIN_INVERSE_DEPTH
+        s, t = scale * self.lookup[:, seen] / self.near[seen] - 0.5  # pixels of the texture, from its centres
         inside = (s > -1) & (s < texture.shape[1]) & (t > -1) & (t < texture.shape[0])
         seen[seen] = inside
         pixels = np.zeros((*seen.shape, *texture.shape[2:]), np.float32)
@@ -134,7 +124,7 @@ def paint(canvas: np.ndarray, rng: np.random.Generator, surface: Surface, *, sho
     footprint = find_footprint(surface, shot.camera, canvas)
     if footprint is None:
         return
-    view, near = footprint.view, footprint.inverse_depth()
+    view, near = footprint.view, footprint.near
     rgb, alpha = look_up(surface, light, footprint)
     if not footprint.in_front:  # the lookup also finds what lies behind the camera
         rgb, alpha = rgb * (near > MIN_INVERSE_DEPTH), alpha * (near > MIN_INVERSE_DEPTH)
@@ -171,7 +161,10 @@ def find_footprint(surface: Surface, camera: Camera, canvas: np.ndarray) -> Foot
         box = (max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1)))
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
-    return PinholeFootprint(box=box, backward=np.linalg.inv(forward), in_front=in_front)
+    backward = np.linalg.inv(forward)
+    x, y = np.arange(box[0], box[2]) + 0.5, np.arange(box[1], box[3])[:, None] + 0.5
+    near = (backward[2, 0] * x + backward[2, 1] * y + backward[2, 2]).astype(np.float32)
+    return PinholeFootprint(box=box, in_front=in_front, near=near, backward=backward)
 
 
 def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Footprint | None:
@@ -184,7 +177,8 @@ def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Foo
     if not seen.any():
         return None
     (y0, y1), (x0, x1) = (np.flatnonzero(seen.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
-    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=True, lookup=lookup[:, y0:y1, x0:x1])
+    part = lookup[:, y0:y1, x0:x1]
+    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=True, near=part[2], lookup=part[:2])
 
 
 def look_up(surface: Surface, light: Light, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:

@@ -32,20 +32,17 @@ def draw_ground(
 
 def draw_centre_line(sheet: Sheet, across: bool) -> None:
     """The dashed line in the middle of the road, which runs across the sheet or from its bottom to its top."""
-    middle = sheet.height / 2 - 1.0 if across else sheet.width / 2
-    for start in np.arange(0.0, sheet.width if across else sheet.height, 3.0):
-        x, y = (start, middle) if across else (middle, start)
-        width, height = (1.6, 0.18) if across else (0.18, 1.6)
-        sheet.rect((x, y, x + width, y + height), (215, 212, 200))
+    x, y = sheet.width / 2, sheet.height / 2 - 1.0
+    line = (0, y, sheet.width, y + 0.18) if across else (x, 0, x + 0.18, sheet.height)
+    sheet.stripes(line, 3.0, 1.6, (215, 212, 200), upright=across)
 
 
 def draw_crossing(sheet: Sheet, rng: np.random.Generator, across: bool) -> None:
     """A zebra crossing over the whole width of the road."""
     at = between(rng, 0.35, 0.65) * (sheet.width if across else 14.0)
     colour = pick(rng, ((225, 225, 220), (220, 190, 60)))
-    for start in np.arange(0.0, sheet.height if across else sheet.width, 1.0):
-        box = (at, start, at + 3.0, start + 0.5) if across else (start, at, start + 0.5, at + 3.0)
-        sheet.rect(box, colour)
+    box = (at, 0, at + 3.0, sheet.height) if across else (0, at, sheet.width, at + 3.0)
+    sheet.stripes(box, 1.0, 0.5, colour, upright=not across)
 
 
 def draw_pavement(sheet: Sheet, style: Style, kerb: Box) -> None:
@@ -53,10 +50,8 @@ def draw_pavement(sheet: Sheet, style: Style, kerb: Box) -> None:
     x0, z0, x1, z1 = kerb
     sheet.rect(kerb, tone(style.paving, 1.2))
     sheet.rect((x0 + 0.2, z0 + 0.2, x1 - 0.2, z1 - 0.2), style.paving)
-    for x in np.arange(x0, x1, 1.5):
-        sheet.rect((x, z0, x + 0.1, z1), tone(style.paving, 0.85))
-    for z in np.arange(z0, z1, 1.5):
-        sheet.rect((x0, z, x1, z + 0.1), tone(style.paving, 0.85))
+    for upright in (True, False):
+        sheet.stripes(kerb, 1.5, 0.1, tone(style.paving, 0.85), upright=upright)
 
 
 def draw_skyline(rng: np.random.Generator, size: tuple[float, float], scale: float) -> Sheet:

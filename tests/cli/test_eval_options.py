@@ -184,7 +184,7 @@ def test_five_crops_of_a_landscape_image_cost_three_forward_passes(tiny_benchmar
             return images.flatten(1)[:, :8]
 
     for method in ("five_crops", "nearest_crop", "maj_voting"):
-        config = ExtractionConfig(resize=(28, 42)).for_queries(method)
+        config = ExtractionConfig(resize=(28, 42), test_method=method)
         model = Counting()
         (features,) = extract_chunks(model, ImageSet.without_positions([path]), config)
         assert model.images == 3
@@ -293,7 +293,6 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
             ["--queries_subfolder applies to one dataset"],
         ),
         ("float", ["--dataset_name", "a", "b", "--save_index=index"], ["--save_index applies to one dataset"]),
-        ("float", ["--queries_folder=queries"], ["both --database_folder and --queries_folder"]),
         ("float", ["--database_folder=a", "--queries_folder=b"], ["--dataset_name", "--queries_folder"]),
         (
             "float",

@@ -14,9 +14,10 @@ from helpers.training_places import image_name, row_of, write_csv
 from PIL import Image
 from torchvision.transforms import v2
 
-from datasets import resizing, transforms
+from datasets import resizing
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.images import load_image
+from datasets.randaugment import RandAugment
 from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
 from model import InputError
@@ -233,11 +234,11 @@ def test_the_training_transform_is_torchvisions(old, size, ops):
 
 def test_torchvision_still_calls_the_private_method_that_is_overridden(monkeypatch):
     """Otherwise translations would silently be slow again."""
-    assert transforms._RandAugment._apply_image_or_video_transform is not v2.RandAugment._apply_image_or_video_transform
+    assert RandAugment._apply_image_or_video_transform is not v2.RandAugment._apply_image_or_video_transform
     torchvisions, called = [], []
     method, ours = (
         v2.RandAugment._apply_image_or_video_transform,
-        transforms._RandAugment._apply_image_or_video_transform,
+        RandAugment._apply_image_or_video_transform,
     )
     monkeypatch.setattr(
         v2.RandAugment,
@@ -245,7 +246,7 @@ def test_torchvision_still_calls_the_private_method_that_is_overridden(monkeypat
         lambda self, image, name, *rest, **more: torchvisions.append(name) or method(self, image, name, *rest, **more),
     )
     monkeypatch.setattr(
-        transforms._RandAugment,
+        RandAugment,
         "_apply_image_or_video_transform",
         lambda self, image, name, *rest, **more: called.append(name) or ours(self, image, name, *rest, **more),
     )

@@ -19,7 +19,10 @@ from datasets.cities import COLUMNS
 from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.positions import PositionTable
-from utils import cli
+from utils.cli.evaluation import FloatEvaluation, TwoBranchEvaluation
+from utils.cli.parser import parse
+from utils.cli.search import BuildIndexArguments, SearchArguments
+from utils.cli.training import FloatTraining, HashingTraining
 from utils.retrieval.index import Index
 from utils.runtime.atomic_files import atomic_write
 
@@ -249,13 +252,13 @@ def test_changed_headers_of_an_index(explore, tally, verify, metadata, tmp_path)
 
 # ---- Command lines
 
-PARSERS: dict[str, tuple[Callable, dict]] = {
-    "eval.py": (cli.parse_evaluation, {}),
-    "eval_rerank.py": (cli.parse_evaluation, {"hashing": True, "rerank": True}),
-    "train.py": (cli.parse_training, {}),
-    "train_hashing.py": (cli.parse_training, {"hashing": True}),
-    "build_index.py": (cli.parse_build_index, {}),
-    "search.py": (cli.parse_search, {}),
+COMMANDS: dict[str, type] = {
+    "eval.py": FloatEvaluation,
+    "eval_rerank.py": TwoBranchEvaluation,
+    "train.py": FloatTraining,
+    "train_hashing.py": HashingTraining,
+    "build_index.py": BuildIndexArguments,
+    "search.py": SearchArguments,
 }
 NUMERIC = {
     "eval.py": (
@@ -277,9 +280,8 @@ VALID_OF = {"search.py": ["image.jpg", "--index=index"], "build_index.py": ["ima
 
 
 @trials(-(-TRIALS // 4), fixed=1)
-@pytest.mark.parametrize("script", PARSERS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_command_lines_are_understood_or_refused(explore, tally, script, monkeypatch, capsys):
-    parse, options = PARSERS[script]
     valid = VALID_OF.get(script, VALID)
     flags = st.tuples(st.sampled_from(NUMERIC[script]), st.sampled_from(NUMBERS[:-1]) | st.text(max_size=4))
 
@@ -287,7 +289,7 @@ def test_command_lines_are_understood_or_refused(explore, tally, script, monkeyp
         more = [text for flag, value in changes for text in (f"--{flag}", *[value] * (1 + (flag in PAIRS)))]
         monkeypatch.setattr(sys, "argv", [script, *valid, *more])
         try:
-            parse("", **options)
+            parse(COMMANDS[script], "")
         except SystemExit as error:
             assert error.code == 2, f"status {error.code}"
             assert "error: " in capsys.readouterr().err, "no message"
@@ -300,7 +302,7 @@ def test_command_lines_are_understood_or_refused(explore, tally, script, monkeyp
 @trials()
 def test_scripts_with_extreme_numbers_run_or_end_with_a_message(rng, commands, tally, tmp_path):
     """What the parser accepts must not be too large for what follows."""
-    script = rng.choice(list(PARSERS))
+    script = rng.choice(list(COMMANDS))
     flag = rng.choice([flag for flag in NUMERIC[script] if flag not in ENDLESS])
     value = rng.choice([*NUMBERS, "9" * 26, "1e300", "1e-300", "4294967296", str(2**63)])
     flags = [f"--{flag}", *[value] * (1 + (flag in PAIRS))]

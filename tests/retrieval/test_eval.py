@@ -12,7 +12,7 @@ import torch
 from helpers.evaluations import SCRIPTS, Outcome, expect_refusal, flags_for, run_mode
 from helpers.processes import ROOT, run_python, run_script, start_script
 
-from utils.cli import warn_if_slow
+from utils.runtime.devices import warn_if_slow
 
 pytestmark = pytest.mark.slow
 

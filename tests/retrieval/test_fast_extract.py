@@ -13,7 +13,7 @@ from datasets.resizing import resize_image
 from datasets.transforms import normalize
 from utils.retrieval import extraction
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Forward, extract, extract_chunks, prepare
+from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
 from utils.retrieval.features import DiskArray
 from utils.training.checkpoints import RunCheckpoint, TrainState, restore, save_checkpoint
 from utils.training.config import TrainingConfig
@@ -33,6 +33,11 @@ def model():
 @pytest.fixture(scope="module")
 def prepared(model):
     return prepare(model, SETTINGS)
+
+
+def extract_with(model, images, config=SETTINGS, **options):
+    """The features by a prepared model."""
+    return extract(Extractor(model=model, config=config), images, **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +72,15 @@ def test_chunks_of_one_stream(model, prepared, images, size, num_workers, monkey
 def test_a_chunk_does_not_depend_on_those_before_it(prepared, images, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", 8)
     *_, last = extract_chunks(prepared, images, SETTINGS)
-    np.testing.assert_array_equal(last.descriptors, extract(prepared, images[8:], SETTINGS).descriptors)
+    np.testing.assert_array_equal(last.descriptors, extract_with(prepared, images[8:]).descriptors)
 
 
 @pytest.mark.parametrize("dim", [512, 0])
 def test_descriptors_beyond_their_share_of_memory_go_to_a_nameless_file(prepared, images, dim, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", 5)
     config = replace(SETTINGS, memory_share=1e-12, temporary_folder=tmp_path)
-    expected = extract(prepared, images, SETTINGS, float_branch=dim > 0)
-    found = extract(prepared, images, config, float_branch=dim > 0)
+    expected = extract_with(prepared, images, float_branch=dim > 0)
+    found = extract_with(prepared, images, config, float_branch=dim > 0)
     np.testing.assert_array_equal(found.codes, expected.codes)
     assert list(tmp_path.iterdir()) == []
     if dim:
@@ -103,7 +108,7 @@ class SmallMemory(torch.nn.Module):
 def test_out_of_memory_halves_the_batch_once_and_for_all(model, prepared, images, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     small = SmallMemory(prepared, 2)
-    found = extract(small, images, replace(SETTINGS, batch_size=7))
+    found = extract_with(small, images, replace(SETTINGS, batch_size=7))
     assert small.sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1, 2]
     assert [record.args for record in caplog.records] == [(7, 4), (4, 2)]
     codes, descriptors = plain_features(model, images)
@@ -124,12 +129,12 @@ def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
     filled(model, {})
     dict(model.named_parameters())[name].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
-        extract(prepare(model, SETTINGS), images[:2], SETTINGS)
+        extract_with(prepare(model, SETTINGS), images[:2])
 
 
 def test_bf16_is_near_fp32(model, images):
     configs = (SETTINGS, replace(SETTINGS, precision="bf16"))
-    plain, fast = (extract(prepare(model, config), images, config) for config in configs)
+    plain, fast = (extract_with(prepare(model, config), images, config) for config in configs)
     assert fast.descriptors.dtype == np.float32
     assert 1e-4 < np.linalg.norm(fast.descriptors - plain.descriptors, axis=1).max() < 0.1
     assert np.unpackbits(fast.codes ^ plain.codes).mean() < 0.05
@@ -148,8 +153,9 @@ def a_compiler_without_code(monkeypatch):
 
 def test_a_compiled_model_extracts_the_same(shallow_vit, images):
     model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
-    plain = extract(prepare(model, SETTINGS), images[:7], SETTINGS)
-    fast = extract(prepare(model, SETTINGS, compiled=True), images[:7], SETTINGS)  # batches of 3, 3 and 1
+    plain = extract_with(prepare(model, SETTINGS), images[:7])
+    compiled = prepare(model, replace(SETTINGS, compile=True))
+    fast = extract_with(compiled, images[:7])  # batches of 3, 3 and 1
     np.testing.assert_array_equal(fast.codes, plain.codes)
     np.testing.assert_allclose(fast.descriptors, plain.descriptors, atol=1e-5, rtol=0)
 

@@ -49,8 +49,8 @@ def page(tmp_path_factory, tiny_benchmark):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run = RunDir("eval", {"backbone": "vit-tiny"})
-        config = ReportConfig(page_queries=100)
-        report(run, benchmark, make_results(benchmark), recall_values=[1, 5], descriptor_dim=512, config=config)
+        config = ReportConfig(recall_values=(1, 5), page_queries=100)
+        report(run, benchmark, make_results(benchmark), descriptor_dim=512, config=config)
         return (run.folder / "report.html").resolve().as_uri()
 
 

@@ -1,4 +1,4 @@
-"""Search, re-ranking, packed codes and recall against naive loops on random input."""
+"""Search, re-ranking, packed codes, recall and mean average precision against naive loops on random input."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,14 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from helpers.oracles import naive_hamming, naive_l2, naive_length
+from helpers.oracles import described, naive_hamming, naive_l2, naive_length
 
 from utils.retrieval import search
 from utils.retrieval.config import IVFConfig
 from utils.retrieval.extraction import pack_codes
-from utils.retrieval.features import DiskArray, Features
+from utils.retrieval.features import DiskArray, Features, SearchResult
 from utils.retrieval.index.inverted_file import InvertedFile
-from utils.retrieval.metrics import correct_predictions, format_recalls, recalls_at
+from utils.retrieval.metrics import average_precision_at, correct_predictions, format_recalls, recalls_at
 
 SEEDS = range(4)
 
@@ -144,7 +144,7 @@ def candidates_of(random, queries, count=12, database=30):
     """Made-up first-stage results."""
     distances = np.sort(random.integers(0, 512, (queries, count)), axis=1).astype(np.int32)
     indices = np.array([random.permutation(database)[:count] for _ in range(queries)])
-    return search.SearchResult(distances, indices, ["hamming"] * count)
+    return SearchResult(distances, indices, ["hamming"] * count)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -160,7 +160,9 @@ def test_rerank(seed, rerank_num, where, dtype, tmp_path):
     candidates = candidates_of(random, 10)
     given = [array.copy() for array in candidates[:2]]
     rows = disk_array(database, tmp_path / "database") if where == "disk" else database
-    distances, predictions, metric = search.rerank(candidates, rows, queries, rerank_num=rerank_num)
+    distances, predictions, metric = search.rerank(
+        candidates, described(rows), described(queries), rerank_num=rerank_num
+    )
     np.testing.assert_array_equal(candidates[:2], given)  # what it was given stays as it was
     for q in range(10):
         first = candidates.indices[q]
@@ -181,19 +183,13 @@ def test_a_database_on_disk_does_not_stay_in_memory(tmp_path):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("RssFile")).split()[1])
 
-    search.rerank(candidates_of(np.random.default_rng(0), 4), database, queries, rerank_num=12)
+    random, features = np.random.default_rng(0), described(database)
+    search.rerank(candidates_of(random, 4), features, described(queries), rerank_num=12)
     before = resident()
-    search.rerank(
-        candidates_of(np.random.default_rng(0), 4, 8000, 8000), database, queries, rerank_num=8000
-    )  # reads nearly all of it
+    # This reads nearly all of it.
+    search.rerank(candidates_of(random, 4, 8000, 8000), features, described(queries), rerank_num=8000)
     assert database[:].sum() == 1 << 23
     assert resident() - before < 1_000  # kB
-
-
-def test_rerank_keeps_the_first_stages_order_among_equals():
-    database = np.eye(4, dtype=np.float32)[[0, 1, 1, 1, 0]]
-    candidates = search.SearchResult(np.arange(5)[None], np.array([[3, 0, 1, 4, 2]]), ["hamming"] * 5)
-    assert search.rerank(candidates, database, database[1:2], rerank_num=5).indices.tolist() == [[3, 1, 2, 0, 4]]
 
 
 @pytest.mark.parametrize(("mode", "metric"), [("float", "l2"), ("hashing", "hamming"), ("two-branch", "hamming")])
@@ -239,3 +235,45 @@ def test_recall_without_any_positive_is_zero_and_printed_with_one_decimal():
     recalls = recalls_at(correct_predictions(np.zeros((3, 4), int), [np.array([], int)] * 3), [1, 10])
     assert recalls == {1: 0, 10: 0}
     assert format_recalls({1: 27.927, 5: 100.0}) == "R@1: 27.9, R@5: 100.0"
+
+
+def mapillary_apk(predictions, positives, n):
+    """Average precision as Mapillary Street-level Sequences' `apk` has it: a loop over one query's predictions."""
+    score, hits = 0.0, 0
+    for rank, prediction in enumerate(predictions[:n], start=1):
+        if prediction in positives:
+            hits += 1
+            score += hits / rank
+    return score / min(len(positives), n) if len(positives) else 0.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("values", [[1, 5, 10, 20], [20, 1, 10, 5], [3], [1000, 2]])
+@pytest.mark.parametrize("k", [1, 4, 25])
+def test_mean_average_precision_is_mapillarys(seed, values, k):
+    random = np.random.default_rng(seed)
+    predictions = np.stack([random.permutation(40)[:k] for _ in range(30)])
+    positives = [random.permutation(40)[:count] for count in random.integers(0, 31, 30)]
+    positives[3], positives[8] = np.array([], int), np.array([77])  # none, and one that no search can find
+    correct = np.array([[i in set(p.tolist()) for i in row] for row, p in zip(predictions, positives, strict=True)])
+    precisions = average_precision_at(correct, positives, values)
+    assert list(precisions) == values
+    for n in values:
+        rows = [mapillary_apk(row.tolist(), p.tolist(), n) for row, p in zip(predictions, positives, strict=True)]
+        assert precisions[n] == pytest.approx(100 * sum(rows) / 30, rel=1e-6, abs=1e-9)
+
+
+def test_mean_average_precision_by_hand():
+    correct = np.array([[True, False, True], [False, True, False], [False, False, False]])
+    positives = [np.array([4, 9]), np.array([1, 2, 3, 5, 6]), np.array([], int)]
+    # First query: at 1: 1 / 1; at 2: 1 / 2; at 3: (1 + 2/3) / 2. Second: 0 / 1; (1/2) / 2; (1/2) / 3. Third: 0.
+    precisions = average_precision_at(correct, positives, [1, 2, 3])
+    assert precisions[1] == pytest.approx(100 / 3)
+    assert precisions[2] == pytest.approx(100 * (1 / 2 + 1 / 4) / 3)
+    assert precisions[3] == pytest.approx(100 * (5 / 6 + 1 / 6) / 3)
+
+
+def test_mean_average_precision_of_perfect_predictions_is_100_percent():
+    correct = np.arange(10) < np.array([[1], [4], [10]])
+    precisions = average_precision_at(correct, [np.arange(1), np.arange(4), np.arange(30)], [1, 5, 10])
+    assert precisions == pytest.approx({1: 100, 5: 100, 10: 100})

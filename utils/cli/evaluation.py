@@ -14,10 +14,13 @@ from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, Sear
 from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
 from utils.runtime import distributed
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
 from utils.runtime.run_dir import RunDir
 
 DEFAULT_THRESHOLD = 25.0  # metres
+FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
+    ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
+)
 SINGLE = "applies to one dataset, but --dataset_name names {}. Run it separately."
 
 
@@ -43,27 +46,16 @@ class BenchmarkFlags:
         metavar="NAME",
     )
     database_folder: Path | None = flag(
-        "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name",
-        type=Path,
-        default=None,
-        metavar="DIR",
+        "any folder as database; with --queries_folder, instead of --datasets_folder and --dataset_name", default=None
     )
-    queries_folder: Path | None = flag(
-        "any folder of queries; see --database_folder", type=Path, default=None, metavar="DIR"
-    )
+    queries_folder: Path | None = flag("any folder of queries; see --database_folder", default=None)
     queries_list: Path | None = flag(
-        "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces", default=None
     )
     positions_csv: Path | None = flag(
-        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude", default=None
     )
-    no_labels: bool = flag("no positions are known: write predictions without recalls", action="store_true")
+    no_labels: bool = switch("no positions are known: write predictions without recalls")
     threshold: float | None = flag(
         "a database image within this distance of a query counts as correct (default: 25)",
         name="val_positive_dist_threshold",
@@ -80,7 +72,7 @@ class BenchmarkFlags:
         if self.given_folders:
             for name in ("dataset_name", "split"):
                 if getattr(self, name):
-                    raise InputError(f"--{name} selects images of a dataset and cannot be combined with folders.")
+                    raise InputError(f"--{name} selects images of a dataset. It does not apply to --queries_folder.")
             return
         if self.datasets_folder is None:
             raise InputError(
@@ -132,9 +124,10 @@ class EvaluationArguments(EvaluationConfig):
             raise InputError("Give both --database_folder and --queries_folder (with --load_index, only the latter).")
         if data.database_folder and index.load_index:
             raise InputError("--load_index replaces the database; give either that or --database_folder.")
+        count = len(data.benchmarks)  # raises InputError for images that cannot be selected so
         for name in ("save_index", "load_index"):
-            if getattr(index, name) and len(data.benchmarks) > 1:
-                raise InputError(f"--{name} {SINGLE.format(len(data.benchmarks))}")
+            if getattr(index, name) and count > 1:
+                raise InputError(f"--{name} {SINGLE.format(count)}")
         if self.report.only_wrong and data.no_labels:
             raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
         for size in self.image_sizes:  # as far as the model is known before reading the checkpoint
@@ -150,9 +143,7 @@ class FloatEvaluation(EvaluationArguments):
     index: IndexFlags = part(
         "index",
         changed={
-            "load_index": flag(
-                "search this index; database images are not read", type=index_folder, default=None, metavar="DIR"
-            )
+            "load_index": flag("search this index; database images are not read", type=index_folder, default=None)
         },
     )
     search: SearchConfig = fixed(SearchConfig(rerank_num=0))

@@ -9,7 +9,7 @@ from model import InputError
 from utils.cli.model import TrainedModel
 from utils.cli.parser import add_flags, settings_from
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
-from utils.runtime.flags import flag, part, positive_int
+from utils.runtime.flags import flag, part, positive_int, switch
 
 INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
 RUN_HELP = "the folder of an evaluation, with predictions.csv"
@@ -25,14 +25,14 @@ UNUSED = {  # by an ONNX file
 
 def num_matched_flag() -> int:
     """The field num_matched."""
-    return flag("matches of each image or query", type=positive_int, default=20, metavar="N")
+    return flag("matches of each image or query", type=positive_int, default=20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """An export to a new file or folder. Raises InputError if it exists, or its folder does not."""
 
-    output: Path = flag("the file to write; for npy the folder", type=Path, metavar="FILE")
+    output: Path = flag("the file to write; for npy the folder")
 
     def __post_init__(self) -> None:
         if os.path.lexists(self.output):  # it may be the checkpoint itself
@@ -45,14 +45,11 @@ class Export:
 class ImageExport(Export):
     """An export of an index, whose images it names relative to a folder."""
 
-    index: Path | None = flag(INDEX_HELP, type=index_folder, metavar="DIR")
-    trust_index: bool = flag("skip checksum verification of --index; saves time with a large one", action="store_true")
-    allow_incomplete_index: bool = flag("export --index even if building it was interrupted", action="store_true")
+    index: Path | None = flag(INDEX_HELP, type=index_folder)
+    trust_index: bool = switch("skip checksum verification of --index; saves time with a large one")
+    allow_incomplete_index: bool = switch("export --index even if building it was interrupted")
     image_root: Path | None = flag(
-        "images are named relative to this folder (default: the deepest folder above all of them)",
-        type=Path,
-        default=None,
-        metavar="DIR",
+        "images are named relative to this folder (default: the deepest folder above all of them)", default=None
     )
 
 
@@ -82,14 +79,13 @@ class PairsExport(ImageExport):
     Raises InputError for both or none of these, and for flags that do not apply.
     """
 
-    index: Path | None = flag(INDEX_HELP, type=index_folder, default=None, metavar="DIR")
-    run: Path | None = flag(RUN_HELP, type=Path, default=None, metavar="DIR")
+    index: Path | None = flag(INDEX_HELP, type=index_folder, default=None)
+    run: Path | None = flag(RUN_HELP, default=None)
     num_matched: int = num_matched_flag()
     rerank_num: int = flag(
         "first-stage results to re-rank, of the index of a two-branch model (default: 100)",
         type=positive_int,
         default_from=lambda flags: 0 if flags["run"] else 100,
-        metavar="N",
     )
 
     def __post_init__(self) -> None:
@@ -105,7 +101,7 @@ class PairsExport(ImageExport):
 class MslsExport(Export):
     """Predictions of an evaluation as MSLS keys, for its evaluation."""
 
-    run: Path = flag(RUN_HELP, type=Path, metavar="DIR")
+    run: Path = flag(RUN_HELP)
     num_matched: int = num_matched_flag()
 
 
@@ -116,26 +112,19 @@ class MilvusExport:
     index: Path = flag(
         "a complete index built by eval_hashing.py or eval_rerank.py --save_index; its checksums are verified",
         type=index_folder,
-        metavar="DIR",
     )
     to: EngineAddress = flag(
-        "milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection",
-        type=engine_address,
-        metavar="ADDRESS",
+        "milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection", type=engine_address, metavar="ADDRESS"
     )
-    append: bool = flag("add the images that --index has more than the copy", action="store_true")
-    shards: int | None = flag(
-        "shards of a new copy (default: 1)", type=int, choices=range(1, 17), default=None, metavar="N"
-    )
+    append: bool = switch("add the images that --index has more than the copy")
+    shards: int | None = flag("shards of a new copy (default: 1)", type=int, choices=range(1, 17), default=None)
     token: str | None = flag(
         "USER:PASSWORD; visible to other users of this machine, unlike the environment variable MILVUS_TOKEN",
         default=None,
     )
     tls_ca: Path | None = flag(
         "certificate that signed the server's, for milvus+tls (or set the environment variable MILVUS_TLS_CA)",
-        type=Path,
         default=None,
-        metavar="FILE",
     )
 
     def __post_init__(self) -> None:
@@ -163,25 +152,22 @@ class OnnxExport(Export):
                 default=(322, 322),
                 metavar=("H", "W"),
             ),
-            "antialias": flag(
+            "antialias": switch(
                 "state in the file that images are resized without antialiasing; by default with it",
                 name="no_antialias",
-                action="store_true",
                 inverse=True,
             ),
-            "precision": flag(
+            "precision": switch(
                 "weights and computation in half precision; inputs and outputs stay float32",
                 name="fp16",
-                action="store_true",
                 convert=lambda is_half: "fp16" if is_half else "fp32",
             ),
         },
     )
-    normalize: bool = flag(
+    normalize: bool = switch(
         "the file takes normalised images; by default it takes values in [0, 1] and normalises them",
         name="no_normalization",
         group="images",
-        action="store_true",
         inverse=True,
     )
 

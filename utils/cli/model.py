@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig
-from utils.runtime.flags import fixed, flag
+from utils.runtime.flags import fixed, flag, switch
 
 KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
 SCRIPTS = {"float": "{}.py", "hashing": "{}_hashing.py", "two-branch": "{}_rerank.py"}
-EITHER = "Give a checkpoint with --resume FILE, or --pretrained for the published weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,8 @@ class Architecture:
         choices=tuple(AGGREGATIONS),
         default=None,
     )
-    hashing: bool = flag("a model with binary codes; implied by eval_*.py and train_*.py", action="store_true")
-    rerank: bool = flag("with --hashing: a two-branch model; implied likewise", action="store_true")
+    hashing: bool = switch("a model with binary codes; implied by eval_*.py and train_*.py")
+    rerank: bool = switch("with --hashing: a two-branch model; implied likewise")
     kind: str | None = fixed(None)
 
     def __post_init__(self) -> None:
@@ -58,16 +57,12 @@ class TrainedModel(Architecture):
     Raises InputError for both or none, and for published weights of a model that does not exist.
     """
 
-    resume: Path | None = flag(
-        "checkpoint: ours, published, or bare weights; the model is recognised", type=Path, default=None, metavar="FILE"
-    )
-    pretrained: bool = flag(
-        "the published checkpoint of the model that these flags state, downloaded once", action="store_true"
-    )
+    resume: Path | None = flag("checkpoint: ours, published, or bare weights; the model is recognised", default=None)
+    pretrained: bool = switch("the published checkpoint of the model that these flags state, downloaded once")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.resume) == self.pretrained:
-            raise InputError("Give a checkpoint with --resume FILE, or --pretrained for the published weights.")
+            raise InputError("Give either a checkpoint with --resume FILE, or --pretrained for the published weights.")
         if self.pretrained:
             self.choice.resolve()

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from model.errors import InputError
 from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, Flag, Part
@@ -18,11 +20,12 @@ GROUPS = ("data", "model", "training", "images", "descriptors", "index", "search
 
 
 class DeclaredFlag(NamedTuple):
-    """A flag, its name without dashes, and its heading in --help."""
+    """A flag, its name without dashes, its heading in --help, and the type of its field."""
 
     name: str
     flag: Flag
     group: str
+    kind: Any
 
 
 def parse(settings: type[T], description: str | None, *, refused: dict[str, str] | None = None) -> T:
@@ -51,10 +54,10 @@ def build_parser(
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
     """Adds the flags of a class of settings. Raises TypeError as `parse` does."""
     flags = declared_flags(settings, "other")
-    titles = sorted({title for *_, title in flags}, key=lambda title: (*GROUPS, title).index(title))
+    titles = sorted({declared.group for declared in flags}, key=lambda title: (*GROUPS, title).index(title))
     groups = {title: parser.add_argument_group(title) for title in titles}
-    for name, declared, title in flags:
-        options = dict(declared.options)
+    for name, declared, title, kind in flags:
+        options = _options_of(name, kind) | declared.options
         is_positional = options.pop("positional", False)
         text = declared.help
         if declared.default_from:
@@ -65,7 +68,22 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
             options |= {} if is_positional else {"required": True}
         elif not any(options["default"] is value for value in (None, False, ())):
             text += f" (default: {_shown(options['default'])})"
+        if "choices" in options or options.get("action"):
+            options.pop("metavar", None)
         groups[title].add_argument(name if is_positional else f"--{name}", help=text, **options)
+
+
+def _options_of(name: str, kind: Any) -> dict[str, Any]:
+    """What the type of a field says about its flag."""
+    if get_origin(kind) is tuple:
+        return {"nargs": "+" if get_args(kind)[-1] is Ellipsis else len(get_args(kind)), "metavar": "N"}
+    kinds = [each for each in get_args(kind) or (kind,) if each is not NoneType]
+    if kinds == [bool]:
+        return {"action": "store_true"}
+    if Path in kinds:
+        is_folder = name.endswith(("folder", "index", "root", "run", "pictures"))
+        return {"type": Path, "metavar": "DIR" if is_folder else "FILE"}
+    return {"metavar": {int: "N", float: "X"}.get(kinds[0], name.upper())}
 
 
 def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
@@ -80,8 +98,8 @@ class _Values(dict[str, Any]):
     """{flag: value}. One that was left out and whose default depends on others is computed when it is asked for."""
 
     def __init__(self, args: argparse.Namespace, declared: list[DeclaredFlag]) -> None:
-        self._default_from = {name: flag.default_from for name, flag, _ in declared if flag.default_from}
-        for name, flag, _ in declared:
+        self._default_from = {name: flag.default_from for name, flag, *_ in declared if flag.default_from}
+        for name, flag, *_ in declared:
             value = getattr(args, name)
             if value is not None or not flag.default_from:
                 self[name] = flag.convert(value) if flag.convert and value is not None else value
@@ -116,12 +134,12 @@ def _walk(settings: type, title: str, within: Part | None) -> Iterator[DeclaredF
             yield from _walk(types[item.name], metadata[PART].title, metadata[PART])
         elif FLAG in metadata:
             declared = metadata[FLAG]
-            yield DeclaredFlag(declared.name or item.name, declared, declared.group or title)
+            yield DeclaredFlag(declared.name or item.name, declared, declared.group or title, types[item.name])
 
 
 def changeable_flags(settings: type) -> set[str]:
     """The flags that a resumed training run may state differently."""
-    return {name for name, declared, _ in declared_flags(settings, "") if declared.may_change}
+    return {name for name, declared, *_ in declared_flags(settings, "") if declared.may_change}
 
 
 def _check_sources(settings: type, within: Part | None) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.folder import POSITION_SOURCES, PositionConfig
+from model import InputError
 from utils.cli.evaluation import require_file
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import (
@@ -15,12 +16,11 @@ from utils.retrieval.config import (
     index_location,
 )
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import flag, part, positive_int
+from utils.runtime.flags import flag, part, positive_int, switch
 
-UPRIGHT = flag(
+UPRIGHT = switch(
     "ignore the images' EXIF orientation; by default they are turned upright",
     name="ignore_exif_orientation",
-    action="store_true",
     inverse=True,
 )
 UNUSED = {"compile": False, "memory_share": 0.5}
@@ -30,9 +30,9 @@ UNUSED = {"compile": False, "memory_share": 0.5}
 class BuildIndexArguments:
     """The command line of build_index.py."""
 
-    folder: Path = flag("folder of images, also in subfolders", type=Path, metavar="IMAGES", positional=True)
+    folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
     index_to_write: IndexConfig = part("index")
-    positions: str = flag(
+    positions: str | None = flag(
         "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
         "(auto, the default)",
         group="data",
@@ -42,21 +42,22 @@ class BuildIndexArguments:
     positions_csv: Path | None = flag(
         "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
         group="data",
-        type=Path,
         default=None,
-        metavar="FILE",
     )
     model: TrainedModel = part("model")
     extraction: ExtractionConfig = part("images", fixed=UNUSED, changed={"exif_orientation": UPRIGHT})
 
     def __post_init__(self) -> None:
+        require_file("resume", self.model.resume)
         require_file("positions_csv", self.positions_csv)
+        if self.positions and self.positions_csv:
+            raise InputError("--positions_csv gives the positions. Give either that or --positions.")
         warn_if_slow(self.extraction.device, self.extraction.precision)
 
     @property
     def position_config(self) -> PositionConfig:
-        """Where positions come from. Raises InputError if both sources are given."""
-        return PositionConfig(source=self.positions, csv=self.positions_csv)
+        """Where positions come from."""
+        return PositionConfig(source=self.positions or "auto", csv=self.positions_csv)
 
     @property
     def index(self) -> IndexConfig:
@@ -80,30 +81,17 @@ class SearchArguments:
         "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME",
         group="index",
         type=index_location,
-        metavar="DIR",
     )
-    trust_index: bool = flag(
-        "skip checksum verification of --index; saves time with a large one", group="index", action="store_true"
-    )
-    allow_incomplete_index: bool = flag(
-        "search --index even if building it was interrupted", group="index", action="store_true"
-    )
+    trust_index: bool = switch("skip checksum verification of --index; saves time with a large one", group="index")
+    allow_incomplete_index: bool = switch("search --index even if building it was interrupted", group="index")
     resume: Path | None = flag(
-        "checkpoint, if it is no longer at the path that the index stores",
-        group="index",
-        type=Path,
-        default=None,
-        metavar="FILE",
+        "checkpoint, if it is no longer at the path that the index stores", group="index", default=None
     )
     search: SearchConfig = part("search", fixed={"ivf": None})
-    results: int = flag("matches to print for each image", group="report", type=positive_int, default=5, metavar="N")
-    save_pictures: Path | None = flag(
-        "save a PNG of each image with its matches in DIR", group="report", type=Path, default=None, metavar="DIR"
-    )
-    json: bool = flag(
-        "print one JSON object in place of tables; all other messages go to standard error",
-        group="report",
-        action="store_true",
+    results: int = flag("matches to print for each image", group="report", type=positive_int, default=5)
+    save_pictures: Path | None = flag("save a PNG of each image with its matches in DIR", group="report", default=None)
+    json: bool = switch(
+        "print one JSON object in place of tables; all other messages go to standard error", group="report"
     )
     extraction: ExtractionConfig = part(
         "images",

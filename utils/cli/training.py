@@ -53,9 +53,7 @@ class TrainingArguments:
     gsv_cities_folder: Path = flag(
         "folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)",
         group="data",
-        type=Path,
         default_from=lambda flags: flags["datasets_folder"] and flags["datasets_folder"] / "gsv_cities",
-        metavar="DIR",
         may_change=True,
     )
     places: PlacesConfig = part("data")
@@ -83,9 +81,7 @@ class TrainingArguments:
         metavar="METRES",
     )
     model: Architecture = part("model")
-    resume: Path | None = flag(
-        "last_model.pth of the run to resume", group="model", type=Path, default=None, metavar="FILE", may_change=True
-    )
+    resume: Path | None = flag("last_model.pth of the run to resume", group="model", default=None, may_change=True)
     training: TrainingConfig = part("training")
     extraction: ExtractionConfig = part(
         "images",
@@ -147,20 +143,10 @@ class StageOneArguments(TrainingArguments):
     """The command line of trainings that start from DINOv2's backbone, or from another model."""
 
     init_from: Path | None = flag(
-        "start a new run from the weights of a trained model",
-        group="model",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        may_change=True,
+        "start a new run from the weights of a trained model", group="model", default=None, may_change=True
     )
     foundation_model_path: Path | None = flag(
-        "DINOv2 weights (default: download them)",
-        group="model",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        may_change=True,
+        "DINOv2 weights (default: download them)", group="model", default=None, may_change=True
     )
 
     def __post_init__(self) -> None:
@@ -198,8 +184,6 @@ class TwoBranchTraining(TrainingArguments):
     resume: Path = flag(
         "a trained float model to start from, or this script's last_model.pth to resume a run",
         group="model",
-        type=Path,
-        metavar="FILE",
         may_change=True,
     )
     training: TrainingConfig = part("training", fixed={"train_backbone": False})

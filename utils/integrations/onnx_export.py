@@ -18,9 +18,10 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from model import GeoLocalizationNet, InputError, prepare_for_inference
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
-from utils.retrieval.config import PRECISIONS, ExtractionConfig
+from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import pack_codes
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.devices import PRECISIONS
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18

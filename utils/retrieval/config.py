@@ -21,6 +21,7 @@ from utils.runtime.flags import (
     part,
     positive_int,
     seed_flag,
+    switch,
 )
 
 DEFAULT_REPORT_QUERIES = 100
@@ -36,7 +37,7 @@ ENGINE_ADDRESS = re.compile(
 def exif_orientation_flag() -> Any:
     """The field exif_orientation."""
     text = "turn images upright as their EXIF data says; the reference ignores it"
-    return flag(text, name="exif_orientation", action="store_true")
+    return switch(text, name="exif_orientation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,8 @@ class ExtractionConfig:
         default=(322, 322),
         metavar=("H", "W"),
     )
-    antialias: bool = flag(
-        "resize without antialiasing, as torchvision before 0.17 did",
-        name="no_antialias",
-        action="store_true",
-        inverse=True,
+    antialias: bool = switch(
+        "resize without antialiasing, as torchvision before 0.17 did", name="no_antialias", inverse=True
     )
     exif_orientation: bool = exif_orientation_flag()
     batch_size: int = flag(
@@ -70,7 +68,6 @@ class ExtractionConfig:
         group="speed",
         type=positive_int,
         default=16,
-        metavar="N",
         may_change=True,
     )
     num_workers: int = flag(
@@ -79,14 +76,11 @@ class ExtractionConfig:
         type=non_negative_int,
         default=0,
         default_from=lambda _: min(8, os.cpu_count() or 1),
-        metavar="N",
         may_change=True,
     )
     device: str = device_flag()
     precision: str = flag(PRECISION_HELP, group="speed", choices=tuple(PRECISIONS), default="fp32")
-    compile: bool = flag(
-        "torch.compile the model: slow at the start, faster afterwards", group="speed", action="store_true"
-    )
+    compile: bool = switch("torch.compile the model: slow at the start, faster afterwards", group="speed")
     memory_share: float = flag(
         "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file",
         group="speed",
@@ -115,10 +109,8 @@ class IndexConfig:
     file of the model's weights, which the index names, or None for the published ones.
     """
 
-    folder: Path = flag("the folder to write; see docs/index_format.md", name="index", type=Path, metavar="DIR")
-    append: bool = flag(
-        "add missing images to --index, or continue if building it was interrupted", action="store_true"
-    )
+    folder: Path = flag("the folder to write; see docs/index_format.md", name="index")
+    append: bool = switch("add missing images to --index, or continue if building it was interrupted")
     descriptor_dtype: str = flag("number format of the descriptors", choices=tuple(DESCRIPTOR_DTYPES), default="fp32")
     weights: Path | None = fixed(None)
 
@@ -206,20 +198,13 @@ class IndexFlags:
     Raises InputError for values that do not go together.
     """
 
-    save_index: Path | None = flag(
-        "save the database's features to a new folder", type=index_folder, default=None, metavar="DIR"
-    )
+    save_index: Path | None = flag("save the database's features to a new folder", type=index_folder, default=None)
     load_index: Path | EngineAddress | None = flag(
-        "search this index, or milvus://HOST:PORT/NAME; database images are not read",
-        type=index_location,
-        default=None,
-        metavar="DIR",
+        "search this index, or milvus://HOST:PORT/NAME; database images are not read", type=index_location, default=None
     )
-    append: bool = flag("add missing images to the existing index of --save_index", action="store_true")
-    trust_index: bool = flag(
-        "skip checksum verification of --load_index; saves time with a large one", action="store_true"
-    )
-    allow_incomplete_index: bool = flag("search --load_index even if building it was interrupted", action="store_true")
+    append: bool = switch("add missing images to the existing index of --save_index")
+    trust_index: bool = switch("skip checksum verification of --load_index; saves time with a large one")
+    allow_incomplete_index: bool = switch("search --load_index even if building it was interrupted")
     descriptor_dtype: str | None = flag(
         "number format of the descriptors in --save_index (default: fp32)",
         choices=tuple(DESCRIPTOR_DTYPES),
@@ -277,6 +262,10 @@ class CropConfig:
     def __post_init__(self) -> None:
         if self.majority_weight is not None and self.test_method != "maj_voting":
             raise InputError("--majority_weight applies to --test_method maj_voting; give that too.")
+        if self.majority_weight is None and self.test_method == "maj_voting":
+            raise InputError(
+                f"The test method maj_voting needs a majority_weight. Give one, such as {DEFAULT_MAJORITY_WEIGHT}."
+            )
 
     @property
     def are_merged(self) -> bool:
@@ -292,13 +281,10 @@ class PCAConfig:
     Raises InputError for values that do not go together.
     """
 
-    dim: int | None = flag(
-        "reduce descriptors to N dimensions by PCA", name="pca_dim", type=positive_int, default=None, metavar="N"
-    )
+    dim: int | None = flag("reduce descriptors to N dimensions by PCA", name="pca_dim", type=positive_int, default=None)
     subfolder: Path | None = flag(
         "fit PCA to images below this folder in --datasets_folder, such as pitts30k/images/train",
         name="pca_dataset_folder",
-        type=Path,
         default=None,
         metavar="FOLDER",
     )
@@ -342,9 +328,7 @@ class SearchConfig:
     is given.
     """
 
-    rerank_num: int = flag(
-        "first-stage results to re-rank", type=positive_int, default=100, metavar="N", may_change=True
-    )
+    rerank_num: int = flag("first-stage results to re-rank", type=positive_int, default=100, may_change=True)
     ivf: IVFConfig | None = flag(
         "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images",
         type=positive_int,
@@ -370,7 +354,6 @@ class ReportConfig:
         nargs="+",
         default=(1, 5, 10, 100),
         convert=lambda values: sorted(set(values)),
-        metavar="N",
         may_change=True,
     )
     num_pictures: int = flag(
@@ -378,21 +361,17 @@ class ReportConfig:
         name="num_preds_to_save",
         type=non_negative_int,
         default=0,
-        metavar="N",
     )
-    only_wrong: bool = flag(
-        "with --num_preds_to_save: only queries whose first prediction is wrong",
-        name="save_only_wrong_preds",
-        action="store_true",
+    only_wrong: bool = switch(
+        "with --num_preds_to_save: only queries whose first prediction is wrong", name="save_only_wrong_preds"
     )
-    no_page: bool = flag("do not write report.html", name="no_report", action="store_true")
+    no_page: bool = switch("do not write report.html", name="no_report")
     page_queries: int | None = flag(
         f"queries with pictures in report.html, failures first (default: {DEFAULT_REPORT_QUERIES})",
         name="report_queries",
         type=non_negative_int,
         default=None,
         default_from=lambda flags: None if flags["no_report"] else DEFAULT_REPORT_QUERIES,
-        metavar="N",
     )
     exif_orientation: bool = exif_orientation_flag()
 

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class SearchConfig:
-        results: int = flag("matches to print for each image", type=positive_int, default=5, metavar="N")
+        results: int = flag("matches to print for each image", type=positive_int, default=5)
 
 `utils.cli.parser` builds the command line of a script from such a class, and the settings from the command line. In
 Python, `SearchConfig(results=3)` works as for any other dataclass.
@@ -54,13 +54,17 @@ def flag(help: str, **options: Any) -> Any:
     """A field with a flag. `options` are the fields of Flag, and the options of ArgumentParser.add_argument.
 
     The field has the `default` of the options. Without one the flag is required, unless `default_from` gives a value:
-    then the field's own default is None.
+    then the field's own default is None. Where the type of the field leaves no choice, the parser adds the option:
+    action of a bool, type and metavar of a Path, nargs of a tuple, metavar of a number.
     """
     own = {name: options.pop(name) for name in Flag.__dataclass_fields__.keys() & options.keys()}
-    if options.get("action") == "store_true":
-        options.setdefault("default", own.get("inverse", False))
     default = options.get("default", None if "default_from" in own else MISSING)
     return field(default=default, metadata={FLAG: Flag(help=help, options=options, **own)})
+
+
+def switch(help: str, **options: Any) -> Any:
+    """A bool field that the flag sets, or with `inverse` clears."""
+    return flag(help, default=options.get("inverse", False), **options)
 
 
 def fixed(value: Any) -> Any:
@@ -105,4 +109,4 @@ fraction = _number(float, sys.float_info.min, "a number above 0 and at most 1", 
 
 def seed_flag() -> Any:
     """The field seed."""
-    return flag("random seed", group="other", type=non_negative_int, default=0, metavar="N")
+    return flag("random seed", group="other", type=non_negative_int, default=0)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -20,7 +21,6 @@ from utils.runtime.terminal import PrintableFormatter
 
 LIBRARIES = {
     "torch": "torch",
-    "torchvision": "torchvision",
     "numpy": "numpy",
     "faiss": "faiss",
     "sklearn": "scikit-learn",
@@ -89,12 +89,13 @@ class _StrictFileHandler(logging.FileHandler):
 
 
 def library_versions() -> dict[str, str]:
-    """{library: version} of Python and the libraries, which this loads.
+    """{library: version} of Python and the libraries, which this loads, except torchvision: that would take seconds.
 
     Read from the modules, because the name of the package that provides faiss depends on where it came from.
     """
     versions = {name: importlib.import_module(module).__version__ for module, name in LIBRARIES.items()}
-    return {"python": platform.python_version(), **versions}
+    torchvision = importlib.metadata.version("torchvision")
+    return {"python": platform.python_version(), "torchvision": torchvision, **versions}
 
 
 def _new_folder(parent: Path) -> Path:

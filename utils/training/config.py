@@ -12,6 +12,7 @@ from utils.runtime.flags import (
     positive_float,
     positive_int,
     seed_flag,
+    switch,
 )
 
 DEFAULT_WEIGHT_DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0}
@@ -31,13 +32,9 @@ class TrainingConfig:
     for other values.
     """
 
-    batch_size: int = flag(
-        "places per batch, over all ranks", name="train_batch_size", type=positive_int, default=120, metavar="N"
-    )
-    epochs_num: int = flag("epochs; 0: test the initial model", type=non_negative_int, default=25, metavar="N")
-    patience: int = flag(
-        "stop after N epochs without improvement", type=positive_int, default=12, metavar="N", may_change=True
-    )
+    batch_size: int = flag("places per batch, over all ranks", name="train_batch_size", type=positive_int, default=120)
+    epochs_num: int = flag("epochs; 0: test the initial model", type=non_negative_int, default=25)
+    patience: int = flag("stop after N epochs without improvement", type=positive_int, default=12, may_change=True)
     optim: str = flag("optimizer", choices=tuple(DEFAULT_WEIGHT_DECAY), default="adam")
     lr: float = flag("initial learning rate", type=positive_float, default=4e-4)
     schedule: str = flag(
@@ -46,7 +43,7 @@ class TrainingConfig:
         default="step",
     )
     warmup_steps: int = flag(
-        "steps over which the learning rate rises to --lr at the start", type=non_negative_int, default=0, metavar="N"
+        "steps over which the learning rate rises to --lr at the start", type=non_negative_int, default=0
     )
     weight_decay: float = flag(
         "weight decay (default: 0.01 for adamw, 0 for adam and sgd)",
@@ -67,17 +64,13 @@ class TrainingConfig:
         default="fp32",
         default_from=lambda flags: "fp16" if flags["device"].startswith("cuda") else "fp32",
     )
-    train_backbone: bool = flag("train the backbone too (vit-tiny: from scratch)", action="store_true")
-    compile: bool = flag(
-        "torch.compile the training steps: slow at the start, faster afterwards",
-        group="speed",
-        action="store_true",
-        may_change=True,
+    train_backbone: bool = switch("train the backbone too (vit-tiny: from scratch)")
+    compile: bool = switch(
+        "torch.compile the training steps: slow at the start, faster afterwards", group="speed", may_change=True
     )
-    tensorboard: bool = flag(
+    tensorboard: bool = switch(
         "also write the curves for TensorBoard, to the run's folder; needs requirements-tensorboard.txt",
         group="report",
-        action="store_true",
         may_change=True,
     )
     device: str = device_flag()

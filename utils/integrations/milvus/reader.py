@@ -42,8 +42,7 @@ class MilvusIndex(OpenIndex):
                     "collections and export the index again."
                 )
         self._table = ImageTable(collections, state.images)
-        positions: EnginePositions = Positions(self._table)
-        self.images = ImageSet(Paths(self._table), cast(np.ndarray, positions), self.metadata.utm_zone)
+        self.images = ImageSet(Paths(self._table), cast(np.ndarray, self._table), self.metadata.utm_zone)
         logging.info("The index %s holds %d images.", address, len(self))
 
     def __str__(self) -> str:
@@ -55,8 +54,8 @@ class MilvusIndex(OpenIndex):
         return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
 
 
-class ImageTable:
-    """Paths and positions of the images, read on demand.
+class ImageTable(EnginePositions):
+    """Paths and positions of the images, read on demand: `table[indices]` and conversion to an array give positions.
 
     A search announces what it found. The first access to one of these reads them all, many rows at a time.
     """
@@ -75,14 +74,18 @@ class ImageTable:
         """The path of an image."""
         return self._row(index)[0]
 
-    def utms(self, indices: np.ndarray) -> np.ndarray:
-        """The positions [n, 2] of images."""
-        if self._utms is not None:
-            return self._utms[indices]
-        return np.array([self._row(index)[1:] for index in indices.tolist()]).reshape(-1, 2)
+    def __len__(self) -> int:
+        return self.count
 
-    def all_utms(self) -> np.ndarray:
-        """All positions [N, 2]."""
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        if isinstance(indices, slice) or self._utms is not None:
+            return self._all_utms()[indices]
+        return np.array([self._row(index)[1:] for index in np.asarray(indices).tolist()]).reshape(-1, 2)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._all_utms(), dtype, copy=copy)
+
+    def _all_utms(self) -> np.ndarray:
         if self._utms is None:
             self._utms = np.empty((self.count, 2))
             for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
@@ -93,11 +96,10 @@ class ImageTable:
 
     def _row(self, index: int) -> tuple[str, float, float]:
         if index not in self._known:
-            wanted = np.union1d(self._announced, index)
+            wanted = [i for i in np.union1d(self._announced, index).tolist() if i not in self._known]
             self._announced = np.empty(0, np.int64)
-            wanted = np.array([i for i in wanted.tolist() if i not in self._known])
             for start in with_progress(range(0, len(wanted), MAX_ROWS), "Reading paths"):
-                ids = wanted[start : start + MAX_ROWS].tolist()
+                ids = wanted[start : start + MAX_ROWS]
                 rows = self._collections.rows(self._collections.codes, ids, ["path", "easting", "northing"])
                 self._known |= {i: (row["path"], row["easting"], row["northing"]) for i, row in rows.items()}
         return self._known[index]
@@ -110,30 +112,12 @@ class Paths(Sequence[str]):
         self._table = table
 
     def __len__(self) -> int:
-        return self._table.count
+        return len(self._table)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
         return self._table.path(range(len(self))[int(i)])
-
-
-class Positions:
-    """The positions [N, 2] of the images. `positions[indices]` reads those; conversion to an array reads all, once."""
-
-    def __init__(self, table: ImageTable) -> None:
-        self._table = table
-
-    def __len__(self) -> int:
-        return self._table.count
-
-    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        if isinstance(indices, slice):
-            return self._table.all_utms()[indices]
-        return self._table.utms(np.asarray(indices))
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._table.all_utms(), dtype, copy=copy)
 
 
 class MilvusCodes:

@@ -38,8 +38,13 @@ FORMAT = 5
 METADATA, MANIFEST, PATHS, PROJECTION = "metadata.json", "manifest.jsonl", "paths.txt", "pca.bin"
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
-REBUILD = "Rebuild the index"
+REPAIR = "Rebuild the index, or copy it again."
 METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
+
+
+def damaged(path: Path, problem: str) -> InputError:
+    """The error for a file whose content cannot be right."""
+    return InputError(f"{path} is damaged: {problem}. {REPAIR}")
 
 
 class UnknownFormat(ValueError):
@@ -115,9 +120,9 @@ class IndexMetadata:
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
         except UnknownFormat as error:
-            raise InputError(f"The index {folder} has {error}. {REBUILD} with build_index.py.") from None
+            raise InputError(f"The index {folder} has {error}. Rebuild the index with build_index.py.") from None
         except METADATA_ERRORS as error:
-            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
+            raise damaged(path, repr(error)) from error
 
     @staticmethod
     def parse(text: bytes) -> "IndexMetadata":
@@ -224,7 +229,7 @@ class Manifest(NamedTuple):
             if ended and (type(entries[-1]["complete"]) is not int or entries[-1] != {"complete": images}):
                 raise ValueError(f"the end mark is {entries[-1]}, but the chunks have {images} images")
         except ValueError as error:
-            raise InputError(f"{path} is damaged: {error!r}. {REBUILD}, or copy it again.") from error
+            raise damaged(path, repr(error)) from error
         return Manifest(chunks, ended and not rest, sum(len(line) + 1 for line in lines[: len(chunks)]))
 
     @property
@@ -289,11 +294,9 @@ def check_sizes(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> No
         actual = path.stat().st_size if path.is_file() else 0
         if actual < size:
             state = "truncated" if path.is_file() else "missing"
-            raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REBUILD}, or copy it again.")
+            raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REPAIR}")
         if actual > size and manifest.complete:
-            raise InputError(
-                f"{path} is damaged: it has {actual} bytes, but {MANIFEST} lists {size}. {REBUILD}, or copy it again."
-            )
+            raise damaged(path, f"it has {actual} bytes, but {MANIFEST} lists {size}")
         row = metadata.row_bytes.get(name)
         if row and actual > size + CHUNK_SIZE * row:  # lines of the manifest are missing
             raise InputError(
@@ -311,12 +314,12 @@ def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
     size = 4 * (1 + metadata.descriptor_dim) * metadata.pca_input_dim
     if len(data) != size:
         state = "damaged" if path.is_file() else "missing"
-        raise InputError(f"{path} is {state}: {len(data)} of {size} bytes. {REBUILD}, or copy it again.")
+        raise InputError(f"{path} is {state}: {len(data)} of {size} bytes. {REPAIR}")
     pca = PCA.from_bytes(data, metadata.pca_input_dim)
     if hashlib.sha256(data).hexdigest() != metadata.pca_sha256:
-        raise InputError(f"{path} is damaged: its checksum differs from {METADATA}. {REBUILD}, or copy it again.")
+        raise damaged(path, f"its checksum differs from {METADATA}")
     if not (np.isfinite(pca.mean).all() and np.isfinite(pca.components).all()):
-        raise InputError(f"{path} is damaged: it contains NaN or infinity. {REBUILD}, or copy it again.")
+        raise damaged(path, "it contains NaN or infinity")
     return pca
 
 
@@ -324,7 +327,7 @@ def verify_metadata(folder: Path, manifest: Manifest) -> None:
     """Raises InputError if the checksum of metadata.json differs."""
     expected = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
     if any(chunk["sha256"].get(METADATA) != expected for chunk in manifest.chunks):
-        raise InputError(f"{folder / METADATA} is damaged: its checksum differs from {MANIFEST}. {REBUILD}.")
+        raise damaged(folder / METADATA, f"its checksum differs from {MANIFEST}")
 
 
 def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
@@ -337,8 +340,6 @@ def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) 
                 data = file.read(chunk["path_bytes"] if name == PATHS else chunk["images"] * sizes[name])
                 if hashlib.sha256(data).hexdigest() != chunk["sha256"].get(name):
                     last = progress.n + chunk["images"] - 1
-                    raise InputError(
-                        f"{folder / name} is damaged: the checksum of images {progress.n} to {last} differs from "
-                        f"{MANIFEST}. {REBUILD}, or copy it again."
-                    )
+                    problem = f"the checksum of images {progress.n} to {last} differs from {MANIFEST}"
+                    raise damaged(folder / name, problem)
                 progress.update(chunk["images"])

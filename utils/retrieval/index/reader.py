@@ -15,10 +15,10 @@ from model import InputError
 from utils.retrieval.features import DiskArray, Features
 from utils.retrieval.index.format import (
     PATHS,
-    REBUILD,
     IndexMetadata,
     Manifest,
     check_sizes,
+    damaged,
     read_pca,
     verify_checksums,
     verify_metadata,
@@ -113,10 +113,7 @@ def _check_positions(path: Path, utms: np.ndarray) -> None:
     unknown = np.isnan(utms)
     bad = np.flatnonzero(np.isinf(utms).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
     if len(bad):
-        position = utms[bad[0]].tolist()
-        raise InputError(
-            f"{path} is damaged: the position of image {bad[0]} is {position}. {REBUILD}, or copy it again."
-        )
+        raise damaged(path, f"the position of image {bad[0]} is {utms[bad[0]].tolist()}")
 
 
 class PathList(Sequence[str]):
@@ -131,12 +128,12 @@ class PathList(Sequence[str]):
             for start in range(0, size, READ_BLOCK):
                 block = np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8)
                 if not block.all():  # no system opens such a path
-                    raise InputError(f"{path} is damaged: a path contains a NUL byte. {REBUILD}, or copy it again.")
+                    raise damaged(path, "a path contains a NUL byte")
                 ends.append(np.flatnonzero(block == ord("\n")) + start)
             self._text = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self._ends = np.concatenate(ends)
         if len(self._ends) != count or self._ends[-1] != size - 1:
-            raise InputError(f"{path} is damaged: it does not hold one line for each of {count} images. {REBUILD}.")
+            raise damaged(path, f"it does not hold one line for each of {count} images")
 
     def __len__(self) -> int:
         return len(self._ends)

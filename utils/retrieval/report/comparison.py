@@ -118,10 +118,8 @@ def _gallery(comparison: Comparison, num_queries: int) -> Gallery:
     if len(comparison.runs) > 2:
         names |= {f"except {i}": f"all but {run.name} are right" for i, run in enumerate(comparison.runs)}
     gallery.add_filter("Show", {**names, "all": "all right", "none": "all wrong"})
-    gallery.sorts = [
-        {"label": "differences first", "key": 0, "descending": False},
-        {"label": "order of the dataset", "key": 1, "descending": False},
-    ]
+    gallery.add_sort("differences first", 0)
+    gallery.add_sort("order of the dataset", 1)
     return gallery
 
 

@@ -29,9 +29,8 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     title, before, after = f"{benchmark.name}: predictions", [], []
     frame = None
     if outcome.correct:
-        title = f"{benchmark.name}: " + ", ".join(
-            f"R@{n} {value:.1f}" for n, value in list(results["recalls"].items())[:3]
-        )
+        first = list(results["recalls"].items())[:3]
+        title = f"{benchmark.name}: {', '.join(f'R@{n} {value:.1f}' for n, value in first)}"
         frame = MapFrame(np.concatenate([benchmark.database.utms, benchmark.queries.utms]))
         before.append(_recall_section(outcome, list(results["recalls"])))
         after.append(_map_section(outcome, frame))
@@ -185,17 +184,9 @@ def _histogram(name: str, distances: np.ndarray, correct: np.ndarray, *, unit: s
 
 def _settings_section(results: dict[str, Any]) -> Section:
     arguments = {name: value for name, value in results["arguments"].items() if value is not None}
-    tables = "".join(
-        settings_table(caption, values)
-        for caption, values in (
-            ("Seconds", results["seconds"]),
-            ("Versions", results["versions"]),
-            ("Arguments", arguments),
-        )
-    )
-    return Section(
-        anchor="settings", heading="Settings, versions, times", content=f'<div class="columns">{tables}</div>'
-    )
+    parts = {"Seconds": results["seconds"], "Versions": results["versions"], "Arguments": arguments}
+    content = f'<div class="columns">{"".join(settings_table(*part) for part in parts.items())}</div>'
+    return Section(anchor="settings", heading="Settings, versions, times", content=content)
 
 
 # ---- Gallery
@@ -227,12 +218,13 @@ def _gallery(outcome: Outcome, frame: MapFrame | None, num_queries: int) -> Gall
         gallery.queries[-1]["tags"] += [f"condition {name}" for name, members in conditions.items() if query in members]
     gallery.add_filter("Condition", {f"condition {name}": name for name in conditions})
     gallery.add_filter("Show", OUTCOMES)
-    gallery.sorts = [{"label": "order of the dataset", "key": 1, "descending": False}]
-    confident = [("nearest first match", False), ("most distant first match", True)]
-    gallery.sorts += [{"label": label, "key": 2, "descending": descending} for label, descending in confident]
     if correct is not None:
-        gallery.sorts.insert(0, {"label": "failures first", "key": 0, "descending": False})
-        gallery.sorts.append({"label": "largest error in metres", "key": 3, "descending": True})
+        gallery.add_sort("failures first", 0)
+    gallery.add_sort("order of the dataset", 1)
+    gallery.add_sort("nearest first match", 2)
+    gallery.add_sort("most distant first match", 2, descending=True)
+    if correct is not None:
+        gallery.add_sort("largest error in metres", 3, descending=True)
     return gallery
 
 

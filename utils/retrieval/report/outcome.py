@@ -16,14 +16,13 @@ from utils.retrieval.search import SearchResult
 
 
 class NearestPositive(NamedTuple):
-    """The positive of a query that is the nearest on the ground: its place in the database, its distance in metres, its
-    rank from 1 among the results, and its distance there; the last two are None if it is not among them.
+    """The positive of a query that is the nearest on the ground: its place in the database, its distance in metres, and
+    its rank from 1 among the results, or None.
     """
 
     image: int
     metres: float
     rank: int | None
-    distance: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +61,8 @@ class Outcome:
             return None
         metres = self.metres(query, positives)
         image = int(positives[metres.argmin()])
-        ranks = np.flatnonzero(self.last.indices[query] == image)
-        found = len(ranks) > 0
-        return NearestPositive(
-            image,
-            float(metres.min()),
-            int(ranks[0]) + 1 if found else None,
-            float(self.last.distances[query, ranks[0]]) if found else None,
-        )
+        ranks = (np.flatnonzero(self.last.indices[query] == image) + 1).tolist()
+        return NearestPositive(image, float(metres.min()), ranks[0] if ranks else None)
 
     def shown_query(self, query: int) -> Shown:
         """A query."""
@@ -83,10 +76,9 @@ class Outcome:
         if nearest is None:
             captions = ("Nearest positive", f"none within {self.benchmark.config.threshold:g} m")
             return Shown(None, captions, "positive")
-        if nearest.rank is None:
-            rank = f"not among the first {self.last.indices.shape[1]}"
-        else:
-            rank = f"rank {nearest.rank}, {nearest.distance:.4g}"
+        rank = f"not among the first {self.last.indices.shape[1]}"
+        if nearest.rank is not None:
+            rank = f"rank {nearest.rank}, {self.last.distances[query, nearest.rank - 1]:.4g}"
         database = self.benchmark.database
         captions = (f"Nearest positive, {format_metres(nearest.metres)}", rank)
         return Shown(database.paths[nearest.image], captions, "positive", database.utms[[nearest.image]][0])

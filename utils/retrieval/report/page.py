@@ -62,6 +62,10 @@ class Gallery:
         correct = {"correct": True, "wrong": False}.get(shown.kind)
         return {"image": number, "captions": list(shown.captions), "correct": correct}
 
+    def add_sort(self, label: str, key: int, *, descending: bool = False) -> None:
+        """An order to choose, by a number of each query."""
+        self.sorts.append({"label": label, "key": key, "descending": descending})
+
     def add_filter(self, label: str, options: dict[str, str]) -> None:
         """A choice among tags, {tag: label}; those that no query has are left out."""
         counts = {tag: sum(tag in query["tags"] for query in self.queries) for tag in options}
@@ -122,33 +126,27 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]])
     head = "".join(
         f'<th scope="col"{" class=number" if i else ""}>{escape(text)}</th>' for i, text in enumerate(header)
     )
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td class=number>{escape(value)}</td>" for value in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return _scrollable(
-        caption, f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>{body}</table>"
-    )
+    return _table(caption, rows, head=f"<thead><tr>{head}</tr></thead>", cell_class=" class=number")
 
 
 def settings_table(caption: str, values: dict[str, object]) -> str:
     """A table of names and values."""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_plain(value))}</td></tr>'
-        for name, value in values.items()
+    plain = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    return _table(caption, list(plain.items()), table_class=' class="settings"')
+
+
+def _table(
+    caption: str, rows: Sequence[Sequence[object]], *, head: str = "", table_class: str = "", cell_class: str = ""
+) -> str:
+    """A table that scrolls sideways on a narrow screen, with the keyboard too."""
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td{cell_class}>{escape(value)}</td>" for value in rest)
+        + "</tr>"
+        for first, *rest in rows
     )
-    return _scrollable(caption, f'<table class="settings"><caption>{escape(caption)}</caption>{rows}</table>')
-
-
-def _plain(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _scrollable(name: str, content: str) -> str:
-    """Content that scrolls sideways on a narrow screen, with the keyboard too."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
+    content = f"<table{table_class}><caption>{escape(caption)}</caption>{head}{body}</table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{content}</div>'
 
 
 def choose_evenly(indices: np.ndarray, count: int) -> np.ndarray:

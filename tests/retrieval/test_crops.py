@@ -1,6 +1,5 @@
-"""Test methods for queries, PCA and mean average precision against naive loops and torchvision on random input."""
+"""Crops of queries against naive loops and torchvision: the views, their mean, merged results, re-ranking."""
 
-import re
 from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
@@ -8,16 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers.oracles import described, naive_length
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
-from utils.retrieval.test_methods import CROP_COUNTS, average_crops, merge_crops
 
 from datasets.views import TEST_METHODS, image_view
 from model.errors import InputError
-from utils.retrieval.features import DiskArray
-from utils.retrieval.metrics import average_precision_at
-from utils.retrieval.pca import PCA, fit_pca
-from utils.retrieval.search import SearchResult, rerank
+from utils.retrieval.config import CropConfig
+from utils.retrieval.crops import average_crops, merge_crops
+from utils.retrieval.features import SearchResult
+from utils.retrieval.search import rerank
 
 SEEDS = range(4)
 CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
@@ -239,10 +238,6 @@ def five_lists(crops):
     return [start, start, centre, end, end]
 
 
-def test_the_counts_sum_to_five_crops():
-    assert CROP_COUNTS == (2, 1, 2)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_average_crops_is_the_mean_of_five_and_is_not_normalised(seed, dtype):
@@ -266,6 +261,18 @@ def test_average_crops_is_the_mean_over_torchvisions_five_crops(height, width):
     expected = torch.stack([crop.reshape(-1) @ projection for crop in five]).mean(0)
     outputs = image_view(image, "five_crops", (28, 42)).reshape(1, 3, -1) @ projection
     torch.testing.assert_close(average_crops(outputs)[0], expected, rtol=0, atol=1e-3)
+
+
+def merge(result, method, k, weight=0.01):
+    """The same with the settings of a method; only "maj_voting" uses the weight."""
+    config = CropConfig(test_method=method, majority_weight=weight if method == "maj_voting" else None)
+    return merge_crops(result, config, k)
+
+
+def test_majority_voting_needs_a_weight_and_the_others_have_none():
+    for method, weight in (("maj_voting", None), ("nearest_crop", 0.01)):
+        with pytest.raises(InputError, match="majority_weight"):
+            CropConfig(test_method=method, majority_weight=weight)
 
 
 class Search(NamedTuple):
@@ -396,7 +403,7 @@ def test_random_results_have_every_multiplicity_and_many_ties():
 def test_nearest_crop_merges_the_five_lists_by_distance(metric, search, seed):
     result = random_results(seed, metric, search)
     before = [array.copy() for array in result[:2]]
-    merged = merge_crops(result, "nearest_crop", k=search.k)
+    merged = merge(result, "nearest_crop", k=search.k)
     assert merged.metric == [metric] * search.k
     assert merged.indices.dtype == np.int64 and merged.indices.shape == merged.distances.shape == (5, search.k)
     for query in range(5):
@@ -413,9 +420,9 @@ def test_nearest_crop_merges_the_five_lists_by_distance(metric, search, seed):
 def test_majority_voting_is_that_of_the_naive_implementation(metric, search, seed):
     result = random_results(seed, metric, search)
     before = [array.copy() for array in result[:2]]
-    assert_voted(result, merge_crops(result, "maj_voting", k=search.k), search.k, weight=0.01)
+    assert_voted(result, merge(result, "maj_voting", k=search.k), search.k, weight=0.01)
     for weight in (0.0, 0.001, 0.078125, 1.0):  # 0.078125 = 10 / 128: votes make many ties among Hamming distances
-        merged = merge_crops(result, "maj_voting", k=search.k, majority_weight=weight)
+        merged = merge(result, "maj_voting", k=search.k, weight=weight)
         assert_voted(result, merged, search.k, weight)
     np.testing.assert_array_equal(result.distances, before[0])
     np.testing.assert_array_equal(result.indices, before[1])
@@ -425,24 +432,24 @@ def test_majority_voting_is_that_of_the_naive_implementation(metric, search, see
 def test_without_weight_majority_voting_ranks_like_nearest_crop(metric):
     for search in SEARCHES:
         result = random_results(0, metric, search)
-        voted = merge_crops(result, "maj_voting", k=search.k, majority_weight=0.0)
-        nearest = merge_crops(result, "nearest_crop", k=search.k)
+        voted = merge(result, "maj_voting", k=search.k, weight=0.0)
+        nearest = merge(result, "nearest_crop", k=search.k)
         np.testing.assert_array_equal(voted.indices, nearest.indices)
 
 
 def test_votes_change_the_ranking():
     result = random_results(0, "l2", SEARCHES[1])
-    voted, nearest = (merge_crops(result, method, k=7).indices for method in ("maj_voting", "nearest_crop"))
+    voted, nearest = (merge(result, method, k=7).indices for method in ("maj_voting", "nearest_crop"))
     assert (voted != nearest).any()
 
 
 def test_a_query_does_not_depend_on_the_others():
     for method in ("nearest_crop", "maj_voting"):
         result = random_results(1, "l2", SEARCHES[0])
-        together = merge_crops(result, method, k=20)
+        together = merge(result, method, k=20)
         for query in range(5):
             rows = slice(3 * query, 3 * query + 3)
-            alone = merge_crops(SearchResult(result.distances[rows], result.indices[rows], result.metric), method, k=20)
+            alone = merge(SearchResult(result.distances[rows], result.indices[rows], result.metric), method, k=20)
             np.testing.assert_array_equal(alone.indices[0], together.indices[query])
             np.testing.assert_array_equal(alone.distances[0], together.distances[query])
 
@@ -460,11 +467,11 @@ def test_majority_voting_by_hand(metric):
         result = SearchResult(np.sqrt(distances / 128).astype(np.float32), indices, ["l2"] * 2)
     else:
         result = SearchResult(distances.astype(np.int32), indices, ["hamming"] * 2)
-    voted = merge_crops(result, "maj_voting", k=2, majority_weight=0.1)
+    voted = merge(result, "maj_voting", k=2, weight=0.1)
     # 4: 0.25 - 0.26. 8: 0.375 - 0.15 (centre). 6: 64 / 128 - 0.29 = 0.21 (end), 49 / 128 - 0.09 (centre).
     assert voted.indices.tolist() == [[4, 6]]
     np.testing.assert_allclose(voted.distances, [[-0.01, 0.21]], atol=1e-6)
-    nearest = merge_crops(result, "nearest_crop", k=2)
+    nearest = merge(result, "nearest_crop", k=2)
     assert nearest.indices.tolist() == [[4, 8]]
     np.testing.assert_array_equal(nearest.distances, [[result.distances[0, 0], result.distances[1, 0]]])
 
@@ -476,7 +483,7 @@ def test_votes_for_images_that_every_crop_finds_at_the_same_rank(metric):
     result = SearchResult(np.tile(distances, (3, 1)), np.tile(100 - ranks, (3, 1)), [metric] * 12)
     # 5/1 + 5/5 + 5/10 for the first image; 5/5 + 5/10 for the first five, 5/10 for the first ten.
     votes = 0.01 * np.array([6.5, 1.5, 1.5, 1.5, 1.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0, 0])
-    merged = merge_crops(result, "maj_voting", k=12)
+    merged = merge(result, "maj_voting", k=12)
     assert merged.indices.tolist() == [(100 - ranks).tolist()]
     np.testing.assert_allclose(merged.distances, [(10 + ranks) / 128 - votes], rtol=0, atol=1e-6)
 
@@ -484,214 +491,37 @@ def test_votes_for_images_that_every_crop_finds_at_the_same_rank(metric):
 def test_equal_distances_are_ordered_by_database_index():
     indices = np.array([[9, 5, 7], [8, 2, 9], [1, 6, 5]])
     result = SearchResult(np.full((3, 3), 40, np.int32), indices, ["hamming"] * 3)
-    assert merge_crops(result, "nearest_crop", k=3).indices.tolist() == [[1, 2, 5]]
+    assert merge(result, "nearest_crop", k=3).indices.tolist() == [[1, 2, 5]]
     # 9 leads two lists and is in three: 2.9 votes. 1 leads two and is in two: 2.6. 5 is in four: 1.2.
-    voted = merge_crops(result, "maj_voting", k=3)
+    voted = merge(result, "maj_voting", k=3)
     assert voted.indices.tolist() == [[9, 1, 5]]
-
-
-def naive_smallest_length(database_row, crops):
-    lengths = []
-    for crop in crops:
-        lengths.append(sum((float(a) - float(b)) ** 2 for a, b in zip(database_row, crop, strict=True)) ** 0.5)
-    return min(lengths)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rerank_num", [1, 5, 12, 100])  # 12 is K
-@pytest.mark.parametrize("crops", [1, 3])
-@pytest.mark.parametrize(("where", "dtype"), [("memory", np.float32), ("disk", np.float32), ("disk", np.float16)])
-def test_rerank_by_the_nearest_of_several_crops(seed, rerank_num, crops, where, dtype, tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_rerank_by_the_nearest_of_several_crops(seed, rerank_num, count):
     random = np.random.default_rng(seed)
-    database = random.standard_normal((30, 16)).astype(dtype)
-    queries = random.standard_normal((6, crops, 16)).astype(np.float32)
+    database = random.standard_normal((30, 16)).astype(np.float32)
+    queries = random.standard_normal((6, count, 16)).astype(np.float32)
     indices = np.stack([random.permutation(30)[:12] for _ in range(6)])
     candidates = SearchResult(np.sort(random.integers(0, 99, (6, 12), dtype=np.int32)), indices, ["hamming"] * 12)
-    before = [array.copy() for array in candidates[:2]]
-    rows = database
-    if where == "disk":
-        database.tofile(tmp_path / "database")
-        rows = DiskArray(tmp_path / "database", database.dtype, database.shape)
-    distances, predictions, metric = rerank(candidates, rows, queries, rerank_num=rerank_num)
+    distances, predictions, metric = rerank(candidates, described(database), described(queries), rerank_num=rerank_num)
     assert distances.shape == predictions.shape == (6, 12)
     assert distances.dtype == np.float32 and predictions.dtype == np.int64
     assert metric == ["l2"] * min(rerank_num, 12) + ["hamming"] * max(12 - rerank_num, 0)
     for q in range(6):
-        head = sorted((naive_smallest_length(database[i], queries[q]), i) for i in indices[q, :rerank_num])
+        lengths = {i: min(naive_length(database[i], crop) for crop in queries[q]) for i in indices[q, :rerank_num]}
+        head = sorted((length, i) for i, length in lengths.items())
         assert predictions[q].tolist() == [i for _, i in head] + indices[q, rerank_num:].tolist()
         expected = [length for length, _ in head] + candidates.distances[q, rerank_num:].tolist()
         np.testing.assert_allclose(distances[q], expected, rtol=1e-4)
-    np.testing.assert_array_equal(candidates.distances, before[0])
-    np.testing.assert_array_equal(candidates.indices, before[1])
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_reranking_one_crop_is_reranking_a_query_and_the_order_of_crops_is_irrelevant(seed):
-    random = np.random.default_rng(seed)
-    database = random.standard_normal((30, 16)).astype(np.float32)
-    queries = random.standard_normal((6, 3, 16)).astype(np.float32)
-    indices = np.stack([random.permutation(30)[:12] for _ in range(6)])
-    candidates = SearchResult(np.zeros((6, 12), np.int32), indices, ["hamming"] * 12)
-    single = rerank(candidates, database, queries[:, 0], rerank_num=9)
-    for same in (queries[:, :1], np.repeat(queries[:, :1], 3, axis=1)):
-        several = rerank(candidates, database, same, rerank_num=9)
-        np.testing.assert_array_equal(several.indices, single.indices)
-        np.testing.assert_allclose(several.distances, single.distances, rtol=1e-5)
-    forward, backward = (rerank(candidates, database, q, rerank_num=9) for q in (queries, queries[:, ::-1]))
-    np.testing.assert_array_equal(forward.indices, backward.indices)
 
 
 def test_reranking_by_crops_keeps_the_first_stages_order_among_equals():
     database = np.eye(4, dtype=np.float32)[[0, 1, 1, 2, 0, 3]]
     candidates = SearchResult(np.arange(6)[None], np.array([[5, 3, 0, 1, 4, 2]]), ["hamming"] * 6)
     queries = np.eye(4, dtype=np.float32)[[1, 2, 1]][None]  # images 1, 2 and 3 equal one of the crops
-    reranked = rerank(candidates, database, queries, rerank_num=6)
+    reranked = rerank(candidates, described(database), described(queries), rerank_num=6)
     assert reranked.indices.tolist() == [[3, 1, 2, 5, 0, 4]]
     np.testing.assert_allclose(reranked.distances, [[0, 0, 0, 2**0.5, 2**0.5, 2**0.5]], atol=1e-6)
-
-
-def random_descriptors(random, rows, dim):
-    """L2-normalised descriptors about a common mean, with variances that fall from component to component."""
-    axes, _ = np.linalg.qr(random.standard_normal((dim, dim)))
-    scales = 0.8 ** np.arange(dim)
-    descriptors = 1 + (random.standard_normal((rows, dim)) * scales) @ axes.T
-    return (descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def naive_pca(descriptors, dim):
-    """The mean [d] and the eigenvectors [d, dim] of the covariance of most variance, in float64."""
-    rows = descriptors.astype(np.float64)
-    mean = rows.sum(0) / len(rows)
-    covariance = sum(np.outer(row - mean, row - mean) for row in rows) / len(rows)
-    values, vectors = np.linalg.eigh(covariance)
-    return mean, vectors[:, np.argsort(-values)[:dim]]
-
-
-def pairwise(rows):
-    return np.linalg.norm(rows[:, None].astype(np.float64) - rows[None], axis=-1)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(
-    ("rows", "components", "dim"), [(200, 16, 1), (200, 16, 5), (200, 16, 16), (60, 40, 12), (20, 48, 10), (17, 48, 16)]
-)
-def test_pca_projects_on_the_eigenvectors_of_the_covariance(rows, components, dim, seed):
-    random = np.random.default_rng(seed)
-    # As for real descriptors, others than those that were fitted are projected.
-    everything = random_descriptors(random, rows + 30, components)
-    fitted, others = everything[:rows], everything[rows:]
-    before = fitted.copy()
-    mean, axes = naive_pca(fitted, dim)
-    pca = fit_pca(fitted, dim)
-    for descriptors in (fitted, others):
-        projected = pca.project(descriptors)
-        expected = (descriptors - mean) @ axes
-        assert isinstance(projected, np.ndarray) and projected.dtype == np.float32
-        assert projected.shape == (len(descriptors), dim)
-        np.testing.assert_allclose(np.abs(projected), np.abs(expected), rtol=0, atol=2e-5)
-        np.testing.assert_allclose(pairwise(projected), pairwise(expected), rtol=0, atol=2e-5)
-    np.testing.assert_array_equal(fitted, before)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_pca_is_centred_and_neither_whitened_nor_normalised(seed):
-    descriptors = random_descriptors(np.random.default_rng(seed), 300, 12)
-    projected = fit_pca(descriptors, 4).project(descriptors).astype(np.float64)
-    values = np.sort(np.linalg.eigvalsh(np.cov(descriptors.astype(np.float64), rowvar=False)))[::-1]
-    np.testing.assert_allclose(projected.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(projected.var(0, ddof=1), values[:4], rtol=1e-3)
-    assert np.linalg.norm(projected, axis=1).std() > 0.01
-
-
-def test_pca_to_all_dimensions_keeps_every_distance():
-    descriptors = random_descriptors(np.random.default_rng(0), 80, 12)
-    np.testing.assert_allclose(
-        pairwise(fit_pca(descriptors, 12).project(descriptors)), pairwise(descriptors), atol=2e-5
-    )
-
-
-def test_pca_with_as_many_dimensions_as_samples():
-    """Centred, ten samples span nine dimensions: nothing is left for the tenth."""
-    descriptors = random_descriptors(np.random.default_rng(0), 10, 30)
-    projected = fit_pca(descriptors, 10).project(descriptors)
-    assert projected.shape == (10, 10) and np.isfinite(projected).all()
-    np.testing.assert_allclose(pairwise(projected), pairwise(descriptors), atol=2e-5)
-    assert np.abs(projected[:, 9]).max() < 1e-4
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_pca_projects_each_crop(dtype):
-    descriptors = random_descriptors(np.random.default_rng(0), 300, 8).astype(dtype)
-    pca = fit_pca(descriptors[:100].astype(np.float32), 3)
-    crops = pca.project(descriptors.reshape(100, 3, 8))
-    assert crops.dtype == np.float32 and crops.shape == (100, 3, 3)
-    mean, axes = naive_pca(descriptors[:100], 3)
-    expected = (descriptors - mean) @ axes
-    np.testing.assert_allclose(np.abs(crops), np.abs(expected.reshape(100, 3, 3)), rtol=0, atol=2e-5)
-
-
-def test_a_stored_pca_projects_to_the_same_bits():
-    descriptors = random_descriptors(np.random.default_rng(0), 200, 32)
-    pca = fit_pca(descriptors, 8)
-    stored = PCA.from_bytes(pca.to_bytes(), 32)
-    np.testing.assert_array_equal(stored.project(descriptors), pca.project(descriptors))
-    for name in ("mean", "components"):
-        assert getattr(stored, name).flags.c_contiguous and getattr(pca, name).flags.c_contiguous
-
-
-def test_fitting_a_pca_again_gives_the_same():
-    descriptors = random_descriptors(np.random.default_rng(0), 200, 32)
-    first, again = (fit_pca(descriptors, 8).project(descriptors) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    seeded, again = (fit_pca(descriptors, 8, seed=3).project(descriptors) for _ in range(2))
-    np.testing.assert_array_equal(seeded, again)
-
-
-@pytest.mark.parametrize(("rows", "components", "dim"), [(10, 30, 11), (40, 16, 17), (10, 16, 30)])
-def test_pca_refuses_more_dimensions_than_there_are(rows, components, dim):
-    descriptors = random_descriptors(np.random.default_rng(0), rows, components)
-    with pytest.raises(InputError) as error:
-        fit_pca(descriptors, dim)
-    assert {str(rows), str(components), str(dim)} <= set(re.findall(r"\d+", str(error.value)))
-
-
-def mapillary_apk(predictions, positives, n):
-    """Average precision as Mapillary Street-level Sequences' `apk` has it: a loop over one query's predictions."""
-    score, hits = 0.0, 0
-    for rank, prediction in enumerate(predictions[:n], start=1):
-        if prediction in positives:
-            hits += 1
-            score += hits / rank
-    return score / min(len(positives), n) if len(positives) else 0.0
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("values", [[1, 5, 10, 20], [20, 1, 10, 5], [3], [1000, 2]])
-@pytest.mark.parametrize("k", [1, 4, 25])
-def test_mean_average_precision_is_mapillarys(seed, values, k):
-    random = np.random.default_rng(seed)
-    predictions = np.stack([random.permutation(40)[:k] for _ in range(30)])
-    positives = [random.permutation(40)[:count] for count in random.integers(0, 31, 30)]
-    positives[3], positives[8] = np.array([], int), np.array([77])  # none, and one that no search can find
-    correct = np.array([[i in set(p.tolist()) for i in row] for row, p in zip(predictions, positives, strict=True)])
-    precisions = average_precision_at(correct, positives, values)
-    assert list(precisions) == values
-    for n in values:
-        rows = [mapillary_apk(row.tolist(), p.tolist(), n) for row, p in zip(predictions, positives, strict=True)]
-        assert precisions[n] == pytest.approx(100 * sum(rows) / 30, rel=1e-6, abs=1e-9)
-
-
-def test_mean_average_precision_by_hand():
-    correct = np.array([[True, False, True], [False, True, False], [False, False, False]])
-    positives = [np.array([4, 9]), np.array([1, 2, 3, 5, 6]), np.array([], int)]
-    # First query: at 1: 1 / 1; at 2: 1 / 2; at 3: (1 + 2/3) / 2. Second: 0 / 1; (1/2) / 2; (1/2) / 3. Third: 0.
-    precisions = average_precision_at(correct, positives, [1, 2, 3])
-    assert precisions[1] == pytest.approx(100 / 3)
-    assert precisions[2] == pytest.approx(100 * (1 / 2 + 1 / 4) / 3)
-    assert precisions[3] == pytest.approx(100 * (5 / 6 + 1 / 6) / 3)
-
-
-def test_mean_average_precision_of_perfect_predictions_is_100_percent():
-    correct = np.arange(10) < np.array([[1], [4], [10]])
-    precisions = average_precision_at(correct, [np.arange(1), np.arange(4), np.arange(30)], [1, 5, 10])
-    assert precisions == pytest.approx({1: 100, 5: 100, 10: 100})

@@ -1,0 +1,318 @@
+"""Flags that settings declare: each fills its field, or the parser is not built; and those of the eight scripts."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from datasets.folder import PositionConfig
+from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
+from utils.cli.parser import build_parser, changeable_flags, declared_flags, parse, settings_from
+from utils.cli.search import BuildIndexArguments, SearchArguments
+from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_int
+
+SCRIPTS = {
+    "eval.py": FloatEvaluation,
+    "eval_hashing.py": HashingEvaluation,
+    "eval_rerank.py": TwoBranchEvaluation,
+    "train.py": FloatTraining,
+    "train_hashing.py": HashingTraining,
+    "train_rerank.py": TwoBranchTraining,
+    "build_index.py": BuildIndexArguments,
+    "search.py": SearchArguments,
+}
+TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
+REQUIRED = {  # with a value for each flag that a script needs
+    **dict.fromkeys(("eval.py", "eval_hashing.py", "eval_rerank.py"), ["--datasets_folder=data", "--resume=model.pth"]),
+    **dict.fromkeys(("train.py", "train_hashing.py"), ["--datasets_folder=data"]),
+    "train_rerank.py": ["--datasets_folder=data", "--resume=model.pth"],
+    "build_index.py": ["images", "--index=index", f"--resume={os.devnull}"],
+    "search.py": ["image.jpg", "--index=index"],
+}
+MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
+    "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "
+    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num tensorboard".split()
+)
+VALUES = ("7", "0.25", "cpu")  # each type takes one of them
+
+
+def settings_of(settings, *argv):
+    """The settings of a command line."""
+    parser = build_parser(settings, "A test.")
+    return settings_from(parser, settings, parser.parse_args(argv))
+
+
+def refusal(settings, capsys, *argv):
+    """The message with which a command line is refused."""
+    with pytest.raises(SystemExit) as error:
+        settings_of(settings, *argv)
+    assert error.value.code == 2
+    return capsys.readouterr().err.rpartition("error: ")[2]
+
+
+# ---- Declarations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    max_distance: int | None = flag("largest distance", type=positive_int, default=None)
+    exact: bool = flag("search exactly", name="approximate", action="store_true", inverse=True)
+    device: str = fixed("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    search: Search = part("search")
+    top: int = flag("results", type=positive_int)
+
+
+def test_settings_are_filled_from_flags_and_are_plain_dataclasses():
+    assert settings_of(Script, "--top=3") == Script(search=Search(), top=3)
+    given = settings_of(Script, "--top=3", "--max_distance=9", "--approximate")
+    assert given == Script(search=Search(max_distance=9, exact=False), top=3)
+    assert given.search.device == "cpu"
+
+
+def test_a_required_flag_is_required(capsys):
+    assert "--top" in refusal(Script, capsys)
+    assert "--top: '0' is not a whole number from 1" in refusal(Script, capsys, "--top=0")
+
+
+def test_a_field_without_flag_or_value_is_an_error():
+    @dataclass(frozen=True, kw_only=True)
+    class Forgotten:
+        top: int = flag("results", default=5)
+        speed: int = 3
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Search = part("search", changed={"device": dataclasses.field(default="cpu")})
+
+    with pytest.raises(TypeError, match="Forgotten.speed has neither a flag nor a fixed value"):
+        build_parser(Forgotten, "")
+    with pytest.raises(TypeError, match="Search.device has neither a flag nor a fixed value"):
+        build_parser(Outer, "")
+
+
+@pytest.mark.parametrize(
+    "options", [{"fixed": {"max_hamming": 3}}, {"changed": {"max_hamming": flag("largest distance", default=3)}}]
+)
+def test_a_misspelt_field_is_an_error(options):
+    """The field is max_distance, and would silently keep its default."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Misspelt:
+        search: Search = part("search", **options)
+
+    with pytest.raises(TypeError, match="Search has no field max_hamming"):
+        build_parser(Misspelt, "")
+
+
+def test_fields_that_a_part_fixes_or_changes():
+    @dataclass(frozen=True, kw_only=True)
+    class Changed:
+        search: Search = part(
+            "search",
+            fixed={"exact": True},
+            changed={"max_distance": flag("metres", name="metres", type=int, default=1)},
+        )
+
+    assert [declared.name for declared in declared_flags(Changed, "")] == ["metres"]
+    assert settings_of(Changed, "--metres=2") == Changed(search=Search(max_distance=2))
+
+
+def test_two_fields_may_share_a_flag_but_not_declare_it_differently():
+    @dataclass(frozen=True, kw_only=True)
+    class Twice:
+        one: Search = part("search")
+        other: Search = part("search")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Differently:
+        search: Search = part("search")
+        max_distance: int = flag("largest distance", type=positive_int, default=3)
+
+    search = Search(max_distance=2)
+    assert settings_of(Twice, "--max_distance=2") == Twice(one=search, other=search)
+    with pytest.raises(TypeError, match="--max_distance is declared twice"):
+        build_parser(Differently, "")
+
+
+def test_defaults_that_depend_on_other_flags():
+    @dataclass(frozen=True, kw_only=True)
+    class Chain:
+        last: int = flag("last", type=int, default_from=lambda flags: flags["middle"] + 1)
+        middle: int = flag("middle", type=int, default_from=lambda flags: flags["first"] * 10)
+        first: int = flag("first", type=int, default=2)
+        flags: dict = all_flags()
+
+    assert settings_of(Chain).flags == {"first": 2, "middle": 20, "last": 21}
+    assert settings_of(Chain, "--first=3").last == 31
+    assert settings_of(Chain, "--middle=0") == Chain(
+        last=1, middle=0, first=2, flags={"first": 2, "middle": 0, "last": 1}
+    )
+    assert settings_of(Chain, "--last=5").flags == {"first": 2, "middle": 20, "last": 5}
+
+
+def test_values_are_converted_and_all_of_them_are_kept_as_plain_ones():
+    @dataclass(frozen=True, kw_only=True)
+    class Plain:
+        folder: Path = flag("folder", type=Path, default=Path("data"))
+        pair: tuple[int, ...] = flag("pair", type=int, nargs=2, default=(1, 2), convert=sorted)
+        top: Search | None = flag("top", default=None, convert=lambda text: Search(max_distance=int(text)))
+        flags: dict = all_flags()
+
+    settings = settings_of(Plain, "--pair", "4", "3", "--top=5")
+    assert settings.pair == (3, 4) and settings.top == Search(max_distance=5)
+    assert settings.flags == {"folder": "data", "pair": [3, 4], "top": [5, True, "cpu"]}
+
+
+# ---- The scripts
+
+
+@pytest.mark.parametrize(
+    ("script", "headings"),
+    [
+        ("eval.py", "data model images descriptors index report speed other"),
+        ("eval_hashing.py", "data model images index search report speed other"),
+        ("eval_rerank.py", "data model images descriptors index search report speed other"),
+        ("train.py", "data model training images report speed other"),
+        ("train_hashing.py", "data model training images report speed other"),
+        ("train_rerank.py", "data model training images search report speed other"),
+        ("build_index.py", "data model images index speed other"),
+        ("search.py", "images index search report speed other"),
+    ],
+)
+def test_the_help_shows_every_flag_in_a_group(script, headings):
+    settings = SCRIPTS[script]
+    text = build_parser(settings, "A test.").format_help()
+    general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
+    assert general.split() == "-h, --help show this help message and exit".split()
+    assert re.findall(r"^(\w+):$", groups, re.MULTILINE) == headings.split()
+    shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
+    assert sorted(shown) == sorted(
+        "IMAGES" if name == "folder" else "IMAGE" if name == "images" else name
+        for name in (declared.name for declared in declared_flags(settings, ""))
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_parsing_changes_no_argument(script):
+    settings = SCRIPTS[script]
+    parser = build_parser(settings, "A test.")
+    args = parser.parse_args([*REQUIRED[script], "--device=cpu"])
+    before = copy.deepcopy(vars(args))
+    first = settings_from(parser, settings, args)
+    assert vars(args) == before
+    assert settings_from(parser, settings, args) == first
+
+
+def command_lines_of(declared):
+    """A flag with valid values, one of which is not its default."""
+    options = declared.flag.options
+    if options.get("action") == "store_true":
+        return [[f"--{declared.name}"]]
+    if "choices" in options:
+        return [[f"--{declared.name}", value] for value in options["choices"]]
+    value = next(value for value in VALUES if accepts(options.get("type", str), value))
+    return [[f"--{declared.name}", *[value] * (options["nargs"] if isinstance(options.get("nargs"), int) else 1)]]
+
+
+def accepts(convert, text):
+    try:
+        convert(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+    return True
+
+
+def without_checks(settings, monkeypatch):
+    """Lets the settings, and those in them, have values that do not go together."""
+    for kind in (settings, *typing.get_type_hints(settings).values()):
+        if dataclasses.is_dataclass(kind) and hasattr(kind, "__post_init__"):
+            monkeypatch.setattr(kind, "__post_init__", lambda self: None)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_fills_a_field(script, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # so that --device=cpu is not the default
+    settings = SCRIPTS[script]
+    without_checks(settings, monkeypatch)
+    parser = build_parser(settings, "A test.")
+
+    def fields(*argv):
+        built = settings_from(parser, settings, parser.parse_args([*REQUIRED[script], *argv]))
+        return {name: value for name, value in dataclasses.asdict(built).items() if name != "flags"}
+
+    usual = fields()
+    for declared in declared_flags(settings, "other"):
+        if not declared.flag.options.get("positional"):
+            assert any(fields(*line) != usual for line in command_lines_of(declared)), declared.name
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if "flags" in typing.get_type_hints(SCRIPTS[script])])
+def test_the_values_of_all_flags_are_kept_as_json_can_hold_them(script):
+    settings = SCRIPTS[script]
+    flags = settings_of(settings, *REQUIRED[script], "--device=cpu").flags
+    assert flags.keys() == {declared.name for declared in declared_flags(settings, "")}
+    assert json.loads(json.dumps(flags)) == flags
+    assert flags["datasets_folder"] == "data" and flags["resize"] == [322, 322] and flags["num_workers"] >= 1
+
+
+def test_an_address_is_kept_without_its_token(monkeypatch):
+    monkeypatch.setenv("MILVUS_TOKEN", "secret")
+    flags = [*REQUIRED["eval_rerank.py"], "--load_index=milvus://host:1/name"]
+    args = settings_of(TwoBranchEvaluation, *flags)
+    assert args.index.load_index.token == "secret"
+    assert args.flags["load_index"] == "milvus://host:1/name" and "secret" not in json.dumps(args.flags)
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_what_a_resumed_run_may_change(script):
+    settings = SCRIPTS[script]
+    names = {declared.name for declared in declared_flags(settings, "")}
+    assert changeable_flags(settings) == MAY_CHANGE & names
+    assert settings_of(settings, *REQUIRED[script]).must_match.keys() == names - MAY_CHANGE
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("eval.py", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
+        ("eval.py", ["--queries_folder=q"], "Give both --database_folder and --queries_folder"),
+        (
+            "eval.py",
+            ["--queries_folder=q", "--database_folder=d", "--queries_subfolder=x"],
+            "--queries_subfolder applies to a dataset",
+        ),
+        ("eval.py", ["--hashing", "--rerank"], "--hashing --rerank does not apply to eval.py; use eval_rerank.py."),
+        ("train_hashing.py", ["--rerank"], "--rerank does not apply to train_hashing.py; use train_rerank.py."),
+        ("eval_rerank.py", ["--ivf", "3", "4"], "--ivf 3 4: NPROBE must not exceed NLIST"),
+        ("build_index.py", ["--positions_csv=missing"], "--positions_csv: no file missing."),
+        ("build_index.py", ["--resume=missing"], "--resume: no file missing."),
+        ("build_index.py", ["--positions=exif", f"--positions_csv={os.devnull}"], "Give either that or --positions."),
+    ],
+)
+def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [script])
+    assert words in refusal(SCRIPTS[script], capsys, *REQUIRED[script], *flags)
+
+
+def test_positions_of_a_file_take_the_place_of_other_sources():
+    args = settings_of(BuildIndexArguments, *REQUIRED["build_index.py"], f"--positions_csv={os.devnull}")
+    assert args.position_config == PositionConfig(csv=Path(os.devnull))
+
+
+def test_the_reason_against_a_flag_that_a_user_may_expect(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["eval_hashing.py", *REQUIRED["eval_hashing.py"], "--pca_dim=3"])
+    with pytest.raises(SystemExit):
+        parse(HashingEvaluation, "A test.", refused=FLOAT_FLAGS)
+    assert capsys.readouterr().err.endswith(f"error: --pca_dim {FLOAT_FLAGS['--pca_dim']}\n")
