@@ -34,9 +34,10 @@ from utils.runtime.atomic_files import atomic_write
 from utils.runtime.flags import all_flags, flag, part
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
+from utils.runtime.text_files import read_csv
 
 PUBLISHED = Path(__file__).with_name("published_recalls.csv")
-COLUMNS = ("model", "protocol", "R@1")
+COLUMNS = ("model", "protocol", "r@1")
 TOLERANCE = 0.2  # percentage points
 RECALL_VALUES = (1, 5, 10)
 RERANK_NUM = 100
@@ -163,18 +164,8 @@ def main() -> None:
 
 def read_published(path: Path) -> dict[tuple[str, str], float]:
     """{(model, protocol): R@1 in percent}. Raises InputError if a column is missing or a number is invalid."""
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if list(rows.fieldnames or ()) != list(COLUMNS):
-            found = ", ".join(rows.fieldnames or ()) or "(none)"
-            raise InputError(f"{path} has the columns {found}. Expected {', '.join(COLUMNS)}.")
-        published = {}
-        for row in rows:
-            try:
-                published[row["model"], row["protocol"]] = float(row["R@1"])
-            except (TypeError, ValueError):
-                raise InputError(f"{path}, line {rows.line_num}: R@1 is {row['R@1']!r}, not a number.") from None
-    return published
+    rows = read_csv(path, COLUMNS)[1]
+    return {(row.text("model"), row.text("protocol")): row.number("r@1") for row in rows}
 
 
 def read_benchmark(target: Target, args: Arguments) -> Benchmark:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.cities import COLUMNS
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, Purpose, between, random_stream
@@ -20,7 +21,6 @@ from model.errors import InputError
 from utils.runtime.atomic_files import atomic_folder, make_folder, remove_leftovers
 from utils.runtime.workers import leave_stopping_to_the_main_process
 
-CSV_HEADER = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 STREETS_PER_COLUMN = 25
 PLACE_SPACING, STREET_SPACING = 45.0, 80.0  # metres; photos stray at most 5 m from their place
 PLACES_PER_TASK = 4  # that one process draws in a row
@@ -74,7 +74,7 @@ def write_training_city(pool: Executor, folder: Path, city: str, *, config: City
     write_place = partial(write_training_place, images=images, city=city, config=config)
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(CSV_HEADER)
+        writer.writerow(COLUMNS)
         for rows in pool.map(write_place, range(config.places_of(city)), chunksize=PLACES_PER_TASK):
             writer.writerows(rows)
             bar.update(len(rows))

@@ -123,5 +123,5 @@ def test_a_table_of_published_figures_is_refused(server, datasets, tmp_path):
     (tmp_path / "bad.csv").write_text("model,protocol,R@1\na,b,high\n")
     flags = [f"--datasets_folder={datasets}", f"--published={tmp_path / 'bad.csv'}"]
     result = run_reproduce(server, tmp_path, *flags)
-    assert result.status == 2 and "line 2: R@1 is 'high'" in result.stderr and "Traceback" not in result.stderr
+    assert result.status == 2 and "line 2: r@1 is 'high'" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "logs").exists()

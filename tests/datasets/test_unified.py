@@ -16,7 +16,7 @@ import pytest
 import utm
 from filelock import FileLock
 from helpers.processes import ROOT
-from helpers.unified_sources import GOLDEN, JPEG, LOCK, contents, write_files, write_golden_sources, write_msls
+from helpers.unified_sources import GOLDEN, JPEG, contents, write_files, write_golden_sources, write_msls
 
 from datasets.cities import GSV_CITIES, TRAINING_DATASETS
 from datasets.gsv_cities import GSVCities, PlacesConfig
@@ -25,7 +25,7 @@ from datasets.unified.__main__ import main
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid, group_places
 from datasets.unified.sources import read_sources
 from model import InputError
-from utils.runtime.atomic_files import TEMPORARY
+from utils.runtime.atomic_files import LOCK, TEMPORARY
 from utils.runtime.signals import Stopped
 
 COLUMNS = "place_id,year,month,northdeg,city_id,lat,lon,panoid".split(",")

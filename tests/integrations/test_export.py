@@ -375,7 +375,7 @@ def test_damaged_and_short_predictions_are_refused(make_run, rows, words):
 
 
 def test_other_tables_are_refused(make_run):
-    with pytest.raises(InputError, match="has the columns query, image"):
+    with pytest.raises(InputError, match="lacks the columns rank, .* It has: query, image"):
         predicted_pairs(make_run([], columns=("query", "image")), 2)
 
 

@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from helpers import NOT_TORCH, ROOT, build, filled, run_python
+from helpers.models import build, filled
+from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model.versions import VERSION
 

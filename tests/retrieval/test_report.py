@@ -435,7 +435,7 @@ def break_predictions(folder, old, new, count=-1):
             lambda f: shutil.move(f / "predictions.csv", (f / "msls").mkdir() or f / "msls"),
             "Choose one of its folders: msls",
         ),
-        (lambda f: break_predictions(f, "correct", "right"), "has the columns"),
+        (lambda f: break_predictions(f, "correct", "right"), "lacks the columns correct"),
         (lambda f: break_predictions(f, ",0,hamming", ",,hamming"), "no labels"),
         (
             lambda f: break_predictions(f, ",0,hamming", ",2,hamming", 1),

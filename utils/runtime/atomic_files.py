@@ -23,6 +23,7 @@ TEXT_OPTIONS: dict[str, Any] = {
     "errors": "surrogateescape",
 }  # file names may not be UTF-8
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # the names that _temporary gives
+LOCK = ".lock"  # the file in a folder that is locked
 LOCK_SECONDS = 15  # worker processes of a killed process hold its locks for some seconds
 
 
@@ -114,7 +115,7 @@ def lock_folder(folder: Path) -> filelock.BaseFileLock:
 
     Raises InputError if another one holds the lock, or if it cannot be written.
     """
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:

@@ -70,9 +70,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _read_predictions(path: Path) -> dict[str, list[Prediction]]:
-    _, rows = read_csv(path, CSV_COLUMNS, other_bytes=True)
     predictions: dict[str, list[Prediction]] = {}
-    for row in rows:
+    for row in read_csv(path, CSV_COLUMNS, other_bytes=True)[1]:
         query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
         of_query = predictions.setdefault(query, [])
         is_complete = query and image and metric and mark in MARKS and _is_finite(distance)
