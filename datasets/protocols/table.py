@@ -70,12 +70,7 @@ PROTOCOLS = (
         seasons=("winter", "summer"),
         note="query i belongs to database image 10 i",
     ),
-    Protocol(
-        name="Nordland (SelaVPR), 3,450 queries, within 2 frames",
-        database=3_450,
-        queries=3_450,
-        frames=2,
-    ),
+    Protocol(name="Nordland (SelaVPR), 3,450 queries, within 2 frames", database=3_450, queries=3_450, frames=2),
     Protocol(
         name="Tokyo 24/7",
         database=75_984,
@@ -94,12 +89,7 @@ PROTOCOLS = (
         note="the queries are those of SF-XL test v2, but the database is another one",
     ),
     *(
-        Protocol(
-            name=f"SF-XL small test, {name}",
-            database=about(27_000),
-            queries=queries,
-            note=SF_XL_NOTE,
-        )
+        Protocol(name=f"SF-XL small test, {name}", database=about(27_000), queries=queries, note=SF_XL_NOTE)
         for name, queries in (("v1", 1_000), ("v2", 598), ("night", 466), ("occlusion", 76))
     ),
     Protocol(name="SVOX night", database=17_166, queries=823),
@@ -108,12 +98,7 @@ PROTOCOLS = (
     Protocol(name="SVOX snow", database=17_166, queries=870, verified=False),
     Protocol(name="SVOX sun", database=17_166, queries=854, verified=False),
     Protocol(name="St Lucia", database=1_549, queries=1_464, verified=False),
-    Protocol(
-        name="Eynsham",
-        database=23_935,
-        queries=about(24_000),
-        note="the number of queries is approximate",
-    ),
+    Protocol(name="Eynsham", database=23_935, queries=about(24_000), note="the number of queries is approximate"),
     Protocol(name="AmsterTime", database=1_231, queries=1_231, note=PAIRS),
     Protocol(name="SPED", database=607, queries=607, note=PAIRS),
     *(

@@ -453,7 +453,7 @@ def contents(folder):
     [
         (["--lr=0.001"], "--lr 0.001 (was 0.0004)"),
         (["--train_batch_size=5"], "--train_batch_size 5 (was 4)"),
-        (["--seed=1", "--optim=sgd"], "--optim sgd (was adam), --seed 1 (was 0)"),
+        (["--seed=1", "--optim=sgd"], "--seed 1 (was 0), --optim sgd (was adam)"),
         (["--cities", "Alder"], "--cities ['Alder'] (was ['Alder', 'Birch'])"),
         (["--schedule=cosine"], "--schedule cosine (was step)"),
         (["--ema=0.9"], "--ema 0.9 (was None)"),
