@@ -37,8 +37,9 @@ class Architecture:
         if (self.hashing and not hashing) or (self.rerank and not rerank):
             given = " ".join(["--hashing"] * self.hashing + ["--rerank"] * self.rerank)
             script = Path(sys.argv[0]).name
-            right = SCRIPTS["two-branch" if self.rerank else "hashing"]
-            raise InputError(f"{given} does not apply to {script}; use {right.format(script[:5].strip('_.'))}.")
+            stem = script.split("_")[0].removesuffix(".py")
+            right = SCRIPTS["two-branch" if self.rerank else "hashing"].format(stem)
+            raise InputError(f"{given} does not apply to {script}; use {right}.")
         choice = self.choice
         if choice.hashing and not choice.rerank and self.aggregation not in (None, "gem"):
             raise InputError(
