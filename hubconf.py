@@ -1,26 +1,39 @@
-"""torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint."""
+"""torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint.
 
+prepare_for_inference(model, ...) makes a model of these faster.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import os
 import sys
+from importlib.machinery import ModuleSpec as _ModuleSpec
 from pathlib import Path as _Path
+from typing import Any as _Any
 
-_other = sys.modules.get("model")
-_origin = getattr(_other, "__file__", None) or str(list(getattr(_other, "__path__", ["an unknown location"])))
-if _other is not None and _Path(_origin).resolve().parent != _Path(__file__).resolve().parent / "model":
-    raise ImportError(
-        f"SelaVPR++ contains a package named 'model', but another module of that name is already imported: {_other} "
-        f"from {_origin}. "
-        "Load SelaVPR++ in a separate process, or before the other module."
-    )
-
-from model import GeoLocalizationNet as _GeoLocalizationNet  # noqa: E402
-from model import InputError as _InputError  # noqa: E402
-from model import ModelConfig as _ModelConfig  # noqa: E402
-from model.versions import check_torch_version as _check_torch_version  # noqa: E402
-from model.weights import load_published as _load_published  # noqa: E402
-
-_check_torch_version()
+import torch
 
 dependencies = ["torch"]
+
+# model/ is loaded under a name that no program uses, one for each checkout: the program keeps its own `model`, `utils`
+# and `datasets`, and pickles find the classes again.
+_FOLDER = _Path(__file__).resolve().parent / "model"
+_NAME = f"selavprplusplus_{hashlib.sha256(os.fsencode(_FOLDER)).hexdigest()[:16]}"
+
+
+class _Finder:
+    """Finds model/ under its private name. Python's lock then makes the import safe in several threads."""
+
+    @staticmethod
+    def find_spec(name: str, *_: _Any) -> _ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, _FOLDER / "__init__.py") if name == _NAME else None
+
+
+if _NAME not in sys.modules:
+    sys.meta_path.append(_Finder)
+_model = importlib.import_module(_NAME)
+prepare_for_inference = _model.prepare_for_inference
 
 
 def SelaVPRplusplus(
@@ -29,7 +42,7 @@ def SelaVPRplusplus(
     hashing: bool = True,
     rerank: bool = True,
     pretrained: bool = True,
-) -> _GeoLocalizationNet:
+) -> torch.nn.Module:
     """SelaVPR++ (Lu et al., T-PAMI 2026): any model, a plain torch.nn.Module in eval mode on the CPU.
 
     model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus", backbone="dinov2-large", aggregation="gem",
@@ -42,25 +55,25 @@ def SelaVPRplusplus(
     - hashing-only model: (logits, code);
     - float model (neither): descriptor [B, dim], L2-normalised. dim is `model.descriptor_dim`.
 
-    backbone: dinov2-base, dinov2-large, dinov2-small or vit-tiny. aggregation: gem, boq or salad. pretrained:
-    download the published weights (once). They exist for gem with dinov2-base and dinov2-large, float and two-branch.
-    pretrained=False downloads nothing and returns the model at the start of training. Raises model.InputError (a
-    ValueError) for other names, and if the weights are not published or cannot be downloaded.
+    backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), or
+    vit-tiny. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist for gem with
+    dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the model at the
+    start of training. Raises InputError (a ValueError) for other names, and if the weights are not published or cannot
+    be downloaded.
     """
-    network = _GeoLocalizationNet(
-        _ModelConfig(backbone=backbone, aggregation=aggregation, hashing=hashing, rerank=rerank)
-    )
+    config = _model.ModelConfig(backbone=backbone, aggregation=aggregation, hashing=hashing, rerank=rerank)
+    network = _model.GeoLocalizationNet(config)
     if pretrained:
         try:
-            _load_published(network)
-        except _InputError as error:
-            raise _InputError(
+            _model.weights.load_published(network)
+        except _model.InputError as error:
+            raise _model.InputError(
                 f"{error}\nWith pretrained=False, the model is returned at the start of training."
             ) from error
     return network.eval()
 
 
-def SelaVPRplusplus_base(pretrained: bool = True) -> _GeoLocalizationNet:
+def SelaVPRplusplus_base(pretrained: bool = True) -> torch.nn.Module:
     """Float model, ViT-B/14, 97.9 M parameters: one descriptor per image.
 
     model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base")
@@ -70,7 +83,7 @@ def SelaVPRplusplus_base(pretrained: bool = True) -> _GeoLocalizationNet:
     return SelaVPRplusplus("dinov2-base", hashing=False, rerank=False, pretrained=pretrained)
 
 
-def SelaVPRplusplus_large(pretrained: bool = True) -> _GeoLocalizationNet:
+def SelaVPRplusplus_large(pretrained: bool = True) -> torch.nn.Module:
     """Float model, ViT-L/14, 331.3 M parameters: one descriptor per image.
 
     model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_large")
@@ -80,7 +93,7 @@ def SelaVPRplusplus_large(pretrained: bool = True) -> _GeoLocalizationNet:
     return SelaVPRplusplus("dinov2-large", hashing=False, rerank=False, pretrained=pretrained)
 
 
-def SelaVPRplusplus_base_rerank(pretrained: bool = True) -> _GeoLocalizationNet:
+def SelaVPRplusplus_base_rerank(pretrained: bool = True) -> torch.nn.Module:
     """Two-branch model, ViT-B/14, 108.0 M parameters: 512-bit codes to search, descriptors to re-rank.
 
     model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank")
@@ -90,7 +103,7 @@ def SelaVPRplusplus_base_rerank(pretrained: bool = True) -> _GeoLocalizationNet:
     return SelaVPRplusplus("dinov2-base", hashing=True, rerank=True, pretrained=pretrained)
 
 
-def SelaVPRplusplus_large_rerank(pretrained: bool = True) -> _GeoLocalizationNet:
+def SelaVPRplusplus_large_rerank(pretrained: bool = True) -> torch.nn.Module:
     """Two-branch model, ViT-L/14, 354.5 M parameters: 512-bit codes to search, descriptors to re-rank.
 
     model = torch.hub.load("<owner>/SelaVPRplusplus", "SelaVPRplusplus_large_rerank")

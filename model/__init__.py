@@ -1,10 +1,15 @@
-"""SelaVPR++ models. Needs only torch and the standard library."""
+"""SelaVPR++ models. Needs only torch and the standard library.
 
-from model.aggregation import AGGREGATIONS
-from model.config import BACKBONES, ModelChoice, ModelConfig
-from model.errors import InputError
-from model.inference import InferenceModel, prepare_for_inference
-from model.network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
+Imports within this package are relative: hubconf.py loads it under a name of its own, and `pip install` calls it
+selavprplusplus.
+"""
+
+from .aggregation import AGGREGATIONS
+from .config import BACKBONES, ModelChoice, ModelConfig
+from .errors import InputError
+from .inference import InferenceModel, prepare_for_inference
+from .network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
+from .weights import load_any_model
 
 __all__ = [
     "AGGREGATIONS",
@@ -17,5 +22,6 @@ __all__ = [
     "ModelChoice",
     "ModelConfig",
     "TwoBranchOutput",
+    "load_any_model",
     "prepare_for_inference",
 ]

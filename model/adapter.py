@@ -17,8 +17,10 @@ class ConvBnRelu(nn.Module):
 
 
 class MulConvAdapter(nn.Module):
-    """Tokens [B, 1+n, D] on an h x w grid, n = h*w -> [B, 1+n, D]. The output is zero at the start of training.
+    """Tokens [B, p+n, D], the last n = h*w on an h x w grid -> [B, p+n, D]. Zero at the start of training.
 
+    The p prefix tokens, the class token and registers, are not on the grid: their hidden values take the place of the
+    convolutions' output.
     The names D_fc1, D_fc2 and branch1 to branch3 are fixed by the published weights.
     """
 
@@ -43,9 +45,9 @@ class MulConvAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         u = torch.relu(self.D_fc1(tokens))
+        n = grid[0] * grid[1]
         # Tokens are already laid out as a channels-last map. One contiguous copy here saves a copy in each convolution.
-        patches = u[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
+        patches = u[:, -n:].transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last)
         patches = torch.cat([self.branch1(patches), self.branch2(patches), self.branch3(patches)], dim=1)
-        # The class token is not on the grid, so its hidden value takes the place of the convolutions' output.
-        convolved = torch.cat([u[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+        convolved = torch.cat([u[:, :-n], patches.flatten(2).transpose(1, 2)], dim=1)
         return self.D_fc2(convolved + u)

@@ -1,6 +1,7 @@
-"""Aggregations of a ViT's tokens [B, 1+n, D] into one descriptor: GeM, BoQ (Ali-bey et al., CVPR 2024) and SALAD
-(Izquierdo and Civera, CVPR 2024).
+"""Aggregations of a ViT's tokens into one descriptor: GeM, BoQ (Ali-bey et al., CVPR 2024) and SALAD (Izquierdo and
+Civera, CVPR 2024).
 
+Tokens are [B, p+h*w, D]: the class token first, then registers if the backbone has any, then the patch tokens.
 Everything after the last matrix product is computed in float32, also under autocast. To add an aggregation, write a
 module and list it in AGGREGATIONS at the end of this file (docs/extending.md).
 """
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.errors import InputError
+from .errors import InputError
 
 
 class L2Norm(nn.Module):
@@ -36,8 +37,8 @@ class GeM(nn.Module):
 
 
 def patch_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens [B, 1+h*w, D] -> map of the patch tokens [B, D, h, w]."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+    """Tokens [B, p+h*w, D] -> map of the patch tokens [B, D, h, w]."""
+    return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
 
 
 class BoQBlock(nn.Module):
@@ -62,7 +63,7 @@ class BoQBlock(nn.Module):
 
 
 class BoQ(nn.Module):
-    """Bag of learnable queries: tokens [B, 1+h*w, D] -> [B, output_dim], L2-normalised, float32."""
+    """Bag of learnable queries: tokens [B, p+h*w, D] -> [B, output_dim], L2-normalised, float32."""
 
     def __init__(
         self, dim: int, proj_channels: int = 384, num_queries: int = 64, num_blocks: int = 2, row_dim: int = 32
@@ -85,7 +86,7 @@ class BoQ(nn.Module):
 
 
 class SALAD(nn.Module):
-    """Sinkhorn algorithm for local descriptors: tokens [B, 1+n, D] -> [B, output_dim], L2-normalised, float32.
+    """Sinkhorn algorithm for local descriptors: tokens [B, p+n, D] -> [B, output_dim], L2-normalised, float32.
 
     Raises InputError for n <= 64 patches, because the dust bin receives a mass of n - 64, which must be positive.
     """
@@ -143,7 +144,7 @@ def gem_pooling(dim: int) -> nn.Module:
     return nn.Sequential(L2Norm(), GeM())
 
 
-# Each is constructed with the tokens' width D, is called with tokens [B, 1+h*w, D] and grid (h, w), returns
+# Each is constructed with the tokens' width D, is called with tokens [B, p+h*w, D] and grid (h, w), returns
 # L2-normalised float32 descriptors [B, output_dim], and has `output_dim` as an attribute. gem is the exception: see
 # gem_pooling.
 AGGREGATIONS: dict[str, Callable[[int], nn.Module]] = {

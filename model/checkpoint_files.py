@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import torch
 
-from model.errors import InputError
+from .errors import InputError
+from .versions import check_torch_version
 
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
 ZIP_FOLDER = 0x10  # of records whose content torch.load takes as empty, giving uninitialised tensors
@@ -40,9 +41,10 @@ def read_checkpoint(path: str | Path) -> dict:
 
     A safetensors file gives the same dict as a checkpoint of ours. The checksums of the file are verified; the legacy
     format of torch.save and safetensors files have none. Raises InputError if the file is missing, is not a
-    checkpoint, is truncated or damaged, or contains pickled code; and if it is a safetensors file, but that package is
-    not installed.
+    checkpoint, is truncated or damaged, or contains pickled code; if it is a safetensors file, but that package is not
+    installed; and if PyTorch is too old to be safe.
     """
+    check_torch_version()
     path = Path(path)
     if not path.is_file():
         reason = "this is a folder" if path.is_dir() else "not a file" if path.exists() else "the file does not exist"

@@ -2,15 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from model.aggregation import AGGREGATIONS
-from model.errors import InputError
+from .aggregation import AGGREGATIONS
+from .errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Size of a vision transformer. Its last `num_adapters` blocks have an adapter (paper: 12 of 12, 16 of 24).
 
-    gem_dim: dimension of the float descriptor with the aggregation gem.
+    gem_dim: dimension of the float descriptor with the aggregation gem. num_registers: register tokens, as in DINOv2's
+    models "with registers", whose position embedding is resized in another way too.
     """
 
     embed_dim: int
@@ -18,12 +19,17 @@ class ViTConfig:
     num_heads: int
     num_adapters: int
     gem_dim: int
+    num_registers: int = 0
 
 
 BACKBONES = {
     "dinov2-base": ViTConfig(embed_dim=768, depth=12, num_heads=12, num_adapters=12, gem_dim=2048),
     "dinov2-large": ViTConfig(embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096),
     "dinov2-small": ViTConfig(embed_dim=384, depth=12, num_heads=6, num_adapters=12, gem_dim=1024),
+    "dinov2-base-reg": ViTConfig(embed_dim=768, depth=12, num_heads=12, num_adapters=12, gem_dim=2048, num_registers=4),
+    "dinov2-large-reg": ViTConfig(
+        embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096, num_registers=4
+    ),
     "vit-tiny": ViTConfig(embed_dim=192, depth=12, num_heads=3, num_adapters=12, gem_dim=512),
 }
 

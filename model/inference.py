@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from model.adapter import MulConvAdapter
-from model.errors import InputError
-from model.network import GeoLocalizationNet
-from model.vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
+from .adapter import MulConvAdapter
+from .errors import InputError
+from .network import GeoLocalizationNet
+from .vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
 
 KEPT_GRIDS = 16  # position embeddings of a prepared model; one of dinov2-large takes 2 MB at 322 x 322
 Module = TypeVar("Module", bound=nn.Module)
@@ -66,8 +66,13 @@ def prepare_for_inference(
     matrix products, and LayerScale part of the projections before it. The position embeddings of the latest image sizes
     are kept. compiled: the first calls compile the model, with its weights as constants, and so may calls with another
     shape. Weights that stay as they are share the original's memory: if those of the original change, prepare it again.
-    Raises InputError in training mode.
+    Raises InputError in training mode, and for a model of another copy of this package.
     """
+    if not isinstance(model, GeoLocalizationNet):
+        raise InputError(
+            f"The model belongs to {type(model).__module__}. Prepare it with prepare_for_inference of the package or "
+            "the torch.hub entry that loaded it."
+        )
     if any(module.training for module in model.modules()):
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")
     network = _copy(model)
@@ -99,7 +104,7 @@ def prepare_frozen_backbone(
 
 
 class FusedAdapter(nn.Module):
-    """A MulConvAdapter in eval mode, with less to compute: tokens [B, 1+n, D] on an h x w grid -> [B, 1+n, D]."""
+    """A MulConvAdapter in eval mode, with less to compute: the same tokens to the same output."""
 
     def __init__(self, adapter: MulConvAdapter) -> None:
         super().__init__()
@@ -113,12 +118,12 @@ class FusedAdapter(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         u = torch.relu(self.down(tokens))
-        # Of all tokens, the class token too: a part of them is not contiguous, and would be copied.
-        wide, *narrow = torch.relu(self.pointwise(u))[:, 1:].split(self.widths, dim=2)
+        n = grid[0] * grid[1]
+        # Of all tokens, the prefix too: a part of them is not contiguous, and would be copied.
+        wide, *narrow = torch.relu(self.pointwise(u))[:, -n:].split(self.widths, dim=2)
         maps = [x.transpose(1, 2).unflatten(2, grid).contiguous(memory_format=torch.channels_last) for x in narrow]
         convolved = [torch.relu(conv(x)).flatten(2).transpose(1, 2) for conv, x in zip(self.convs, maps, strict=True)]
-        # The class token is not on the grid: see MulConvAdapter.
-        return self.up(u + torch.cat([u[:, :1], torch.cat([wide, *convolved], dim=2)], dim=1))
+        return self.up(u + torch.cat([u[:, :-n], torch.cat([wide, *convolved], dim=2)], dim=1))
 
 
 class LinearPatchEmbed(nn.Module):

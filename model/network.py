@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
-from model.config import BACKBONES, ModelConfig
-from model.errors import InputError
-from model.vision_transformer import VisionTransformer, patch_grid
+from .aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
+from .config import BACKBONES, ModelConfig
+from .errors import InputError
+from .versions import check_torch_version
+from .vision_transformer import VisionTransformer, patch_grid
 
 CODE_BITS = 512
 MAX_TRIAL_PATCHES = 1024
@@ -61,10 +62,11 @@ class GeoLocalizationNet(nn.Module):
     | yes | yes | TwoBranchOutput (logits, code, descriptor) |
 
     The names of submodules (linear1 to linear4, aggregation, aggregation_hashing) are fixed by the published weights.
-    Attributes: config; descriptor_dim, 0 for a hashing-only model.
+    Attributes: config; descriptor_dim, 0 for a hashing-only model. Raises InputError if PyTorch is too old.
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        check_torch_version()
         super().__init__()
         self.config = config
         vit = BACKBONES[config.backbone]

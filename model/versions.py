@@ -2,9 +2,9 @@
 
 import torch
 
-from model.errors import InputError
+from .errors import InputError
 
-VERSION = "0.2.0"  # as in pyproject.toml
+VERSION = "0.2.0"  # pyproject.toml reads it here
 OLDEST_TORCH = (2, 6)
 
 

@@ -7,16 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.adapter import MulConvAdapter
-from model.config import ViTConfig
-from model.errors import InputError
+from .adapter import MulConvAdapter
+from .config import ViTConfig
+from .errors import InputError
 
 PATCH_SIZE = 14
 POSITION_GRID = 37  # DINOv2 was trained at 518 x 518, that is 37 x 37 patches
 
 
 class BranchTokens(NamedTuple):
-    """Normalised tokens of each branch, [B, 1+n, D], or None if it was not computed; grid (h, w), n = h*w."""
+    """Normalised tokens of each branch, [B, p+n, D], or None if it was not computed; grid (h, w), n = h*w.
+
+    The p prefix tokens are the class token and the registers, if there are any. The patch tokens follow row by row.
+    """
 
     float_tokens: Tensor | None
     binary_tokens: Tensor | None
@@ -105,12 +108,15 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + POSITION_GRID**2, dim))
         self.position_grid = (POSITION_GRID, POSITION_GRID)  # of pos_embed
+        self.register_tokens = nn.Parameter(torch.zeros(1, vit.num_registers, dim)) if vit.num_registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))  # unused, but part of DINOv2's weights
         self.patch_embed = PatchEmbed(dim)
         self.blocks = nn.ModuleList(Block(dim, vit.num_heads) for _ in range(vit.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=1e-6)
+        for token in (self.cls_token, self.register_tokens):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
         self.adapters: Any = _adapters(vit) if float_branch else None
         self.adapters_hashing: Any = _adapters(vit) if binary_branch else None
         self.apply(_init_linear)
@@ -124,9 +130,12 @@ class VisionTransformer(nn.Module):
         if self.position_grid != (POSITION_GRID, POSITION_GRID):
             raise InputError(f"This model was prepared for {self.position_grid} patches, but the image has {(h, w)}.")
         grid = self.pos_embed[:, 1:].reshape(1, POSITION_GRID, POSITION_GRID, -1).permute(0, 3, 1, 2)
-        # The 0.1 is part of DINOv2's published behaviour: it shifts the sampling points a little.
-        scale = ((h + 0.1) / POSITION_GRID, (w + 0.1) / POSITION_GRID)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        # Both ways are part of DINOv2's published behaviour. The 0.1 shifts the sampling points a little.
+        if self.register_tokens is None:
+            scale = ((h + 0.1) / POSITION_GRID, (w + 0.1) / POSITION_GRID)
+            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        else:  # PyTorch has no antialiasing in half precision on the CPU
+            grid = F.interpolate(grid.float(), size=(h, w), mode="bicubic", antialias=True).to(grid.dtype)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def fix_positions(self, embedding: nn.Parameter, grid: tuple[int, int]) -> None:
@@ -137,10 +146,17 @@ class VisionTransformer(nn.Module):
         self.position_grid = grid
 
     def embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Normalised images [B, 3, 14h, 14w] -> tokens [B, 1+h*w, D] with their position embedding."""
+        """Normalised images [B, 3, 14h, 14w] -> tokens [B, p+h*w, D]: see BranchTokens.
+
+        The class token and the patches have a position embedding, the registers between them have none.
+        """
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-        return tokens + self.position_embedding(*grid)
+        tokens = tokens + self.position_embedding(*grid)
+        if self.register_tokens is None:
+            return tokens
+        registers = self.register_tokens.expand(patches.shape[0], -1, -1)
+        return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
 
     def forward(
         self, images: Tensor, float_branch: bool = True, frozen_backbone: "VisionTransformer | None" = None

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.aggregation import AGGREGATIONS
-from model.checkpoint_files import READ_BLOCK, read_checkpoint
-from model.config import BACKBONES, ModelChoice, ModelConfig
-from model.errors import InputError
-from model.network import GeoLocalizationNet
-from model.zoo import DINOV2_NAMES, DINOV2_SHA256, DINOV2_URL, MODEL_ZOO, find_published
+from .aggregation import AGGREGATIONS
+from .checkpoint_files import READ_BLOCK, read_checkpoint
+from .config import BACKBONES, ModelChoice, ModelConfig
+from .errors import InputError
+from .network import GeoLocalizationNet
+from .zoo import FOUNDATIONS, MODEL_ZOO, find_published
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
@@ -165,19 +165,30 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
 
 
 def guess_config(state: dict[str, Tensor]) -> ModelConfig | None:
-    """The model that these entries belong to, judged by their names and widths; None if it is not a SelaVPR++ model."""
-    width = _width(state, "backbone.cls_token")
-    backbone = {vit.embed_dim: name for name, vit in BACKBONES.items()}.get(width)
-    has_float, has_binary = (
-        any(n.startswith(f"backbone.{a}.") for n in state) for a in ("adapters", "adapters_hashing")
+    """The model that these entries belong to, judged by their names and shapes; None if it is not a SelaVPR++ model.
+
+    Of the backbones of this width, it has the one that agrees most in registers, blocks and adapters.
+    """
+    width, registers = _dimensions(state, "backbone.")
+    blocks, float_adapters, binary_adapters = (
+        _count(state, f"backbone.{part}.") for part in ("blocks", "adapters", "adapters_hashing")
     )
-    if backbone is None or not (has_float or has_binary):
+    adapters = float_adapters or binary_adapters
+    found = registers, blocks, adapters
+    agreement = {
+        name: sum(a == b for a, b in zip(found, (vit.num_registers, vit.depth, vit.num_adapters), strict=True))
+        for name, vit in BACKBONES.items()
+        if vit.embed_dim == width
+    }
+    if not agreement or not adapters:
         return None
-    if not has_float:
+    backbone = max(agreement, key=lambda name: agreement[name])
+    if not float_adapters:
         return ModelConfig(backbone=backbone, hashing=True)
     present = {name.removeprefix("aggregation.") for name in state if name.startswith("aggregation.")}
-    aggregation = max(AGGREGATIONS, key=lambda name: -len(present ^ _aggregation_entries(name, width)))
-    return ModelConfig(backbone=backbone, aggregation=aggregation, hashing=has_binary, rerank=has_binary)
+    aggregation = min(AGGREGATIONS, key=lambda name: len(present ^ _aggregation_entries(name, width)))
+    two_branch = binary_adapters > 0
+    return ModelConfig(backbone=backbone, aggregation=aggregation, hashing=two_branch, rerank=two_branch)
 
 
 def describe(state: dict[str, Tensor]) -> str:
@@ -197,7 +208,8 @@ def load_published(model: GeoLocalizationNet) -> Path:
     Raises InputError if none are published, or if they cannot be downloaded.
     """
     published = find_published(model.config)
-    path = download(published.urls, flag="--resume (in the examples, --model)", sha256=published.sha256)
+    flag = "--resume (in the examples, --model; in Python, to load_any_model)"
+    path = download(published.urls, flag=flag, sha256=published.sha256)
     load_weights(model, path)
     return path
 
@@ -209,18 +221,19 @@ def load_foundation(model: GeoLocalizationNet, path: str | Path | None = None) -
     """
     backbone = model.config.backbone
     if path is None:
-        if backbone not in DINOV2_NAMES:
+        if backbone not in FOUNDATIONS:
             raise InputError(
-                f"There are no DINOv2 weights for {backbone}, only for {', '.join(DINOV2_NAMES)}. Train it from "
+                f"There are no DINOv2 weights for {backbone}, only for {', '.join(FOUNDATIONS)}. Train it from "
                 "scratch with --train_backbone."
             )
-        url, sha256 = DINOV2_URL.format(DINOV2_NAMES[backbone]), DINOV2_SHA256.get(backbone)
-        path = download([url], flag="--foundation_model_path", sha256=sha256)
+        entry = FOUNDATIONS[backbone]
+        path = download([entry.url], flag="--foundation_model_path", sha256=entry.sha256)
     state = model_state(read_checkpoint(path), path)
-    actual, expected = _width(state, "cls_token"), model.backbone.embed_dim
+    actual, expected = _dimensions(state), _dimensions(model.backbone.state_dict())
     if actual != expected:
-        content = f"weights of width {actual}" if actual else "no DINOv2 weights (no entry 'cls_token')"
-        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of width {expected}.")
+        found, needed = (f"width {w}" + f" with {r} registers" * (r > 0) for w, r in (actual, expected))
+        content = f"weights of {found}" if actual[0] else "no DINOv2 weights (no entry 'cls_token')"
+        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of {needed}.")
     adapters = {
         name: value
         for name, value in model.backbone.state_dict().items()
@@ -260,7 +273,7 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
         if sha256 and (actual := _sha256(path)) != sha256:
             raise InputError(
                 f"{path} has the SHA-256 {actual}, but the published file has {sha256}. Delete it, so that it is "
-                "downloaded again."
+                f"downloaded again. To use it as it is, pass its path with {flag}."
             )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +288,8 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
             if not sha256 or (actual := _sha256(partial)) == sha256:
                 os.replace(partial, path)
                 return path
-            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256})")
+            use = f"to use it as it is, download it yourself and pass its path with {flag}"
+            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256}; {use})")
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reasons.append(f"{url} ({error or type(error).__name__})")
         except InputError:
@@ -318,9 +332,16 @@ def _entry_problem(name: object, value: object) -> str | None:
     return "is a sparse or nested tensor" if value.layout is not torch.strided or value.is_nested else None
 
 
-def _width(state: dict[str, Tensor], name: str) -> int:
-    """The last dimension of an entry; 0 if it has none or is absent."""
-    return state[name].shape[-1] if name in state and state[name].ndim else 0
+def _dimensions(state: dict[str, Tensor], prefix: str = "") -> tuple[int, int]:
+    """Width and number of registers of a backbone; 0 if the entry is absent or has another number of axes."""
+    entries = (state.get(f"{prefix}{name}") for name in ("cls_token", "register_tokens"))
+    cls_token, registers = (entry.shape if entry is not None and entry.ndim == 3 else (0, 0, 0) for entry in entries)
+    return cls_token[2], registers[1]
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    """The length of the module list with this prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _aggregation_entries(aggregation: str, dim: int) -> set[str]:

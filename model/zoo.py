@@ -1,33 +1,48 @@
-"""The published weights as data: which models exist, and where they can be downloaded.
+"""The published weights as data: which exist, where they can be downloaded, and their checksums.
 
 Used by the hub entry, --pretrained and --foundation_model_path.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from model.config import ModelConfig
-from model.errors import InputError
+from .config import ModelConfig
+from .errors import InputError
 
-DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_pretrain.pth"
-DINOV2_NAMES = {"dinov2-small": "vits14", "dinov2-base": "vitb14", "dinov2-large": "vitl14"}
-DINOV2_SHA256: dict[str, str] = {}  # by backbone, of the file; verified where it is given
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{}/dinov2_{}_pretrain.pth"
 MIRRORS = (
     "https://github.com/Lu-Feng/SelaVPRplusplus/releases/download/SelaVPR%2B%2B/{}",
     "https://huggingface.co/fenglu96/SelaVPRplusplus/resolve/main/{}",
 )
 
 
+class Foundation(NamedTuple):
+    """DINOv2's weights of a backbone, by Meta's name for them. sha256: of the file, verified where it is given."""
+
+    name: str
+    sha256: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The download address."""
+        return DINOV2_URL.format(self.name.partition("_")[0], self.name)
+
+
+FOUNDATIONS = {
+    "dinov2-small": Foundation("vits14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    "dinov2-base": Foundation("vitb14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    "dinov2-large": Foundation("vitl14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    "dinov2-base-reg": Foundation("vitb14_reg4"),
+    "dinov2-large-reg": Foundation("vitl14_reg4"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """A checkpoint of the authors: model, file name, millions of parameters, dimension of the descriptor.
-
-    sha256: of the file; verified where it is given.
-    """
+    """A checkpoint of the authors. sha256: of the file, verified where it is given."""
 
     config: ModelConfig
     file: str
-    parameters_m: float
-    descriptor_dim: int
     sha256: str | None = None
 
     @property
@@ -45,26 +60,22 @@ MODEL_ZOO = [
     PublishedModel(
         config=ModelConfig(backbone="dinov2-base"),
         file="SelaVPRplusplus_base.pth",
-        parameters_m=97.9,
-        descriptor_dim=2048,
+        sha256="b048490dbd1c27dee67fce6faaec7bec267d19a044c85877af94b8588e596a62",
     ),
     PublishedModel(
         config=ModelConfig(backbone="dinov2-large"),
         file="SelaVPRplusplus_large.pth",
-        parameters_m=331.3,
-        descriptor_dim=4096,
+        sha256="b4b97320e103686872cad73f331661c06a473500ca3b33fcb18cf7f93a57a633",
     ),
     PublishedModel(
         config=ModelConfig(backbone="dinov2-base", hashing=True, rerank=True),
         file="SelaVPRplusplus_base_rerank.pth",
-        parameters_m=108.0,
-        descriptor_dim=2048,
+        sha256="da31138202b9a746916588ecd97499a56bae304e61444a50d6f34761377cdcbf",
     ),
     PublishedModel(
         config=ModelConfig(backbone="dinov2-large", hashing=True, rerank=True),
         file="SelaVPRplusplus_large_rerank.pth",
-        parameters_m=354.5,
-        descriptor_dim=4096,
+        sha256="b055346fe0ac14e48689502da2c60113c9dd4018c4fb7a10fbd48d1662e69f8a",
     ),
 ]
 

@@ -4,9 +4,11 @@ quotes are those of the code.
 
 import ast
 import contextlib
+import json
 import re
 import shlex
 import shutil
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +26,10 @@ from datasets import layouts
 from datasets.layouts import BenchmarkConfig, find_layout
 from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, aggregation
-from utils.cli import NO_EFFECT_IN_REFERENCE
+from utils.cli import search as search_flags
+from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.index import Index
+from utils.runtime.flags import positive_float
 
 PAGES = [
     ROOT / "README.md",
@@ -224,8 +228,40 @@ def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
         np.testing.assert_array_equal(names["components"], pca.components)
 
 
+def extended_module(path: str | Path, line: str, replacement: str, **imported: object) -> types.ModuleType:
+    """A module of the project with one line replaced, and more imported, as a page says."""
+    source = Path(path).read_text()
+    assert source.count(line) == 1
+    extended = types.ModuleType("extended")
+    vars(extended).update(imported)
+    exec(compile(source.replace(line, replacement), "extending.md", "exec"), vars(extended))
+    return extended
+
+
+@pytest.mark.slow
+def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkeypatch, capsys):
+    declaration, use, *_ = blocks(ROOT / "docs" / "extending.md", "python")
+    line = "    results: int = flag("
+    settings = extended_module(search_flags.__file__, line, declaration + line, positive_float=positive_float)
+    monkeypatch.setitem(sys.modules, "utils.cli.search", settings)
+    script = extended_module(ROOT / "search.py", "    if args.json:\n", f"{use}    if args.json:\n")
+    image = next((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
+
+    def distances(*flags):
+        command = ["search.py", str(image), f"--index={indexes['float']}", "--device=cpu", "--json", *flags]
+        monkeypatch.setattr(sys, "argv", command)
+        script.main()
+        return [match["distance"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]]
+
+    every = distances()
+    assert len(every) == 5 and distances(f"--max_distance={every[2]}") == every[:3]
+    with pytest.raises(SystemExit, match="2"):
+        distances("--max_distance=0")
+    assert "argument --max_distance: '0' is not a number above 0." in capsys.readouterr().err
+
+
 def test_the_example_aggregation_obeys_the_rules(monkeypatch):
-    _, code, entry = blocks(ROOT / "docs" / "extending.md", "python")
+    *_, code, entry = blocks(ROOT / "docs" / "extending.md", "python")
     names = dict(vars(aggregation))
     exec(code, names)
     for name, module in eval("{" + entry + "}", names).items():
@@ -237,12 +273,9 @@ def test_the_example_aggregation_obeys_the_rules(monkeypatch):
 
 
 def test_the_example_layout_is_found_beside_the_others(tmp_path):
-    branch, *_ = blocks(ROOT / "docs" / "extending.md", "python")
+    *_, branch, _, _ = blocks(ROOT / "docs" / "extending.md", "python")
     below = "        return _given_folders(config, has_database)\n"
-    source = Path(layouts.__file__).read_text()
-    assert source.count(below) == 1
-    extended = types.ModuleType("extended_layouts")
-    exec(compile(source.replace(below, below + branch), "extending.md", "exec"), vars(extended))
+    extended = extended_module(layouts.__file__, below, below + branch)
     for name in ("town/ref", "town/query", "city/test/database", "city/test/queries"):
         (tmp_path / name).mkdir(parents=True)
     town, city = (BenchmarkConfig(datasets_folder=tmp_path, name=name) for name in ("town", "city"))

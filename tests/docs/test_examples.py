@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers.processes import ROOT, run_script
 
+import model
 from datasets.layouts import list_images
 
 pytestmark = pytest.mark.slow
@@ -75,17 +77,26 @@ def test_the_demo_trains_on_corridors_for_real_photos_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_python_examples_of_the_readme(images, tmp_path):
+def test_the_python_examples_of_the_readme(images, checkpoints, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-    loading = re.search(r'torch\.hub\.load\("<owner>/SelaVPRplusplus", "SelaVPRplusplus_base_rerank"\)', code)
-    local = f'torch.hub.load({str(ROOT)!r}, "SelaVPRplusplus_base_rerank", source="local", pretrained=False)'
+    (tmp_path / "my_run").mkdir()
+    shutil.copy(checkpoints["two_branch"], tmp_path / "my_run" / "best_model.pth")
+    load = torch.hub.load
+
+    def load_local(repository, name, *arguments):
+        assert repository == "<owner>/SelaVPRplusplus"
+        return load(str(ROOT), name, *arguments, source="local", **({} if arguments else {"pretrained": False}))
+
     shutil.copy(images / "place 0/view 0.jpg", tmp_path / "street.jpg")
     namespace: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        exec(code.replace(loading[0], local), namespace)
+        patch.setattr(torch.hub, "load", load_local)
+        patch.setitem(sys.modules, "selavprplusplus", model)
+        exec(code, namespace)
     assert namespace["logits"].shape == namespace["code"].shape == (1, 512)
     assert set(namespace["code"].unique().tolist()) == {-1.0, 1.0}
     assert namespace["descriptor"].shape == (1, 2048)
     torch.testing.assert_close(namespace["descriptor"].norm(dim=1), torch.ones(1))
     assert namespace["fast"].dtype == torch.bfloat16
+    assert namespace["model"].config.backbone == "vit-tiny"

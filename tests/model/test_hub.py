@@ -1,6 +1,8 @@
-"""The torch.hub entry: every kind of model, where only torch is installed too, and beside another package named
-`model`.
+"""The torch.hub entry: every kind of model, where only torch is installed too, and in programs with modules of the
+same names.
 """
+
+import shutil
 
 import pytest
 import torch
@@ -8,13 +10,15 @@ from helpers.checkpoints import save_published
 from helpers.models import MODES, build, image_batch
 from helpers.processes import NOT_TORCH, ROOT, run_python
 
-from model import HashingOutput, InputError, TwoBranchOutput
+from model import BACKBONES, GeoLocalizationNet
 from model.zoo import MODEL_ZOO
 
 LOAD = f"""
-import torch
-network = torch.hub.load({str(ROOT)!r}, "SelaVPRplusplus", source="local", trust_repo=True, FLAGS)
+import sys, torch
+ROOT = {str(ROOT)!r}
+network = torch.hub.load(ROOT, "SelaVPRplusplus", source="local", trust_repo=True, FLAGS)
 """
+TINY = 'backbone="vit-tiny", pretrained=False'
 
 
 def load(**flags):
@@ -40,8 +44,9 @@ def test_every_kind_of_model(aggregation, mode):
     assert not isinstance(network, torch.nn.DataParallel)
     with torch.inference_mode():
         output = network(torch.from_numpy(image_batch(0, 1, 126, 140)))
-    expected = {"float": torch.Tensor, "hashing": HashingOutput, "two_branch": TwoBranchOutput}[mode]
-    assert isinstance(output, expected)
+    assert (
+        type(output).__name__ == {"float": "Tensor", "hashing": "HashingOutput", "two_branch": "TwoBranchOutput"}[mode]
+    )
     assert (output if mode == "float" else output[-1]).shape == (1, network.descriptor_dim or 512)
 
 
@@ -63,8 +68,9 @@ def test_two_branch_is_what_you_get_without_flags():
     ],
 )
 def test_names_that_do_not_exist(flags, words):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ValueError) as caught:
         load(**{"pretrained": False, **flags})
+    assert type(caught.value).__name__ == "InputError"
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -83,44 +89,51 @@ def downloaded(tmp_path):
     torch.hub.set_dir(before)
 
 
-def test_torch_hub_lists_the_models_and_nothing_else(downloaded):
+def test_torch_hub_lists_the_models_and_what_makes_them_faster(downloaded):
     names = torch.hub.list(downloaded, trust_repo=True)
-    assert sorted(names) == sorted(["SelaVPRplusplus", *(entry.name for entry in MODEL_ZOO)])
+    assert sorted(names) == sorted(["SelaVPRplusplus", "prepare_for_inference", *(entry.name for entry in MODEL_ZOO)])
 
 
 @pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.name)
 def test_one_function_per_published_checkpoint(downloaded, entry):
     name = entry.name
-    assert f'"{name}")' in torch.hub.help(downloaded, name, trust_repo=True)  # an example to copy
+    text = torch.hub.help(downloaded, name, trust_repo=True)
     with torch.device("meta"):
         network = torch.hub.load(downloaded, name, trust_repo=True, pretrained=False)
         outputs = network(torch.empty(2, 3, 70, 70))
-    assert network.config == entry.config
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == entry.parameters_m
+    assert f'"{name}")' in text and f"{millions(network)} parameters" in text  # an example to copy
+    assert repr(network.config) == repr(entry.config)
     descriptor = outputs if isinstance(outputs, torch.Tensor) else outputs[-1]
-    assert descriptor.shape == (2, entry.descriptor_dim)
+    assert descriptor.shape == (2, BACKBONES[entry.config.backbone].gem_dim)
+
+
+def millions(network):
+    """The number of parameters as the docs state it."""
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M"
 
 
 @pytest.mark.parametrize("entry", MODEL_ZOO, ids=lambda entry: entry.name)
 def test_the_readme_lists_the_published_checkpoints(entry):
     (row,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{entry.name}` |"))
     _, _, backbone, parameters, returns, size, link, _ = (cell.strip() for cell in row.split("|"))
-    assert (backbone, parameters) == (entry.config.backbone, f"{entry.parameters_m} M")
-    assert returns == ("logits, code, descriptor" if entry.config.rerank else f"descriptor [B, {entry.descriptor_dim}]")
-    assert size == "64 + " * entry.config.rerank + str(4 * entry.descriptor_dim)
+    with torch.device("meta"):
+        network = GeoLocalizationNet(entry.config)
+    assert (backbone, parameters) == (entry.config.backbone, millions(network))
+    assert returns == (
+        "logits, code, descriptor" if entry.config.rerank else f"descriptor [B, {network.descriptor_dim}]"
+    )
+    assert size == "64 + " * entry.config.rerank + str(4 * network.descriptor_dim)
     assert link == f"[download]({entry.urls[0]})"
 
 
 def test_torch_alone_suffices(tmp_path):
     code = (
-        LOAD.replace("FLAGS", 'backbone="vit-tiny", pretrained=False')
+        LOAD.replace("FLAGS", TINY)
         + """
 with torch.inference_mode():
     print(*(tuple(part.shape) for part in network(torch.rand(2, 3, 70, 56))))
 
-from model import prepare_for_inference  # as README.md says
-
-prepared = prepare_for_inference(network, torch.bfloat16)
+prepared = torch.hub.load(ROOT, "prepare_for_inference", network, torch.bfloat16, source="local")
 print(*(tuple(part.shape) for part in prepared(torch.rand(2, 3, 70, 56))))
 """
     )
@@ -138,31 +151,109 @@ def test_published_weights_where_torch_alone_is_installed(tmp_path):
     cached = tmp_path / "home" / "hub" / "checkpoints" / "SelaVPRplusplus_base.pth"
     cached.parent.mkdir(parents=True)
     save_published(state, cached)
-    code = (
-        LOAD.replace("FLAGS", 'backbone="dinov2-base", hashing=False, rerank=False')
-        + """
+    code = f"""{LOAD.replace("FLAGS", TINY)}
+import dataclasses
+zoo = sys.modules[type(network).__module__.replace("network", "zoo")]
+zoo.MODEL_ZOO[0] = dataclasses.replace(zoo.MODEL_ZOO[0], sha256=None)  # these are other weights
+{LOAD.replace("FLAGS", 'backbone="dinov2-base", hashing=False, rerank=False')}
 print(type(network).__name__, network.training, all((value == i).all().item() for i, value in
 enumerate(network.state_dict().values())))
 """
-    )
     result = run_python(
         code, cwd=tmp_path, without=NOT_TORCH, env={"TORCH_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     )
     assert result.stdout == "GeoLocalizationNet False True\n", result.stderr
 
 
-@pytest.mark.parametrize("form", ["module", "package", "namespace"])
-def test_another_package_named_model(tmp_path, form):
-    if form == "module":
-        (tmp_path / "model.py").touch()
-    else:
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / ("__init__.py" if form == "package" else "notes.txt")).touch()
-    code = LOAD.replace("import torch", "import torch, model", 1).replace(
-        "FLAGS", 'backbone="vit-tiny", pretrained=False'
-    )
-    result = run_python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    assert result.status == 1
+OWN = ("model.py", "utils.py", "datasets/__init__.py", "hubconf.py")
+
+
+def write_program(folder, code):
+    """Writes main.py, and beside it modules with the names of ours, as a program may have them."""
+    for name in OWN:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("NAME = 'mine'\n")
+    (folder / "main.py").write_text(code)
+
+
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_a_program_keeps_its_own_modules(tmp_path, first):
+    imports = "import model, utils, datasets, hubconf\n"
+    code = LOAD.replace("FLAGS", TINY)
+    write_program(tmp_path, imports + code if first == "theirs" else code + imports)
+    check = """
+import runpy
+sys.path.insert(0, "")
+names = runpy.run_path("main.py")
+print(*(names[name].NAME for name in ("model", "utils", "datasets", "hubconf")))
+print(*(tuple(part.shape) for part in names["network"](torch.rand(2, 3, 70, 56))))
+root = names["ROOT"]
+loaded = {name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(root)}
+print({name.split(".")[0].split("_")[0] for name in loaded}, root in sys.path)
+"""
+    result = run_python("import torch" + check, cwd=tmp_path, env={"PYTHONPATH": ""})
+    expected = "mine mine mine mine\n(2, 512) (2, 512) (2, 512)\n{'selavprplusplus'} False\n"
+    assert result.stdout == expected, result.stderr
+
+
+def test_what_is_loaded_twice_or_in_several_threads_is_one_package(tmp_path):
+    code = f"""
+import sys, threading, torch
+from concurrent.futures import ThreadPoolExecutor
+sys.setswitchinterval(1e-6)
+ready = threading.Barrier(4)
+def load(_):
+    ready.wait()
+    return torch.hub.load({str(ROOT)!r}, "SelaVPRplusplus", source="local", {TINY})
+networks = [*ThreadPoolExecutor(4).map(load, range(4)), *ThreadPoolExecutor(4).map(load, range(4))]
+print(len(networks), len({{type(network) for network in networks}}))
+"""
+    result = run_python(code, cwd=tmp_path, env={"PYTHONPATH": ""})
+    assert result.stdout == "8 1\n", result.stderr
+
+
+def test_two_checkouts_of_different_versions_in_one_process(tmp_path):
+    for name, bits in (("first", 512), ("second", 256)):
+        shutil.copytree(ROOT / "model", tmp_path / name / "model")
+        shutil.copy(ROOT / "hubconf.py", tmp_path / name)
+        network = tmp_path / name / "model" / "network.py"
+        source = network.read_text()
+        assert source.count("\nCODE_BITS = 512\n") == 1
+        network.write_text(source.replace("\nCODE_BITS = 512\n", f"\nCODE_BITS = {bits}\n"))
+    code = f"""
+import torch
+networks = [torch.hub.load(name, "SelaVPRplusplus", source="local", {TINY}) for name in ("first", "second", "first")]
+for network in networks:
+    print(network(torch.rand(1, 3, 56, 70)).code.shape[1], isinstance(network, type(networks[0])))
+torch.hub.load("second", "prepare_for_inference", networks[0], source="local")
+"""
+    result = run_python(code, cwd=tmp_path, env={"PYTHONPATH": ""})
+    assert result.stdout == "512 True\n256 False\n512 True\n", result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: SelaVPR++") and "already imported: <module 'model'" in last, result.stderr
-    assert form == "namespace" or str(tmp_path) in last
+    assert "InputError: The model belongs to selavprplusplus_" in last and "that loaded it" in last, result.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pickles_copies_and_traces_of_a_loaded_model(tmp_path):
+    """Another process, which has loaded the entry, reads the pickle of the whole module."""
+    code = LOAD.replace("FLAGS", TINY + ", hashing=False, rerank=False")
+    images = "images = torch.rand(2, 3, 56, 70, generator=torch.Generator().manual_seed(0))\n"
+    write = """
+import copy, pickle, warnings
+warnings.simplefilter("ignore")
+torch.save(network, "whole.pth")
+with torch.inference_mode():
+    expected = network(images)
+    copies = copy.deepcopy(network), pickle.loads(pickle.dumps(network)), torch.jit.trace(network, images[:1])
+    print(*(torch.equal(each(images), expected) for each in copies))
+torch.save(expected, "expected.pth")
+"""
+    read = """
+network = torch.load("whole.pth", weights_only=False)
+with torch.inference_mode():
+    print(torch.equal(network(images), torch.load("expected.pth")))
+"""
+    for more, expected in ((write, "True True True\n"), (read, "True\n")):
+        result = run_python(code + images + more, cwd=tmp_path, env={"PYTHONPATH": ""})
+        assert result.stdout == expected, result.stderr

@@ -3,12 +3,13 @@
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.models import MODES, build, filled, image_batch
 
-from model import InputError, prepare_for_inference
+from model import BACKBONES, InputError, prepare_for_inference
 from model.inference import KEPT_GRIDS, prepare_frozen_backbone
 from model.vision_transformer import LayerScale
 from utils.training.config import TrainingConfig
@@ -45,6 +46,21 @@ def test_the_outputs_are_the_same_up_to_rounding(images, aggregation, mode):
         binary = outputs(prepared, images, False)
         assert list(binary) == ["logits", "code"]
         torch.testing.assert_close(binary["logits"], expected["logits"], rtol=0, atol=2e-6)
+
+
+def test_a_model_with_registers(images, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "vit-tiny", replace(BACKBONES["vit-tiny"], num_registers=4))
+    model = filled(build("vit-tiny", "salad"))
+    expected = outputs(model, images)["descriptor"]
+    for dtype, most in ((torch.float32, 2e-6), (torch.bfloat16, 0.1)):
+        found = outputs(prepare_for_inference(model, dtype), images)["descriptor"]
+        assert float((found - expected).norm(dim=1).max()) < most
+    frozen = prepare_frozen_backbone(model.backbone, torch.float32, (9, 10))
+    with torch.inference_mode():
+        found = model(images, frozen_backbone=frozen)
+        converted = copy.deepcopy(model).bfloat16()(images.bfloat16())
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert float((converted - expected).norm(dim=1).max()) < 0.1
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])

@@ -14,12 +14,13 @@ from helpers.models import GOLDEN, MODES, build, filled, image_batch
 from helpers.processes import NOT_TORCH, run_python
 
 from benchmarks.baseline_model import baseline_forward
-from model import BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput
+from model import AGGREGATIONS, BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput
 from model.adapter import MulConvAdapter
 from model.aggregation import SALAD, GeM, sinkhorn_assignment
 from model.network import STE_binary, check_image_size
 from model.vision_transformer import VisionTransformer
 
+WITH_REGISTERS = replace(BACKBONES["vit-tiny"], depth=3, num_adapters=3, num_registers=4)
 MODE_NAMES = {"float": "float", "hashing": "hashing", "rerank": "two_branch"}  # golden's -> ours
 TINY = [
     ("gem", "float"),
@@ -74,7 +75,10 @@ def test_all_fourteen_models_are_compared():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"backbone": "resnet50"}, ["backbone", "'resnet50'", "dinov2-base, dinov2-large, dinov2-small, vit-tiny"]),
+        (
+            {"backbone": "resnet50"},
+            ["backbone", "'resnet50'", "dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg"],
+        ),
         ({"backbone": "vit-tiny", "aggregation": "netvlad"}, ["aggregation", "'netvlad'", "gem, boq, salad"]),
         ({"backbone": "vit-tiny", "rerank": True}, ["rerank", "hashing"]),
         ({"backbone": "vit-tiny", "aggregation": "boq", "hashing": True}, ["boq", "gem", "hashing"]),
@@ -230,6 +234,63 @@ def test_a_branch_beside_the_backbone(depth):
                 y = y + adapters[i - first](y + outputs[i], (3, 2))
             torch.testing.assert_close(branch, model.norm(y), rtol=1e-4, atol=1e-5)
     assert (tokens.float_tokens - tokens.binary_tokens).abs().max() > 1e-2
+
+
+def bicubic_weights(size):
+    """[size, 37]: weights of antialiased bicubic resizing (a = -0.5) of 37 values, one at a time."""
+    weights, scale = np.zeros((size, 37)), 37 / size
+    for i in range(size):
+        for j in range(37):
+            x = abs(j + 0.5 - (i + 0.5) * scale) / max(scale, 1)
+            weights[i, j] = (
+                1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0
+            )
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("grid", [(5, 9), (16, 50), (37, 37)])
+def test_tokens_with_registers(grid):
+    """As DINOv2 makes them: no offset of 0.1 and antialiasing; registers after the class token, without positions."""
+    model = filled(VisionTransformer(WITH_REGISTERS)).double()
+    images = torch.from_numpy(image_batch(3, 2, 14 * grid[0], 14 * grid[1])).double()
+    with torch.inference_mode():
+        actual, patches = model.embed(images, grid).numpy(), model.patch_embed(images).numpy()
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    positions = state["pos_embed"][0, 1:].reshape(37, 37, -1)
+    if grid != (37, 37):
+        rows, columns = map(bicubic_weights, grid)
+        positions = np.einsum("ia,jb,abd->ijd", rows, columns, positions)
+    for image in range(2):
+        first = state["cls_token"][0, 0] + state["pos_embed"][0, 0]
+        rest = patches[image] + positions.reshape(grid[0] * grid[1], -1)
+        np.testing.assert_allclose(actual[image], [first, *state["register_tokens"][0], *rest], atol=2e-6)
+
+
+def test_registers_act_through_the_blocks_alone(monkeypatch):
+    """The adapters and heads give what they would give for the class token and the patches without them."""
+    monkeypatch.setitem(BACKBONES, "vit-tiny-reg", WITH_REGISTERS)
+    h, w = grid = (9, 10)
+    images = torch.from_numpy(image_batch(4, 2, 14 * h, 14 * w))
+    for aggregation in AGGREGATIONS:
+        model = filled(build("vit-tiny-reg", aggregation, hashing=True, rerank=True))
+        backbone = model.backbone
+        with torch.inference_mode():
+            x = backbone.embed(images, grid)
+            assert x.shape == (2, 1 + 4 + h * w, 192)
+            float_tokens = binary_tokens = torch.cat([x[:, :1], x[:, 5:]], dim=1)
+            for i, block in enumerate(backbone.blocks):
+                x = block(x)
+                seen = torch.cat([x[:, :1], x[:, 5:]], dim=1)
+                float_tokens = float_tokens + backbone.adapters[i](float_tokens + seen, grid)
+                binary_tokens = binary_tokens + backbone.adapters_hashing[i](binary_tokens + seen, grid)
+            expected = model._float_head(backbone.norm(float_tokens), grid)
+            logits = model._binary_head(backbone.norm(binary_tokens), grid)
+            actual = model(images)
+            backbone.register_tokens.zero_()
+            changed = model(images)
+        torch.testing.assert_close(actual.descriptor, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(actual.logits, logits, rtol=0, atol=2e-6)
+        assert (changed.descriptor - expected).norm(dim=1).min() > 1e-3
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,6 +1,5 @@
 """Checkpoints in every form, what is refused and why, and downloads from a server of our own."""
 
-import dataclasses
 import hashlib
 import http.server
 import os
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from helpers.checkpoints import save_published, small_checkpoint, write_safetens
 from helpers.models import MODES, build, filled
 from helpers.processes import NOT_TORCH, run_python
 
-from model import GeoLocalizationNet, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
+from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
+from utils.integrations.safetensors_file import export_safetensors
 
 LOAD = """
 import sys, torch
@@ -151,6 +152,38 @@ def test_one_entry_missing_unexpected_or_of_another_shape(tmp_path, reference):
     ):
         torch.save({name: value for name, value in {**reference, **change}.items() if value is not None}, path)
         assert words in refusal(path)
+
+
+# ---- Models that are recognised by their entries
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_model_is_recognised_by_its_entries(backbone):
+    kinds = [(aggregation, flags) for aggregation in AGGREGATIONS for flags in (MODES["float"], MODES["two_branch"])]
+    for aggregation, flags in [*kinds, ("gem", MODES["hashing"])]:
+        with torch.device("meta"):
+            model = build(backbone, aggregation, **flags)
+        assert weights.guess_config(model.state_dict()) == model.config
+
+
+@pytest.mark.parametrize("backbone", ["dinov2-base", "dinov2-base-reg", "dinov2-large", "dinov2-large-reg"])
+@pytest.mark.parametrize("lost", ["backbone.blocks.7.", "backbone.adapters.3.", "linear2."])
+def test_an_incomplete_model_is_recognised_too(backbone, lost):
+    with torch.device("meta"):
+        model = build(backbone)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(lost)}
+    assert len(state) < len(model.state_dict())
+    assert weights.guess_config(state) == model.config
+
+
+def test_backbones_that_differ_in_depth_or_adapters_alone_are_told_apart(monkeypatch):
+    tiny = BACKBONES["vit-tiny"]
+    for name, other in (("deep", replace(tiny, depth=14)), ("few", replace(tiny, num_adapters=4))):
+        monkeypatch.setitem(BACKBONES, name, other)
+    for name in ("vit-tiny", "deep", "few"):
+        with torch.device("meta"):
+            state = build(name, hashing=True).state_dict()
+        assert weights.guess_config(state) == ModelConfig(backbone=name, hashing=True)
 
 
 # ---- Entries that a model cannot take
@@ -398,7 +431,7 @@ def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregatio
         torch.save(weights.model_content(model), path)
     else:
         pytest.importorskip("safetensors")
-        path.write_bytes(checkpoint_files.safetensors_bytes(model.state_dict(), model.config))
+        export_safetensors(model, path)
     assert weights.find_config(checkpoint_files.read_checkpoint(path), path) == model.config
     loaded = weights.load_model(ModelChoice(), path)
     assert loaded.config == model.config and not loaded.training
@@ -528,6 +561,36 @@ def test_foundation_of_another_trunk(tmp_path):
     assert all(word in message for word in ("width 384", "--backbone=vit-tiny", "width 192"))
 
 
+@pytest.fixture
+def with_registers(monkeypatch):
+    """The name of a vit-tiny with four registers."""
+    monkeypatch.setitem(BACKBONES, "vit-tiny-reg", replace(BACKBONES["vit-tiny"], num_registers=4))
+    return "vit-tiny-reg"
+
+
+def test_foundation_with_registers(tmp_path, with_registers):
+    """DINOv2's entries, register_tokens [1, 4, D] among them, and not those of a backbone without registers."""
+    source = filled(build(with_registers))
+    torch.save(trunk_state(source), tmp_path / "reg.pth")
+    torch.save(trunk_state(tiny()), tmp_path / "plain.pth")
+    assert trunk_state(source).keys() - trunk_state(tiny()).keys() == {"register_tokens"}
+    model = build(with_registers, hashing=True, rerank=True)
+    weights.load_foundation(model, tmp_path / "reg.pth")
+    assert equal(trunk_state(model), trunk_state(source))
+    assert model.backbone.register_tokens.shape == (1, 4, 192) and model.backbone.register_tokens.any()
+    with pytest.raises(InputError, match="weights of width 192. --backbone=vit-tiny-reg .* width 192 with 4 registers"):
+        weights.load_foundation(model, tmp_path / "plain.pth")
+    assert "weights of width 192 with 4 registers. --backbone=vit-tiny " in foundation_refusal(tmp_path / "reg.pth")
+
+
+def test_a_checkpoint_with_registers_is_loaded(tmp_path, with_registers):
+    model = filled(build(with_registers, "salad"))
+    path = save_published(model.state_dict(), tmp_path / "reg.pth")
+    loaded = weights.load_model(ModelChoice(), path)
+    assert loaded.config == model.config and equal(loaded.state_dict(), model.state_dict())
+    assert "unexpected (backbone.register_tokens)" in refusal(path, tiny(aggregation="salad"))
+
+
 def test_a_selavpr_checkpoint_is_no_foundation(tmp_path, reference):
     message = foundation_refusal(save_published(reference, tmp_path / "selavpr.pth"))
     assert "no DINOv2 weights" in message
@@ -600,9 +663,7 @@ def cache(tmp_path, monkeypatch):
     """
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     torch.hub.set_dir(str(tmp_path / "hub"))
-    entry = zoo.PublishedModel(
-        config=ModelConfig(backbone="vit-tiny"), file="tiny.pth", parameters_m=6.0, descriptor_dim=512
-    )
+    entry = zoo.PublishedModel(config=ModelConfig(backbone="vit-tiny"), file="tiny.pth")
     monkeypatch.setattr(zoo, "MODEL_ZOO", [entry])
     return tmp_path / "hub" / "checkpoints"
 
@@ -687,8 +748,8 @@ def test_an_unpublished_combination_lists_the_published_ones():
 
 
 def test_dinov2_download(server, cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "DINOV2_URL", server.address + "/dinov2_{0}/dinov2_{0}_pretrain.pth")
-    monkeypatch.setitem(weights.DINOV2_NAMES, "vit-tiny", "tiny14")
+    monkeypatch.setattr(zoo, "DINOV2_URL", server.address + "/dinov2_{}/dinov2_{}_pretrain.pth")
+    monkeypatch.setitem(zoo.FOUNDATIONS, "vit-tiny", zoo.Foundation("tiny14"))
     with pytest.raises(InputError) as caught:
         weights.load_foundation(build("vit-tiny"))
     address = f"{server.address}/dinov2_tiny14/dinov2_tiny14_pretrain.pth"
@@ -710,7 +771,7 @@ def sha256(data):
 
 def publish_with_checksum(monkeypatch, checksum):
     """Gives the only published checkpoint this checksum."""
-    monkeypatch.setattr(zoo, "MODEL_ZOO", [dataclasses.replace(zoo.MODEL_ZOO[0], sha256=checksum)])
+    monkeypatch.setattr(zoo, "MODEL_ZOO", [replace(zoo.MODEL_ZOO[0], sha256=checksum)])
 
 
 def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
@@ -723,12 +784,13 @@ def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
     with pytest.raises(InputError) as caught:
         load_published()
     assert f"its SHA-256 is {sha256(other)} instead of {sha256(whole)}" in str(caught.value)
+    assert "to use it as it is, download it yourself and pass its path with --resume" in str(caught.value)
     assert list(cache.iterdir()) == []
     server.files["/b/tiny.pth"] = whole
     assert load_published()[1].read_bytes() == whole
 
 
-def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole):
+def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole, reference):
     cache.mkdir(parents=True)
     (cache / "tiny.pth").write_bytes(whole)
     publish_with_checksum(monkeypatch, sha256(whole))
@@ -736,24 +798,23 @@ def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whol
     publish_with_checksum(monkeypatch, 64 * "a")
     with pytest.raises(InputError) as caught:
         load_published()
-    assert all(word in str(caught.value) for word in (str(cache / "tiny.pth"), sha256(whole), 64 * "a", "Delete it"))
-    assert (cache / "tiny.pth").exists()
+    words = (str(cache / "tiny.pth"), sha256(whole), 64 * "a", "Delete it", "To use it as it is", "load_any_model")
+    assert all(word in str(caught.value) for word in words)
+    expect_loaded(cache / "tiny.pth", reference)  # as the message says
 
 
 def test_dinov2_weights_are_verified_too(cache, monkeypatch, tmp_path):
-    monkeypatch.setitem(weights.DINOV2_NAMES, "vit-tiny", "tiny14")
-    monkeypatch.setitem(weights.DINOV2_SHA256, "vit-tiny", 64 * "a")
+    monkeypatch.setitem(zoo.FOUNDATIONS, "vit-tiny", zoo.Foundation("tiny14", 64 * "a"))
     cache.mkdir(parents=True)
     torch.save(trunk_state(tiny()), cache / "dinov2_tiny14_pretrain.pth")
     with pytest.raises(InputError, match=64 * "a"):
         weights.load_foundation(build("vit-tiny"))
 
 
-@pytest.mark.parametrize("entry", zoo.MODEL_ZOO, ids=lambda entry: entry.file)
-def test_checksums_in_the_zoo_are_lower_case_sha256(entry):
-    for checksum in (entry.sha256, *zoo.DINOV2_SHA256.values()):
-        assert checksum is None or re.fullmatch("[0-9a-f]{64}", checksum)
-    assert zoo.DINOV2_SHA256.keys() <= zoo.DINOV2_NAMES.keys()
+def test_checksums_in_the_zoo_are_lower_case_sha256():
+    checksums = [entry.sha256 for entry in (*zoo.MODEL_ZOO, *zoo.FOUNDATIONS.values()) if entry.sha256]
+    assert all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in checksums)
+    assert len(set(checksums)) == len(checksums) == 7
 
 
 def test_what_killed_downloads_left_is_removed(server, cache, monkeypatch, whole, caplog):
@@ -783,7 +844,7 @@ def test_what_killed_downloads_left_is_removed(server, cache, monkeypatch, whole
 
 
 def test_no_dinov2_weights_exist_for_vit_tiny():
-    with pytest.raises(InputError, match="vit-tiny.*dinov2-small, dinov2-base, dinov2-large"):
+    with pytest.raises(InputError, match="vit-tiny.*dinov2-small, dinov2-base, dinov2-large, dinov2-base-reg"):
         weights.load_foundation(tiny())
 
 
@@ -796,17 +857,13 @@ def test_the_addresses_are_the_published_ones():
     ]
     names = {f"SelaVPRplusplus_{size}{kind}.pth" for size in ("base", "large") for kind in ("", "_rerank")}
     assert {entry.file for entry in zoo.MODEL_ZOO} == names
-    assert zoo.DINOV2_URL.format(zoo.DINOV2_NAMES["dinov2-small"]) == (
-        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
-    )
-
-
-@pytest.mark.parametrize("entry", zoo.MODEL_ZOO, ids=lambda entry: entry.file)
-def test_the_sizes_in_the_zoo_are_those_of_the_models(entry):
-    with torch.device("meta"):
-        model = GeoLocalizationNet(entry.config)
-    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == entry.parameters_m
-    assert model.descriptor_dim == entry.descriptor_dim
+    base = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vit"
+    expected = {
+        f"dinov2-{size}{suffix}": f"{base}{size[0]}14/dinov2_vit{size[0]}14{file}_pretrain.pth"
+        for size, suffix, file in [(size, "", "") for size in ("small", "base", "large")]
+        + [(size, "-reg", "_reg4") for size in ("base", "large")]
+    }
+    assert {name: entry.url for name, entry in zoo.FOUNDATIONS.items()} == expected
 
 
 def test_a_small_file_cannot_fill_the_memory(tmp_path):

@@ -331,11 +331,11 @@ def test_bad_input_is_refused_in_a_line(tmp_path, checkpoints, refusal):
         ("images", ["--positions=names"], "no UTM position in the names of the 1 images in images"),
         ("images", ["--positions_csv=positions.csv"], "positions.csv has no position for images/a.jpg"),
         ("images", ["--positions_csv=missing.csv"], "--positions_csv: no file missing.csv."),
-        ("images", ["--positions=none", "--positions_csv=positions.csv"], "not allowed with argument"),
+        ("images", ["--positions=none", "--positions_csv=positions.csv"], "Give either that or --positions."),
         ("images", ["--resume=nowhere.pth"], "--resume: no file nowhere.pth."),
         ("images", ["--resume=images/a.jpg"], "is not a checkpoint"),
         ("images", [f"--resume={checkpoints['salad']}"], "SALAD needs more than 64 patches"),
-        ("images", ["--pretrained"], "not allowed with argument"),
+        ("images", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
         ("images", ["--index=images"], "images contains a.jpg but no metadata.json"),
         ("images", ["--index=images", "--resume=images/a.jpg"], "no metadata.json"),  # known before the model is read
         (

@@ -12,6 +12,7 @@ import torch
 from helpers.evaluations import SCRIPTS, Outcome, expect_refusal, flags_for, run_mode
 from helpers.processes import ROOT, run_python, run_script, start_script
 
+from utils.cli.export import COMMANDS
 from utils.runtime.devices import warn_if_slow
 
 pytestmark = pytest.mark.slow
@@ -390,7 +391,7 @@ def test_arguments(refuse, script, flags, words):
 
 
 def test_cuda_asked_for_and_absent(refuse):
-    refuse("eval.py", ["--device=cuda"], ["--device cuda", "cpu"], env={"CUDA_VISIBLE_DEVICES": ""})
+    refuse("eval.py", ["--device=cuda"], ["--device", "no device 'cuda'", "cpu"], env={"CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_salad_with_few_patches(refuse, checkpoints):
@@ -476,22 +477,23 @@ def test_codes_are_searched_on_the_device_of_the_extraction(mode, tiny_benchmark
 
 def test_help_is_quick(tmp_path):
     """No script loads libraries that it does not need. One after the other, because loading PyTorch takes seconds."""
-    scripts = sorted(path.name for path in ROOT.glob("*.py") if path.name != "hubconf.py")
+    scripts = sorted(str(path) for path in ROOT.glob("*.py") if path.name not in ("hubconf.py", "export.py"))
+    commands = [[script] for script in scripts] + [[str(ROOT / "export.py"), name] for name in COMMANDS]
     slow = {"faiss", "sklearn", "matplotlib", "onnx", "onnxruntime", "pymilvus", "safetensors", "tensorboard"}
     code = f"""
 import runpy
-for script in sys.argv[1:]:
-    sys.argv = [script, "--help"]
+for command in {commands}:
+    sys.argv = [*command, "--help"]
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         print("ended:", end.code, "loaded:", *sorted({slow} & sys.modules.keys()))
 """
-    result = run_python(code, *(ROOT / script for script in scripts), cwd=tmp_path)
+    result = run_python(code, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    assert len(scripts) >= 12 and result.stdout.count("usage: ") == len(scripts)
+    assert len(commands) >= 15 and result.stdout.count("usage: ") == len(commands)
     ends = [line for line in result.stdout.splitlines() if line.startswith("ended:")]
-    assert ends == ["ended: 0 loaded:"] * len(scripts)
+    assert ends == ["ended: 0 loaded:"] * len(commands)
 
 
 def test_disk_full_from_the_start(refuse):

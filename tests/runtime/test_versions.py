@@ -45,9 +45,9 @@ def test_a_pytorch_that_is_new_enough(version):
     check_torch_version(version)
 
 
-def test_scripts_refuse_an_old_pytorch_in_one_line(tmp_path):
+def test_scripts_refuse_an_old_pytorch_in_one_line(city, checkpoints, tmp_path):
     code = OLD_TORCH + f"runpy.run_path({str(ROOT / 'train_rerank.py')!r}, run_name='__main__')"
-    result = run_python(code, cwd=tmp_path)
+    result = run_python(code, *training_flags(city, f"--resume={checkpoints['float']}"), cwd=tmp_path)
     assert result.status == 2
     assert result.stderr.startswith("error: PyTorch 2.5.1+cu124 is installed, but SelaVPR++ needs 2.6 or newer")
     assert result.stderr.count("\n") == 1

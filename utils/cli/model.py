@@ -39,6 +39,12 @@ class Architecture:
             script = Path(sys.argv[0]).name
             right = SCRIPTS["two-branch" if self.rerank else "hashing"]
             raise InputError(f"{given} does not apply to {script}; use {right.format(script[:5].strip('_.'))}.")
+        choice = self.choice
+        if choice.hashing and not choice.rerank and self.aggregation not in (None, "gem"):
+            raise InputError(
+                f"--aggregation {self.aggregation} applies to float descriptors. Hashing-only models have none, and "
+                "use gem. Leave it out."
+            )
 
     @property
     def choice(self) -> ModelChoice:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 
 from model.errors import InputError
-from model.versions import check_torch_version
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, stop_signals
@@ -58,7 +57,6 @@ def _show_warnings() -> None:
 
 def _run(main: Callable[[], None], when_stopped: str) -> int:
     try:
-        check_torch_version()
         main()
         distributed.shutdown()
         ignore_stop_signals()  # nothing is left to be stopped

@@ -16,7 +16,7 @@ from model.weights import (
     model_content,
     model_state,
 )
-from model.zoo import DINOV2_NAMES
+from model.zoo import FOUNDATIONS
 from utils.runtime import distributed
 from utils.runtime.atomic_files import save_tensors
 from utils.runtime.run_dir import RunDir
@@ -133,7 +133,7 @@ def initial_model(
         load_state(model, model_state(checkpoint, init_from), init_from)
         return model
     model = GeoLocalizationNet(choice.resolve())
-    if foundation is not None or model.config.backbone in DINOV2_NAMES or not train_backbone:
+    if foundation is not None or model.config.backbone in FOUNDATIONS or not train_backbone:
         load_foundation(model, foundation)
     return model
 
