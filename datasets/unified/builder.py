@@ -109,9 +109,11 @@ def _build_city(plan: CityPlan, config: UnifiedConfig, bar: tqdm) -> None:
         make_folder(table.parent, exist_ok=True)
         if not images.exists():
             with atomic_folder(images) as folder, ThreadPoolExecutor(config.workers) as pool:
-                # An error or a signal ends this loop, and with it pool.map, which cancels tasks that have not begun.
-                for count in pool.map(partial(_transfer, folder=folder, symlink=config.symlink), _chunks(plan)):
-                    bar.update(count)
+                try:
+                    for count in pool.map(partial(_transfer, folder=folder, symlink=config.symlink), _chunks(plan)):
+                        bar.update(count)
+                finally:  # after an error or a signal, the pool waits for no tasks but those that have begun
+                    pool.shutdown(wait=False, cancel_futures=True)
         with atomic_write(table, "wb") as file:
             file.write(plan.table())
     except InputError as error:

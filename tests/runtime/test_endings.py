@@ -2,6 +2,7 @@
 behind.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -19,7 +20,7 @@ from helpers.trainings import metrics_of, run_well, the_folder
 from torch.utils.data import DataLoader
 
 from model import InputError
-from utils.runtime.atomic_files import atomic_write, lock_folder, remove_leftovers, save_tensors
+from utils.runtime.atomic_files import atomic_folder, atomic_write, lock_folder, remove_leftovers, save_tensors
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, stop_signals
 from utils.runtime.terminal import printable
@@ -222,6 +223,22 @@ def test_temporary_files_are_leftovers(tmp_path):
         assert not temporary.exists()
         temporary.touch()
         file.write("{}")
+
+
+def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path, monkeypatch):
+    """As one does that was being started when a signal came: nothing waits for it."""
+    rmdir = os.rmdir
+
+    def write_first(path, **options):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "late.jpg").touch()
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", write_first)
+    with pytest.raises(Stopped), atomic_folder(tmp_path / "city") as folder:
+        (folder / "first.jpg").touch()
+        raise Stopped(signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_removes_the_leftovers_of_the_killed_run(city, foundation, tmp_path):

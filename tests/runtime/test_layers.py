@@ -24,7 +24,6 @@ ALLOWED = {  # {room: what it may import of the project beside itself}; the long
     "benchmarks": {*GROUND, *SCRIPTS, "utils", "benchmarks"},
     "examples": {*GROUND, *SCRIPTS, "utils", "examples"},
 }
-EXCEPTIONS = {"utils.runtime.script imports model.versions"}  # until model checks the version itself
 
 
 def is_in(module: str, room: str) -> bool:
@@ -65,7 +64,7 @@ def product() -> list[Path]:
 
 
 def test_imports_point_downwards_only():
-    assert set().union(*map(violations, product())) <= EXCEPTIONS
+    assert set().union(*map(violations, product())) == set()
 
 
 @pytest.mark.parametrize(

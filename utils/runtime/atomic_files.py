@@ -66,7 +66,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             with stop_signals.delayed():
-                shutil.rmtree(temporary)
+                # Under another name first: a worker that has not ended yet can then add no files.
+                shutil.rmtree(temporary.rename(_temporary(path.with_name(f"{path.name}.removed"))))
 
 
 def _temporary(path: Path) -> Path:
