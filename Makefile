@@ -8,7 +8,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-unit test-oldest test-faults lint clean
+.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -27,14 +27,17 @@ teaser: .venv/installed  ## draw the picture at the top of README.md, after make
 reproduce: .venv/installed  ## compare the published models with published recalls: make reproduce DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m benchmarks.reproduce $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MSLS_QUERIES_LIST),--msls_queries_list "$(MSLS_QUERIES_LIST)")
 
-test: .venv/installed  ## run all tests: about eight minutes on two CPU cores
-	$(VENV_PYTHON) $(PYTEST)
+test: .venv/installed  ## run the tests: about six minutes on two CPU cores
+	$(VENV_PYTHON) $(PYTEST) -m "not proof"
+
+test-all: test  ## run the tests and the slower proofs
+	$(VENV_PYTHON) $(PYTEST) -m proof
 
 test-unit: .venv/installed  ## run the quick tests, which start no scripts
-	$(VENV_PYTHON) $(PYTEST) -m "not slow and not distributed and not gpu"
+	$(VENV_PYTHON) $(PYTEST) -m "not slow and not proof and not distributed and not gpu"
 
-test-oldest: .venv-oldest/installed  ## run all tests with the versions of constraints/oldest.txt (Python 3.10 or 3.11)
-	.venv-oldest/$(BIN)/python $(PYTEST)
+test-oldest: .venv-oldest/installed  ## run the tests with the versions of constraints/oldest.txt (Python 3.10 or 3.11)
+	.venv-oldest/$(BIN)/python $(PYTEST) -m "not proof"
 
 test-faults: export SEED := $(or $(SEED),$(shell date +%s))
 test-faults: .venv/installed  ## break the scripts at random, a table follows: SEED=N repeats a run, TRIALS=N of each fault

@@ -261,7 +261,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
 
 
 def test_the_example_aggregation_obeys_the_rules(monkeypatch):
-    *_, code, entry = blocks(ROOT / "docs" / "extending.md", "python")
+    _, _, _, code, entry, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     names = dict(vars(aggregation))
     exec(code, names)
     for name, module in eval("{" + entry + "}", names).items():
@@ -273,7 +273,7 @@ def test_the_example_aggregation_obeys_the_rules(monkeypatch):
 
 
 def test_the_example_layout_is_found_beside_the_others(tmp_path):
-    *_, branch, _, _ = blocks(ROOT / "docs" / "extending.md", "python")
+    _, _, branch, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     below = "        return _given_folders(config, has_database)\n"
     extended = extended_module(layouts.__file__, below, below + branch)
     for name in ("town/ref", "town/query", "city/test/database", "city/test/queries"):
@@ -281,6 +281,11 @@ def test_the_example_layout_is_found_beside_the_others(tmp_path):
     town, city = (BenchmarkConfig(datasets_folder=tmp_path, name=name) for name in ("town", "city"))
     assert extended.find_layout(town) == (tmp_path / "town", tmp_path / "town/ref", [tmp_path / "town/query"])
     assert extended.find_layout(city) == find_layout(city)
+
+
+def test_the_example_backbone_is_one_of_the_code():
+    *_, size, weights = blocks(ROOT / "docs" / "extending.md", "python")
+    assert size in (ROOT / "model" / "config.py").read_text() and weights in (ROOT / "model" / "zoo.py").read_text()
 
 
 # ---- Messages

@@ -20,6 +20,7 @@ from helpers.models import MODES, build, filled
 from helpers.processes import NOT_TORCH, run_python
 
 from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
+from utils.integrations.safetensors_file import export_safetensors
 
 LOAD = """
 import sys, torch
@@ -430,7 +431,7 @@ def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregatio
         torch.save(weights.model_content(model), path)
     else:
         pytest.importorskip("safetensors")
-        path.write_bytes(checkpoint_files.safetensors_bytes(model.state_dict(), model.config))
+        export_safetensors(model, path)
     assert weights.find_config(checkpoint_files.read_checkpoint(path), path) == model.config
     loaded = weights.load_model(ModelChoice(), path)
     assert loaded.config == model.config and not loaded.training

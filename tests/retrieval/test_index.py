@@ -254,7 +254,6 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         {"descriptor_dim": 1 << 17},
         {"descriptor_dim": 10**400},
         {"descriptor_dtype": "zz"},
-        {"descriptor_dtype": "int8"},
         {"another": 1},
         {"format": 5.0},
         {"weights_sha256": None},

@@ -163,7 +163,7 @@ def test_the_pictures_show_turned_images_upright(phone):
     assert result.status == 0, result.stderr
     with Image.open(phone / "upright" / "001_a upright.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    coloured = np.ptp(pixels, axis=2) > 30  # not the text, nor frames of unknown matches, nor the background
+    coloured = np.ptp(pixels, axis=2) > 30  # not the text, the frames, nor the background
     left, right = (np.argwhere(half) for half in np.split(coloured, [coloured.shape[1] // 2], axis=1))
     sizes = [np.ptp(half, axis=0) + 1 for half in (left, right)]
     assert sizes[0] == pytest.approx(sizes[1], abs=4) and sizes[1][1] / sizes[1][0] == pytest.approx(4 / 3, rel=0.05)

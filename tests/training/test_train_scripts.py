@@ -482,24 +482,6 @@ def test_more_epochs_change_the_cosine_schedule_and_are_refused(uninterrupted, c
     expect_refusal(result, tmp_path, "schedule: --schedule step (was cosine).")
 
 
-def test_a_checkpoint_from_before_the_flags_of_the_schedule_is_resumed(
-    finished, city, checkpoints, foundation, tmp_path
-):
-    folder, edit = finished
-
-    def make_older(checkpoint):
-        for flag in ("schedule", "warmup_steps", "ema"):
-            del checkpoint["train_state"]["arguments"][flag]
-
-    edit(make_older)
-    command = [
-        *complete_run("train_rerank.py", city, foundation, checkpoints),
-        f"--resume={folder / 'last_model.pth'}",
-    ]
-    result = run_script("train_rerank.py", *command, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-
-
 def test_the_averaged_weights_are_validated_saved_and_tested(city, tmp_path):
     flags = flags_for(city, "--train_backbone", "--epochs_num=1", "--lr=0.02", "--ema=0.9", "--recall_values", 1, 5, 10)
     lines, folder = run_well("train.py", flags, tmp_path / "train")
