@@ -19,7 +19,7 @@ from .checkpoint_files import READ_BLOCK, read_checkpoint
 from .config import BACKBONES, ModelChoice, ModelConfig
 from .errors import InputError
 from .network import GeoLocalizationNet
-from .zoo import DINOV2_URL, FOUNDATIONS, MODEL_ZOO, find_published
+from .zoo import FOUNDATIONS, MODEL_ZOO, find_published
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
@@ -167,17 +167,20 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
 def guess_config(state: dict[str, Tensor]) -> ModelConfig | None:
     """The model that these entries belong to, judged by their names and shapes; None if it is not a SelaVPR++ model.
 
-    Of the backbones of the same width, the one that agrees most in blocks, adapters and registers.
+    Of the backbones of this width, it has the one that agrees most in registers, blocks and adapters.
     """
-    width = _dimension(state, "backbone.cls_token", -1)
-    float_adapters, binary_adapters = (_count(state, f"backbone.{a}.") for a in ("adapters", "adapters_hashing"))
-    found = _count(state, "backbone.blocks."), float_adapters or binary_adapters, _registers(state, "backbone.")
+    width, registers = _dimensions(state, "backbone.")
+    blocks, float_adapters, binary_adapters = (
+        _count(state, f"backbone.{part}.") for part in ("blocks", "adapters", "adapters_hashing")
+    )
+    adapters = float_adapters or binary_adapters
+    found = registers, blocks, adapters
     agreement = {
-        name: sum(a == b for a, b in zip(found, (vit.depth, vit.num_adapters, vit.num_registers), strict=True))
+        name: sum(a == b for a, b in zip(found, (vit.num_registers, vit.depth, vit.num_adapters), strict=True))
         for name, vit in BACKBONES.items()
         if vit.embed_dim == width
     }
-    if not agreement or not found[1]:
+    if not agreement or not adapters:
         return None
     backbone = max(agreement, key=lambda name: agreement[name])
     if not float_adapters:
@@ -224,12 +227,13 @@ def load_foundation(model: GeoLocalizationNet, path: str | Path | None = None) -
                 "scratch with --train_backbone."
             )
         entry = FOUNDATIONS[backbone]
-        path = download([DINOV2_URL.format(entry.path)], flag="--foundation_model_path", sha256=entry.sha256)
+        path = download([entry.url], flag="--foundation_model_path", sha256=entry.sha256)
     state = model_state(read_checkpoint(path), path)
-    actual, expected = _foundation_size(state), _foundation_size(model.backbone.state_dict())
+    actual, expected = _dimensions(state), _dimensions(model.backbone.state_dict())
     if actual != expected:
-        content = f"weights of {actual}" if actual else "no DINOv2 weights (no entry 'cls_token')"
-        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of {expected}.")
+        found, needed = (f"width {w}" + f" with {r} registers" * (r > 0) for w, r in (actual, expected))
+        content = f"weights of {found}" if actual[0] else "no DINOv2 weights (no entry 'cls_token')"
+        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of {needed}.")
     adapters = {
         name: value
         for name, value in model.backbone.state_dict().items()
@@ -284,18 +288,17 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
             if not sha256 or (actual := _sha256(partial)) == sha256:
                 os.replace(partial, path)
                 return path
-            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256})")
+            use = f"to use it as it is, download it yourself and pass its path with {flag}"
+            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256}; {use})")
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reasons.append(f"{url} ({error or type(error).__name__})")
         except InputError:
             reasons.append(f"{url} (the download is not a complete checkpoint)")
         finally:
             partial.unlink(missing_ok=True)
-    note = f" A file that is passed may have another checksum than {sha256}." if sha256 else ""
     raise InputError(
         f"Cannot download {' or '.join(reasons)}.\n"
         f"If you are offline, fetch the file on another machine and save it as {path}, or pass its path with {flag}."
-        f"{note}"
     )
 
 
@@ -329,24 +332,16 @@ def _entry_problem(name: object, value: object) -> str | None:
     return "is a sparse or nested tensor" if value.layout is not torch.strided or value.is_nested else None
 
 
-def _dimension(state: dict[str, Tensor], name: str, axis: int) -> int:
-    """A dimension of an entry [1, n, D]; 0 if it has other axes or is absent."""
-    return state[name].shape[axis] if name in state and state[name].ndim == 3 else 0
-
-
-def _registers(state: dict[str, Tensor], prefix: str = "") -> int:
-    return _dimension(state, f"{prefix}register_tokens", 1)
+def _dimensions(state: dict[str, Tensor], prefix: str = "") -> tuple[int, int]:
+    """Width and number of registers of a backbone; 0 if the entry is absent or has another number of axes."""
+    entries = (state.get(f"{prefix}{name}") for name in ("cls_token", "register_tokens"))
+    cls_token, registers = (entry.shape if entry is not None and entry.ndim == 3 else (0, 0, 0) for entry in entries)
+    return cls_token[2], registers[1]
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
     """The length of the module list with this prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _foundation_size(state: dict[str, Tensor]) -> str:
-    """The size of DINOv2's weights in words; empty if they are none."""
-    width, registers = _dimension(state, "cls_token", -1), _registers(state)
-    return f"width {width}{f' with {registers} registers' if registers else ''}" if width else ""
 
 
 def _aggregation_entries(aggregation: str, dim: int) -> set[str]:

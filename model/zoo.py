@@ -4,40 +4,36 @@ Used by the hub entry, --pretrained and --foundation_model_path.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .config import ModelConfig
 from .errors import InputError
 
-DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{}"
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{}/dinov2_{}_pretrain.pth"
 MIRRORS = (
     "https://github.com/Lu-Feng/SelaVPRplusplus/releases/download/SelaVPR%2B%2B/{}",
     "https://huggingface.co/fenglu96/SelaVPRplusplus/resolve/main/{}",
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Foundation:
-    """DINOv2's weights of a backbone: their path at DINOV2_URL; sha256: of the file, verified where it is given."""
+class Foundation(NamedTuple):
+    """DINOv2's weights of a backbone, by Meta's name for them. sha256: of the file, verified where it is given."""
 
-    path: str
+    name: str
     sha256: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The download address."""
+        return DINOV2_URL.format(self.name.partition("_")[0], self.name)
 
 
 FOUNDATIONS = {
-    "dinov2-small": Foundation(
-        path="dinov2_vits14/dinov2_vits14_pretrain.pth",
-        sha256="b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
-    ),
-    "dinov2-base": Foundation(
-        path="dinov2_vitb14/dinov2_vitb14_pretrain.pth",
-        sha256="0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
-    ),
-    "dinov2-large": Foundation(
-        path="dinov2_vitl14/dinov2_vitl14_pretrain.pth",
-        sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
-    ),
-    "dinov2-base-reg": Foundation(path="dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth"),
-    "dinov2-large-reg": Foundation(path="dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth"),
+    "dinov2-small": Foundation("vits14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    "dinov2-base": Foundation("vitb14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    "dinov2-large": Foundation("vitl14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    "dinov2-base-reg": Foundation("vitb14_reg4"),
+    "dinov2-large-reg": Foundation("vitl14_reg4"),
 }
 
 
