@@ -344,7 +344,7 @@ def parse_training(description: str | None, *, hashing: bool = False, rerank: bo
         add("--resume", "last_model.pth of the run to resume", type=Path, metavar="FILE")
         add("--init_from", "start a new run from the weights of a trained model", type=Path, metavar="FILE")
         add("--foundation_model_path", "DINOv2 weights (default: download them)", type=Path, metavar="FILE")
-        add("--train_backbone", "train the backbone too (vit-tiny: from scratch)", action="store_true")
+        add("--train_backbone", "train the backbone too (vit-tiny and vit-nano: from scratch)", action="store_true")
     _add_dataset(add)
     _add_training(add)
     if hashing:
