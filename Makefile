@@ -15,7 +15,7 @@ help:  ## list the targets
 
 install: .venv/installed  ## install everything into .venv; the other targets do so too
 
-demo: .venv/installed  ## draw a city, train on it, evaluate: about six minutes on two CPU cores
+demo: .venv/installed  ## draw a city, train on it, evaluate
 	$(VENV_PYTHON) -m examples.demo
 
 corridor-demo: .venv/installed  ## train on synthetic corridors, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr

@@ -1,5 +1,5 @@
-"""The demo: draws a synthetic city, trains SelaVPR++ on it with a vit-tiny from scratch, and evaluates it on unseen
-places.
+"""The demo: draws a synthetic city, trains SelaVPR++ on it with a vision transformer from scratch, and
+evaluates it on unseen places.
 
     python -m examples.demo [--seed N]
     python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME [--indoors]
@@ -41,19 +41,19 @@ class Recipe:
 
 QUICK = Recipe(
     folder=Path("demo"),
-    city=["--places=2000", "--photos_per_place=4", "--queries=4"],
-    common=["--resize", "56", "84"],
+    city="--places=2000 --photos_per_place=4 --queries=4 --size 112 84".split(),
+    common="--backbone=vit-nano --resize 42 56".split(),
     training=(
-        "--image_size 56 84 --train_batch_size=20 --randaugment_ops=0 --lr=0.001 --schedule=cosine --warmup_steps=30 "
+        "--image_size 42 56 --train_batch_size=20 --randaugment_ops=0 --lr=0.0015 --schedule=cosine --warmup_steps=30 "
         "--ema=0.97"
     ).split(),
-    stage_one=["--epochs_num=3"],
+    stage_one=["--epochs_num=7"],
     stage_two=["--epochs_num=1"],
 )
 LONG = Recipe(
     folder=Path("demo_real"),
     city=["--places=2000", "--photos_per_place=4", "--queries=2"],
-    common=["--resize", "112", "154"],
+    common="--backbone=vit-tiny --resize 112 154".split(),
     training=["--image_size", "84", "112", "--train_batch_size=40"],
     stage_one=["--epochs_num=6", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
@@ -61,15 +61,13 @@ LONG = Recipe(
 INDOORS = Recipe(
     folder=Path("demo_indoors"),
     city="--places=3000 --photos_per_place=4 --queries=2 --views indoors --lenses fisheye".split(),
-    common=["--resize", "112", "154"],
+    common="--backbone=vit-tiny --resize 112 154".split(),
     training="--image_size 98 126 --train_batch_size=40 --schedule=cosine --warmup_steps=50 --ema=0.98".split(),
     stage_one=["--epochs_num=5", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
 )
 CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed=1 --cities={len(CITIES)}".split()
-COMMON = (
-    "--backbone=vit-tiny --aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu"
-).split()
+COMMON = "--aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu".split()
 SYNTHETIC = ["--datasets_folder=city", "--dataset_name=synthetic"]
 TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
 
@@ -102,22 +100,26 @@ def main() -> None:
     if not (folder / "city").exists():
         run(folder, "-m", "datasets.synthetic", "city", *recipe.city, *CITY, "--contact_sheet=contact_sheet.png")
 
-    # ---- Before training
+    # ---- Before training. Each run of a training script ends with a test of its best model
     run(folder, "train.py", *training, "--train_backbone", "--epochs_num=0", "--save_dir=start")
-    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'start')}", "--save_dir=untrained")
 
     # ---- Stage one: the float branch, and the backbone, which has no published weights
     run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
-    run(folder, "eval.py", *common, *test, f"--resume={best_model(folder, 'stage_one')}", "--save_dir=float")
 
     # ---- Stage two: the binary branch beside the float one, which stays as it is
-    resume = f"--resume={best_model(folder, 'stage_one')}"
+    resume = best_model(folder, "stage_one")
     run(folder, "train_rerank.py", *training, *recipe.stage_two, resume, "--save_dir=stage_two")
-    resume = f"--resume={best_model(folder, 'stage_two')}"
-    run(folder, "eval_rerank.py", *common, *test, resume, "--save_dir=two_stage")
+
+    # ---- Evaluation, with a report. On real photos, also of the models before
+    names = ["start", "stage_one", "two_stage"]
+    if args.real_photos:
+        names = ["untrained", "float", "two_stage"]
+        for model, name in (("start", "untrained"), ("stage_one", "float")):
+            run(folder, "eval.py", *common, *test, best_model(folder, model), f"--save_dir={name}")
+    run(folder, "eval_rerank.py", *common, *test, best_model(folder, "stage_two"), "--save_dir=two_stage")
 
     # ---- Results
-    print_table(*(results(folder, name) for name in ("untrained", "float", "two_stage")))
+    print_table(*(results(folder, name) for name in names))
     curves = ", ".join(str(newest(folder, stage) / "curves.png") for stage in ("stage_one", "stage_two"))
     print(f"Pictures: {folder / 'contact_sheet.png'} (places of the city), {curves}")
     print(f"The demo took {time.perf_counter() - started:.0f} s.")
@@ -140,9 +142,9 @@ def newest(folder: Path, save_dir: str) -> Path:
     return max((folder / "logs" / save_dir).iterdir(), key=lambda path: path.stat().st_mtime)
 
 
-def best_model(folder: Path, save_dir: str) -> Path:
-    """The best model of the last run, relative to the demo's folder."""
-    return (newest(folder, save_dir) / "best_model.pth").relative_to(folder)
+def best_model(folder: Path, save_dir: str) -> str:
+    """The flag that names the best model of the last run, relative to the demo's folder."""
+    return f"--resume={(newest(folder, save_dir) / 'best_model.pth').relative_to(folder)}"
 
 
 def results(folder: Path, save_dir: str) -> dict:

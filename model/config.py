@@ -31,6 +31,7 @@ BACKBONES = {
         embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096, num_registers=4
     ),
     "vit-tiny": ViTConfig(embed_dim=192, depth=12, num_heads=3, num_adapters=12, gem_dim=512),
+    "vit-nano": ViTConfig(embed_dim=128, depth=6, num_heads=2, num_adapters=6, gem_dim=512),
 }
 
 

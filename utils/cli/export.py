@@ -157,9 +157,11 @@ class OnnxExport(Export):
                 name="no_antialias",
                 inverse=True,
             ),
-            "precision": switch(
+            "precision": flag(
                 "weights and computation in half precision; inputs and outputs stay float32",
                 name="fp16",
+                action="store_true",
+                default=False,
                 convert=lambda is_half: "fp16" if is_half else "fp32",
             ),
         },
