@@ -37,6 +37,34 @@ SLOWEST_FILES = [  # these start first, so that no process ends the run alone wi
 ]
 
 
+PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of what the remaining tests show
+    "test_three_steps[dinov2-base:gem:float]",
+    "test_three_steps[dinov2-base:gem:hashing]",
+    "test_three_steps[dinov2-base:salad:float]",
+    "test_reference_outputs[dinov2-large:gem:rerank:1:224]",
+    "test_evaluation_on_a_system_without_unix_modules",
+    "test_training_on_a_system_without_unix_modules",
+    "test_evaluations_and_searches_give_the_same_predictions[two_branch-4]",
+    "test_killed_while_it_writes_and_resumed_is_uninterrupted",
+    "test_stopped_and_resumed_is_uninterrupted[train_rerank.py",
+    "test_the_python_examples_of_the_readme",
+    "test_kills_and_a_resumption_give_the_same_bytes",
+    "test_two_builders_at_once_do_no_harm",
+    "test_distributed.py::test_train",
+    "test_the_frozen_backbone_gives_the_losses_of_the_model_alone",
+    "test_each_image_size_has_its_own_position_embedding[True]",
+    "test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was_made[float]",
+    "test_a_late_rank_that_sees_no_file_but_the_images_trains_and_resumes",
+    "test_the_command_goes_on_after_a_kill_without_repeating_runs",
+    "test_a_model_with_it_gives_unit_vectors_in_float32[boq]",
+    "test_a_model_with_it_gives_unit_vectors_in_float32[gem]",
+    "test_saved_and_loaded_it_gives_the_predictions_without_an_index[float",
+    "test_faiss_need_not_come_from_the_package_faiss_cpu",
+    "test_killed_while_it_appends_and_gone_on_with",
+    "test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without",
+]
+
+
 def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1  # many tests wait for servers, other processes and timeouts
 
@@ -52,6 +80,9 @@ def _log_level():
 def pytest_collection_modifyitems(config, items) -> None:
     ranks = {name: rank for rank, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    for item in items:
+        if any(proof in item.nodeid for proof in PROOFS):
+            item.add_marker("proof")
     random_trials = [item for item in items if item.get_closest_marker("faults")]
     if random_trials and not config.getoption("--faults"):
         config.hook.pytest_deselected(items=random_trials)

@@ -14,10 +14,10 @@ import pytest
 
 from datasets.folder import PositionConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
-from utils.cli.parser import build_parser, changeable_flags, declared_flags, parse, settings_from
+from utils.cli.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
-from utils.runtime.flags import all_flags, fixed, flag, part, positive_int
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_int, switch
 
 SCRIPTS = {
     "eval.py": FloatEvaluation,
@@ -64,7 +64,7 @@ def refusal(settings, capsys, *argv):
 @dataclass(frozen=True, kw_only=True)
 class Search:
     max_distance: int | None = flag("largest distance", type=positive_int, default=None)
-    exact: bool = flag("search exactly", name="approximate", action="store_true", inverse=True)
+    exact: bool = switch("search exactly", name="approximate", inverse=True)
     device: str = fixed("cpu")
 
 
@@ -217,7 +217,7 @@ def test_parsing_changes_no_argument(script):
 
 def command_lines_of(declared):
     """A flag with valid values, one of which is not its default."""
-    options = declared.flag.options
+    options = options_of(declared.name, declared.flag, declared.kind)
     if options.get("action") == "store_true":
         return [[f"--{declared.name}"]]
     if "choices" in options:

@@ -189,7 +189,8 @@ names = runpy.run_path("main.py")
 print(*(names[name].NAME for name in ("model", "utils", "datasets", "hubconf")))
 print(*(tuple(part.shape) for part in names["network"](torch.rand(2, 3, 70, 56))))
 root = names["ROOT"]
-loaded = {name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(root)}
+files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+loaded = {name for name, file in files.items() if file.startswith(root) and "site-packages" not in file}
 print({name.split(".")[0].split("_")[0] for name in loaded}, root in sys.path)
 """
     result = run_python("import torch" + check, cwd=tmp_path, env={"PYTHONPATH": ""})

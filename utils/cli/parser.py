@@ -4,8 +4,8 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from model.errors import InputError
 from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, Flag, Part
@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
     titles = sorted({declared.group for declared in flags}, key=lambda title: (*GROUPS, title).index(title))
     groups = {title: parser.add_argument_group(title) for title in titles}
     for name, declared, title, kind in flags:
-        options = _options_of(name, kind) | declared.options
+        options = options_of(name, declared, kind)
         is_positional = options.pop("positional", False)
         text = declared.help
         if declared.default_from:
@@ -73,17 +73,23 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
         groups[title].add_argument(name if is_positional else f"--{name}", help=text, **options)
 
 
-def _options_of(name: str, kind: Any) -> dict[str, Any]:
-    """What the type of a field says about its flag."""
-    if get_origin(kind) is tuple:
-        return {"nargs": "+" if get_args(kind)[-1] is Ellipsis else len(get_args(kind)), "metavar": "N"}
-    kinds = [each for each in get_args(kind) or (kind,) if each is not NoneType]
-    if kinds == [bool]:
-        return {"action": "store_true"}
-    if Path in kinds:
+def options_of(name: str, declared: Flag, kind: Any) -> dict[str, Any]:
+    """The options of a flag: those that it states, and otherwise what the type of its field says.
+
+    A path is that of a folder if the flag's name ends like one.
+    """
+    is_union = get_origin(kind) in (Union, UnionType)
+    kinds = [each for each in (get_args(kind) if is_union else (kind,)) if each is not NoneType]
+    options: dict[str, Any] = {"metavar": {int: "N", float: "X"}.get(kinds[0], name.upper())}
+    if get_origin(kinds[0]) is tuple:
+        parts = get_args(kinds[0])
+        options = {"nargs": "+" if parts[-1] is Ellipsis else len(parts), "metavar": "N"}
+    elif kinds == [bool]:
+        options = {"action": "store_true"}
+    elif Path in kinds:
         is_folder = name.endswith(("folder", "index", "root", "run", "pictures"))
-        return {"type": Path, "metavar": "DIR" if is_folder else "FILE"}
-    return {"metavar": {int: "N", float: "X"}.get(kinds[0], name.upper())}
+        options = {"type": Path, "metavar": "DIR" if is_folder else "FILE"}
+    return options | declared.options
 
 
 def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:

@@ -17,6 +17,7 @@ from typing import Any
 from model.errors import InputError
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
+from utils.runtime.signals import stop_signals
 from utils.runtime.terminal import PrintableFormatter
 
 LIBRARIES = {
@@ -93,7 +94,8 @@ def library_versions() -> dict[str, str]:
 
     Read from the modules, because the name of the package that provides faiss depends on where it came from.
     """
-    versions = {name: importlib.import_module(module).__version__ for module, name in LIBRARIES.items()}
+    with stop_signals.delayed():  # a library that is loading may catch the exception of a signal
+        versions = {name: importlib.import_module(module).__version__ for module, name in LIBRARIES.items()}
     torchvision = importlib.metadata.version("torchvision")
     return {"python": platform.python_version(), "torchvision": torchvision, **versions}
 
