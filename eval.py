@@ -13,7 +13,7 @@ def main() -> None:
 
 
 def search_descriptors(evaluation: Evaluation) -> Stages:
-    """For each query the database images whose descriptors are nearest by L2 distance."""
+    """The database images with the nearest descriptors for each query, by L2 distance on the CPU."""
     with evaluation.run.phase("search"):
         return {"Float": search(evaluation.database, evaluation.queries, evaluation.k)}
 

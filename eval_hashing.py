@@ -13,7 +13,7 @@ def main() -> None:
 
 
 def search_codes(evaluation: Evaluation) -> Stages:
-    """For each query the database images whose codes are nearest by Hamming distance."""
+    """The database images with the nearest codes for each query, by Hamming distance."""
     database, queries, k = evaluation.database, evaluation.queries, evaluation.k
     with evaluation.run.phase("search"):
         return {"Binary": search(database, queries, k, device=evaluation.device)}

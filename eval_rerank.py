@@ -13,7 +13,7 @@ def main() -> None:
 
 
 def search_in_two_stages(evaluation: Evaluation) -> Stages:
-    """For each query the database images whose codes are nearest, the first of them in the order of descriptors."""
+    """The images with the nearest codes for each query; descriptors decide the order of the first of them."""
     database, queries, run = evaluation.database, evaluation.queries, evaluation.run
 
     # ---- First stage: search by Hamming distance of the codes

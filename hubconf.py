@@ -1,12 +1,11 @@
 """torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint.
 
-prepare_for_inference(model, ...) makes a model of these faster.
+prepare_for_inference(model, ...) returns a faster copy of such a model.
 """
 
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from importlib.machinery import ModuleSpec as _ModuleSpec
 from pathlib import Path as _Path
@@ -16,10 +15,11 @@ import torch
 
 dependencies = ["torch"]
 
-# model/ is loaded under a name that no program uses, one for each checkout: the program keeps its own `model`, `utils`
-# and `datasets`, and pickles find the classes again.
+# model/ is loaded under a name that no program uses, so that a program keeps its own `model`, `utils` and `datasets`.
+# The name depends on the content alone: two versions stay apart, and pickles find the classes in another clone.
 _FOLDER = _Path(__file__).resolve().parent / "model"
-_NAME = f"selavprplusplus_{hashlib.sha256(os.fsencode(_FOLDER)).hexdigest()[:16]}"
+_CONTENT = b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.py")))
+_NAME = f"selavprplusplus_{hashlib.sha256(_CONTENT).hexdigest()[:16]}"
 
 
 class _Finder:

@@ -70,8 +70,9 @@ def prepare_for_inference(
     """
     if not isinstance(model, GeoLocalizationNet):
         raise InputError(
-            f"The model belongs to {type(model).__module__}. Prepare it with prepare_for_inference of the package or "
-            "the torch.hub entry that loaded it."
+            f"The model is a {type(model).__module__}.{type(model).__name__}. Expected a GeoLocalizationNet of this "
+            "package, not a wrapper: prepare a model before torch.compile, with prepare_for_inference of the package "
+            "or the torch.hub entry that loaded it."
         )
     if any(module.training for module in model.modules()):
         raise InputError("The model is in training mode. Call model.eval() before preparing it for inference.")

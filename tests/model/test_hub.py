@@ -232,7 +232,7 @@ torch.hub.load("second", "prepare_for_inference", networks[0], source="local")
     result = run_python(code, cwd=tmp_path, env={"PYTHONPATH": ""})
     assert result.stdout == "512 True\n256 False\n512 True\n", result.stderr
     last = result.stderr.splitlines()[-1]
-    assert "InputError: The model belongs to selavprplusplus_" in last and "that loaded it" in last, result.stderr
+    assert "InputError: The model is a selavprplusplus_" in last and "that loaded it" in last, result.stderr
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -111,8 +111,8 @@ class BenchmarkFlags:
 class EvaluationArguments(EvaluationConfig):
     """The command line of an evaluation script. flags: all, as plain values."""
 
-    data: BenchmarkFlags = part("data")
     model: TrainedModel = part("model")
+    data: BenchmarkFlags = part("data")
     save_dir: str = flag("results go to logs/NAME/<time>/", default="eval", group="report", metavar="NAME")
     seed: int = seed_flag()
     flags: dict[str, Any] = all_flags()

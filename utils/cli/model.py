@@ -28,7 +28,7 @@ class Architecture:
         choices=tuple(AGGREGATIONS),
         default=None,
     )
-    hashing: bool = switch("a model with binary codes; implied by eval_*.py and train_*.py")
+    hashing: bool = switch("a model with binary codes; implied by the hashing and rerank scripts")
     rerank: bool = switch("with --hashing: a two-branch model; implied likewise")
     kind: str | None = fixed(None)
 

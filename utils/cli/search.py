@@ -18,12 +18,12 @@ from utils.retrieval.config import (
 from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import flag, part, positive_int, switch
 
-UPRIGHT = switch(
+READ_UPRIGHT = switch(
     "ignore the images' EXIF orientation; by default they are turned upright",
     name="ignore_exif_orientation",
     inverse=True,
 )
-UNUSED = {"compile": False, "memory_share": 0.5}
+FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class BuildIndexArguments:
         default=None,
     )
     model: TrainedModel = part("model")
-    extraction: ExtractionConfig = part("images", fixed=UNUSED, changed={"exif_orientation": UPRIGHT})
+    extraction: ExtractionConfig = part("images", fixed=FIXED_SETTINGS, changed={"exif_orientation": READ_UPRIGHT})
 
     def __post_init__(self) -> None:
         require_file("resume", self.model.resume)
@@ -95,8 +95,13 @@ class SearchArguments:
     )
     extraction: ExtractionConfig = part(
         "images",
-        fixed={**UNUSED, "resize": (322, 322), "antialias": True, "num_workers": 0},  # the index states the first two
-        changed={"exif_orientation": UPRIGHT},
+        fixed={
+            **FIXED_SETTINGS,
+            "resize": (322, 322),
+            "antialias": True,
+            "num_workers": 0,
+        },  # the index states the first two
+        changed={"exif_orientation": READ_UPRIGHT},
     )
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ def predicted_pairs(folder: Path, num_matched: int) -> list[Pairs]:
 
     Raises InputError as read_run does, and if there are fewer predictions.
     """
-    run = read_run(folder)
+    run = read_run(folder, depth=num_matched)
     depth = len(next(iter(run.predictions.values())))
     if depth < num_matched:
         raise InputError(
@@ -78,7 +78,7 @@ def predicted_pairs(folder: Path, num_matched: int) -> list[Pairs]:
             f"smaller --num_matched, or evaluate again with --recall_values {num_matched}."
         )
     return [
-        Pairs(run.path(query), [run.path(prediction.image) for prediction in predictions[:num_matched]])
+        Pairs(run.path(query), [run.path(prediction.image) for prediction in predictions])
         for query, predictions in run.predictions.items()
     ]
 

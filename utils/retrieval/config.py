@@ -52,7 +52,7 @@ class ExtractionConfig:
     """
 
     resize: tuple[int, int] = flag(
-        "size of images in pixels (height width), multiples of 14; in trainings of those that are evaluated",
+        "size of images in pixels (height width) for extraction and evaluation, multiples of 14",
         type=positive_int,
         nargs=2,
         default=(322, 322),

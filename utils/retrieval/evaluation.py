@@ -28,7 +28,7 @@ from utils.runtime.run_dir import RunDir
 
 
 class Evaluation:
-    """What the search of one dataset takes and gives.
+    """What the search of one dataset needs.
 
     run: the folder of the results, which times each phase. Attributes: database, queries, their features; k, the number
     of results that the search must give; rerank_num; device.

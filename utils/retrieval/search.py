@@ -37,7 +37,10 @@ def search(database: Features, queries: Features, k: int, *, device: str = "cpu"
 def search_and_rerank(
     database: Features, queries: Features, k: int, *, rerank_num: int = 0, device: str = "cpu"
 ) -> list[SearchResult]:
-    """The results of each stage: of the search, and with `rerank_num` of the re-ranking. At least k images each."""
+    """The results of each stage: of the search, and with `rerank_num` of the re-ranking.
+
+    Each has k images, or more where re-ranking needs them; all of a smaller database.
+    """
     stages = [search(database, queries, max(k, rerank_num), device=device)]
     if rerank_num:
         stages.append(rerank(stages[0], database, queries, rerank_num=rerank_num))

@@ -41,7 +41,7 @@ MAX_NON_FINITE = 3  # steps in a row
 class TrainingData(NamedTuple):
     """Batches of places to train on, a function that validates a model, and the dataset to test on."""
 
-    places: PlaceLoader
+    loader: PlaceLoader
     validate: Validator
     test: Benchmark
 
@@ -50,8 +50,7 @@ class Trainer:
     """Drives a training run from `state`; train.py shows the loop. A new run's best_model.pth is the initial model.
 
     Everything random in a step is seeded with (seed, step, rank), so that a resumed run draws the same numbers; the
-    generator of the loss, if it has one, with (seed, step). Raises Stopped after a stop
-    signal, with everything saved.
+    generator of the loss, if it has one, with (seed, step). Raises Stopped after a stop signal, with everything saved.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Trainer:
         run: RunDir,
         state: TrainState,
     ) -> None:
-        self.training_step, self.loader, self.config = training_step, data.places, config
+        self.training_step, self.loader, self.config = training_step, data.loader, config
         self.data, self.run, self.state = data, run, state
         self.non_finite_steps = 0
         self.pending: Losses | None = None

@@ -200,7 +200,8 @@ class MilvusDescriptors:
         return self.shape[0]
 
     def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        indices = np.arange(len(self))[indices]
+        if isinstance(indices, slice):
+            indices = np.arange(*indices.indices(len(self)))
         rows = np.empty((len(indices), self.shape[1]), np.float32)
         for part in split_rows(range(len(indices)), self.shape[1]):
             ids = indices[part.start : part.stop].tolist()

@@ -118,6 +118,11 @@ class IndexMetadata:
         try:
             return IndexMetadata.parse(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
+            if (folder / "header.json").exists():  # of version 0.1.0
+                raise InputError(
+                    f"The index {folder} has format 1; this version reads format {FORMAT}. Rebuild the index with "
+                    "build_index.py."
+                ) from None
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
         except UnknownFormat as error:
             raise InputError(f"The index {folder} has {error}. Rebuild the index with build_index.py.") from None

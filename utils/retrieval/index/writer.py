@@ -196,6 +196,8 @@ def check_folder(folder: Path, *, append: bool) -> None:
         raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
     if append and entries == [PROJECTION]:
         return  # killed before it wrote the metadata
+    if "header.json" in entries:
+        IndexMetadata.read(folder)  # raises the error for an index of version 0.1.0
     if entries and METADATA not in entries:
         raise InputError(
             f"{folder} contains {', '.join(entries[:5])} but no {METADATA}: it is neither empty nor an index. "

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ RESULTS = "results.json"
 MARKS = {"": None, "0": False, "1": True}  # of the column correct
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)  # there may be millions
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """A row of predictions.csv. correct: None without labels."""
 
@@ -41,8 +42,11 @@ class SavedRun:
         return os.path.join(self.images_folder, image)
 
 
-def read_run(folder: Path) -> SavedRun:
-    """The results of an evaluation. Raises InputError if there are none, or they are damaged."""
+def read_run(folder: Path, depth: int | None = None) -> SavedRun:
+    """The results of an evaluation, with the first `depth` predictions of each query, or all of them.
+
+    Raises InputError if there are none, or they are damaged.
+    """
     path = folder / PREDICTIONS
     if not path.is_file():
         parts = sorted(part.parent.name for part in folder.glob(f"*/{PREDICTIONS}"))
@@ -53,7 +57,7 @@ def read_run(folder: Path) -> SavedRun:
         name=str(folder),
         images_folder=results["folder"],
         arguments=results["arguments"],
-        predictions=_read_predictions(path),
+        predictions=_read_predictions(path, depth),
     )
 
 
@@ -69,19 +73,22 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _read_predictions(path: Path) -> dict[str, list[Prediction]]:
+def _read_predictions(path: Path, depth: int | None) -> dict[str, list[Prediction]]:
     predictions: dict[str, list[Prediction]] = {}
+    counts: Counter[str] = Counter()
     for row in read_csv(path, CSV_COLUMNS, other_bytes=True)[1]:
         query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
-        of_query = predictions.setdefault(query, [])
+        counts[query] += 1
         is_complete = query and image and metric and mark in MARKS and _is_finite(distance)
-        if not is_complete or rank != str(len(of_query) + 1):
+        if not is_complete or rank != str(counts[query]):
             raise row.error(
                 "expected the predictions of a query, with ranks from 1 on, distances, and correct as 0 or 1. Evaluate "
                 "again."
             )
-        of_query.append(Prediction(image=image, distance=float(distance), metric=metric, correct=MARKS[mark]))
-    if len({len(of_query) for of_query in predictions.values()}) != 1:
+        if depth is None or counts[query] <= depth:  # there may be millions
+            prediction = Prediction(image=image, distance=float(distance), metric=metric, correct=MARKS[mark])
+            predictions.setdefault(query, []).append(prediction)
+    if len(set(counts.values())) != 1:
         raise InputError(f"{path} does not have the same number of rows for each query. Evaluate again.")
     return predictions
 
