@@ -17,7 +17,7 @@ from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
 from utils.runtime.run_dir import RunDir
 
-DEFAULT_THRESHOLD = 25.0  # metres
+DEFAULT_THRESHOLD = 25  # metres; an int, as results.json shows it
 FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
     ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
 )
