@@ -27,7 +27,7 @@ teaser: .venv/installed  ## draw the picture at the top of README.md, after make
 reproduce: .venv/installed  ## compare the published models with published recalls: make reproduce DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m benchmarks.reproduce $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MSLS_QUERIES_LIST),--msls_queries_list "$(MSLS_QUERIES_LIST)")
 
-test: .venv/installed  ## run the tests: about six minutes on two CPU cores
+test: .venv/installed  ## run the tests: six to ten minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST) -m "not proof"
 
 test-all: test  ## run the tests and the slower proofs
