@@ -86,6 +86,25 @@ cli_main(main)
     assert (result.status, result.stderr.splitlines()[-1]) == (1, "error: RuntimeError: the step failed")
 
 
+@pytest.mark.parametrize("then", ["pass", "raise ImportError('initialization failed') from None"])
+def test_a_signal_that_a_library_swallowed_stops_the_script(tmp_path, then):
+    code = f"""
+import os, signal
+from utils.runtime.script import cli_main
+
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        pass
+    {then}
+
+cli_main(main, when_stopped="go on")
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert (result.status, result.stderr) == (143, "interrupted; go on\n")
+
+
 class Unsendable:
     """A batch that cannot be sent, as where shared memory or threads run out."""
 

@@ -1,5 +1,6 @@
 """Stop signals: at once, delayed, deferred, repeated."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -73,12 +74,43 @@ def test_further_signals_do_not_disturb_the_cleanup(signals, monkeypatch):
         send(signal.SIGTERM)
 
 
-def test_a_signal_whose_exception_was_lost_is_repeated(signals):
-    with pytest.raises(Stopped):
+class SendsInItsFinalizer:
+    def __del__(self):
         send(signal.SIGTERM)
+
+
+def lose_in_a_finalizer():
+    SendsInItsFinalizer()
+
+
+def lose_in_a_library():
+    with contextlib.suppress(BaseException):
+        send(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("lose", [lose_in_a_finalizer, lose_in_a_library])
+def test_a_signal_whose_exception_was_lost_is_raised_again(signals, lose):
+    lose()
+    with pytest.raises(Stopped) as stopped:
+        time.sleep(5)
+    assert stopped.value.signal == signal.SIGTERM
+
+
+def test_a_lost_signal_is_raised_at_the_end_of_a_script_or_of_a_file(signals):
+    lose_in_a_library()
     with pytest.raises(Stopped):
-        signals.repeat(Stopped(signal.SIGTERM))
-        time.sleep(0.01)
+        signals.raise_lost()
+    lose_in_a_library()
+    with pytest.raises(Stopped), signals.delayed():
+        pass
+
+
+def test_an_exception_on_its_way_is_not_lost(signals):
+    with pytest.raises(Stopped) as stopped:
+        send(signal.SIGTERM)
+    time.sleep(0.2)
+    assert stopped and not signals.is_lost
+    signals.raise_lost()
 
 
 @pytest.mark.parametrize("number", EXIT_STATUS)

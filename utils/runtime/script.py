@@ -59,6 +59,7 @@ def _run(main: Callable[[], None], when_stopped: str) -> int:
     try:
         main()
         distributed.shutdown()
+        stop_signals.raise_lost()
         ignore_stop_signals()  # nothing is left to be stopped
     except SystemExit:  # of argparse
         raise
@@ -78,7 +79,7 @@ def _run(main: Callable[[], None], when_stopped: str) -> int:
 def _find_stopped(error: BaseException) -> int | None:
     """The number of the stop signal that an error is due to, or None.
 
-    Extension modules turn Stopped into an ImportError while they load, and the end of another rank, which the signal
+    Extension modules replace Stopped with an ImportError while they load, and the end of another rank, which the signal
     stopped too, is an error of the connection.
     """
     cause: BaseException | None = error
@@ -86,7 +87,7 @@ def _find_stopped(error: BaseException) -> int | None:
         cause = cause.__context__
     if cause is not None:
         return cause.signal
-    return stop_signals.received if _is_end_of_another_rank(error) else None
+    return stop_signals.received if stop_signals.is_lost or _is_end_of_another_rank(error) else None
 
 
 def _is_end_of_another_rank(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,21 +31,26 @@ class StopSignals:
 
     Files are written in `delayed` blocks. Training is deferred, so that a step is finished and saved, except in
     `interruptible` blocks; a second Ctrl-C does not wait for the step. While Stopped ends the script, further signals
-    do not disturb its cleanup for CLEANUP_SECONDS. Attribute: received, the number of the first signal, or None.
+    do not disturb its cleanup for CLEANUP_SECONDS. Python and its extension modules discard exceptions that are raised
+    in a finalizer, a fork hook or a library that is loading: a Stopped that vanishes before the script has ended is
+    raised again. Attributes: received, the number of the first signal, or None; is_lost, whether a Stopped has vanished
+    and was not raised again yet.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.is_lost = False
         self._ctrl_c = 0
         self._delays = 0
         self._deferred = False
         self._raised = -math.inf  # when, on the monotonic clock
         self._process: int | None = None
+        self._last: weakref.ref[Stopped] | None = None
 
     def install(self) -> None:
         """Handles the stop signals of this process. A SIGHUP that nohup ignores stays ignored."""
         self._process = os.getpid()
-        sys.unraisablehook = self._repeat_if_lost
+        sys.unraisablehook = _print_unless_stopped
         for number in EXIT_STATUS:
             if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -87,28 +93,38 @@ class StopSignals:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def repeat(self, lost: Stopped) -> None:
-        """Sends this process a signal again whose exception was lost."""
-        self._raised = -math.inf
-        os.kill(os.getpid(), lost.signal)
+    def raise_lost(self) -> None:
+        """Raises Stopped again if it has vanished."""
+        if self.is_lost:
+            self._raise_received()
 
-    def _repeat_if_lost(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """The sys.unraisablehook: Python discards exceptions that are raised inside a finalizer or a fork hook, where a
-        signal may well arrive, since processes that read or draw images are forked.
+    def _note_loss(self, _: object) -> None:
+        """Called when a Stopped is freed, wherever that may be: the signal is sent again after a moment, from another
+        thread, because an exception raised here would be lost, too.
         """
-        if isinstance(unraisable.exc_value, Stopped):
-            # Later, and from another thread: raised here, it would be lost again.
-            threading.Timer(0.05, self.repeat, (unraisable.exc_value,)).start()
-        else:
-            sys.__unraisablehook__(unraisable)
+        if os.getpid() == self._process:  # not in a worker that was forked with the exception
+            self.is_lost = True
+            repeat = threading.Timer(0.05, self._send_again)
+            repeat.daemon = True
+            repeat.start()
+
+    def _send_again(self) -> None:
+        if self.is_lost and self.received and signal.getsignal(self.received) == self._handle:
+            os.kill(os.getpid(), self.received)
 
     def _raise_received(self) -> None:
         is_forced = self._ctrl_c > 1
         if self.received is None or self._delays or (self._deferred and not is_forced):
             return
-        if time.monotonic() - self._raised > CLEANUP_SECONDS:
+        if self.is_lost or time.monotonic() - self._raised > CLEANUP_SECONDS:
+            self.is_lost = False
             self._raised = time.monotonic()
-            raise Stopped(self.received)
+            stopped = Stopped(self.received)
+            self._last = weakref.ref(stopped, self._note_loss)
+            try:
+                raise stopped
+            finally:
+                del stopped  # its traceback knows this frame: a cycle would keep it alive
 
     def _handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a worker that was forked just now
@@ -120,6 +136,12 @@ class StopSignals:
             if self._deferred and self._ctrl_c == 1:  # os.write, because print is not safe in a signal handler
                 os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
         self._raise_received()
+
+
+def _print_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
+    """The sys.unraisablehook: says nothing of a Stopped, which is raised again."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
 
 
 stop_signals = StopSignals()  # of this process
