@@ -1,6 +1,7 @@
 """Buildings in a row: walls, roofs and rows of windows."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,19 +31,12 @@ class House:
         return self.x1 - self.x0
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowGrid:
-    """How the windows of a house are laid out: `columns` windows per storey, `pitch` metres apart."""
+class Windows(NamedTuple):
+    """How the windows of a house are laid out: their kind, width and left edges, in metres."""
 
-    house: House
     kind: str
-    columns: int
-    pitch: float
     width: float
-
-    def left(self, column: int) -> float:
-        """x of the left edge of the windows in a column."""
-        return self.house.x0 + 0.3 + column * self.pitch + (self.pitch - self.width) / 2
+    lefts: list[float]
 
 
 def draw_row(rng: np.random.Generator, style: Style, *, length: float, scale: float) -> Sheet:
@@ -75,63 +69,54 @@ def plan_house(rng: np.random.Generator, style: Style, *, x0: float, x1: float) 
 
 
 def draw_building(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
-    """A house with its roof, windows and ground floor."""
-    draw_roof(sheet, rng, house)
-    draw_walls(sheet, rng, house)
-    grid = draw_upper_windows(sheet, rng, house)
-    draw_eyecatcher(sheet, rng, house)
-    if rng.random() < house.style.shops and house.width > 3.5:
-        draw_shop(sheet, rng, (house.x0, 0, house.x1, house.ground), trim=house.style.trim)
-    else:
-        draw_ground_floor(sheet, rng, grid)
-
-
-# ---- Walls and windows
-
-
-def draw_walls(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
-    """The bare wall with lines of stone or panels, corner stones and a dark edge."""
+    """A house with its roof, walls, windows and ground floor."""
     x0, x1, top, style = house.x0, house.x1, house.top, house.style
+    draw_roof(sheet, rng, house)
     sheet.rect((x0, 0, x1, top), house.wall)
-    if style.courses:
+    if style.courses:  # lines of stone or panels
         sheet.stripes((x0, style.courses, x1, top), style.courses, 0.09, tone(house.wall, 0.86))
-    if rng.random() < 0.3:
+    if rng.random() < 0.3:  # corner stones
         for x in (x0, x1 - 0.5):
             sheet.stripes((x, 0, x + 0.5, top - 0.4), 1.0, 0.55, style.trim)
     sheet.rect((x1 - 0.12, 0, x1, top), tone(house.wall, 0.6))
+    windows = draw_upper_windows(sheet, rng, house)
+    draw_eyecatcher(sheet, rng, house)
+    if rng.random() < style.shops and house.width > 3.5:
+        draw_shop(sheet, rng, (x0, 0, x1, house.ground), trim=style.trim)
+    else:
+        draw_ground_floor(sheet, rng, house, windows)
 
 
-def draw_upper_windows(sheet: Sheet, rng: np.random.Generator, house: House) -> WindowGrid:
+def draw_upper_windows(sheet: Sheet, rng: np.random.Generator, house: House) -> Windows:
     """The windows above the ground floor. Returns their layout, which the ground floor follows."""
     style, kind = house.style, pick(rng, house.style.windows)
     columns = max(1, round((house.width - 0.6) / (style.bay * between(rng, 0.8, 1.3))))
     pitch = (house.width - 0.6) / columns
     width = pitch * (0.92 if kind == "ribbon" else between(rng, 0.42, 0.68))
     height = style.storey * between(rng, 0.45, 0.68)
-    grid = WindowGrid(house=house, kind=kind, columns=columns, pitch=pitch, width=width)
+    lefts = [house.x0 + 0.3 + column * pitch + (pitch - width) / 2 for column in range(columns)]
     tiles = [draw_window(rng, style, kind=kind, size=(width, height), scale=sheet.scale) for _ in range(3)]
     blank = pick(rng, (-1, -1, -1, 0, columns - 1)) if columns > 2 else -1  # a column without windows
     for storey in range(house.storeys):
         y = house.ground + storey * style.storey + 0.25 * style.storey
-        for column in range(columns):
+        for column, left in enumerate(lefts):
             if column != blank and y + height < house.top:
-                sheet.paste(pick(rng, tiles), (grid.left(column), y), any_window(rng))
-    return grid
+                sheet.paste(pick(rng, tiles), (left, y), any_window(rng))
+    return Windows(kind, width, lefts)
 
 
-def draw_ground_floor(sheet: Sheet, rng: np.random.Generator, grid: WindowGrid) -> None:
+def draw_ground_floor(sheet: Sheet, rng: np.random.Generator, house: House, windows: Windows) -> None:
     """A residential ground floor: a door among windows."""
-    house, style = grid.house, grid.house.style
+    kind, width, lefts = windows
     sheet.rect((house.x0, 0, house.x1, 0.6), tone(house.wall, 0.65))
-    door = int(rng.random() * grid.columns)
-    tile = draw_window(rng, style, kind=grid.kind, size=(grid.width, 1.7), scale=sheet.scale)
-    for column in range(grid.columns):
-        left = grid.left(column)
+    door = int(rng.random() * len(lefts))
+    tile = draw_window(rng, house.style, kind=kind, size=(width, 1.7), scale=sheet.scale)
+    for column, left in enumerate(lefts):
         if column == door:
-            draw_door(sheet, rng, left=left, size=(max(1.0, min(grid.width, 1.6)), 2.4), trim=style.trim)
+            draw_door(sheet, rng, left=left, size=(max(1.0, min(width, 1.6)), 2.4), trim=house.style.trim)
         else:
             sheet.paste(tile, (left, 1.1), any_window(rng))
-    sheet.rect((house.x0, house.ground - 0.25, house.x1, house.ground), style.trim)
+    sheet.rect((house.x0, house.ground - 0.25, house.x1, house.ground), house.style.trim)
 
 
 def draw_eyecatcher(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
@@ -155,63 +140,35 @@ def draw_eyecatcher(sheet: Sheet, rng: np.random.Generator, house: House) -> Non
             sheet.ellipse((x, bottom + 0.1), (0.4, 0.4), colour, label=SIGN)
 
 
-# ---- Roofs. Their parts on which snow stays are labelled ROOF.
-
-
 def draw_roof(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
-    """A roof of one of the street's kinds, often with a chimney behind it."""
+    """A roof of one of the street's kinds, often with a chimney behind it. What snow stays on is labelled ROOF."""
+    x0, x1, width, top = house.x0, house.x1, house.width, house.top
+    wall, trim = house.wall, house.style.trim
     kind = pick(rng, house.style.roofs)
     colour = hsv(pick(rng, (0.03, 0.05, 0.6, 0.3)), between(rng, 0.1, 0.5), between(rng, 0.25, 0.5))
-    rise = min(between(rng, 1.6, 3.2), SHEET_HEIGHT - house.top - 0.5)
+    rise = min(between(rng, 1.6, 3.2), SHEET_HEIGHT - top - 0.5)
+    ridge = top + rise
     if rng.random() < 0.6:
-        x = between(rng, house.x0 + 0.1 * house.width, house.x1 - 0.25 * house.width)
-        sheet.rect((x, house.top, x + 0.9, house.top + rise + 0.4), tone(house.wall, 0.7))
+        x = between(rng, x0 + 0.1 * width, x1 - 0.25 * width)
+        sheet.rect((x, top, x + 0.9, ridge + 0.4), tone(wall, 0.7))
     if kind == "gable":
-        draw_gable(sheet, house, rise=rise, colour=colour)
+        middle = (x0 + x1) / 2
+        sheet.polygon([(x0, top), (middle, ridge), (x1, top)], wall)
+        for outer, inner in ((x0, x0 + 0.5), (x1, x1 - 0.5)):
+            edge = [(outer, top), (middle, ridge), (middle, ridge - 0.5), (inner, top - 0.1)]
+            sheet.polygon(edge, colour, ROOF)
     elif kind == "stepped":
-        draw_stepped_gable(sheet, house, rise)
+        for step in range(4):
+            left, right, end = x0 + step * width / 9, x1 - step * width / 9, top + (step + 1) * rise / 4
+            sheet.rect((left, top, right, end), wall)
+            sheet.rect((left, top + (step + 0.7) * rise / 4, right, end), trim, ROOF)
     elif kind == "parapet":
-        draw_parapet(sheet, house)
-    elif kind == "mansard":
-        draw_slope(sheet, house, rise=rise, inset=0.6, colour=colour)
-        draw_dormers(sheet, rng, house, rise=rise)
-    else:
-        draw_slope(sheet, house, rise=rise, inset=0.25 * house.width, colour=colour)
-
-
-def draw_gable(sheet: Sheet, house: House, *, rise: float, colour: Colour) -> None:
-    """A pointed wall with the edges of the roof on it."""
-    x0, x1, top, middle = house.x0, house.x1, house.top, (house.x0 + house.x1) / 2
-    sheet.polygon([(x0, top), (middle, top + rise), (x1, top)], house.wall)
-    for outer, inner in ((x0, x0 + 0.5), (x1, x1 - 0.5)):
-        edge = [(outer, top), (middle, top + rise), (middle, top + rise - 0.5), (inner, top - 0.1)]
-        sheet.polygon(edge, colour, ROOF)
-
-
-def draw_stepped_gable(sheet: Sheet, house: House, rise: float) -> None:
-    """A wall that ends in four steps."""
-    for step in range(4):
-        left, right = house.x0 + step * house.width / 9, house.x1 - step * house.width / 9
-        end = house.top + (step + 1) * rise / 4
-        sheet.rect((left, house.top, right, end), house.wall)
-        sheet.rect((left, house.top + (step + 0.7) * rise / 4, right, end), house.style.trim, ROOF)
-
-
-def draw_parapet(sheet: Sheet, house: House) -> None:
-    """A low wall in front of a flat roof."""
-    sheet.rect((house.x0, house.top, house.x1, house.top + 0.5), tone(house.wall, 0.85))
-    sheet.rect((house.x0 - 0.1, house.top + 0.4, house.x1 + 0.1, house.top + 0.65), house.style.trim, ROOF)
-
-
-def draw_slope(sheet: Sheet, house: House, *, rise: float, inset: float, colour: Colour) -> None:
-    """A roof seen from its long side, narrower by `inset` metres on both sides at its ridge."""
-    ridge = [(house.x0 + inset, house.top + rise), (house.x1 - inset, house.top + rise)]
-    sheet.polygon([(house.x0, house.top), *ridge, (house.x1, house.top)], colour, ROOF)
-
-
-def draw_dormers(sheet: Sheet, rng: np.random.Generator, house: House, *, rise: float) -> None:
-    """Windows in the roof, three metres apart."""
-    top = house.top
-    for x in np.arange(house.x0 + 1.4, house.x1 - 2.0, 3.0):
-        sheet.rect((x, top + 0.3, x + 1.2, top + 0.75 * rise), house.style.trim)
-        sheet.rect((x + 0.2, top + 0.4, x + 1.0, top + 0.65 * rise), (50, 60, 75), any_window(rng))
+        sheet.rect((x0, top, x1, top + 0.5), tone(wall, 0.85))
+        sheet.rect((x0 - 0.1, top + 0.4, x1 + 0.1, top + 0.65), trim, ROOF)
+    else:  # seen from its long side
+        inset = 0.6 if kind == "mansard" else 0.25 * width
+        sheet.polygon([(x0, top), (x0 + inset, ridge), (x1 - inset, ridge), (x1, top)], colour, ROOF)
+    if kind == "mansard":
+        for x in np.arange(x0 + 1.4, x1 - 2.0, 3.0):  # dormer windows
+            sheet.rect((x, top + 0.3, x + 1.2, top + 0.75 * rise), trim)
+            sheet.rect((x + 0.2, top + 0.4, x + 1.0, top + 0.65 * rise), (50, 60, 75), any_window(rng))

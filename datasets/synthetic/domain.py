@@ -3,19 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-WINDOWS = ("sash", "arched", "ribbon", "shutters", "balcony", "casement")
-ROOFS = ("gable", "stepped", "parapet", "mansard", "hip")
-VIEWS = ("across", "along", "indoors")
-LENSES = ("straight", "fisheye")
-LIGHTS = ("noon", "evening", "overcast", "dusk", "night", "rain", "fog", "snow")
-MONTHS = tuple(range(1, 13))
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "windows": WINDOWS,
-    "roofs": ROOFS,
-    "views": VIEWS,
-    "lights": LIGHTS,
-    "months": MONTHS,
-    "lenses": LENSES,
+    "windows": ("sash", "arched", "ribbon", "shutters", "balcony", "casement"),
+    "roofs": ("gable", "stepped", "parapet", "mansard", "hip"),
+    "views": ("across", "along", "indoors"),
+    "lights": ("noon", "evening", "overcast", "dusk", "night", "rain", "fog", "snow"),
+    "months": tuple(range(1, 13)),
+    "lenses": ("straight", "fisheye"),
 }
 
 
@@ -29,11 +23,11 @@ class Domain:
     empty choice, an unknown name or a repeated one.
     """
 
-    windows: tuple[str, ...] = WINDOWS
-    roofs: tuple[str, ...] = ROOFS
+    windows: tuple[str, ...] = CHOICES["windows"]
+    roofs: tuple[str, ...] = CHOICES["roofs"]
     views: tuple[str, ...] = ("across", "along")
-    lights: tuple[str, ...] = LIGHTS
-    months: tuple[int, ...] = MONTHS
+    lights: tuple[str, ...] = CHOICES["lights"]
+    months: tuple[int, ...] = CHOICES["months"]
     lenses: tuple[str, ...] = ("straight",)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,5 @@
 """Parts of facades: windows, doors, signs and shops."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -24,89 +22,41 @@ from datasets.synthetic.style import Style
 OVERSAMPLING = 3  # windows are drawn this many times as large, then shrunk
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowShape:
-    """Measures of a window in pixels of its enlarged drawing, y down."""
-
-    kind: str
-    width: int
-    height: int
-
-    @property
-    def side(self) -> float:
-        """Width of each of the two shutters."""
-        return 0.22 * self.width if self.kind == "shutters" else 0.0
-
-    @property
-    def frame(self) -> float:
-        """Thickness of the frame."""
-        return min(0.09 * self.width, 0.12 * self.height)
-
-    @property
-    def radius(self) -> float:
-        """Radius of the frame's upper corners."""
-        return 0.5 * (self.width - 2 * self.side) if self.kind == "arched" else 0.0
-
-    @property
-    def outer(self) -> Box:
-        """The window with its frame."""
-        return self.side, 0, self.width - self.side - 1, self.height - 1
-
-    @property
-    def inner(self) -> Box:
-        """The pane within the frame."""
-        return self.side + self.frame, self.frame, self.width - self.side - self.frame, self.height - self.frame
-
-
 def draw_window(rng: np.random.Generator, style: Style, *, kind: str, size: tuple[float, float], scale: float) -> Tile:
     """A window of `size` = (width, height) in metres, at `scale` pixels per metre."""
-    width, height = (max(2, round(metres * scale)) for metres in size)
-    shape = WindowShape(kind=kind, width=OVERSAMPLING * width, height=OVERSAMPLING * height)
-    colour = Image.new("RGBA", (shape.width, shape.height))
-    glass = Image.new("L", colour.size)
+    small = tuple(max(2, round(metres * scale)) for metres in size)
+    width, height = (OVERSAMPLING * side for side in small)  # in pixels, as all measures below; y points down
+    frame = min(0.09 * width, 0.12 * height)
+    left = 0.22 * width if kind == "shutters" else 0.0
+    right = width - left
+    radius = 0.5 * (width - 2 * left) if kind == "arched" else 0.0
+    inner = (left + frame, frame, right - frame, height - frame)
+    inner_radius = max(0, radius - frame)
+    colour, glass = Image.new("RGBA", (width, height)), Image.new("L", (width, height))
     draw = ImageDraw.Draw(colour)
     pane = hsv(between(rng, 0.5, 0.65), between(rng, 0.1, 0.4), between(rng, 0.15, 0.45))
-    if shape.side:
-        draw.rectangle((0, 0, shape.width, shape.height), hsv(style.hue + 0.4, 0.5, 0.5))
-    fill_rounded_rectangle(draw, shape.outer, shape.radius, fill=style.trim, bottom=False)
-    inner_radius = max(0, shape.radius - shape.frame)
-    fill_rounded_rectangle(draw, shape.inner, inner_radius, fill=pane, bottom=False)
-    fill_rounded_rectangle(ImageDraw.Draw(glass), shape.inner, inner_radius, fill=255, bottom=False)
-    if rng.random() < 0.35:
-        draw_blind(draw, rng, shape)
-    draw_bars(draw, shape, style.trim)
-    if kind == "balcony":
-        draw_balcony(draw, shape, tone(style.trim, 0.35))
-    draw.rectangle((0, shape.height - shape.frame, shape.width, shape.height), tone(style.trim, 0.8))
-    return Tile(*(image.resize((width, height), Image.Resampling.BOX) for image in (colour, glass)))
-
-
-def draw_blind(draw: ImageDraw.ImageDraw, rng: np.random.Generator, shape: WindowShape) -> None:
-    """A blind or a curtain. Its colour helps to tell places apart."""
-    left, top, right, _ = shape.inner
-    top += shape.radius / 2
-    draw.rectangle((left, top, right, top + shape.height * between(rng, 0.15, 0.5)), vivid(rng))
-
-
-def draw_bars(draw: ImageDraw.ImageDraw, shape: WindowShape, trim: Colour) -> None:
-    """The bars that divide the pane into columns and rows."""
-    columns, rows = {"sash": (1, 2), "ribbon": (4, 1), "casement": (2, 3)}.get(shape.kind, (2, 1))
-    left, top, right, bottom = shape.inner
-    half = shape.frame / 3
+    if kind == "shutters":
+        draw.rectangle((0, 0, width, height), hsv(style.hue + 0.4, 0.5, 0.5))
+    fill_rounded_rectangle(draw, (left, 0, right - 1, height - 1), radius, fill=style.trim, bottom=False)
+    fill_rounded_rectangle(draw, inner, inner_radius, fill=pane, bottom=False)
+    fill_rounded_rectangle(ImageDraw.Draw(glass), inner, inner_radius, fill=255, bottom=False)
+    if rng.random() < 0.35:  # a blind or a curtain, whose colour helps to tell places apart
+        top = frame + radius / 2
+        draw.rectangle((inner[0], top, inner[2], top + height * between(rng, 0.15, 0.5)), vivid(rng))
+    columns, rows = {"sash": (1, 2), "ribbon": (4, 1), "casement": (2, 3)}.get(kind, (2, 1))
     for column in range(1, columns):
-        x = shape.side + (shape.width - 2 * shape.side) * column / columns
-        draw.rectangle((x - half, top, x + half, bottom), trim)
+        x = left + (width - 2 * left) * column / columns
+        draw.rectangle((x - frame / 3, inner[1], x + frame / 3, inner[3]), style.trim)
     for row in range(1, rows):
-        y = shape.height * row / rows
-        draw.rectangle((left, y - half, right, y + half), trim)
-
-
-def draw_balcony(draw: ImageDraw.ImageDraw, shape: WindowShape, colour: Colour) -> None:
-    """The railing of a balcony in front of the lower part of the window."""
-    width, height = shape.width, shape.height
-    for x in range(0, width, max(4, width // 7)):
-        draw.rectangle((x, 0.6 * height, x + width // 20, height), colour)
-    draw.rectangle((0, 0.58 * height, width, 0.64 * height), colour)
+        y = height * row / rows
+        draw.rectangle((inner[0], y - frame / 3, inner[2], y + frame / 3), style.trim)
+    if kind == "balcony":
+        railing = tone(style.trim, 0.35)
+        for x in range(0, width, max(4, width // 7)):
+            draw.rectangle((x, 0.6 * height, x + width // 20, height), railing)
+        draw.rectangle((0, 0.58 * height, width, 0.64 * height), railing)
+    draw.rectangle((0, height - frame, width, height), tone(style.trim, 0.8))
+    return Tile(*(image.resize(small, Image.Resampling.BOX) for image in (colour, glass)))
 
 
 def draw_sign(sheet: Sheet, rng: np.random.Generator, box: Box) -> None:
@@ -148,16 +98,12 @@ def draw_shop(sheet: Sheet, rng: np.random.Generator, box: Box, *, trim: Colour)
             sheet.rect((left + 0.12, 0.72, right - 0.12, top - 1.22), pane, SHOP)
     draw_door(sheet, rng, left=door, size=(1.1, 2.2), trim=trim)
     draw_sign(sheet, rng, (x0 + 0.2, top - 0.85, x1 - 0.2, top - 0.05))
-    if rng.random() < 0.5:
-        draw_awning(sheet, rng, (x0 + 0.2, top - 1.6, x1 - 0.2, top - 0.85))
-
-
-def draw_awning(sheet: Sheet, rng: np.random.Generator, box: Box) -> None:
-    """A striped awning, seen a little from the side."""
-    x, bottom, x1, top = box
-    stripes = (vivid(rng), pick(rng, ((240, 235, 225), vivid(rng))))
-    width, number = between(rng, 0.4, 1.0), 0
-    while x < x1:
-        end = min(x + width, x1)
-        sheet.polygon([(x, top), (end, top), (end + 0.1, bottom), (x + 0.1, bottom)], stripes[number % 2])
-        x, number = end, number + 1
+    if rng.random() < 0.5:  # a striped awning, seen a little from the side
+        x, end, bottom, above = x0 + 0.2, x1 - 0.2, top - 1.6, top - 0.85
+        stripes = (vivid(rng), pick(rng, ((240, 235, 225), vivid(rng))))
+        width, number = between(rng, 0.4, 1.0), 0
+        while x < end:
+            right = min(x + width, end)
+            corners = [(x, above), (right, above), (right + 0.1, bottom), (x + 0.1, bottom)]
+            sheet.polygon(corners, stripes[number % 2])
+            x, number = right, number + 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.synthetic.drawing import Box, Colour, Sheet, hsv, tone, vivid
-from datasets.synthetic.randomness import PlaceId, Purpose, between, pick, random_stream
+from datasets.synthetic.randomness import PlaceId, between, pick
 
 DOOR_HEIGHT = 2.1  # metres
 WOOD: Colour = (140, 105, 70)
@@ -29,7 +29,7 @@ class Decor:
 
 def draw_decor(place: PlaceId) -> Decor:
     """The decor of the building that the place lies in, which takes the place of a street."""
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=3)
+    rng = place.street_stream(3)
     accent = hsv(rng.random(), between(rng, 0.3, 0.9), between(rng, 0.3, 0.8))
     plain = hsv(between(rng, 0.05, 0.17), between(rng, 0.0, 0.2), between(rng, 0.7, 0.95))
     return Decor(

@@ -67,9 +67,8 @@ def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Dom
     elevation = between(rng, 0.15, 0.35) if kind == "evening" else between(rng, 0.6, 1.1)
     flat = math.cos(elevation)
     ambient, sun, zenith, horizon = SKIES[kind]
-    dark, weather = 0.0, kind
-    if kind in ("dusk", "night"):
-        dark, weather = 1.0 if kind == "night" else 0.7, pick(rng, ("clear", "clear", "rain"))
+    dark = {"dusk": 0.7, "night": 1.0}.get(kind, 0.0)
+    weather = pick(rng, ("clear", "clear", "rain")) if dark else kind
     return Light(
         ambient=planes(ambient),
         sun=planes(sun),

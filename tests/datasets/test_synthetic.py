@@ -22,7 +22,7 @@ from datasets.synthetic import CityConfig, Domain, PlaceId, contact_sheet, draw_
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.city import PLACE_SPACING, place_position
-from datasets.synthetic.domain import LENSES, VIEWS
+from datasets.synthetic.domain import CHOICES
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
 from datasets.synthetic.interior import draw_decor
 from datasets.synthetic.light import Light, draw_indoor_light, draw_light
@@ -284,10 +284,10 @@ def test_photos_of_a_place_differ_and_resemble():
 
 def test_contact_sheet(tmp_path):
     config = CityConfig(size=(40, 32))
-    contact_sheet(tmp_path / "sheet.png", config, places=range(2), roles=("train", "database", "query"))
+    contact_sheet(tmp_path / "sheet.png", config)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (64, 120, 3)
-    assert (sheet[32:, 80:] == render(PlaceId(0, "Alder", 1), 2, (40, 32), "query")).all()
+    assert sheet.shape == (8 * 32, 8 * 40, 3)
+    assert (sheet[32:64, 80:120] == render(PlaceId(0, "Alder", 1), 2, (40, 32))).all()
 
 
 # ---- Domains
@@ -369,7 +369,7 @@ def test_a_fisheye_darkens_only_what_lies_outside_of_its_circle():
 
 def test_all_views_of_a_domain_occur():
     places = [PlaceId(0, "Elm", number) for number in range(0, 800, 8)]
-    for views in itertools.chain.from_iterable(itertools.permutations(VIEWS, count) for count in (1, 2, 3)):
+    for views in itertools.chain.from_iterable(itertools.permutations(CHOICES["views"], count) for count in (1, 2, 3)):
         styles = [draw_style(place, Domain(views=views)) for place in places]
         found = {"indoors" if style.indoors else "along" if style.along else "across" for style in styles}
         assert found == set(views)
@@ -377,7 +377,7 @@ def test_all_views_of_a_domain_occur():
             assert sum(style.indoors for style in styles) == pytest.approx(100 / len(views), abs=15)
 
 
-@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("lens", CHOICES["lenses"])
 def test_walls_floor_and_ceiling_of_a_corridor_leave_no_gap(lens):
     domain = Domain(views=("indoors",), lenses=(lens,))
     light = draw_indoor_light(np.random.default_rng(0))
