@@ -5,13 +5,13 @@ from functools import partial
 
 from datasets.folder import locate_images
 from datasets.layouts import list_images
-from utils.cli.parser import parse
 from utils.cli.search import BuildIndexArguments
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
 from utils.retrieval.extraction import extract
 from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 

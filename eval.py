@@ -1,9 +1,9 @@
 """Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
 
 from utils.cli.evaluation import FloatEvaluation, evaluate_datasets
-from utils.cli.parser import parse
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 

@@ -1,9 +1,9 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
 from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation, evaluate_datasets
-from utils.cli.parser import parse
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 

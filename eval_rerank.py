@@ -1,9 +1,9 @@
 """Evaluate a two-branch SelaVPR++ model: search by 512-bit codes, then re-ranking by float descriptors."""
 
 from utils.cli.evaluation import TwoBranchEvaluation, evaluate_datasets
-from utils.cli.parser import parse
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import rerank, search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 

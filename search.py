@@ -10,13 +10,13 @@ from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.weights import load_model
-from utils.cli.parser import parse
 from utils.cli.search import SearchArguments
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 

@@ -1,8 +1,8 @@
 """Train a float SelaVPR++ model (stage one): adapters and head beside a frozen DINOv2 backbone."""
 
 from eval import search_descriptors
-from utils.cli.parser import parse
 from utils.cli.training import FloatTraining, open_trainer, read_data, stage_one_model
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.training.losses import FLOAT_LOSS
 

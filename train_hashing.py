@@ -1,8 +1,8 @@
 """Train a hashing-only SelaVPR++ model: adapters and a head for 512-bit codes beside a frozen DINOv2 backbone."""
 
 from eval_hashing import search_codes
-from utils.cli.parser import parse
 from utils.cli.training import HashingTraining, open_trainer, read_data, stage_one_model
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.training.losses import binary_loss
 

@@ -1,8 +1,8 @@
 """Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model."""
 
 from eval_rerank import search_in_two_stages
-from utils.cli.parser import parse
 from utils.cli.training import TwoBranchTraining, open_trainer, read_data, stage_two_model
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.training.losses import binary_loss
 

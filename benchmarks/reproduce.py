@@ -26,12 +26,12 @@ from model import InputError
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
 from utils.cli.evaluation import require_file
-from utils.cli.parser import parse
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
 from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.extraction import Extractor, prepare
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.flags import all_flags, flag, part
+from utils.runtime.parser import parse
 from utils.runtime.run_dir import RunDir
 from utils.runtime.script import cli_main
 from utils.runtime.text_files import read_csv

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from model.errors import InputError
+from utils.runtime.flags import flag
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "windows": ("sash", "arched", "ribbon", "shutters", "balcony", "casement"),
     "roofs": ("gable", "stepped", "parapet", "mansard", "hip"),
@@ -13,29 +16,47 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def kinds_flag(name: str, help: str, *, default: tuple[str, ...] | None = None) -> Any:
+    """A field with some of CHOICES[name], by default all; on the command line in any order."""
+    choices = CHOICES[name]
+    return flag(
+        help,
+        type=type(choices[0]),
+        nargs="+",
+        choices=choices,
+        default=default or choices,
+        convert=lambda kinds: sorted(kinds, key=choices.index),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Domain:
     """What may occur in a city. By default, all that is outdoors, through a straight lens.
 
-    windows, roofs: of the buildings. views: photos look along the street, across it, or along a corridor inside a
-    building. lights: light and weather outdoors. months: 1 to 12, of the photos; the leaves depend on them. lenses:
-    "straight" keeps straight lines straight, "fisheye" shows a circle of 150 to 184 degrees. Raises ValueError for an
-    empty choice, an unknown name or a repeated one.
+    Raises InputError for an empty choice, an unknown name or a repeated one.
     """
 
-    windows: tuple[str, ...] = CHOICES["windows"]
-    roofs: tuple[str, ...] = CHOICES["roofs"]
-    views: tuple[str, ...] = ("across", "along")
-    lights: tuple[str, ...] = CHOICES["lights"]
-    months: tuple[int, ...] = CHOICES["months"]
-    lenses: tuple[str, ...] = ("straight",)
+    windows: tuple[str, ...] = kinds_flag("windows", "windows of the buildings")
+    roofs: tuple[str, ...] = kinds_flag("roofs", "roofs of the buildings")
+    views: tuple[str, ...] = kinds_flag(
+        "views",
+        "photos look across the street, along it, or along a corridor inside a building",
+        default=("across", "along"),
+    )
+    lights: tuple[str, ...] = kinds_flag("lights", "light and weather outdoors")
+    months: tuple[int, ...] = kinds_flag("months", "months of the photos; the leaves depend on them")
+    lenses: tuple[str, ...] = kinds_flag(
+        "lenses",
+        "straight: keeps straight lines straight; fisheye: shows a circle of 150 to 184 degrees",
+        default=("straight",),
+    )
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             chosen = getattr(self, name)
             if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(choices):
                 given, allowed = (", ".join(map(str, values)) for values in (chosen, choices))
-                raise ValueError(f"{name} are {given or 'empty'}; give one or more of {allowed}, each once")
+                raise InputError(f"{name} are {given or 'empty'}; give one or more of {allowed}, each once")
 
 
 DEFAULT_DOMAIN = Domain()

@@ -18,9 +18,9 @@ from datasets.images import load_image
 from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
 from model.weights import load_model
-from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
+from utils.runtime.parser import NO_EFFECT_IN_REFERENCE
 
 pytestmark = pytest.mark.slow
 

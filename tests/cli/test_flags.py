@@ -14,10 +14,10 @@ import pytest
 
 from datasets.folder import PositionConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
-from utils.cli.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_int, switch
+from utils.runtime.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 
 SCRIPTS = {
     "eval.py": FloatEvaluation,

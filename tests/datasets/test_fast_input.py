@@ -21,8 +21,8 @@ from datasets.randaugment import RandAugment
 from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
 from model import InputError
-from utils.cli.parser import parse
 from utils.cli.training import FloatTraining
+from utils.runtime.parser import parse
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

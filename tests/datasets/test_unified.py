@@ -704,12 +704,22 @@ def test_only_the_sources_of_the_cities_are_needed(small):
 
 
 def test_unknown_cities(small):
-    error = refusal(run_small, small, cities=["trondheim", "atlantis"])
+    error = refusal(UnifiedConfig, output=small, cities=("trondheim", "atlantis"))
     assert "Unknown city atlantis. Choose from: trondheim, amsterdam," in error and "pitts30k, sf_xl" in error
 
 
-def test_no_workers(small):
-    assert "--workers 0: expected 1 or more" in refusal(run_small, small, "--workers=0")
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--workers=0"], "--workers 0: expected 1 or more"),
+        (["--copy", "--symlink"], "--copy and --symlink exclude each other"),
+        (["--cities", "atlantis"], "Unknown city atlantis"),
+    ],
+)
+def test_settings_that_are_refused(small, flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(small / "output"), *flags])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["output", "output/Images", "output/Dataframes", f"output/{LOCK}"])

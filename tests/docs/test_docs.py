@@ -27,9 +27,9 @@ from datasets.layouts import BenchmarkConfig, find_layout
 from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, aggregation
 from utils.cli import search as search_flags
-from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.index import Index
 from utils.runtime.flags import positive_float
+from utils.runtime.parser import NO_EFFECT_IN_REFERENCE
 
 PAGES = [
     ROOT / "README.md",

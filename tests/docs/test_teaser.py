@@ -14,9 +14,9 @@ from datasets.file_names import utm_position
 from examples import teaser
 from model import InputError
 from utils.cli.evaluation import TwoBranchEvaluation
-from utils.cli.parser import parse
 from utils.retrieval.extraction import extract
 from utils.retrieval.report.pictures import CORRECT, WRONG, Painter
+from utils.runtime.parser import parse
 
 
 @pytest.fixture

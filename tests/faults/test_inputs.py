@@ -20,11 +20,11 @@ from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.positions import PositionTable
 from utils.cli.evaluation import FloatEvaluation, TwoBranchEvaluation
-from utils.cli.parser import parse
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining
 from utils.retrieval.index import Index
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.parser import parse
 
 hypothesis = pytest.importorskip("hypothesis", reason="the tests of made-up inputs need hypothesis")
 st = pytest.importorskip("hypothesis.strategies")

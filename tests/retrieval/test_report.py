@@ -21,7 +21,6 @@ from sklearn.metrics import auc, precision_recall_curve
 from datasets.file_names import utm_position
 from model import InputError
 from utils.cli.evaluation import FloatEvaluation
-from utils.cli.parser import parse
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.metrics import precision_recall
@@ -33,6 +32,7 @@ from utils.retrieval.report.evaluation_page import choose_queries
 from utils.retrieval.report.pictures import CORRECT, POSITIVE, WRONG
 from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
+from utils.runtime.parser import parse
 from utils.runtime.run_dir import RunDir
 
 # ---- Precision and recall over the match distance

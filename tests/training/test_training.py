@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers.models import build, filled, image_batch
 
-from utils.cli.parser import parse
 from utils.cli.training import FloatTraining
+from utils.runtime.parser import parse
 from utils.training.config import SCHEDULES, TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import OPTIMIZERS, TrainingStep, learning_rate, set_training_mode

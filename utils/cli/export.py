@@ -7,9 +7,9 @@ from pathlib import Path
 
 from model import InputError
 from utils.cli.model import TrainedModel
-from utils.cli.parser import add_flags, settings_from
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.flags import flag, part, positive_int, switch
+from utils.runtime.parser import add_flags, settings_from
 
 INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
 RUN_HELP = "the folder of an evaluation, with predictions.csv"

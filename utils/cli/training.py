@@ -16,12 +16,12 @@ from model import GeoLocalizationNet, InputError
 from model.network import check_image_size
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
-from utils.cli.parser import changeable_flags
 from utils.models import model_on_all_ranks
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
 from utils.runtime import distributed
 from utils.runtime.devices import PRECISIONS, warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive_float
+from utils.runtime.parser import changeable_flags
 from utils.training.checkpoints import (
     RunCheckpoint,
     TrainState,

@@ -4,7 +4,7 @@
     class SearchConfig:
         results: int = flag("matches to print for each image", type=positive_int, default=5)
 
-`utils.cli.parser` builds the command line of a script from such a class, and the settings from the command line. In
+`utils.runtime.parser` builds the command line of a script from such a class, and the settings from the command line. In
 Python, `SearchConfig(results=3)` works as for any other dataclass.
 """
 

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,21 +28,34 @@ class DeclaredFlag(NamedTuple):
     kind: Any
 
 
-def parse(settings: type[T], description: str | None, *, refused: dict[str, str] | None = None) -> T:
+def parse(
+    settings: type[T],
+    description: str | None,
+    *,
+    argv: Sequence[str] | None = None,
+    module: str | None = None,
+    refused: dict[str, str] | None = None,
+) -> T:
     """The settings that the command line of a script states. Exits with status 2 if they are not valid.
 
+    argv: the command line, if it is not that of the process. module: what `python -m` runs, if it is no script.
     refused: {flag: why it is an error}, for flags that a user may expect. Raises TypeError if the class does not say
     for each field where its value comes from.
     """
-    parser = build_parser(settings, description, refused=refused)
-    return settings_from(parser, settings, parser.parse_args())
+    parser = build_parser(settings, description, module=module, refused=refused)
+    return settings_from(parser, settings, parser.parse_args(argv))
 
 
 def build_parser(
-    settings: type, description: str | None, *, refused: dict[str, str] | None = None
+    settings: type, description: str | None, *, module: str | None = None, refused: dict[str, str] | None = None
 ) -> argparse.ArgumentParser:
     """A parser with the flags of a class of settings, in groups. Raises TypeError as `parse` does."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=module and f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add_flags(parser, settings)
     for name in NO_EFFECT_IN_REFERENCE:
         _refuse(parser, f"--{name}", "had no effect in the reference; remove it.")
