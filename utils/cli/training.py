@@ -1,6 +1,7 @@
 """The flags of the training scripts."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -205,12 +206,7 @@ class StartModel(NamedTuple):
 
 
 def stage_one_model(args: StageOneArguments) -> StartModel:
-    """DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume.
-
-    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
-    """
-    _start(args)
-    checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
+    """DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume."""
     build = partial(
         initial_model,
         args.model.choice,
@@ -218,25 +214,24 @@ def stage_one_model(args: StageOneArguments) -> StartModel:
         foundation=args.foundation_model_path,
         train_backbone=args.training.train_backbone,
     )
-    return _start_model(args, checkpoint, build)
+    return _start(args, partial(read_run_checkpoint, args.resume) if args.resume else None, build)
 
 
 def stage_two_model(args: TwoBranchTraining) -> StartModel:
-    """The float model with a copy of its adapters as the binary branch, or that of the run to resume.
-
-    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
-    """
-    _start(args)
-    checkpoint = distributed.run_on_main(partial(read_two_branch_checkpoint, args.resume))
-    return _start_model(args, checkpoint, partial(two_branch_model, args.model.choice, args.resume))
+    """The float model with a copy of its adapters as the binary branch, or that of the run to resume."""
+    build = partial(two_branch_model, args.model.choice, args.resume)
+    return _start(args, partial(read_two_branch_checkpoint, args.resume), build)
 
 
-def _start(args: TrainingArguments) -> None:
+def _start(
+    args: TrainingArguments,
+    read: Callable[[], RunCheckpoint | None] | None,
+    build: Callable[[], GeoLocalizationNet],
+) -> StartModel:
+    """Joins the ranks and sets the seed first, as everything random in a model is drawn from it."""
     distributed.init(args.training.device)
     torch.manual_seed(args.training.seed)
-
-
-def _start_model(args: TrainingArguments, checkpoint: RunCheckpoint | None, build: Any) -> StartModel:
+    checkpoint = distributed.run_on_main(read) if read else None
     model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
     for size in (args.places.image_size, args.extraction.resize):
         check_image_size(model.config, size)
