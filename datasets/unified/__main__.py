@@ -25,17 +25,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def format_summary(summaries: Sequence[CitySummary]) -> str:
     """A table with a line for each source city, and the sums."""
-    columns = [field.name.replace("_", " ") for field in fields(CitySummary)]
+    header = [field.name.replace("_", " ") for field in fields(CitySummary)]
     counts = [astuple(summary) for summary in summaries]
     total = ("total", *(sum(column) for column in list(zip(*counts, strict=True))[1:]))
-    lines = [columns, *([row[0], *(f"{count:,}" for count in row[1:])] for row in [*counts, total])]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    rows = [header, *([city, *(f"{number:,}" for number in numbers)] for city, *numbers in [*counts, total])]
+    width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ([row[0].ljust(width), *map(str.rjust, row[1:], widths)] for row in rows)
+    return "\n".join(map("  ".join, cells))
 
 
 if __name__ == "__main__":
