@@ -26,11 +26,9 @@ MAX_FILE_NAME = 255  # bytes, of all usual file systems
 
 @dataclass(frozen=True, kw_only=True)
 class PlacesConfig:
-    """How training batches are made of places.
+    """How training batches are made of places: of one city after the other, in the order of `cities`.
 
-    cities, in the order of the batches; image_size (H, W) in pixels, multiples of 14; images_per_place;
-    randaugment_ops, operations of RandAugment on each image; exact_decoding: decode JPEGs at full size even if
-    image_size is much smaller; seed. Raises InputError for other values.
+    Raises InputError for values out of range.
     """
 
     cities: tuple[str, ...] = flag(
