@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.synthetic.camera import Camera
-from datasets.synthetic.domain import Domain
+from datasets.synthetic.config import Domain
 from datasets.synthetic.drawing import ROOF, SHOP, SIGN, Colour, hsv, planes
 from datasets.synthetic.randomness import between, pick
 from datasets.synthetic.scene import Scene

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
-from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
+from datasets.synthetic.config import DEFAULT_DOMAIN, Domain
 from datasets.synthetic.drawing import Box, Sheet
 from datasets.synthetic.interior import draw_blocks, draw_ceiling, draw_decor, draw_floor, draw_wall
 from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, between

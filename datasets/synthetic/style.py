@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from datasets.synthetic.domain import Domain
+from datasets.synthetic.config import Domain
 from datasets.synthetic.drawing import Colour, hsv
 from datasets.synthetic.randomness import PlaceId, between, pick
 

@@ -18,8 +18,7 @@ def draw_ground(
     `kerbs` gives the pavements as boxes in metres. The road runs along the longer side of the first one.
     """
     width, depth = size
-    sheet = Sheet(width, depth, scale)
-    sheet.rect((0, 0, width, depth), style.road)
+    sheet = Sheet(width, depth, scale, fill=style.road)
     across = kerbs[0][2] - kerbs[0][0] > kerbs[0][3] - kerbs[0][1]
     x, y = width / 2, depth / 2 - 1.0
     line = (0, y, width, y + 0.18) if across else (x, 0, x + 0.18, depth)  # dashed, in the middle of the road

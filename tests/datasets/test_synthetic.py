@@ -22,7 +22,7 @@ from datasets.synthetic import CityConfig, Domain, PlaceId, contact_sheet, draw_
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.city import PLACE_SPACING, place_position
-from datasets.synthetic.domain import CHOICES
+from datasets.synthetic.config import CHOICES
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
 from datasets.synthetic.interior import draw_decor
 from datasets.synthetic.light import Light, draw_indoor_light, draw_light

@@ -45,11 +45,6 @@ def check_packages() -> None:
             ) from error
 
 
-def output_names(model: GeoLocalizationNet) -> list[str]:
-    """The outputs of the ONNX file, in order."""
-    return ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
-
-
 def named_outputs(model: GeoLocalizationNet, images: Tensor) -> dict[str, Tensor]:
     """The model's outputs for normalised images [B, 3, H, W] as the ONNX file gives them.
 
@@ -123,7 +118,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     Input: `images`, float32 [batch, 3, H, W] with (H, W) = settings.resize; outputs: see named_outputs. precision
     "fp16": weights and computation are in half precision. Raises InputError if the file would be too large.
     """
-    names = output_names(model)
+    names = ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
     exported = ExportedModel(model, settings, normalize=normalize).eval()
     size = sum(value.numel() * value.element_size() for value in exported.state_dict().values())
     if size > MAX_FILE_BYTES:
@@ -149,23 +144,19 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for key, value in metadata(model, settings, normalize=normalize).items():
-        proto.metadata_props.add(key=key, value=value)
-    return proto
-
-
-def metadata(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> dict[str, str]:
-    """What the file says about itself: the model, and how its images must be prepared."""
     mean, std = (" ".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return {
+    metadata = {
         "project": f"SelaVPR++ {VERSION}",
         "model": model.config.flags,
         "precision": settings.precision,
         "resize": " ".join(map(str, settings.resize)),  # height, width
         "interpolation": "bilinear, antialiased" if settings.antialias else "bilinear, not antialiased",
         "input": "RGB in [0, 1]" if normalize else f"RGB in [0, 1], minus mean {mean}, divided by std {std}",
-        "outputs": " ".join(output_names(model)),
+        "outputs": " ".join(names),
     }
+    for key, value in metadata.items():  # how images must be prepared
+        proto.metadata_props.add(key=key, value=value)
+    return proto
 
 
 def compare(file: str | Path, images: Tensor, expected: Outputs, *, precision: str) -> dict[str, float]:
