@@ -1,4 +1,4 @@
-"""Flags that settings declare: each fills its field, or the parser is not built; and those of the eight scripts."""
+"""Flags that settings declare: each fills its field, or the parser is not built; and those of the commands."""
 
 import argparse
 import copy
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from datasets.folder import PositionConfig
+from datasets.synthetic.__main__ import CityArguments
+from datasets.unified import UnifiedConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
@@ -28,6 +30,8 @@ SCRIPTS = {
     "train_rerank.py": TwoBranchTraining,
     "build_index.py": BuildIndexArguments,
     "search.py": SearchArguments,
+    "datasets.synthetic": CityArguments,
+    "datasets.unified": UnifiedConfig,
 }
 TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
 REQUIRED = {  # with a value for each flag that a script needs
@@ -36,6 +40,7 @@ REQUIRED = {  # with a value for each flag that a script needs
     "train_rerank.py": ["--datasets_folder=data", "--resume=model.pth"],
     "build_index.py": ["images", "--index=index", f"--resume={os.devnull}"],
     "search.py": ["image.jpg", "--index=index"],
+    **dict.fromkeys(("datasets.synthetic", "datasets.unified"), ["output"]),
 }
 MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "
@@ -221,7 +226,7 @@ def command_lines_of(declared):
     if options.get("action") == "store_true":
         return [[f"--{declared.name}"]]
     if "choices" in options:
-        return [[f"--{declared.name}", value] for value in options["choices"]]
+        return [[f"--{declared.name}", str(value)] for value in options["choices"]]
     value = next(value for value in VALUES if accepts(options.get("type", str), value))
     return [[f"--{declared.name}", *[value] * (options["nargs"] if isinstance(options.get("nargs"), int) else 1)]]
 
