@@ -193,7 +193,7 @@ def draw_roof(sheet: Sheet, rng: np.random.Generator, house: House) -> None:
 
 def draw_window(rng: np.random.Generator, style: Style, *, kind: str, size: tuple[float, float], scale: float) -> Tile:
     """A window of `size` = (width, height) in metres, at `scale` pixels per metre."""
-    small = tuple(max(2, round(metres * scale)) for metres in size)
+    small = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
     width, height = (OVERSAMPLING * side for side in small)  # in pixels, as all measures below; y points down
     frame = min(0.09 * width, 0.12 * height)
     left = 0.22 * width if kind == "shutters" else 0.0

@@ -64,8 +64,8 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
             images = folder / "synthetic" / "images" / split
             for kind in ("database", "queries"):
                 (images / kind).mkdir(parents=True)
-            write_place = partial(write_benchmark_place, images=images, split=split, config=config)
-            for photos in pool.map(write_place, range(places), chunksize=PLACES_PER_TASK):
+            draw = partial(write_benchmark_place, images=images, split=split, config=config)
+            for photos in pool.map(draw, range(places), chunksize=PLACES_PER_TASK):
                 bar.update(photos)
 
 

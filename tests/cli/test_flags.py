@@ -30,9 +30,8 @@ SCRIPTS = {
     "train_rerank.py": TwoBranchTraining,
     "build_index.py": BuildIndexArguments,
     "search.py": SearchArguments,
-    "datasets.synthetic": CityArguments,
-    "datasets.unified": UnifiedConfig,
 }
+COMMANDS = {**SCRIPTS, "datasets.synthetic": CityArguments, "datasets.unified": UnifiedConfig}
 TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
 REQUIRED = {  # with a value for each flag that a script needs
     **dict.fromkeys(("eval.py", "eval_hashing.py", "eval_rerank.py"), ["--datasets_folder=data", "--resume=model.pth"]),
@@ -246,10 +245,10 @@ def without_checks(settings, monkeypatch):
             monkeypatch.setattr(kind, "__post_init__", lambda self: None)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_every_flag_fills_a_field(script, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # so that --device=cpu is not the default
-    settings = SCRIPTS[script]
+    settings = COMMANDS[script]
     without_checks(settings, monkeypatch)
     parser = build_parser(settings, "A test.")
 
