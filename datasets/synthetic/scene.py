@@ -89,7 +89,11 @@ def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = DEFAULT_D
         surfaces.insert(0, hang("skyline", skyline, origin=150 * towards - 200 * right + (0, 45, 0), right=right))
     order = rng.permutation(len(spots))
     for spot in sorted((spots[i] for i in order[: style.trees]), key=lambda spot: -spot[2]):
-        surfaces.append(plant_tree(rng, spot, scale))
+        tree = draw_tree(rng, scale)
+        grown = between(rng, 0.8, 1.25) / scale  # metres per pixel
+        origin = np.array(spot) + grown * np.array((-0.5 * tree.width, tree.height, 0))
+        right, down = np.array((grown, 0, 0)), np.array((0, -grown, 0))
+        surfaces.append(Surface(kind="tree", colour=tree, label=None, origin=origin, right=right, down=down))
     lit = [spots[i] for i in order[style.trees : style.trees + 2]]
     return Scene(
         place=place,
@@ -219,18 +223,4 @@ def hang(
         origin=np.array(origin, float),
         right=metres[0] * np.array(right, float),
         down=metres[1] * np.array(down, float),
-    )
-
-
-def plant_tree(rng: np.random.Generator, spot: Vector, scale: float) -> Surface:
-    """A tree that stands at `spot` (metres), drawn at `scale` pixels per metre."""
-    image = draw_tree(rng, scale)
-    grown = between(rng, 0.8, 1.25) / scale  # metres per pixel
-    return Surface(
-        kind="tree",
-        colour=image,
-        label=None,
-        origin=np.array(spot) + grown * np.array((-0.5 * image.width, image.height, 0)),
-        right=np.array((grown, 0, 0)),
-        down=np.array((0, -grown, 0)),
     )

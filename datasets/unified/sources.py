@@ -98,7 +98,10 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
         available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
         prefix = images_folder.relative_to(root).as_posix()
         for row in read_csv(table, MSLS_COLUMNS, exact=True)[1]:
-            if _is_panorama(row):
+            is_panorama = row.text("pano").strip()
+            if is_panorama not in ("True", "False"):
+                raise row.error(f"pano is {is_panorama!r}. Expected True or False.")
+            if is_panorama == "True":
                 panoramas += 1
                 continue
             key, name = row.text("key"), _msls_name(row)
@@ -131,13 +134,6 @@ def _moved_images(root: Path) -> dict[str, str]:
             if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX):
                 files[fields[IMAGE_ID]] = f"train/{part}/{name}"
     return files
-
-
-def _is_panorama(row: CsvRow) -> bool:
-    text = row.text("pano").strip()
-    if text not in ("True", "False"):
-        raise row.error(f"pano is {text!r}. Expected True or False.")
-    return text == "True"
 
 
 def _msls_name(row: CsvRow) -> str:

@@ -80,7 +80,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
         elif "default" not in options:
             options |= {} if is_positional else {"required": True}
         elif not any(options["default"] is value for value in (None, False, ())):
-            text += f" (default: {_shown(options['default'])})"
+            default = options["default"]
+            text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
         if "choices" in options or options.get("action"):
             options.pop("metavar", None)
         groups[title].add_argument(name if is_positional else f"--{name}", help=text, **options)
@@ -187,10 +188,6 @@ def _build(settings: type[T], values: _Values, within: Part | None = None) -> T:
         elif source == ALL_FLAGS:
             built[item.name] = values.plain()
     return settings(**built)
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _plain(value: Any) -> Any:

@@ -64,10 +64,6 @@ class RunCheckpoint(NamedTuple):
     content: dict[str, Any]
     written: int
 
-    def new_model(self, choice: ModelChoice) -> GeoLocalizationNet:
-        """The run's model, without its weights. Raises InputError as choose_config does."""
-        return GeoLocalizationNet(choose_config(choice, self.content, self.path))
-
     def with_best_model(self) -> "RunCheckpoint":
         """The checkpoint. Raises InputError if its folder lacks the run's best model."""
         if not (self.path.parent / BEST_MODEL).exists():
