@@ -116,16 +116,6 @@ class TrainingArguments:
             warn_if_slow(self.training.device, precision)
 
     @property
-    def validation(self) -> list[BenchmarkConfig]:
-        """The validation datasets."""
-        return [self._benchmark(name, "val") for name in self.val_datasets]
-
-    @property
-    def test(self) -> BenchmarkConfig:
-        """The test dataset."""
-        return self._benchmark(self.dataset_name, "test")
-
-    @property
     def evaluation(self) -> EvaluationConfig:
         """The evaluation of the test dataset."""
         return EvaluationConfig(extraction=self.extraction, search=self.search, report=self.report)
@@ -135,9 +125,6 @@ class TrainingArguments:
         """The flags that a resumed run must repeat."""
         may_change = changeable_flags(type(self))
         return {name: value for name, value in self.flags.items() if name not in may_change}
-
-    def _benchmark(self, name: str, split: str) -> BenchmarkConfig:
-        return BenchmarkConfig(name=name, datasets_folder=self.datasets_folder, split=split, threshold=self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,9 +233,12 @@ def read_data(args: TrainingArguments, *, rerank_num: int = 0) -> TrainingData:
     """The data of a training, which the main rank lists. rerank_num: of validation."""
     places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
     loader = PlaceLoader(places, args.training, args.extraction.num_workers)
-    validation = distributed.run_on_main(partial(validation_sets, args.validation))
-    validate = Validator(validation, args.extraction, rerank_num=rerank_num)
-    return TrainingData(loader, validate, distributed.run_on_main(partial(Benchmark, args.test)))
+    benchmark = partial(BenchmarkConfig, datasets_folder=args.datasets_folder, threshold=args.threshold)
+    validation = [benchmark(name=name, split="val") for name in args.val_datasets]
+    benchmarks = distributed.run_on_main(partial(validation_sets, validation))
+    validate = Validator(benchmarks, args.extraction, rerank_num=rerank_num)
+    test = distributed.run_on_main(partial(Benchmark, benchmark(name=args.dataset_name, split="test")))
+    return TrainingData(loader, validate, test)
 
 
 def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData, loss: Loss) -> Trainer:
