@@ -15,7 +15,6 @@ from datasets.gsv_cities import GSVCities, PlacesConfig
 from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
 from model import GeoLocalizationNet, InputError
 from model.network import check_image_size
-from model.weights import choose_config
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
 from utils.models import model_on_all_ranks
@@ -220,10 +219,7 @@ def _start(
     distributed.init(args.training.device)
     torch.manual_seed(args.training.seed)
     checkpoint = distributed.run_on_main(read) if read else None
-    if checkpoint:
-        model = GeoLocalizationNet(choose_config(args.model.choice, checkpoint.content, checkpoint.path))
-    else:
-        model = model_on_all_ranks(build)
+    model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
     for size in (args.places.image_size, args.extraction.resize):
         check_image_size(model.config, size)
     return StartModel(model, checkpoint)

@@ -64,13 +64,9 @@ class RunCheckpoint(NamedTuple):
     content: dict[str, Any]
     written: int
 
-    def with_best_model(self) -> "RunCheckpoint":
-        """The checkpoint. Raises InputError if its folder lacks the run's best model."""
-        if not (self.path.parent / BEST_MODEL).exists():
-            raise InputError(
-                f"There is no {BEST_MODEL} beside {self.path}. A run is resumed in its own folder, which holds both."
-            )
-        return self
+    def new_model(self, choice: ModelChoice) -> GeoLocalizationNet:
+        """The run's model, without its weights. Raises InputError as choose_config does."""
+        return GeoLocalizationNet(choose_config(choice, self.content, self.path))
 
 
 def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | None) -> RunDir:
@@ -89,13 +85,13 @@ def read_run_checkpoint(path: Path) -> RunCheckpoint:
 
     Raises InputError, which names the right flag, for a file with weights only, and if best_model.pth is missing.
     """
-    checkpoint = _read(path)
-    if "train_state" not in checkpoint.content:
+    checkpoint, written = _read_with_time(path)
+    if "train_state" not in checkpoint:
         raise InputError(
-            f"{path} holds weights but no training state: --resume continues a run from its last_model.pth. To start a "
-            f"new run from these weights, use --init_from. The file {describe(model_state(checkpoint.content, path))}."
+            f"{path} holds weights but no training state: --resume continues a run from its last_model.pth. To start "
+            f"a new run from these weights, use --init_from. The file {describe(model_state(checkpoint, path))}."
         )
-    return checkpoint.with_best_model()
+    return _with_best_model(path, checkpoint, written)
 
 
 def read_two_branch_checkpoint(path: Path) -> RunCheckpoint | None:
@@ -103,23 +99,18 @@ def read_two_branch_checkpoint(path: Path) -> RunCheckpoint | None:
 
     Raises InputError for the file of any other model, and if best_model.pth is missing.
     """
-    checkpoint = _read(path)
-    state, config = model_state(checkpoint.content, path), find_config(checkpoint.content, path)
-    if config is None or not config.hashing:
-        return None
-    if not config.rerank:
-        raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
-    if "train_state" not in checkpoint.content:
+    checkpoint, written = _read_with_time(path)
+    state, config = model_state(checkpoint, path), find_config(checkpoint, path)
+    if config is not None and config.rerank and "train_state" in checkpoint:
+        return _with_best_model(path, checkpoint, written)
+    if config is not None and config.rerank:
         raise InputError(
             f"{path} holds the weights of a two-branch model but no training state. Resume a run from its "
             f"last_model.pth, or start from a trained float model. The file {describe(state)}."
         )
-    return checkpoint.with_best_model()
-
-
-def _read(path: Path) -> RunCheckpoint:
-    written = path.stat().st_mtime_ns if path.exists() else 0  # before, so that a later change is noticed
-    return RunCheckpoint(path, read_checkpoint(path), written)
+    if config is not None and config.hashing:
+        raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
+    return None
 
 
 def initial_model(
@@ -185,3 +176,16 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
     if step.average:
         step.average.load_state_dict(content["average_state_dict"])
     return state
+
+
+def _read_with_time(path: Path) -> tuple[dict[str, Any], int]:
+    written = path.stat().st_mtime_ns if path.exists() else 0  # before, so that a later change is noticed
+    return read_checkpoint(path), written
+
+
+def _with_best_model(path: Path, content: dict[str, Any], written: int) -> RunCheckpoint:
+    if not (path.parent / BEST_MODEL).exists():
+        raise InputError(
+            f"There is no {BEST_MODEL} beside {path}. A run is resumed in its own folder, which holds both."
+        )
+    return RunCheckpoint(path, content, written)
