@@ -815,7 +815,9 @@ def test_a_file_with_another_checksum_is_used_only_where_the_user_accepts_that_c
         assert ("Or delete it, so that it is downloaded again." in str(caught.value)) == is_cached
     monkeypatch.setenv(weights.ACCEPT, f"{64 * 'b'} {sha256(whole)}")
     model, path = load_published()
-    assert path == cache / "tiny.pth" and torch.equal(model.state_dict()["backbone.norm.weight"], reference["backbone.norm.weight"])
+    assert path == cache / "tiny.pth" and torch.equal(
+        model.state_dict()["backbone.norm.weight"], reference["backbone.norm.weight"]
+    )
     assert f"Accepting a file with the SHA-256 {sha256(whole)} instead of {64 * 'a'}" in caplog.text
 
 
