@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.folder import PositionConfig
+from datasets.config import PositionConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 from utils.cli.search import BuildIndexArguments, SearchArguments

@@ -18,9 +18,9 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from datasets import images
 from datasets.benchmark import ImageSet
+from datasets.config import TEST_METHODS
 from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
 from datasets.layouts import list_images
-from datasets.views import TEST_METHODS
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract_chunks

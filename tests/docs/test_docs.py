@@ -26,9 +26,9 @@ from helpers.processes import ROOT, run_script
 from datasets import layouts
 from datasets.layouts import BenchmarkConfig, find_layout
 from datasets.protocols import PROTOCOLS
-from model import AGGREGATIONS, aggregation, zoo
+from model import AGGREGATIONS, aggregation, config, zoo
 from utils.cli import search as search_flags
-from utils.cli.parser import NO_EFFECT_IN_REFERENCE
+from utils.cli.parser import NO_EFFECT_IN_REFERENCE, parse
 from utils.retrieval.index import Index
 from utils.runtime.flags import positive_float
 
@@ -276,7 +276,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     def distances(*flags):
         command = ["search.py", str(image), f"--index={indexes['float']}", "--device=cpu", "--json", *flags]
         monkeypatch.setattr(sys, "argv", command)
-        script.main()
+        script.main(parse(settings.SearchArguments, None))
         return [match["distance"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]]
 
     every = distances()
@@ -293,6 +293,7 @@ def test_the_example_aggregation_obeys_the_rules(monkeypatch):
     for name, module in eval("{" + entry + "}", names).items():
         assert name not in AGGREGATIONS
         monkeypatch.setitem(AGGREGATIONS, name, module)
+        monkeypatch.setattr(config, "AGGREGATION_NAMES", (*config.AGGREGATION_NAMES, name))
         assert_unit_vectors(name)
         assert_distinct_entries()
         assert build("vit-tiny", name).descriptor_dim == 512
