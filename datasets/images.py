@@ -31,8 +31,8 @@ MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # convert("RGB") kee
 MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older versions of Pillow
 MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
 MAX_SIDE = 65_535  # of a JPEG; a PNG of few bytes may claim 2**31, for which even the resizing weights are large
-# What Pillow and (RuntimeError) pillow-heif raise, depending on the damage
-DAMAGED = (OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
+# What Pillow and (EOFError, RuntimeError) pillow-heif raise, depending on the damage
+DAMAGED = (EOFError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
 TURNS = {  # that make an image upright, by its EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
