@@ -33,6 +33,7 @@ class _Finder:
 if _NAME not in sys.modules:
     sys.meta_path.append(_Finder)
 _model = importlib.import_module(_NAME)
+_load_published = importlib.import_module(f"{_NAME}.weights").load_published
 prepare_for_inference = _model.prepare_for_inference
 
 
@@ -65,7 +66,7 @@ def SelaVPRplusplus(
     network = _model.GeoLocalizationNet(config)
     if pretrained:
         try:
-            _model.weights.load_published(network)
+            _load_published(network)
         except _model.InputError as error:
             raise _model.InputError(
                 f"{error}\nWith pretrained=False, the model is returned at the start of training."

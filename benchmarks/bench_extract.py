@@ -26,7 +26,7 @@ from model import GeoLocalizationNet, ModelConfig
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.features import as_array
-from utils.runtime.devices import PRECISIONS, cpu_supports
+from utils.runtime.devices import cpu_supports, dtype_of
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
@@ -125,7 +125,7 @@ def gpu_row(backbone: str, precision: str, *, compiled: bool) -> Row:
     forward = Forward(prepare(model, config), config)
 
     def baseline() -> np.ndarray:
-        autocast = torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "fp32")
+        autocast = torch.autocast("cuda", dtype_of(precision), enabled=precision != "fp32")
         with torch.no_grad(), autocast:
             return baseline_descriptors(model, normalize(images))
 

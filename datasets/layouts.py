@@ -1,6 +1,7 @@
 """Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
 
 import glob
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ from model.errors import InputError
 from utils.runtime.flags import Values, flag
 from utils.runtime.text_files import read_lines
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif") if importlib.util.find_spec("pillow_heif") else ()
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *HEIC_SUFFIXES)
 UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp")  # a warning says so
 DATABASE_FOLDERS = ("database", "gallery")
 PATH_LIST_SUFFIX = "_images_paths.txt"

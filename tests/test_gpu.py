@@ -15,13 +15,14 @@ from helpers.models import MODES, build, filled, image_batch
 from helpers.processes import run_python, run_script
 
 from datasets.benchmark import ImageSet
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from model import prepare_for_inference
 from utils.retrieval import gpu_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.search import search_hamming
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import PRECISIONS, dtype_of
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
@@ -73,7 +74,7 @@ def test_prepared_models(precision, compiled):
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
-    prepared = prepare_for_inference(model, PRECISIONS[precision], device="cuda", compiled=compiled)
+    prepared = prepare_for_inference(model, dtype_of(precision), device="cuda", compiled=compiled)
     assert (prepared.network._compiled_call_impl is not None) == compiled
     actual = prepared(images.cuda())
     bound = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}[precision]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.folder import PositionConfig
+from datasets.config import PositionConfig
 from datasets.synthetic.__main__ import CityArguments
 from datasets.unified import UnifiedConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation

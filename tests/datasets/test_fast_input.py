@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datasets import resizing
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from datasets.images import load_image
 from datasets.randaugment import RandAugment
 from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands

@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.cities import COLUMNS, GROUPED_CITIES, TRAINING_DATASETS, training_order
-from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig, collate_places
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities, PlaceBatches, collate_places
 from model import InputError
 
 SIZE = (28, 42)

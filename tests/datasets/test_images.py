@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
+from datasets import images
 from datasets.benchmark import ImageSet
+from datasets.config import TEST_METHODS
 from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
-from datasets.views import TEST_METHODS
+from datasets.layouts import list_images
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract_chunks
@@ -212,6 +214,53 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, monkeypatch):
         os.mkfifo(path)
     monkeypatch.setattr(Image, "open", opened)
     assert ("this is a folder" if kind == "folder" else "this is a named pipe, socket or device") in refusal(path)
+
+
+# ---- HEIC
+
+
+@pytest.fixture
+def heic(tmp_path):
+    """heic(orientation): a HEIC file of one colour, 64 x 48 before it is turned."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="requirements-heic.txt is not installed")
+    pillow_heif.register_heif_opener()
+
+    def save(orientation):
+        path = tmp_path / "photo.heic"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (64, 48), (200, 30, 40)).save(path, "HEIF", exif=exif.tobytes())
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_heic_is_read_upright_in_any_case(heic, applied):
+    for orientation, size in ((1, (64, 48)), (3, (64, 48)), (6, (48, 64))):
+        path = heic(orientation)
+        assert load_image(path, exif_orientation=applied).size == size
+        assert np.abs(pixels(path).astype(int) - (200, 30, 40)).max() < 4
+        assert ImageDataset([path], (14, 14), exif_orientation=applied)[0].turned is False
+        assert list_images(path.parent) == [str(path)]
+
+
+def test_a_damaged_heic_file_is_refused_with_its_name(heic, tmp_path):
+    whole = heic(1).read_bytes()
+    for i in range(0, len(whole), 3):
+        path = tmp_path / f"{i}.heic"
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
+        with contextlib.suppress(InputError):  # no other error; some bytes change nothing, or pixels
+            load_image(path)
+        path.write_bytes(whole[:i])
+        assert str(path) in refusal(path)
+
+
+def test_without_the_package_a_heic_file_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", ("JPEG", "PNG"))
+    monkeypatch.setattr(images, "NO_HEIC", images.NO_HEIC or "For HEIC: pip install -r requirements-heic.txt.")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert "pip install -r requirements-heic.txt" in refusal(tmp_path / "photo.heic")
 
 
 # ---- EXIF orientation

@@ -395,9 +395,9 @@ def test_a_row_that_stands_for_two_images_is_refused(tmp_path):
 def test_what_may_be_a_mistake_is_a_warning(unnamed, caplog):
     Benchmark(with_csv(unnamed, "image,easting,northing\na.jpg,55,12\nb.jpg,55,12\nq.jpg,55,12\n"))
     assert "If they are degrees, name the columns longitude, latitude" in caplog.text
-    touch(unnamed / "town/test/queries", ["IMG_1.HEIC", "IMG_2.HEIC", "notes.txt"])
+    touch(unnamed / "town/test/queries", ["IMG_1.WEBP", "IMG_2.WEBP", "notes.txt"])
     assert len(list_images(unnamed / "town/test/queries")) == 1
-    assert "2 files in" in caplog.text and "such as IMG_1.HEIC. Convert them" in caplog.text
+    assert "2 files in" in caplog.text and "such as IMG_1.WEBP. Convert them" in caplog.text
 
 
 def test_positions_and_no_labels_contradict_each_other(tmp_path):

@@ -19,7 +19,8 @@ from helpers.processes import ROOT
 from helpers.unified_sources import GOLDEN, JPEG, contents, write_files, write_golden_sources, write_msls
 
 from datasets.cities import GSV_CITIES, TRAINING_DATASETS
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from datasets.unified import CITIES, UnifiedConfig, build, output_names
 from datasets.unified.__main__ import main
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid, group_places

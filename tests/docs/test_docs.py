@@ -4,6 +4,7 @@ quotes are those of the code.
 
 import ast
 import contextlib
+import csv
 import json
 import re
 import shlex
@@ -25,11 +26,11 @@ from helpers.processes import ROOT, run_script
 from datasets import layouts
 from datasets.layouts import BenchmarkConfig, find_layout
 from datasets.protocols import PROTOCOLS
-from model import AGGREGATIONS, aggregation
+from model import AGGREGATIONS, aggregation, config, zoo
 from utils.cli import search as search_flags
 from utils.retrieval.index import Index
 from utils.runtime.flags import positive_float
-from utils.runtime.parser import NO_EFFECT_IN_REFERENCE
+from utils.runtime.parser import NO_EFFECT_IN_REFERENCE, parse
 
 PAGES = [
     ROOT / "README.md",
@@ -91,6 +92,31 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
         if not file.exists() or (fragment and fragment not in anchors(file)):
             broken.append(target)
     assert not broken
+
+
+# ---- Published models
+
+
+def test_the_published_models_have_the_figures_and_checksums_of_the_project():
+    page = (ROOT / "docs/models.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.M)]
+    with open(ROOT / "benchmarks/published_recalls.csv", newline="") as file:
+        figures = list(csv.DictReader(file))
+    stated: dict[tuple[str, str], list[str]] = {}
+    for figure in figures:
+        mark = {"first-hand": "¹", "second-hand": "²"}[figure["kind"]]
+        stated.setdefault((figure["model"], figure["protocol"]), []).append(f"{figure['recall']} {mark}")
+    protocols = list(dict.fromkeys(figure["protocol"] for figure in figures))
+    assert {protocol.name for protocol in PROTOCOLS} >= set(protocols)
+    table = {row[0]: row[1:] for row in rows if len(row) == 1 + len(protocols)}
+    for model in {figure["model"] for figure in figures}:
+        for protocol, cell in zip(protocols, table[model], strict=True):
+            first, *others = stated.get((model, protocol), [""])
+            assert cell == (f"{first} ({others[0][:-2]}, {others[1]})" if others else first), (model, protocol)
+    sums = {row[0].partition("]")[0][1:]: (row[0].partition("(")[2][:-1], row[3]) for row in rows if len(row) == 4}
+    published = {entry.file: (entry.urls[0], entry.sha256) for entry in zoo.MODEL_ZOO}
+    published |= {Path(entry.url).name: (entry.url, entry.sha256) for entry in zoo.FOUNDATIONS.values() if entry.sha256}
+    assert {file: each for file, each in sums.items() if file.startswith(("Sela", "dino"))} == published
 
 
 # ---- Commands
@@ -250,7 +276,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     def distances(*flags):
         command = ["search.py", str(image), f"--index={indexes['float']}", "--device=cpu", "--json", *flags]
         monkeypatch.setattr(sys, "argv", command)
-        script.main()
+        script.main(parse(settings.SearchArguments, None))
         return [match["distance"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]]
 
     every = distances()
@@ -267,6 +293,7 @@ def test_the_example_aggregation_obeys_the_rules(monkeypatch):
     for name, module in eval("{" + entry + "}", names).items():
         assert name not in AGGREGATIONS
         monkeypatch.setitem(AGGREGATIONS, name, module)
+        monkeypatch.setattr(config, "AGGREGATION_NAMES", (*config.AGGREGATION_NAMES, name))
         assert_unit_vectors(name)
         assert_distinct_entries()
         assert build("vit-tiny", name).descriptor_dim == 512

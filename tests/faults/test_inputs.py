@@ -16,7 +16,8 @@ from trials import TRIALS, trials
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.cities import COLUMNS
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from datasets.layouts import BenchmarkConfig
 from datasets.positions import PositionTable
 from utils.cli.evaluation import FloatEvaluation, TwoBranchEvaluation

@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [  # in the process that scripts are forked from
     *("torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"),
-    *("utils.cli.evaluation", "utils.cli.search", "utils.cli.training", "utils.training.curves"),
+    *("utils.cli.evaluate", "utils.cli.search", "utils.cli.train", "utils.training.curves"),
 ]
 NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
 

@@ -57,7 +57,7 @@ def run_main(patch, checkpoint, size, output, *flags):
     """Runs the script in this process."""
     resize = ["--resize", *map(str, size)]
     patch.setattr("sys.argv", ["export.py", "onnx", f"--resume={checkpoint}", *resize, f"--output={output}", *flags])
-    export.main()
+    export.main(parse_export(None))
 
 
 def session_of(path):

@@ -17,7 +17,8 @@ from benchmarks.baseline_model import baseline_forward
 from model import AGGREGATIONS, BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput
 from model.adapter import MulConvAdapter
 from model.aggregation import SALAD, GeM, sinkhorn_assignment
-from model.network import STE_binary, check_image_size
+from model.config import check_image_size
+from model.network import STE_binary
 from model.vision_transformer import VisionTransformer
 
 WITH_REGISTERS = replace(BACKBONES["vit-tiny"], depth=3, num_adapters=3, num_registers=4)

@@ -774,6 +774,12 @@ def publish_with_checksum(monkeypatch, checksum):
     monkeypatch.setattr(zoo, "MODEL_ZOO", [replace(zoo.MODEL_ZOO[0], sha256=checksum)])
 
 
+def assert_names_both_sums(message, actual, expected):
+    """The refusal says what came, what is published, and how to go on knowingly."""
+    assert f"the SHA-256 is {actual}, but that of the published file is {expected}." in message
+    assert f"accept it with the environment variable {weights.ACCEPT}={actual}." in message
+
+
 def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
     server, cache, monkeypatch, whole, tmp_path
 ):
@@ -783,24 +789,36 @@ def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
     server.files["/a/tiny.pth"] = other = (tmp_path / "other.pth").read_bytes()
     with pytest.raises(InputError) as caught:
         load_published()
-    assert f"its SHA-256 is {sha256(other)} instead of {sha256(whole)}" in str(caught.value)
-    assert "to use it as it is, download it yourself and pass its path with --resume" in str(caught.value)
+    assert_names_both_sums(str(caught.value), sha256(other), sha256(whole))
     assert list(cache.iterdir()) == []
     server.files["/b/tiny.pth"] = whole
     assert load_published()[1].read_bytes() == whole
 
 
-def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole, reference):
-    cache.mkdir(parents=True)
-    (cache / "tiny.pth").write_bytes(whole)
-    publish_with_checksum(monkeypatch, sha256(whole))
-    load_published()
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_file_with_another_checksum_is_used_only_where_the_user_accepts_that_checksum(
+    is_cached, server, cache, monkeypatch, whole, reference, caplog
+):
+    """A pin that is wrong, or a file that its host has replaced, must not lock anybody out."""
+    publish(monkeypatch, server.address)
     publish_with_checksum(monkeypatch, 64 * "a")
-    with pytest.raises(InputError) as caught:
-        load_published()
-    words = (str(cache / "tiny.pth"), sha256(whole), 64 * "a", "Delete it", "To use it as it is", "load_any_model")
-    assert all(word in str(caught.value) for word in words)
-    expect_loaded(cache / "tiny.pth", reference)  # as the message says
+    server.files["/tiny.pth"] = whole
+    if is_cached:
+        cache.mkdir(parents=True)
+        (cache / "tiny.pth").write_bytes(whole)
+    for accepted in ("", "1", 64 * "b", sha256(whole)[:-1]):
+        monkeypatch.setenv(weights.ACCEPT, accepted)
+        with pytest.raises(InputError) as caught:
+            load_published()
+        assert_names_both_sums(str(caught.value), sha256(whole), 64 * "a")
+        assert (cache / "tiny.pth").exists() == is_cached
+        assert ("Or delete it, so that it is downloaded again." in str(caught.value)) == is_cached
+    monkeypatch.setenv(weights.ACCEPT, f"{64 * 'b'} {sha256(whole)}")
+    model, path = load_published()
+    assert path == cache / "tiny.pth" and torch.equal(
+        model.state_dict()["backbone.norm.weight"], reference["backbone.norm.weight"]
+    )
+    assert f"Accepting a file with the SHA-256 {sha256(whole)} instead of {64 * 'a'}" in caplog.text
 
 
 def test_dinov2_weights_are_verified_too(cache, monkeypatch, tmp_path):

@@ -18,13 +18,16 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 import build_index
+from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import common_utm_zone
-from datasets.folder import PositionConfig, locate_images
+from datasets.folder import locate_images
 from datasets.layouts import list_images
 from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
+from utils.cli.search import BuildIndexArguments
 from utils.retrieval.index import Index
+from utils.runtime.parser import parse
 
 # ---- EXIF
 
@@ -308,7 +311,7 @@ def refusal(tmp_path, checkpoints, monkeypatch, capsys):
         defaults = ["build_index.py", "--index=index", f"--resume={checkpoints['float']}", *SIZE]
         monkeypatch.setattr(sys, "argv", list(map(str, [*defaults, *flags])))
         with pytest.raises((InputError, SystemExit)) as caught:
-            build_index.main()
+            build_index.main(parse(BuildIndexArguments, None))
         text = capsys.readouterr().err.splitlines()[-1] if caught.type is SystemExit else str(caught.value)
         assert "\n" not in text
         return text
@@ -352,7 +355,7 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
     save_photo(tmp_path / "images" / "a.jpg")
     flags = ["images", "--index=index", "--append", f"--resume={checkpoints['float']}", *SIZE]
     monkeypatch.setattr(sys, "argv", list(map(str, ["build_index.py", *flags])))
-    build_index.main()  # as with --save_index DIR --append, the index need not exist
+    build_index.main(parse(BuildIndexArguments, None))  # as with --save_index DIR --append, the index need not exist
     for index, (more, words) in enumerate(
         (
             ([f"--resume={checkpoints['two_branch']}"], "hashing False (now True)"),
@@ -368,5 +371,5 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
 def test_append_needs_the_folder_of_an_index(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["build_index.py", "images", "--append", "--resume=model.pth"])
     with pytest.raises(SystemExit):
-        build_index.main()
+        build_index.main(parse(BuildIndexArguments, None))
     assert "the following arguments are required: --index" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from helpers.oracles import described, naive_length
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from datasets.views import TEST_METHODS, image_view
+from datasets.config import TEST_METHODS
+from datasets.views import image_view
 from model.errors import InputError
 from utils.retrieval.config import CropConfig
 from utils.retrieval.crops import average_crops, merge_crops

@@ -180,7 +180,7 @@ def test_the_captions_of_a_match():
 
 def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    for name in ("b.jpg", "a.JPG", "notes.txt", "c.heic", "sub/d.png", "sub/deep/e.jpeg", "[x]*.jpg"):
+    for name in ("b.jpg", "a.JPG", "notes.txt", "c.webp", "sub/d.png", "sub/deep/e.jpeg", "[x]*.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for names, expected in (
@@ -196,7 +196,7 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
         assert find_images(names) == expected, names
     assert not caplog.messages
     assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
-    assert caplog.messages == ["1 files in ?.* are ignored, such as c.heic. Convert them to JPEG or PNG."]
+    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG."]
     with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
         find_images(["b.jpg", "missing.jpg"])
     (tmp_path / "empty").mkdir()

@@ -10,6 +10,7 @@ from utils.cli.model import TrainedModel
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.flags import flag, part, positive_int, switch
 from utils.runtime.parser import add_flags, settings_from
+from utils.runtime.terminal import accept_any_text, show_warnings
 
 INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
 RUN_HELP = "the folder of an evaluation, with predictions.csv"
@@ -195,6 +196,8 @@ COMMANDS: dict[str, type[AnyExport]] = {
 
 def parse_export(description: str | None) -> AnyExport:
     """The settings of the sub-command that the command line states. Exits with status 2 if they are not valid."""
+    accept_any_text()
+    show_warnings()
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {}

@@ -21,7 +21,7 @@ from model.vision_transformer import patch_grid
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import pack_codes
 from utils.runtime.atomic_files import atomic_write
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -71,7 +71,7 @@ class ExportedModel(nn.Module):
         self.model = prepare_for_inference(model).network
         grid = patch_grid(*settings.resize)
         self.model.backbone.fix_positions(nn.Parameter(model.backbone.position_embedding(*grid).detach()), grid)
-        self.dtype = PRECISIONS[settings.precision]
+        self.dtype = dtype_of(settings.precision)
         self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
         self.normalize = normalize
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))

@@ -23,7 +23,7 @@ from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
 from utils.retrieval.pca import PCA
 from utils.runtime import distributed
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 from utils.runtime.memory import memory_bytes
 from utils.runtime.workers import start_worker
 
@@ -39,7 +39,7 @@ IGNORED_ORIENTATION = (
 
 def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceModel:
     """A model in eval mode as the functions below take it, on the device and in the precision of the settings."""
-    return prepare_for_inference(model, PRECISIONS[config.precision], device=config.device, compiled=config.compile)
+    return prepare_for_inference(model, dtype_of(config.precision), device=config.device, compiled=config.compile)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_ty
 
 from model.errors import InputError
 from utils.runtime.flags import ALL_FLAGS, FIXED, SOURCE, Flag, Part
+from utils.runtime.terminal import accept_any_text, show_warnings
 
 T = TypeVar("T")
 NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
@@ -42,6 +43,8 @@ def parse(
     refused: {flag: why it is an error}, for flags that a user may expect. Raises TypeError if the class does not say
     for each field where its value comes from.
     """
+    accept_any_text()
+    show_warnings()
     parser = build_parser(settings, description, module=module, refused=refused)
     return settings_from(parser, settings, parser.parse_args(argv))
 
@@ -110,7 +113,7 @@ def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argp
     """The settings of the flags in `args`. Exits with status 2, as argparse does, if they are not valid."""
     try:
         return _build(settings, _Values(args, declared_flags(settings, "other")))
-    except InputError as error:
+    except (InputError, OSError) as error:
         parser.error(str(error))
 
 

@@ -13,7 +13,7 @@ from model import GeoLocalizationNet, HashingOutput
 from model.inference import prepare_frozen_backbone
 from model.vision_transformer import VisionTransformer, patch_grid
 from utils.runtime import distributed
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 from utils.training.average import WeightAverage
 from utils.training.config import TrainingConfig
 from utils.training.losses import Losses
@@ -72,8 +72,8 @@ class TrainingStep:
         float_branch = self.branch == "float"
         if self.copies_backbone and self.frozen_backbone is None:  # not earlier: a checkpoint may be loaded before
             grid = patch_grid(*images.shape[-2:])
-            self.frozen_backbone = prepare_frozen_backbone(self.model.backbone, PRECISIONS[self.precision], grid)
-        with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            self.frozen_backbone = prepare_frozen_backbone(self.model.backbone, dtype_of(self.precision), grid)
+        with torch.autocast(images.device.type, dtype_of(self.precision), enabled=self.precision != "fp32"):
             output = self.model(images, float_branch, self.frozen_backbone)
         if rank_sizes is not None and len(rank_sizes) > 1:
             labels = distributed.gather_batch(labels, rank_sizes)
