@@ -102,7 +102,7 @@ def safetensors(args: cli.SafetensorsExport) -> None:
     from utils.integrations.safetensors_file import export_safetensors
 
     model = load_model(args.model.choice, args.model.resume)
-    export_safetensors(model, args.output)
+    export_safetensors(model, args.output, half=args.half)
     print(f"Saved {args.output} ({args.output.stat().st_size / 1e6:.1f} MB): {model.config.flags}")
 
 

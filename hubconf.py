@@ -56,11 +56,11 @@ def SelaVPRplusplus(
     - hashing-only model: (logits, code);
     - float model (neither): descriptor [B, dim], L2-normalised. dim is `model.descriptor_dim`.
 
-    backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), vit-tiny or
-    vit-nano. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist for gem with
-    dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the model at the
-    start of training. Raises InputError (a ValueError) for other names, and if the weights are not published or cannot
-    be downloaded.
+    backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), vit-tiny,
+    vit-nano or vit-pico. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist
+    for gem with dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the
+    model at the start of training. Raises InputError (a ValueError) for other names, and if the weights are not
+    published or cannot be downloaded.
     """
     config = _model.ModelConfig(backbone=backbone, aggregation=aggregation, hashing=hashing, rerank=rerank)
     network = _model.GeoLocalizationNet(config)

@@ -36,6 +36,7 @@ BACKBONES = {
     ),
     "vit-tiny": ViTConfig(embed_dim=192, depth=12, num_heads=3, num_adapters=12, gem_dim=512),
     "vit-nano": ViTConfig(embed_dim=128, depth=6, num_heads=2, num_adapters=6, gem_dim=512),
+    "vit-pico": ViTConfig(embed_dim=96, depth=6, num_heads=3, num_adapters=6, gem_dim=512),
 }
 
 

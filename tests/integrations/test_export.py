@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+import torch
 from helpers.evaluations import SCRIPTS, flags_for
 from helpers.models import MODES, build
 from helpers.processes import run_script
@@ -18,11 +19,13 @@ from PIL import Image
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.weights import load_any_model
 from utils.cli.export import parse_export
 from utils.integrations.hloc import export_hloc
 from utils.integrations.msls import export_msls
 from utils.integrations.numpy_files import export_npy
 from utils.integrations.pairs import Pairs, export_pairs, nearest_others, predicted_pairs
+from utils.integrations.safetensors_file import export_safetensors
 from utils.integrations.shared import common_folder, relative_name
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
@@ -584,6 +587,24 @@ def test_a_safetensors_file_is_a_new_one(checkpoints, tmp_path):
         result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
         assert result.status == 2 and words in result.stderr
     assert checkpoint.read_bytes() == before
+
+
+def test_a_safetensors_file_in_half_precision(checkpoints, tmp_path):
+    pytest.importorskip("safetensors")
+    flags = f"--resume={checkpoints['two_branch']}", "--fp16", "--output=model.safetensors"
+    result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    model, loaded = (load_any_model(str(path)) for path in (checkpoints["two_branch"], tmp_path / "model.safetensors"))
+    assert loaded.config == model.config
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().to(value.dtype)), name
+    entries = sum(value.numel() for value in model.state_dict().values())
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.1 * entries + 50_000  # 2 bytes each, and their names
+    with torch.no_grad():
+        model.linear1.weight[0, 0] = -65520.0  # the smallest number that is rounded to infinity
+    with pytest.raises(InputError, match=r"'linear1.weight' has values up to 6.55e\+04.*65504.*--fp16"):
+        export_safetensors(model, tmp_path / "again.safetensors", half=True)
+    assert not (tmp_path / "again.safetensors").exists()
 
 
 def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path):

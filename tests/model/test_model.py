@@ -99,6 +99,7 @@ def test_model_config_refuses(arguments, words):
         ("dinov2-small", "gem", 1024),
         ("vit-tiny", "gem", 512),
         ("vit-nano", "gem", 512),
+        ("vit-pico", "gem", 512),
         ("vit-tiny", "boq", 12288),
         ("dinov2-large", "boq", 12288),
         ("vit-tiny", "salad", 8448),

@@ -180,6 +180,7 @@ class SafetensorsExport(Export):
     """A model as a safetensors file, with the model's configuration in its metadata."""
 
     model: TrainedModel = part("model")
+    half: bool = switch("store the weights in float16, in half the bytes; they load as float32", name="fp16")
 
 
 AnyExport = HlocExport | NpyExport | PairsExport | MslsExport | MilvusExport | OnnxExport | SafetensorsExport
