@@ -8,7 +8,7 @@ import numpy as np
 from .errors import InputError
 
 CODE_WORDS = 8  # of 64 bits
-BLOCK = 8192  # codes that are compared at a time: what one pass writes stays in the cache
+BLOCK = 16384  # codes that are compared at a time: what one pass writes stays in the cache
 L2_MARGIN = 64  # further candidates of the fast comparison of descriptors, whose order is exact up to rounding
 
 
@@ -118,20 +118,17 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
 def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
     """The Hamming distances [N] uint16 of codes [8, N] uint64 to a code [8] uint64."""
     distances = np.empty(words.shape[1], np.uint16)
-    for start in range(0, words.shape[1], BLOCK):
-        block = words[:, start : start + BLOCK]
-        total = distances[start : start + BLOCK]
-        total[:] = 0
-        for word, column in zip(query, block, strict=True):
-            total += _count_bits(column ^ word)
+    for start in range(0, len(distances), BLOCK):
+        bits = _count_bits(words[:, start : start + BLOCK] ^ query[:, None])
+        bits.sum(axis=0, dtype=np.uint16, out=distances[start : start + BLOCK])
     return distances
 
 
 def _count_bits(words: np.ndarray) -> np.ndarray:
-    """The number of bits that are 1 in each [N] uint64."""
+    """The number of bits that are 1 in each of [8, N] uint64."""
     if hasattr(np, "bitwise_count"):  # NumPy 2
         return np.bitwise_count(words)
-    return np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
+    return np.unpackbits(words.view(np.uint8).reshape(CODE_WORDS, -1, 8), axis=2).sum(axis=2, dtype=np.uint8)
 
 
 def _nearest_by_product(descriptors: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
