@@ -1,6 +1,7 @@
 """torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint.
 
-prepare_for_inference(model, ...) returns a faster copy of such a model.
+PlaceRecognizer(model, ...) describes, remembers and finds images; prepare_for_inference(model, ...) returns a faster
+copy of a model.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any as _Any
 
 import torch
 
-dependencies = ["torch"]
+dependencies = ["torch", "numpy"]
 
 # model/ is loaded under a name that no program uses, so that a program keeps its own `model`, `utils` and `datasets`.
 # The name depends on the content alone: two versions stay apart, and pickles find the classes in another clone.
@@ -35,6 +36,7 @@ if _NAME not in sys.modules:
 _model = importlib.import_module(_NAME)
 _load_published = importlib.import_module(f"{_NAME}.weights").load_published
 prepare_for_inference = _model.prepare_for_inference
+PlaceRecognizer = _model.PlaceRecognizer
 
 
 def SelaVPRplusplus(

@@ -21,8 +21,8 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig
+from model.images import normalize
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.features import as_array

@@ -15,8 +15,8 @@ from PIL import Image
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
+from model.images import normalize
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare

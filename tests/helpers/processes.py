@@ -18,7 +18,7 @@ PRELOADED = [  # in the process that scripts are forked from
     *("torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"),
     *("utils.cli.evaluate", "utils.cli.search", "utils.cli.train", "utils.training.curves"),
 ]
-NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
+NOT_TORCH = ("faiss", "matplotlib", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
 
 
 class Result(NamedTuple):

@@ -19,9 +19,9 @@ from PIL import Image
 
 import export
 from datasets.resizing import resize_image
-from datasets.transforms import normalize
 from model import BACKBONES, InputError, ModelChoice
 from model.config import ViTConfig
+from model.images import normalize
 from model.versions import VERSION
 from utils.cli.export import parse_export
 from utils.integrations import onnx_export

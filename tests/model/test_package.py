@@ -1,4 +1,4 @@
-"""`pip install .`: the package selavprplusplus, which needs torch alone."""
+"""`pip install .`: the package selavprplusplus, which needs PyTorch and NumPy alone."""
 
 import shutil
 import subprocess
@@ -32,13 +32,14 @@ def wheel(tmp_path_factory):
     return folder / f"selavprplusplus-{VERSION}-py3-none-any.whl"
 
 
-def test_it_contains_the_files_of_model_alone_and_needs_torch_alone(wheel):
+def test_it_contains_the_files_of_model_alone_and_needs_torch_and_numpy_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f"selavprplusplus-{VERSION}.dist-info/"
         names = {name for name in archive.namelist() if not name.startswith(info)}
         metadata = archive.read(info + "METADATA").decode()
     assert names == {f"selavprplusplus/{path.name}" for path in (ROOT / "model").glob("*.py")}
-    assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == ["Requires-Dist: torch>=2.6"]
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    assert needed == ["Requires-Dist: torch>=2.6", "Requires-Dist: numpy>=1.26.4"]
 
 
 def test_a_program_loads_a_checkpoint_with_it(wheel, tmp_path):

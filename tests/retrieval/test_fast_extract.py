@@ -10,7 +10,7 @@ from helpers.models import MODES, build, filled
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
 from datasets.resizing import resize_image
-from datasets.transforms import normalize
+from model.images import normalize
 from utils.retrieval import extraction
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare

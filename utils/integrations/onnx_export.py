@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets import transforms
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from model import GeoLocalizationNet, InputError, prepare_for_inference
+from model.images import IMAGENET_MEAN, IMAGENET_STD
+from model.images import normalize as normalized
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
 from utils.retrieval.config import ExtractionConfig
@@ -91,7 +91,7 @@ def checked_images(size: tuple[int, int]) -> Tensor:
 def reference_outputs(model: GeoLocalizationNet, images: Tensor) -> Outputs:
     """The outputs of the model in PyTorch for images [B, 3, H, W] in [0, 1]."""
     with torch.inference_mode():
-        return {name: value.numpy() for name, value in named_outputs(model, transforms.normalize(images)).items()}
+        return {name: value.numpy() for name, value in named_outputs(model, normalized(images)).items()}
 
 
 def export_onnx(
@@ -108,7 +108,7 @@ def export_onnx(
     with atomic_write(output, "wb", interruptible=True) as file:
         file.write(proto.SerializeToString())
         file.flush()
-        inputs = images if normalize else transforms.normalize(images)
+        inputs = images if normalize else normalized(images)
         return compare(file.name, inputs, expected, precision=settings.precision)
 
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, InferenceModel, InputError, prepare_for_inference
+from model.images import normalize
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
