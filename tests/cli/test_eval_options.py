@@ -1,6 +1,4 @@
-"""Several datasets in a run, conditions, mAP, test methods, PCA, EXIF orientation and the reference's flags, through
-the scripts.
-"""
+"""Several datasets in a run, conditions, mAP, test methods, PCA, EXIF orientation, through the scripts."""
 
 import csv
 import json
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluations import SCRIPTS, expect_refusal, flags_for, run_mode
-from helpers.processes import run_script
+from helpers.processes import run_here, run_script
 from PIL import Image
 
 from datasets.benchmark import ImageSet
@@ -28,9 +26,6 @@ pytestmark = pytest.mark.slow
 def evaluate(mode, datasets, checkpoints, cwd, *more):
     cwd.mkdir(exist_ok=True)
     return run_script(SCRIPTS[mode], *flags_for(datasets, checkpoints[mode], *more), cwd=cwd)
-
-
-# ---- Several datasets
 
 
 @pytest.fixture
@@ -88,12 +83,9 @@ def test_a_dataset_that_fails_does_not_lose_the_others(two_datasets, checkpoints
 
 
 def test_if_all_datasets_are_missing_nothing_is_loaded(two_datasets, checkpoints, tmp_path):
-    result = evaluate("float", two_datasets, checkpoints, tmp_path / "run", "--dataset_name", "rome", "oslo")
-    expect_refusal(result, tmp_path / "run", "rome", "oslo")
-    assert not (tmp_path / "run/logs").exists()
-
-
-# ---- Conditions and mAP
+    flags = flags_for(two_datasets, checkpoints["float"], "--dataset_name", "rome", "oslo")
+    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "rome", "oslo")
+    assert not (tmp_path / "logs").exists()
 
 
 def average_precision(ranked, positives, n):
@@ -144,9 +136,6 @@ def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmar
     assert outcome.results["queries"] == 20 and list(conditions) == ["queries_sun", "queries_night"]
     assert conditions["queries_sun"] == conditions["queries_night"]
     assert conditions["queries_sun"]["protocol"] == "unrecognised protocol"
-
-
-# ---- Test methods and PCA
 
 
 @pytest.mark.parametrize(
@@ -227,9 +216,6 @@ def test_pca(tiny_benchmark, checkpoints, tmp_path, mode):
         assert [float(row["distance"]) for row in rows] == pytest.approx(np.sort(distances[i]), abs=1e-5)
 
 
-# ---- EXIF orientation
-
-
 def test_exif_orientation_is_ignored_unless_asked_for(tmp_path):
     """Phones store the sensor's image, and how it was held: 6 means that it must be turned clockwise."""
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8))
@@ -255,7 +241,7 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     ignored = run_mode("float", datasets, checkpoints, tmp_path / "ignored", f"--save_index={index}")
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
     flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
-    expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
+    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
     loaded = run_mode(
         "float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}", "--exif_orientation"
     )
@@ -269,9 +255,6 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         assert float(first.split()[1]) == pytest.approx(float(distance[is_applied]), abs=1e-4)
 
 
-# ---- Flags that are refused
-
-
 @pytest.mark.parametrize(
     ("mode", "flags", "words"),
     [
@@ -279,7 +262,6 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         ("float", ["--pca_dim=4"], ["both --pca_dim and --pca_dataset_folder"]),
         ("float", ["--pca_dim=17", "--pca_dataset_folder=tiny/images/test/database"], ["--pca_dim 17", "16", "512"]),
         ("float", ["--pca_dim=4", "--pca_dataset_folder=nowhere"], ["No folder", "nowhere", "tiny"]),
-        ("float", ["--pca_dim=4", "--save_index=index"], ["both --pca_dim and --pca_dataset_folder"]),
         (
             "two_branch",
             ["--pca_dim=4", "--pca_dataset_folder=tiny", "--load_index=index"],
@@ -306,19 +288,20 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tiny_benchmark, checkpoints, tmp_path, mode, flags, words):
-    expect_refusal(evaluate(mode, tiny_benchmark, checkpoints, tmp_path / "run", *flags), tmp_path / "run", *words)
+    command = flags_for(tiny_benchmark, checkpoints[mode], *flags)
+    expect_refusal(run_here(SCRIPTS[mode], *command, cwd=tmp_path), tmp_path, *words)
 
 
 def test_salad_with_crops_that_have_few_patches_is_refused(tiny_benchmark, checkpoints, tmp_path):
     flags = ["--aggregation=salad", "--resize", 112, 140, "--test_method=nearest_crop"]
     command = flags_for(tiny_benchmark, checkpoints["salad"], *flags)
-    expect_refusal(run_script("eval.py", *command, cwd=tmp_path), tmp_path, "SALAD", "64")
+    expect_refusal(run_here("eval.py", *command, cwd=tmp_path), tmp_path, "SALAD", "64")
 
 
 @pytest.mark.parametrize("script", ["eval.py", "eval_rerank.py", "train.py", "train_hashing.py"])
 def test_flags_without_effect_in_the_reference_say_so(tmp_path, script):
     for name in NO_EFFECT_IN_REFERENCE if script == "train.py" else ["margin"]:
-        result = run_script(script, f"--{name}", "0.1", cwd=tmp_path)
+        result = run_here(script, f"--{name}", "0.1", cwd=tmp_path)
         assert result.status == 2
         assert result.stderr.splitlines()[-1] == f"{script}: error: --{name} had no effect in the reference; remove it."
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from datasets.folder import PositionConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 from utils.cli.search import BuildIndexArguments, SearchArguments
@@ -56,9 +55,6 @@ def refusal(settings, capsys, *argv):
         settings_of(settings, *argv)
     assert error.value.code == 2
     return capsys.readouterr().err.rpartition("error: ")[2]
-
-
-# ---- Declarations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +171,6 @@ def test_values_are_converted_and_all_of_them_are_kept_as_plain_ones():
     assert settings.flags == {"folder": "data", "pair": [3, 4], "top": [5, True, "cpu"]}
 
 
-# ---- The scripts
-
-
 @pytest.mark.parametrize(
     ("script", "headings"),
     [
@@ -288,11 +281,6 @@ def test_what_a_resumed_run_may_change(script):
     [
         ("eval.py", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
         ("eval.py", ["--queries_folder=q"], "Give both --database_folder and --queries_folder"),
-        (
-            "eval.py",
-            ["--queries_folder=q", "--database_folder=d", "--queries_subfolder=x"],
-            "--queries_subfolder applies to a dataset",
-        ),
         ("eval.py", ["--hashing", "--rerank"], "--hashing --rerank does not apply to eval.py; use eval_rerank.py."),
         ("train_hashing.py", ["--rerank"], "--rerank does not apply to train_hashing.py; use train_rerank.py."),
         ("eval_rerank.py", ["--ivf", "3", "4"], "--ivf 3 4: NPROBE must not exceed NLIST"),
@@ -304,11 +292,6 @@ def test_what_a_resumed_run_may_change(script):
 def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [script])
     assert words in refusal(SCRIPTS[script], capsys, *REQUIRED[script], *flags)
-
-
-def test_positions_of_a_file_take_the_place_of_other_sources():
-    args = settings_of(BuildIndexArguments, *REQUIRED["build_index.py"], f"--positions_csv={os.devnull}")
-    assert args.position_config == PositionConfig(csv=Path(os.devnull))
 
 
 def test_the_reason_against_a_flag_that_a_user_may_expect(monkeypatch, capsys):

@@ -1,6 +1,4 @@
-"""The fast ways from files to input tensors against plain ways: resizing, decoding at a fraction of the size, the
-training transform.
-"""
+"""The fast ways from files to input tensors against plain ways."""
 
 import resource
 import sys
@@ -41,9 +39,6 @@ def image_of(height, width, seed=0):
 def saved(image, path, **options):
     image.save(path, **options)
     return path
-
-
-# ---- Resizing
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -99,9 +94,7 @@ SIDES += [tuple(map(int, pair)) for pair in np.random.default_rng(0).integers(1,
 
 
 def test_the_resizing_matrix_is_pytorchs_interpolation_of_the_identity():
-    """Bit for bit with antialiasing. Without it, kernels of PyTorch 2.6 round coordinates differently among themselves,
-    by at most 3e-5 of a pixel here.
-    """
+    """Bit for bit with antialiasing; without it, kernels of PyTorch 2.6 differ by at most 3e-5 of a pixel here."""
     for old, new in SIDES:
         expected = interpolated_identity(old, new, True)
         assert torch.equal(resizing_matrix(old, new, True).to_dense(), expected), (old, new)
@@ -166,9 +159,6 @@ def test_normalizing(dtype):
     )
 
 
-# ---- Decoding at a fraction of the size
-
-
 @pytest.mark.parametrize(
     ("draft_size", "decoded"),
     [
@@ -208,9 +198,6 @@ def test_other_images_are_decoded_as_ever(tmp_path):
 def test_a_grey_jpeg_becomes_an_rgb_image(tmp_path):
     path = saved(image_of(480, 640).convert("L"), tmp_path / "grey.jpg")
     assert load_image(path, (224, 224)).mode == "RGB" and load_image(path, (224, 224)).size == (320, 240)
-
-
-# ---- The training transform
 
 
 @pytest.mark.parametrize(
@@ -255,9 +242,6 @@ def test_torchvision_still_calls_the_private_method_that_is_overridden(monkeypat
         training_transform((28, 28), 1)(image_of(30, 30))
     assert {"TranslateX", "TranslateY"} < set(called) and len(called) == 80
     assert torchvisions == [name for name in called if not name.startswith("Translate")]
-
-
-# ---- Training data with and without exact decoding
 
 
 @pytest.fixture

@@ -81,12 +81,6 @@ def test_same_seed_same_bytes_in_another_process(city, tmp_path):
     assert digest(tmp_path / "again") == digest(city)
 
 
-def test_other_seed_other_photos(city, tmp_path):
-    make_city(tmp_path / "other", replace(SMALL, seed=1), progress=False)
-    same = {p.read_bytes() for p in city.rglob("*.jpg")} & {p.read_bytes() for p in tmp_path.rglob("*.jpg")}
-    assert not same
-
-
 def test_a_photo_does_not_depend_on_what_else_is_drawn(city, tmp_path):
     make_city(tmp_path / "more", replace(SMALL, places=7, photos_per_place=3), progress=False)
     few = {p.name: p.read_bytes() for p in (city / "gsv_cities").rglob("*.jpg")}
@@ -184,26 +178,12 @@ def test_a_painted_mark_lies_where_the_camera_sees_it(number, lens):
     camera = draw_camera(rng, draw_place(PlaceId(0, "Elm", 0), (160, 120), Domain(lenses=(lens,))), 1.0)
     texture = Image.new("RGBA", (200, 100))
     texture.paste((255, 0, 0, 255), (98, 48, 102, 52))
-    wall = Surface(
-        kind="wall",
-        colour=texture.convert("RGBa"),
-        label=None,
-        origin=np.array((-10.0, 7.0, 12.0)),
-        right=np.array((0.1, 0, 0)),
-        down=np.array((0, -0.1, 0)),
-    )
-    white, black = planes((1, 1, 1)), planes((0, 0, 0))
-    light = Light(
-        ambient=white,
-        sun=black,
-        direction=np.zeros(3),
-        zenith=black,
-        horizon=black,
-        dark=0.0,
-        haze=0.0,
-        weather="noon",
-        leaf=None,
-    )
+    origin, right, down = np.array((-10.0, 7.0, 12.0)), np.array((0.1, 0, 0)), np.array((0, -0.1, 0))
+    colour = texture.convert("RGBa")
+    wall = Surface(kind="wall", colour=colour, label=None, origin=origin, right=right, down=down)
+    black = planes((0, 0, 0))
+    sky = {"sun": black, "zenith": black, "horizon": black, "direction": np.zeros(3), "weather": "noon", "leaf": None}
+    light = Light(ambient=planes((1, 1, 1)), dark=0.0, haze=0.0, **sky)
     canvas = np.zeros((3, 120, 160), np.float32)
     paint(canvas, rng, wall, shot=Shot(camera=camera, light=light, glow=[0] * 256, lamps=np.zeros_like(canvas)))
     direction = camera.rotation @ (np.array((0.0, 2.0, 12.0)) - camera.position)
@@ -414,22 +394,18 @@ def test_unknown_kinds_of_a_domain_are_refused(flags, words, tmp_path, capsys):
 
 
 def test_the_command_draws_the_domain_of_its_flags(tmp_path):
-    main([str(tmp_path / "night"), *FLAGS, "--lights", "night", "--months", "12", "1", "--views", "along"])
-    config = replace(SMALL, domain=Domain(lights=("night",), months=(1, 12), views=("along",)))
+    flags = "--lights night --months 12 1 --views along indoors --lenses fisheye".split()
+    main([str(tmp_path / "night"), *FLAGS, *flags])
+    domain = Domain(lights=("night",), months=(1, 12), views=("along", "indoors"), lenses=("fisheye",))
+    config = replace(SMALL, domain=domain)
     make_city(tmp_path / "expected", config, progress=False)
     assert digest(tmp_path / "night") == digest(tmp_path / "expected")
-
-
-def test_the_command_draws_corridors_through_a_fisheye(tmp_path):
-    main([str(tmp_path / "inside"), *FLAGS, "--views", "indoors", "--lenses", "fisheye"])
-    make_city(tmp_path / "expected", replace(SMALL, domain=Domain(views=("indoors",), lenses=("fisheye",))), False)
-    assert digest(tmp_path / "inside") == digest(tmp_path / "expected")
 
 
 # ---- Every supported version of Pillow
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 57), (64, 201), (160, 120)])
+@pytest.mark.parametrize("size", [(33, 57), (160, 120)])
 def test_shapes_are_drawn_with_sorted_corners_only(size, monkeypatch):
     """Pillow refuses swapped corners, and up to version 12.0 its own rounded_rectangle can produce them."""
     drawn = []
@@ -506,42 +482,20 @@ def test_a_config_shares_out_all_places_and_counts_all_photos(city):
     assert SMALL.num_photos == len(list(city.rglob("*.jpg")))
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--places", "0"], "places is 0"),
-        (["--test_places", "-1"], "test_places is -1"),
-        (["--size", "31", "64"], "31 x 64"),
-        (["--cities", "99"], "--cities"),
-        (["--cities", "9", "--places", "3"], "9 cities"),
-        (["--seed", "-1"], "seed is -1"),
-        (["--places", "many"], "--places"),
-    ],
-)
-def test_bad_arguments(flags, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "city"), *flags])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_flags_are_refused(tmp_path, capsys):
+    for flags, message in ((["--size", "31", "64"], "31 x 64"), (["--cities", "99"], "--cities")):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(tmp_path / "city"), *flags])
+        assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_holds_something_is_left_alone(tmp_path):
+def test_an_output_that_holds_something_or_cannot_be_made_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    result = run(tmp_path)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) <= 2
-    assert "not an empty folder" in result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_an_output_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    result = run(tmp_path / "file" / "city")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) <= 2
-    assert "Traceback" not in result.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    for output, message in ((tmp_path, "not an empty folder"), (tmp_path / "mine.txt" / "city", "mine.txt")):
+        with pytest.raises(InputError, match=message):
+            main([str(output), *FLAGS])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
@@ -561,7 +515,7 @@ def test_an_interrupted_run_leaves_nothing(error, expected, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_stop_signal_leaves_nothing(number, status, tmp_path):
     stops = f"""
 import os, datasets.synthetic.city as city
@@ -587,8 +541,8 @@ def test_cities_of_killed_processes_are_removed_and_those_of_running_ones_are_no
     assert [folder.exists() for folder in leftovers] == [False, True, True]
 
 
-def test_drawing_imports_no_heavy_packages():
-    code = "import sys, datasets.synthetic.__main__; print(*sys.modules)"
+def test_drawing_and_building_import_no_heavy_packages():
+    code = "import sys, datasets.synthetic.__main__, datasets.unified.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert not {"torchvision", "faiss", "sklearn", "matplotlib"} & set(result.stdout.split())

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from helpers.indexes import content, features_of, make_chunk, writer_of
-from outcomes import REFUSALS
+from outcomes import REFUSALS, problems_of_an_end
 from processes import start_forked
 from trials import TRIALS, trials
 
@@ -30,23 +31,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="the tests of made-up inpu
 st = pytest.importorskip("hypothesis.strategies")
 
 EXAMPLES, FIXED_EXAMPLES = 100, 25  # per trial
-NUMBERS = [
-    "0",
-    "-1",
-    "nan",
-    "inf",
-    "-inf",
-    "",
-    " ",
-    "1e400",
-    "9" * 26,
-    "-" + "9" * 26,
-    "1_0",
-    "0x10",
-    "٣",
-    "1.5",
-    "9" * 5000,
-]
+NUMBERS = [*"0 -1 nan inf -inf 1e400 1_0 0x10 ٣ 1.5".split(), "", " ", "9" * 26, "-" + "9" * 26, "9" * 5000]
 TEXTS = st.text(max_size=30) | st.sampled_from(
     [*NUMBERS, "\0", "\ud800", "\r", "\n", '"', "a,b", "é", "\ufeff", "x" * 200_000]
 )
@@ -97,9 +82,6 @@ def explore(rng, tally, request):
         tally.add(what, failures)
 
     return run
-
-
-# ---- Files in a dataset
 
 
 @trials(-(-TRIALS // 4), fixed=1)
@@ -193,25 +175,17 @@ def test_lists_of_images(explore, tally, name, tiny_benchmark, tmp_path):
         shutil.copytree(source / folder, tmp_path / "data" / folder)
     names = [path.name for path in (source / ("queries" if name == "queries_list" else "database")).iterdir()]
     path = tmp_path / "list" if name == "queries_list" else tmp_path / "data" / name
+    folders = {f"{part}_folder": tmp_path / "data" / part for part in ("database", "queries")}
+    config = BenchmarkConfig(name="tiny", **folders)
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        Benchmark(
-            BenchmarkConfig(
-                name="tiny",
-                database_folder=tmp_path / "data" / "database",
-                queries_folder=tmp_path / "data" / "queries",
-                queries_list=path if name == "queries_list" else None,
-            )
-        )
+        Benchmark(replace(config, queries_list=path if name == "queries_list" else None))
 
     lines = st.lists(st.sampled_from([*names, ".", "..", "/", ""]) | TEXTS, max_size=5)
     files = lines.map(lambda parts: "\n".join(parts).encode("utf-8", "surrogatepass")) | st.binary(max_size=100)
     explore(name, files, check)
     tally.finish()
-
-
-# ---- Indexes
 
 
 @trials(-(-TRIALS // 2))
@@ -249,8 +223,6 @@ def test_changed_headers_of_an_index(explore, tally, verify, metadata, tmp_path)
     explore(f"a changed header, verify={verify}", st.tuples(targets, keys, values), check)
     tally.finish()
 
-
-# ---- Command lines
 
 COMMANDS: dict[str, type] = {
     "eval.py": FloatEvaluation,
@@ -308,8 +280,6 @@ def test_scripts_with_extreme_numbers_run_or_end_with_a_message(rng, commands, t
     flags = [f"--{flag}", *[value] * (1 + (flag in PAIRS))]
     subject = start_forked(script, [*commands(script), *flags], tmp_path)
     problems = subject.end(seconds=60)
-    status, errors = subject.wait(0), subject.stderr
-    if "Traceback" in errors or status not in (0, 2) or (status == 2 and "error: " not in errors):
-        problems.append(f"status {status}: {(errors.strip() or 'nothing on stderr').splitlines()[-1][:200]}")
+    problems += problems_of_an_end(subject.wait(0), subject.stderr)
     tally.add(f"{script} {' '.join(flags)[:80]}", problems)
     tally.finish()

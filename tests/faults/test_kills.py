@@ -99,14 +99,9 @@ def test_an_index_whose_writer_is_killed_and_that_is_appended_to_is_an_undisturb
         files, expected_files = content(tmp_path / "index"), content(expected.cwd / "index")
         left = [name for name in files if name.endswith(".tmp")]
         problems += [f"{name} is left in the finished index" for name in left]
-        problems += [
-            f"{name} differs from an undisturbed index's"
-            for name in expected_files
-            if files.get(name) != expected_files[name]
-        ]
+        different = [name for name in expected_files if files.get(name) != expected_files[name]]
+        problems += [f"{name} differs from an undisturbed index's" for name in different]
         if predictions_of(tmp_path) != predictions_of(expected.cwd):
             problems.append("predictions.csv differs from an undisturbed run's")
-    tally.add(
-        f"{script} --save_index=index --num_workers={workers}, {', '.join(steps)}, --append", problems, len(steps)
-    )
+    tally.add(f"{script} --save_index --num_workers={workers}, {', '.join(steps)}, --append", problems, len(steps))
     tally.finish()

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers.models import MODES, build, filled, image_batch
+from helpers.models import MODES, image_batch, reference
 
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
 
@@ -19,9 +19,9 @@ def outputs(model, images):
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def model(request):
+def model(request, shallow_vit):
     aggregation, mode = request.param
-    return filled(build("vit-tiny", aggregation, **MODES[mode])).eval()
+    return reference("vit-tiny", aggregation, **MODES[mode]).eval()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_copies_and_pickles_give_the_same_outputs(model, images):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("aggregation", "mode"), [("boq", "float"), ("salad", "float"), ("gem", "two_branch")])
 def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, images, aggregation, mode):
-    model, file = filled(build("vit-tiny", aggregation, **MODES[mode])), io.BytesIO()
+    model, file = reference("vit-tiny", aggregation, **MODES[mode]), io.BytesIO()
     with torch.inference_mode():
         torch.jit.save(torch.jit.trace(model, images[:2]), file)
     file.seek(0)
@@ -63,6 +63,6 @@ def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, im
 
 
 def test_training_still_passes_gradients_through_the_codes(images):
-    model = filled(build("vit-tiny", **MODES["hashing"])).train()
+    model = reference("vit-tiny", **MODES["hashing"]).train()
     model(images).code.sum().backward()
     assert float(model.linear4.weight.grad.abs().max()) > 0

@@ -26,8 +26,6 @@ from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
 from utils.retrieval.index import Index
 
-# ---- EXIF
-
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("degrees", [(55.6761, 12.56834), (-33.8568, 151.2153), (37.78, -122.41), (-54.8, -68.3)])
@@ -113,9 +111,6 @@ def test_only_the_header_is_read_and_nothing_is_written(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(InputError, match="text.jpg: this is not a JPEG or PNG file"):
         gps_position(tmp_path / "text.jpg")
-
-
-# ---- Positions
 
 
 def located(folder, source="auto", csv=None):
@@ -217,9 +212,6 @@ def test_degrees_and_utm_across_the_equator():
     assert zone == "37N" and utms[1, 1] < 0
     unknown = np.vstack([utms, [[np.nan, np.nan]]])
     np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
-
-
-# ---- The script
 
 
 def build(folder, checkpoint, cwd, *more, index="index"):

@@ -13,7 +13,6 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.processes import ROOT
 from helpers.reports import STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
 from PIL import Image
 from sklearn.metrics import auc, precision_recall_curve
@@ -30,7 +29,6 @@ from utils.retrieval.report.__main__ import main
 from utils.retrieval.report.charts import MAP_HEIGHT, MAP_WIDTH, Axis, MapFrame, line_chart, success_map
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.evaluation_page import choose_queries
-from utils.retrieval.report.pictures import CORRECT, POSITIVE, WRONG
 from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.run_dir import RunDir
@@ -81,12 +79,6 @@ def test_the_threshold_is_the_largest_distance_that_keeps_the_precision(precisio
 def test_without_a_correct_match_there_is_no_area_and_no_threshold():
     curve = precision_recall(np.array([0.1, 0.2]), np.array([False, False]))
     assert curve.auc is None and curve.at_precision(0.95) is None
-
-
-def test_with_correct_matches_only_everything_is_accepted():
-    curve = precision_recall(np.array([0.3, 0.1, 0.1]), np.array([True, True, True]))
-    assert curve.auc == 1
-    assert curve.at_precision(0.99) == {"distance": 0.3, "precision": 1, "recall": 1, "accepted": 1}
 
 
 # ---- The choice of queries, charts
@@ -293,12 +285,6 @@ def test_at_most_so_many_queries_have_pictures(run, tiny_benchmark):
     assert len(data["queries"]) == 4 and "3 of 5 failures and 1 of 5 successes" in page
 
 
-def test_no_queries_with_pictures(run, tiny_benchmark):
-    write_report(run, read_tiny(tiny_benchmark), page_queries=0)
-    _, data = read_page(run)
-    assert data["queries"] == data["images"] == []
-
-
 def test_without_labels_the_page_shows_predictions_only(run, tiny_benchmark):
     write_report(run, read_tiny(tiny_benchmark, labels=False), num_pictures=2)
     page, data = read_page(run)
@@ -322,12 +308,6 @@ def test_the_page_is_written_last_and_only_if_wanted(run, tiny_benchmark, monkey
     with pytest.raises(InputError):
         write_report(run, benchmark, num_pictures=1)
     assert {"results.json", "predictions.csv", "preds"} <= {path.name for path in run.folder.iterdir()}
-
-
-def test_right_and_wrong_have_the_same_colours_in_pictures_and_page():
-    style = (ROOT / "utils/retrieval/report/page.css").read_text()
-    for name, color in (("correct", CORRECT), ("wrong", WRONG), ("positive", POSITIVE)):
-        assert f"--{name}: {color.lower()};" in style
 
 
 # ---- Flags

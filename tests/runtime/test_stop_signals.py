@@ -89,9 +89,12 @@ def lose_in_a_library():
 
 
 @pytest.mark.parametrize("lose", [lose_in_a_finalizer, lose_in_a_library])
-def test_a_signal_whose_exception_was_lost_is_raised_again(signals, lose):
-    lose()
-    with pytest.raises(Stopped) as stopped:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_signal_whose_exception_was_lost_is_raised_again(signals, lose, deferred):
+    if deferred:  # as during training, whose validation runs in such a block
+        signals.defer()
+    with pytest.raises(Stopped) as stopped, signals.interruptible() if deferred else contextlib.nullcontext():
+        lose()
         time.sleep(5)
     assert stopped.value.signal == signal.SIGTERM
 

@@ -1,13 +1,11 @@
-"""Three training steps of four models against figures made with the reference implementation, through the scripts'
-own step function.
-"""
+"""Three training steps of four models against figures of the reference implementation, by the scripts' own step."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from helpers.models import GOLDEN, build, filled, image_batch
+from helpers.models import GOLDEN, filled, image_batch, sketched
 
 from model.weights import load_float_branch
 from utils.training.config import TrainingConfig
@@ -41,12 +39,8 @@ def parameters():
 
 
 def start_of_training(backbone, aggregation, mode, *, parameters):
-    """The model of the figures: reference parameters, no dropout; stage two's binary adapters are a copy of the float
-    ones.
-    """
-    with torch.device("meta"):
-        model = build(backbone, aggregation, **FLAGS[mode])
-    model = copy.deepcopy(filled(model, parameters))
+    """The model of the figures: reference parameters, no dropout; binary adapters are a copy of the float ones."""
+    model = copy.deepcopy(filled(sketched(backbone, aggregation, **FLAGS[mode]), parameters))
     if mode == "rerank":
         load_float_branch(
             model,

@@ -3,15 +3,8 @@
 import pytest
 import torch
 
-from datasets.gsv_cities import PlaceBatches
 from model import InputError
 from utils.training.checkpoints import read_run_checkpoint
-
-
-def test_a_batch_larger_than_all_places_is_refused():
-    assert PlaceBatches([range(0, 7), range(7, 17)], 17)
-    with pytest.raises(InputError, match="--train_batch_size 18 exceeds the 17 places"):
-        PlaceBatches([range(0, 7), range(7, 17)], 18)
 
 
 def test_a_run_is_resumed_beside_its_best_model_only(tmp_path):
