@@ -51,7 +51,6 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_a_model_with_it_gives_unit_vectors_in_float32[boq]",
     "test_a_model_with_it_gives_unit_vectors_in_float32[gem]",
     "test_saved_and_loaded_it_gives_the_predictions_without_an_index[float",
-    "test_faiss_need_not_come_from_the_package_faiss_cpu",
     "test_stage_two_can_select_by_the_codes_alone",
     "test_methods_run_in_every_script[five_crops-float]",
     "test_methods_run_in_every_script[five_crops-hashing]",

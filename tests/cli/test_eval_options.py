@@ -1,6 +1,7 @@
 """Several datasets in a run, conditions, mAP, test methods, PCA, EXIF orientation, through the scripts."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluations import SCRIPTS, expect_refusal, flags_for, run_mode
+from helpers.oracles import mapillary_apk
 from helpers.processes import run_here, run_script
 from PIL import Image
 
@@ -58,9 +60,7 @@ def test_several_datasets_end_with_a_table(two_datasets, checkpoints, tmp_path):
         assert [row[f"R@{n}"] for n in recalls[name]] == [f"{value:.1f}" for value in recalls[name].values()]
     lines = result.stdout.splitlines()
     assert lines[-4].startswith("| dataset | protocol | database | queries | R@1 |")
-    assert (
-        lines[-3].replace(" --- |", "") == "|" and lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
-    )
+    assert lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
     alone = run_mode("two_branch", two_datasets, checkpoints, tmp_path / "alone", "--dataset_name=msls")
     assert alone.results["recalls"] == recalls["msls"]
 
@@ -88,16 +88,6 @@ def test_if_all_datasets_are_missing_nothing_is_loaded(two_datasets, checkpoints
     assert not (tmp_path / "logs").exists()
 
 
-def average_precision(ranked, positives, n):
-    """MSLS's definition, as a loop over the ranks."""
-    score, hits = 0.0, 0
-    for rank, image in enumerate(ranked[:n], 1):
-        if image in positives:
-            hits += 1
-            score += hits / rank
-    return score / min(n, len(positives)) if positives else 0.0
-
-
 def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints, tmp_path):
     outcome = run_mode("float", two_datasets, checkpoints, tmp_path / "run", "--dataset_name=msls")
     ranked, correct = {}, {}
@@ -105,12 +95,8 @@ def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints
         ranked.setdefault(row["query"], []).append(row["database_photo"])
         correct.setdefault(row["query"], []).append(row["correct"] == "1")
     for n, value in outcome.results["mean_average_precision"].items():
-        scores = [
-            average_precision(
-                ranked[query], {image for image, ok in zip(ranked[query], correct[query], strict=True) if ok}, int(n)
-            )
-            for query in ranked
-        ]
+        right = {query: set(itertools.compress(ranked[query], correct[query])) for query in ranked}
+        scores = [mapillary_apk(ranked[query], right[query], int(n)) for query in ranked]
         assert value == pytest.approx(100 * np.mean(scores))
     conditions = outcome.results["conditions"]
     assert list(conditions) == ["day", "night", "forward", "cph", "sf"]
@@ -242,9 +228,8 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
     flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
     expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
-    loaded = run_mode(
-        "float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}", "--exif_orientation"
-    )
+    flags = [f"--load_index={index}", "--exif_orientation"]
+    loaded = run_mode("float", datasets, checkpoints, tmp_path / "loaded", *flags)
     assert f"The images of the index {index} were read as they are stored, and the queries upright" in loaded.log
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
     assert distance[False] != distance[True]
@@ -262,25 +247,13 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         ("float", ["--pca_dim=4"], ["both --pca_dim and --pca_dataset_folder"]),
         ("float", ["--pca_dim=17", "--pca_dataset_folder=tiny/images/test/database"], ["--pca_dim 17", "16", "512"]),
         ("float", ["--pca_dim=4", "--pca_dataset_folder=nowhere"], ["No folder", "nowhere", "tiny"]),
-        (
-            "two_branch",
-            ["--pca_dim=4", "--pca_dataset_folder=tiny", "--load_index=index"],
-            ["--pca_dim does not apply to --load_index"],
-        ),
+        ("two_branch", ["--pca_dim=4", "--pca_dataset_folder=t", "--load_index=i"], ["not apply to --load_index"]),
         ("hashing", ["--pca_dim=4"], ["--pca_dim applies to float descriptors"]),
         ("float", ["--dataset_name", "tiny", "tiny"], ["more than once"]),
-        (
-            "float",
-            ["--dataset_name", "a", "b", "--queries_subfolder=c"],
-            ["--queries_subfolder applies to one dataset"],
-        ),
+        ("float", ["--dataset_name", "a", "b", "--queries_subfolder=c"], ["--queries_subfolder applies to one"]),
         ("float", ["--dataset_name", "a", "b", "--save_index=index"], ["--save_index applies to one dataset"]),
         ("float", ["--database_folder=a", "--queries_folder=b"], ["--dataset_name", "--queries_folder"]),
-        (
-            "float",
-            ["--val_positive_dist_threshold=10", "--no_labels"],
-            ["--val_positive_dist_threshold", "--no_labels"],
-        ),
+        ("float", ["--val_positive_dist_threshold=10", "--no_labels"], ["--val_positive_dist_threshold"]),
         ("float", ["--positions_csv=/dev/null", "--no_labels"], ["--positions_csv", "--no_labels"]),
         ("float", ["--queries_list=missing.txt"], ["--queries_list: no file missing.txt"]),
         ("float", ["--positions_csv=missing.csv"], ["--positions_csv: no file missing.csv"]),

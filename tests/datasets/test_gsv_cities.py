@@ -333,22 +333,19 @@ def test_a_number_that_is_none(folder, broken):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (",".join(COLUMNS).encode("utf-16"), ["line 1", "a NUL byte", "Expected a CSV file in UTF-8"]),
-        ("1,2013,5,90,Malmö,1,2,x".encode("latin-1"), ["line 3", "bytes that are not UTF-8", "Expected a CSV file"]),
-        (b"1,2013,5,90,Rome,1,2,a\0b", ["line 3", "a NUL byte"]),
-        (b"1,2013,5,90,Rome,1,2," + b"x" * 140_000, ["line 3", "field larger than field limit", "Expected a CSV file"]),
-        (b'1,2013,5,90,Rome,1,2,"x\n2,2013,5,90,Rome,1,2,y\n', ["line 3", "Check its quotes"]),
-        (b"1" * 400 + b",2013,5,90,Rome,1,2,x", ["line 3", "a file name has at most 255"]),
-        (b"1" * 5000 + b",2013,5,90,Rome,1,2,x", ["line 3", "number is missing or invalid: 1111"]),
-        (b"1,2013,5,90,Rome,1,2," + b"x" * 300, ["line 3", "has 3", "at most 255"]),
+        (b"1,2013,5,90,Rome,1,2,a\0b", "a NUL byte"),
+        (b'1,2013,5,90,Rome,1,2,"x\n2,2013,5,90,Rome,1,2,y\n', "Check its quotes"),
+        (b"1" * 400 + b",2013,5,90,Rome,1,2,x", "a file name has at most 255"),
+        (b"1" * 5000 + b",2013,5,90,Rome,1,2,x", "number is missing or invalid: 1111"),
+        (b"1,2013,5,90,Rome,1,2," + b"x" * 300, "at most 255"),
     ],
-    ids=["utf-16", "latin-1", "nul", "long field", "open quote", "400 digits", "5000 digits", "long name"],
+    ids=["nul", "open quote", "400 digits", "5000 digits", "long name"],
 )
 def test_a_csv_file_that_is_none(folder, content, words):
     path = folder / "Dataframes" / "Rome.csv"
     start = ",".join(COLUMNS) + "\n1,2013,5,90,Rome,1.0,2.0,x\n"
-    path.write_bytes(content if words[0] == "line 1" else start.encode() + content)
-    refuse(path, *words, make=lambda: dataset(folder))
+    path.write_bytes(start.encode() + content)
+    refuse(path, "line 3", words, make=lambda: dataset(folder))
 
 
 def test_a_byte_order_mark_and_quotes_are_read(folder):

@@ -129,14 +129,8 @@ def test_conditions_come_from_the_notes_in_the_names(tmp_path):
             (split / part / f"@{i}@0@32@V@55@12@KEY{i}@@90@@@@201901@{note}@.jpg").touch()
     config = BenchmarkConfig(name="msls", datasets_folder=tmp_path, split="val")
     conditions = Benchmark(config).conditions
-    assert {name: indices.tolist() for name, indices in conditions.items()} == {
-        "day": [0, 2],
-        "night": [1],
-        "forward": [0, 1],
-        "sideways": [2],
-        "cph": [0, 1],
-        "sf": [2],
-    }
+    expected = {"day": [0, 2], "night": [1], "forward": [0, 1], "sideways": [2], "cph": [0, 1], "sf": [2]}
+    assert {name: indices.tolist() for name, indices in conditions.items()} == expected
     (split / "queries" / "@9@0@.jpg").touch()  # without a note
     assert Benchmark(config).conditions == {}
 

@@ -71,9 +71,6 @@ def city(tmp_path_factory) -> Path:
     return output
 
 
-# ---- Repeatable bytes
-
-
 def test_same_seed_same_bytes_in_another_process(city, tmp_path):
     (tmp_path / "again").mkdir()  # the folder may exist if it is empty
     result = run(tmp_path / "again", hash_seed="7")
@@ -86,9 +83,6 @@ def test_a_photo_does_not_depend_on_what_else_is_drawn(city, tmp_path):
     few = {p.name: p.read_bytes() for p in (city / "gsv_cities").rglob("*.jpg")}
     more = {p.name: p.read_bytes() for p in (tmp_path / "more" / "gsv_cities").rglob("*.jpg")}
     assert few.items() <= more.items()
-
-
-# ---- The two formats
 
 
 def test_gsv_cities_format(city):
@@ -143,9 +137,6 @@ def test_a_written_photo_is_the_drawn_one(city):
     (path,) = (p for p in folder.iterdir() if p.name.split("@")[3] == "0000004_02")
     drawn = render(PlaceId(SMALL.seed, "test", 4), 2, SMALL.size, role="query").astype(float)
     assert np.abs(np.asarray(Image.open(path)) - drawn).mean() < 15  # JPEG changes this much
-
-
-# ---- Places and photos
 
 
 def test_training_and_benchmark_share_no_place():
@@ -269,8 +260,6 @@ def test_contact_sheet(tmp_path):
     assert sheet.shape == (64, 120, 3)
     assert (sheet[32:, 80:] == render(PlaceId(0, "Alder", 1), 2, (40, 32), "query")).all()
 
-
-# ---- Domains
 
 NIGHT = Domain(windows=("ribbon",), roofs=("hip", "mansard"), views=("along",), lights=("night",), months=(12, 1))
 
@@ -402,9 +391,6 @@ def test_the_command_draws_the_domain_of_its_flags(tmp_path):
     assert digest(tmp_path / "night") == digest(tmp_path / "expected")
 
 
-# ---- Every supported version of Pillow
-
-
 @pytest.mark.parametrize("size", [(33, 57), (160, 120)])
 def test_shapes_are_drawn_with_sorted_corners_only(size, monkeypatch):
     """Pillow refuses swapped corners, and up to version 12.0 its own rounded_rectangle can produce them."""
@@ -451,9 +437,6 @@ def test_rounded_rectangles_are_those_of_pillow_13():
             width, height = size if bottom else size + 2  # Pillow fails on less if only the upper corners are round
             box = (x, y, x + width, y + height)
             assert not difference(box, radius, bottom).size, (box, radius, bottom)
-
-
-# ---- Bad input and broken runs
 
 
 @pytest.mark.parametrize(

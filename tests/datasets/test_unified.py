@@ -5,8 +5,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import utm
 from filelock import FileLock
-from helpers.processes import ROOT
+from helpers.processes import ROOT, start_script
 from helpers.unified_sources import GOLDEN, JPEG, contents, write_files, write_golden_sources, write_msls
 
 from datasets.cities import GSV_CITIES, TRAINING_DATASETS
@@ -51,26 +49,6 @@ def states(folder: Path) -> dict[str, tuple[int, int]]:
     """{relative path: (inode, time of the last change)} of all files below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): (p.lstat().st_ino, p.lstat().st_mtime_ns) for p in files}
-
-
-def start(output: Path, flags: Sequence[str], *, hash_seed: str = "0") -> subprocess.Popen:
-    """Starts the command in a process of its own."""
-    command = [sys.executable, "-m", "datasets.unified", str(output), *flags]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell has background jobs ignore it
-    )
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    while not condition() and process.poll() is None:
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +91,6 @@ def refusal(command: Callable[..., None], *arguments: object, **options: object)
     with pytest.raises(InputError) as caught:
         command(*arguments, **options)
     return str(caught.value)
-
-
-# ---- The original builder's figures
 
 
 def test_the_cities_are_those_of_the_original(unified):
@@ -191,9 +166,6 @@ def test_images_moved_by_the_downloader_give_the_same(unified_contents, sources,
     main([str(tmp_path / "output"), *sources, "--msls", str(moved), "--cities", "trondheim", "bangkok"])
     expected = {name: digest for name, digest in unified_contents.items() if "rondheim" in name or "bangkok" in name}
     assert contents(tmp_path / "output") == expected
-
-
-# ---- Positions, places and groups
 
 
 def test_every_image_gets_the_position_that_utm_gives_it_alone(tmp_path):
@@ -291,9 +263,6 @@ def test_panoramas_are_skipped_before_anything_else_is_read(small):
     assert (summaries[0].images, summaries[0].panoramas) == (9, 1)
 
 
-# ---- Name collisions of SF-XL
-
-
 @pytest.fixture
 def colliding(tmp_path) -> Path:
     """Place A: five panoramas, one of them with two crops. Place B: four images, two of which are of one panorama."""
@@ -324,9 +293,6 @@ def test_a_flag_gives_the_rows_of_the_original(colliding):
     assert len(images) == 8
     (kept,) = [name for name in images.values() if "@a2@" in name]
     assert kept == sf_xl_name("a2", 20)  # the later one
-
-
-# ---- What exists already
 
 
 def test_complete_cities_are_not_built_again(unified, sources, capsys):
@@ -387,9 +353,6 @@ def test_links(unified_contents, sources, tmp_path, monkeypatch):
     assert contents(tmp_path / "output") == unified_contents
 
 
-# ---- Broken runs
-
-
 def test_a_run_may_end_at_any_step(small, monkeypatch):
     """Like kill -9 at each call that changes a file, one after the other: nothing is cleaned up."""
 
@@ -432,12 +395,12 @@ def test_a_run_may_end_at_any_step(small, monkeypatch):
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_continue(unified_contents, sources, tmp_path, number, status):
     output = tmp_path / "output"
-    process = start(output, sources)
-    wait_for(lambda: unfinished_in(output), process)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status, error
-    assert error == "interrupted; run the same command again to continue\n"
+    running = start_script("datasets.unified", output, *sources, cwd=tmp_path)
+    while not unfinished_in(output) and running.process.is_alive():
+        time.sleep(0.005)
+    os.kill(running.process.pid, number)
+    result = running.result(60)
+    assert (result.status, result.stderr) == (status, "interrupted; run the same command again to continue\n")
     assert not unfinished_in(output)
     assert contents(output).items() <= unified_contents.items()
     main([str(output), *sources])
@@ -504,29 +467,20 @@ def test_a_disk_that_fills_up(small, monkeypatch):
     assert len(list((small / "output" / "Images").rglob("*.jpg"))) == 13
 
 
-# ---- Bad input
-
-
 @pytest.mark.parametrize(
     "line, message",
     [
         ("0,new,10.39,63.43,10.5", "Expected 7, separated by commas"),
-        ("0,new,10.39,63.43,10.5,2019-02-11,False,more", "Expected 7, separated by commas"),
         ("0,new,10.39,63.43,north,2019-02-11,False", "ca is 'north'. Expected a number"),
         ("0,new,10.39,63.43,,2019-02-11,False", "ca is ''. Expected a number"),
         ("0,new,10.39,63.43,nan,2019-02-11,False", "ca is 'nan'"),
-        ("0,new,10.39,63.43,inf,2019-02-11,False", "ca is 'inf'"),
-        ("0,new,10.39,?,10.5,2019-02-11,False", "lat is '?'. Expected a number from -80 to 84"),
         ("0,new,10.39,84.1,10.5,2019-02-11,False", "lat is '84.1'. Expected a number from -80 to 84"),
         ("0,new,-180.5,63.43,10.5,2019-02-11,False", "lon is '-180.5'. Expected a number from -180 to 180"),
-        ("0,new,x,63.43,10.5,2019-02-11,False", "lon is 'x'"),
         ("0,new,10.39,63.43,10.5,2019-13-11,False", "captured_at is '2019-13-11'. Expected YYYY-MM-DD"),
         ("0,new,10.39,63.43,10.5,,False", "the column captured_at is empty"),
         ("0,new,10.39,63.43,10.5,2019-02-11,maybe", "pano is 'maybe'. Expected True or False"),
         ("0,../new,10.39,63.43,10.5,2019-02-11,False", "key is '../new'"),
         ('0,"new,10.39,63.43,10.5,2019-02-11,False', "Check its quotes"),
-        ("0,\udcff,10.39,63.43,10.5,2019-02-11,False", "bytes that are not UTF-8"),
-        ("0,new\0,10.39,63.43,10.5,2019-02-11,False", "a NUL byte"),
         ("0,key1,10.39,63.43,10.5,2019-02-11,False", "the key key1 is listed for the second time"),
         ("0,new,10.39,63.43,10.5,2019-02-11,False", "the image new.jpg is missing"),
     ],
@@ -534,8 +488,7 @@ def test_a_disk_that_fills_up(small, monkeypatch):
 def test_a_bad_line_is_named(small, line, message):
     table = small / "msls" / "train_val" / "trondheim" / "query" / "raw.csv"
     header, *lines = table.read_text().splitlines()
-    text = "\n".join([header, *lines[:2], line, *lines[2:], ""])
-    table.write_text(text, encoding="utf-8", errors="surrogateescape")
+    table.write_text("\n".join([header, *lines[:2], line, *lines[2:], ""]))
     error = refusal(run_small, small)
     assert error.startswith(f"{table}, line 4: ")
     assert message in error
@@ -571,7 +524,6 @@ def test_line_endings_make_no_difference(small, ending, last):
         ("@0544882.17@4173730.30@10@S@037.70972@-122.49080@pano@.jpg", "fields; expected 13"),
         (sf_xl_name("new").replace("0544882.17", "east"), "easting, northing and heading are east, "),
         (sf_xl_name("new").replace("0544882.17", "inf"), "expected finite numbers"),
-        (sf_xl_name("new").replace("0544882.17", "nan"), "expected finite numbers"),
         (sf_xl_name("new").replace("@10@@", "@@@"), "easting, northing and heading are"),
         (sf_xl_name("new").replace("201908", "2019"), "the timestamp is '2019'; expected YYYYMM"),
         (sf_xl_name("new").replace("201908", "201913"), "the timestamp is '201913'; expected YYYYMM"),
@@ -657,9 +609,6 @@ def test_a_source_image_that_disappears(small, monkeypatch):
     error = refusal(run_small, small, cities=["sf_xl"])
     assert "No such file or directory" in error and "@p" in error
     assert contents(small / "output") == {}
-
-
-# ---- The summary
 
 
 def test_the_summary_adds_up(small, capsys):

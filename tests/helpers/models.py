@@ -43,17 +43,9 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = random.standard_normal(shape)
     if kind == "weight" and len(shape) == 1:
         kind = "norm"
-    spread = {
-        "running_mean": (0, 0.1),
-        "gamma": (0.3, 0.05),
-        "bias": (0, 0.02),
-        "in_proj_bias": (0, 0.02),
-        "norm": (1, 0.1),
-        "cls_token": (0, 0.3),
-        "pos_embed": (0, 0.3),
-        "mask_token": (0, 0.3),
-        "queries": (0, 0.3),
-    }
+    spread = {"running_mean": (0, 0.1), "gamma": (0.3, 0.05), "norm": (1, 0.1)}
+    spread |= dict.fromkeys(("bias", "in_proj_bias"), (0, 0.02))
+    spread |= dict.fromkeys(("cls_token", "pos_embed", "mask_token", "queries"), (0, 0.3))
     if kind in spread:
         mean, deviation = spread[kind]
         return (mean + deviation * normal).astype(np.float32)

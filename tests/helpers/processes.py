@@ -190,18 +190,7 @@ def torchrun(script, *flags, cwd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        script,
-        *flags,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stderr
+    code = "import runpy; runpy.run_module('torch.distributed.run', run_name='__main__')"
+    result = run_python(code, "--nproc_per_node=2", f"--master_port={port}", script, *flags, cwd=cwd)
+    assert result.status == 0, result.stderr
     return result.stdout

@@ -88,9 +88,6 @@ def file_name(key):
     return f"@1@2@33@U@3@4@{key}@@0@@@@2020@note@.jpg"
 
 
-# ---- The other programs' readers
-
-
 def hloc_names(path):
     """As hloc/utils/io.py lists the images of a file."""
     h5py = pytest.importorskip("h5py")
@@ -128,9 +125,6 @@ def colmap_pairs(path):
     return [tuple(line.strip().split(" ")) for line in lines if line.strip() and not line.startswith("#")]
 
 
-# ---- Features
-
-
 @pytest.mark.parametrize(("dtype", "block"), [("fp16", 3), ("fp32", 1024)])
 def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, block):
     pytest.importorskip("h5py")
@@ -148,8 +142,6 @@ def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, bl
     ("mode", "stored", "dtype"),
     [
         ("two_branch", "fp32", None),
-        ("two_branch", "fp32", "fp16"),
-        ("float", "fp16", None),
         ("float", "fp16", "fp32"),
         ("two_branch", "int8", None),
         ("float", "int8", "fp16"),
@@ -172,9 +164,6 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
         np.testing.assert_array_equal(array, expected[name][:].astype(kind))
     lines = (tmp_path / "npy" / "database_paths.txt").read_bytes().decode().split("\n")
     assert lines == [*(relative_name(path, ROOT) for path in index.images.paths), ""]
-
-
-# ---- Pairs
 
 
 def naive_neighbours(index, count, rerank_num):
@@ -228,9 +217,6 @@ def test_pairs_of_a_run_are_its_first_predictions(make_run, tmp_path):
     assert hloc_pairs(tmp_path / "pairs.txt") == expected
 
 
-# ---- Mapillary Street-Level Sequences
-
-
 def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
     """It reads a table of words with np.loadtxt; the first word is the query."""
     rows = [
@@ -242,9 +228,6 @@ def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
     table = np.loadtxt(tmp_path / "predictions.txt", dtype=str, ndmin=2)
     assert table.shape == (15, 21)
     assert table.tolist() == [[KEYS[q], *(KEYS[20 + (q + rank) % 20] for rank in range(20))] for q in range(15)]
-
-
-# ---- Names
 
 
 @pytest.mark.parametrize(
@@ -296,9 +279,6 @@ def test_an_index_that_holds_an_image_twice_is_refused(make_index, tmp_path):
     pytest.importorskip("h5py")
     with pytest.raises(InputError, match="holds a.jpg twice"):
         export_hloc(make_index(["a.jpg", "a.jpg"]), tmp_path / "features.h5", ROOT, dtype="fp16")
-
-
-# ---- Bad input
 
 
 def test_an_index_without_descriptors_is_refused_where_they_are_wanted(make_index, tmp_path):
@@ -398,9 +378,6 @@ def test_flags_without_a_meaning_are_refused(monkeypatch, tmp_path, capsys, flag
     assert caught.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
 
 
-# ---- Complete or absent
-
-
 @contextlib.contextmanager
 def full_disk(size):
     """Files that are written in the block have at most `size` bytes, as if the disk were full after them."""
@@ -448,9 +425,6 @@ def test_the_folder_of_a_killed_export_is_removed_with_other_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [copy]
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-# ---- The script
 
 
 @pytest.fixture(scope="module")

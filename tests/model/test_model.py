@@ -42,9 +42,6 @@ def run(model, images):
     return {"descriptor": output} if isinstance(output, torch.Tensor) else output._asdict()
 
 
-# ---- Names, shapes, what is refused
-
-
 def golden_keys():
     """The reference lists: {model: [[entry, shape], ...]}."""
     return json.loads(gzip.decompress((GOLDEN / "keys.json.gz").read_bytes()))
@@ -92,9 +89,6 @@ def test_descriptor_dim(backbone, aggregation, dim):
 
 def test_a_hashing_model_has_no_float_descriptor(tiny):
     assert tiny["gem", "hashing"].descriptor_dim == 0
-
-
-# ---- Whole models, vit-tiny
 
 
 @pytest.mark.parametrize("key", TINY)
@@ -287,9 +281,6 @@ def test_the_model_equals_the_baseline_of_the_benchmarks(tiny, mode):
             assert value is None
 
 
-# ---- Parts, against naive formulas in float64
-
-
 def naive_sinkhorn(scores, dust_bin):
     """SALAD's assignment of one image, scores [m][n], by loops: rows, then columns, three times."""
     m, n = len(scores), len(scores[0])
@@ -441,9 +432,6 @@ def test_dropout_of_salad_is_in_its_patch_branches_alone():
         if isinstance(module, torch.nn.Dropout)
     }
     assert dropouts == {"aggregation.cluster_features.1": 0.3, "aggregation.score.1": 0.3}
-
-
-# ---- The reference outputs (slow: base and large backbones)
 
 
 def golden_specs():

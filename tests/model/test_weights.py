@@ -77,9 +77,6 @@ def refusal(path, model=None):
     return str(caught.value)
 
 
-# ---- Forms
-
-
 def test_published_form(tmp_path, saved):
     paths = [save_published(saved, tmp_path / f"published_{version}.pth", version) for version in (1, 2)]
     for version, path in enumerate(paths, 1):
@@ -107,9 +104,6 @@ def test_other_forms(tmp_path, saved, form):
     }[form]
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     expect_loaded(path, saved)
-
-
-# ---- Models that do not fit
 
 
 @pytest.mark.parametrize(
@@ -160,9 +154,6 @@ def test_one_entry_missing_unexpected_or_of_another_shape(tmp_path, saved):
         assert words in refusal(path)
 
 
-# ---- Models that are recognised by their entries
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_model_is_recognised_by_its_entries(backbone):
     kinds = [(aggregation, flags) for aggregation in AGGREGATIONS for flags in (MODES["float"], MODES["two_branch"])]
@@ -188,9 +179,6 @@ def test_backbones_that_differ_in_depth_or_adapters_alone_are_told_apart(monkeyp
         assert weights.guess_config(sketched(name, hashing=True).state_dict()) == ModelConfig(
             backbone=name, hashing=True
         )
-
-
-# ---- Entries that a model cannot take
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -238,9 +226,6 @@ def test_entries_that_are_no_dense_tensor_with_one_name(tmp_path, saved, entry, 
     for wrap in (dict, lambda state: {"model_state_dict": state}):
         torch.save(wrap({**few, **entry()}), tmp_path / "model.pth")
         assert words in refusal(tmp_path / "model.pth")
-
-
-# ---- Damage
 
 
 def equal(first, second):
@@ -327,9 +312,6 @@ def test_the_file_that_was_verified_is_the_one_that_is_loaded(tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint_files, "_verify_archive", verify_and_replace)
     assert equal(weights.read_checkpoint(path), expected)
-
-
-# ---- Files that are no checkpoint
 
 
 class Trap:
@@ -422,9 +404,6 @@ def test_other_kinds_of_files_are_named(tmp_path, write, words, name):
 def test_a_file_without_a_model(tmp_path, content, word):
     torch.save(content, tmp_path / "other.pth")
     assert word in refusal(tmp_path / "other.pth")
-
-
-# ---- What a checkpoint states about its model, and safetensors files
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -526,9 +505,6 @@ def test_a_safetensors_file_without_the_package(tmp_path, monkeypatch):
     assert "pip install -r requirements-safetensors.txt" in refusal(tmp_path / "model.pth")
 
 
-# ---- DINOv2's weights
-
-
 def trunk_state(model):
     """The trunk's entries under DINOv2's names."""
     state = model.backbone.state_dict()
@@ -606,9 +582,6 @@ def test_dinov2_weights_given_as_the_whole_model(tmp_path):
     torch.save(trunk_state(tiny()), tmp_path / "dinov2.pth")
     message = refusal(tmp_path / "dinov2.pth")
     assert "DINOv2" in message and "--foundation_model_path" in message
-
-
-# ---- Downloads
 
 
 class Server:

@@ -200,16 +200,14 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path, metadata):
         with pytest.raises(InputError, match="notes.txt but no metadata.json"):
             writer_of(tmp_path, metadata, append)
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "link").symlink_to("nowhere")
     for name, words in (
         ("notes.txt", "notes.txt is a file"),
         ("fifo", "fifo is not a folder"),
-        ("link", "link is not a folder"),
         ("notes.txt/index", "Cannot create the folder .*notes.txt/index"),
     ):
         with pytest.raises(InputError, match=words):
             writer_of(tmp_path / name, metadata)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "notes.txt"]
     before = content(write(tmp_path / "index", metadata, [2]))
     with pytest.raises(InputError, match="--append"):
         writer_of(tmp_path / "index", metadata)
@@ -236,28 +234,11 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
 @pytest.mark.parametrize(
     "change",
     [
-        {"backbone": "resnet50"},
-        {"resize": 5},
-        {"resize": [56, "56"]},
-        {"resize": [56, 57]},
-        {"hashing": "yes"},
-        {"weights_file": 3},
-        {"resize": [56.0, 56]},
-        {"resize": [56]},
-        {"resize": [14 * 400, 14]},
-        {"resize": [10**400, 14]},
-        {"hashing": 1},
-        {"descriptor_dim": 0},
-        {"descriptor_dim": -1},
-        {"descriptor_dim": 1 << 17},
-        {"descriptor_dim": 10**400},
-        {"descriptor_dtype": "zz"},
-        {"another": 1},
-        {"format": 5.0},
-        {"weights_sha256": None},
-        {"utm_zone": 32},
-        {"utm_zone": "32V"},
-        {"utm_zone": "61N"},
+        *({"resize": value} for value in (5, [56, "56"], [56, 57], [56.0, 56], [56], [14 * 400, 14], [10**400, 14])),
+        *({"descriptor_dim": value} for value in (0, -1, 1 << 17, 10**400)),
+        *({"utm_zone": value} for value in (32, "32V", "61N")),
+        *({"backbone": "resnet50"}, {"hashing": "yes"}, {"hashing": 1}, {"weights_file": 3}, {"weights_sha256": None}),
+        *({"descriptor_dtype": "zz"}, {"another": 1}, {"format": 5.0}),
     ],
     ids=lambda change: str(change)[:40],
 )

@@ -215,13 +215,8 @@ def forge_metadata(folder, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pca_sha256": None},
-        {"pca_input_dim": None},
-        {"pca_input_dim": 5},
-        {"pca_input_dim": 1 << 17},
-        {"pca_input_dim": 512.0},
-        {"pca_sha256": 1},
-        {"rerank": False, "descriptor_dim": 0},
+        *({"pca_input_dim": value} for value in (None, 5, 1 << 17, 512.0)),
+        *({"pca_sha256": None}, {"pca_sha256": 1}, {"rerank": False, "descriptor_dim": 0}),
     ],
     ids=str,
 )

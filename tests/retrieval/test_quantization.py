@@ -108,14 +108,6 @@ def test_damaged_scales_are_refused_and_named(tmp_path, metadata, damage, read):
             Index(folder, verify=False)
 
 
-@pytest.mark.parametrize("types", [("int8", "fp32"), ("fp32", "int8")])
-def test_appending_another_type_is_refused(tmp_path, metadata, types):
-    saved, other = (replace(metadata, descriptor_dtype=dtype) for dtype in types)
-    folder = write(tmp_path / "index", saved, [3])
-    with pytest.raises(InputError, match=f"descriptor_dtype {types[0]} .now {types[1]}"):
-        writer_of(folder, other, append=True)
-
-
 @pytest.mark.slow
 def test_the_scripts_find_the_same_images_with_descriptors_in_int8(tmp_path, tiny_benchmark, checkpoints):
     arguments = "two_branch", tiny_benchmark, checkpoints["two_branch"], tmp_path

@@ -26,7 +26,7 @@ from utils.retrieval.config import ReportConfig
 from utils.retrieval.metrics import precision_recall
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
-from utils.retrieval.report.charts import MAP_HEIGHT, MAP_WIDTH, Axis, MapFrame, line_chart, success_map
+from utils.retrieval.report.charts import Axis, MapFrame, line_chart, success_map
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.evaluation_page import choose_queries
 from utils.retrieval.report.saved_run import read_run
@@ -105,14 +105,6 @@ def test_the_map_has_one_scale_and_north_is_up():
     assert math.dist(east, origin) == pytest.approx(2 * math.dist(north, origin))
     length, text = frame.scale_bar()
     assert text == "100 m" and length == pytest.approx(math.dist(east, origin) / 4)
-
-
-@pytest.mark.parametrize("utms", [[[5, 5]], [[0, 0], [1000, 0]], [[0, 0], [0, 1000]], [[0, 0], [1e6, 1e6]]])
-def test_every_position_is_on_the_map(utms):
-    utms = np.array(utms, float)
-    frame = MapFrame(utms)
-    places = frame(utms)
-    assert (places >= 0).all() and (places <= [MAP_WIDTH, frame.height]).all() and frame.height <= MAP_HEIGHT
 
 
 def test_the_map_marks_each_query_and_a_large_database_stays_small():

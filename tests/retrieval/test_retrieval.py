@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from helpers.oracles import described, naive_hamming, naive_l2, naive_length
+from helpers.oracles import described, mapillary_apk, naive_hamming, naive_l2, naive_length
 
 from utils.retrieval import search
 from utils.retrieval.config import IVFConfig
@@ -224,16 +224,6 @@ def test_recall_without_any_positive_is_zero_and_printed_with_one_decimal():
     recalls = recalls_at(correct_predictions(np.zeros((3, 4), int), [np.array([], int)] * 3), [1, 10])
     assert recalls == {1: 0, 10: 0}
     assert format_recalls({1: 27.927, 5: 100.0}) == "R@1: 27.9, R@5: 100.0"
-
-
-def mapillary_apk(predictions, positives, n):
-    """Average precision as Mapillary Street-level Sequences' `apk` has it: a loop over one query's predictions."""
-    score, hits = 0.0, 0
-    for rank, prediction in enumerate(predictions[:n], start=1):
-        if prediction in positives:
-            hits += 1
-            score += hits / rank
-    return score / min(len(positives), n) if len(positives) else 0.0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

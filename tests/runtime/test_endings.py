@@ -269,6 +269,8 @@ def test_a_run_that_was_continued_meanwhile_is_not_continued_from_an_old_checkpo
     """As if another process had held the lock since the checkpoint was read, and gone on."""
     last = tmp_path / "last_model.pth"
     torch.save({"train_state": {}}, last)
+    with pytest.raises(InputError, match="no best_model.pth beside .*last_model.pth"):
+        read_run_checkpoint(last)
     (tmp_path / "best_model.pth").touch()
     checkpoint = read_run_checkpoint(last)
     open_run("train", {}, checkpoint)._lock.release()
