@@ -27,10 +27,7 @@ from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 
 
 @contextmanager

@@ -158,12 +158,8 @@ def test_the_constraint_alone_pulls_the_logits_to_the_codes_and_passes_no_gradie
     losses = HASHING_LOSSES["constraint"](result, LABELS)
     logits, codes = result.logits.detach(), result.code.detach()
     positives, negatives = mine_pairs(logits @ logits.T, LABELS)
-    differences = [
-        float(logits[i] @ logits[j] - codes[i] @ codes[j] / 16) ** 2
-        for i in range(12)
-        for j in range(12)
-        if positives[i, j] or negatives[i, j]
-    ]
+    pairs = (positives | negatives).nonzero().tolist()
+    differences = [float(logits[i] @ logits[j] - codes[i] @ codes[j] / 16) ** 2 for i, j in pairs]
     assert float(losses.constraint.detach()) == pytest.approx(np.mean(differences), rel=1e-5)
     assert torch.equal(losses.total, losses.multi_similarity + 0.1 * losses.constraint)
     assert losses.multi_similarity == float_losses(logits, LABELS).total

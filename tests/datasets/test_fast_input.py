@@ -56,12 +56,9 @@ def test_resizing_is_torchvisions_of_the_float_image(old, new, antialias):
     assert resized.shape == (3, *new) and resized.dtype == torch.float32 and resized.is_contiguous()
     torch.testing.assert_close(resized, expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(resized, resize_image_reference(image, new, antialias), rtol=0, atol=2e-6)
-    torch.testing.assert_close(
-        resize_image(image, new, not antialias),
-        TF.resize(TF.pil_to_tensor(image) / 255, list(new), antialias=not antialias),
-        rtol=0,
-        atol=2e-6,
-    )  # matrices kept for one are not taken for the other
+    # Matrices kept for one are not taken for the other.
+    expected = TF.resize(TF.pil_to_tensor(image) / 255, list(new), antialias=not antialias)
+    torch.testing.assert_close(resize_image(image, new, not antialias), expected, rtol=0, atol=2e-6)
 
 
 def interpolated_identity(old, new, antialias):

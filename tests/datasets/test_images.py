@@ -15,7 +15,7 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from datasets.benchmark import ImageSet
-from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from datasets.images import ImageBatch, ImageDataset, collate_images, load_image, to_rgb
 from datasets.views import TEST_METHODS
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
@@ -149,15 +149,6 @@ def test_an_eps_file_does_not_start_ghostscript(tmp_path, monkeypatch):
 def test_too_large_images_are_refused_by_their_header(tmp_path, size, message):
     (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))
     assert message in refusal(tmp_path / "image.png")
-
-
-@pytest.mark.parametrize("size", [(16_384, 8_192), (MAX_SIDE, 2_730)])
-def test_panoramas_are_below_the_limit(tmp_path, size):
-    assert size[0] * size[1] <= MAX_PIXELS
-    (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))  # without pixels
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nor does Pillow warn
-        assert "damaged or truncated" in refusal(tmp_path / "image.png")
 
 
 def test_a_long_thin_image_is_read(tmp_path):

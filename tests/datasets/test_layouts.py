@@ -46,13 +46,6 @@ def test_the_folder_images_may_be_missing_and_the_database_be_called_gallery(tmp
     assert relative(benchmark.queries.paths, tmp_path / split / "queries") == sorted(NAMES[:2])
 
 
-def test_a_split_that_is_a_link_to_another_as_in_msls(tmp_path):
-    touch(tmp_path / "town/val/database")
-    touch(tmp_path / "town/val/queries")
-    (tmp_path / "town/test").symlink_to("val")
-    assert len(Benchmark(town(tmp_path)).database) == 3
-
-
 def test_database_and_gallery_together_are_refused(tmp_path):
     for name in ("database", "gallery", "queries"):
         touch(tmp_path / "town/test" / name)
@@ -377,11 +370,6 @@ def test_what_may_be_a_mistake_is_a_warning(unnamed, caplog):
     touch(unnamed / "town/test/queries", ["IMG_1.HEIC", "IMG_2.HEIC", "notes.txt"])
     assert len(list_images(unnamed / "town/test/queries")) == 1
     assert "2 files in" in caplog.text and "such as IMG_1.HEIC. Convert them" in caplog.text
-
-
-def test_positions_and_no_labels_contradict_each_other(tmp_path):
-    with pytest.raises(InputError, match="--no_labels"):
-        town(tmp_path, positions_csv=tmp_path / "positions.csv", labels=False)
 
 
 def copy_layout(layout, images, folder):

@@ -141,9 +141,7 @@ def write_msls(raw, city, part, rows):
     folder.mkdir(parents=True)
     tables = {
         "raw": [["", "key", "lon", "lat", "ca", "captured_at", "pano"]],
-        "postprocessed": [
-            ["", "key", "easting", "northing", "unique_cluster", "night", "control_panel", "view_direction"]
-        ],
+        "postprocessed": [",key,easting,northing,unique_cluster,night,control_panel,view_direction".split(",")],
         "subtask_index": [["", "all", "s2w", "w2s"]],
     }
     for i, (key, easting, northing, panorama, member) in enumerate(rows):
@@ -159,13 +157,8 @@ def write_msls(raw, city, part, rows):
 def raw(tmp_path):
     """Of six queries, three are official: one is a panorama, one not in the subtask, one without a positive."""
     database = [("d0", 0, 0, False, True), ("d1", 500, 0, True, True)]
-    queries = [
-        ("near", 20, 15, False, True),  # exactly 25 m
-        ("panorama", 0, 0, True, True),
-        ("other", 0, 0, False, False),
-        ("far", 0, 25.01, False, True),
-        ("beside a panorama", 500, 0, False, True),
-    ]
+    queries = [("near", 20, 15, False, True), ("panorama", 0, 0, True, True)]  # near: exactly 25 m
+    queries += [("other", 0, 0, False, False), ("far", 0, 25.01, False, True), ("lonely", 500, 0, False, True)]
     for city in ("cph", "sf"):
         write_msls(tmp_path, city, "database", database)
         write_msls(tmp_path, city, "query", [(f"{city} {key}", *row) for key, *row in queries])

@@ -99,15 +99,10 @@ def start_command(command: Sequence[object], cwd: Path) -> Subject:
     environment = {key: value for key, value in os.environ.items() if key != "DATASETS_FOLDER"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), MARK: str(cwd)}
     with open(cwd / "stdout.captured", "w") as out, open(cwd / "stderr.captured", "w") as err:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=cwd,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
-        )
+        options = {"cwd": cwd, "stdout": out, "stderr": err, "env": environment, "start_new_session": True}
+        # Background jobs ignore SIGINT.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(list(map(str, command)), **options)
 
     def wait(seconds: float) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -108,11 +108,8 @@ def run_here(script: str, *flags: object, cwd: Path, env: dict[str, str] | None 
     """Runs a script in this process, a second less than in one of its own: where it refuses what it is given."""
     out, err, logger = io.StringIO(), io.StringIO(), logging.getLogger()
     handlers = logger.handlers[:]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
+    printed = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with pytest.MonkeyPatch.context() as patch, printed[0], printed[1]:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [str(ROOT / script), *map(str, flags)])
         patch.delenv("DATASETS_FOLDER", raising=False)

@@ -250,19 +250,6 @@ def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypat
     assert (tmp_path / "model.onnx").stat().st_size == 100_000
 
 
-def test_a_full_disk_leaves_nothing(ready, monkeypatch, tmp_path):
-    resource = pytest.importorskip("resource")
-    before = sorted(path.name for path in tmp_path.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        with pytest.raises(InputError, match=r"Cannot write .*model\.onnx"):
-            run_main(monkeypatch, ready, (56, 56), tmp_path / "model.onnx")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
 def test_a_file_that_differs_from_the_model_is_not_kept(ready, monkeypatch, tmp_path):
     def differs(*_, **__):
         return output_errors(arrays(logits=np.zeros((2, 512), np.float32)), arrays(), 1e-4)

@@ -41,11 +41,6 @@ def test_every_kind_of_model(aggregation, mode):
     assert (output if mode == "float" else output[-1]).shape == (1, network.descriptor_dim or 512)
 
 
-def test_two_branch_is_what_you_get_without_flags():
-    network = load(backbone="vit-tiny", pretrained=False)
-    assert network.config.hashing and network.config.rerank
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -60,11 +55,6 @@ def test_names_that_do_not_exist(flags, words):
         load(**{"pretrained": False, **flags})
     assert type(caught.value).__name__ == "InputError"
     assert all(word in str(caught.value) for word in words), caught.value
-
-
-def test_keywords_that_do_not_exist():
-    with pytest.raises(TypeError, match="resize"):
-        load(backbone="vit-tiny", pretrained=False, resize=322)
 
 
 @pytest.fixture

@@ -371,11 +371,8 @@ def test_adapter():
     for image in range(2):
         u = [np.maximum(state["D_fc1.weight"] @ token + state["D_fc1.bias"], 0) for token in tokens[image].numpy()]
         maps = {(row, column): u[1 + row * w + column] for row in range(h) for column in range(w)}
-        branches = [
-            convolve("branch1", maps),
-            convolve("branch2.1", convolve("branch2.0", maps)),
-            convolve("branch3.1", convolve("branch3.0", maps)),
-        ]
+        branches = [convolve("branch1", maps)]
+        branches += [convolve(f"{name}.1", convolve(f"{name}.0", maps)) for name in ("branch2", "branch3")]
         hidden = [2 * u[0]] + [np.concatenate([branch[place] for branch in branches]) + maps[place] for place in maps]
         expected = [state["D_fc2.weight"] @ value + state["D_fc2.bias"] for value in hidden]
         np.testing.assert_allclose(actual[image], expected, rtol=1e-9)
@@ -418,19 +415,14 @@ def test_start_of_training():
         assert 0.015 < adapter.D_fc1.weight.std() < 0.025
         convolutions = [module for module in adapter.modules() if isinstance(module, torch.nn.Conv2d)]
         assert len(convolutions) == 5
-        assert all(
-            (value == 1e-5).all() for convolution in convolutions for value in (convolution.weight, convolution.bias)
-        )
+        assert all((value == 1e-5).all() for convolution in convolutions for value in convolution.parameters())
     assert all((block.ls1.gamma == 1).all() and (block.ls2.gamma == 1).all() for block in backbone.blocks)
     assert model.aggregation[1].p.item() == model.aggregation_hashing[1].p.item() == 3
 
 
 def test_dropout_of_salad_is_in_its_patch_branches_alone():
-    dropouts = {
-        name: module.p
-        for name, module in build("vit-tiny", "salad").named_modules()
-        if isinstance(module, torch.nn.Dropout)
-    }
+    modules = build("vit-tiny", "salad").named_modules()
+    dropouts = {name: module.p for name, module in modules if isinstance(module, torch.nn.Dropout)}
     assert dropouts == {"aggregation.cluster_features.1": 0.3, "aggregation.score.1": 0.3}
 
 

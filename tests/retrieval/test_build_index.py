@@ -355,10 +355,3 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
         shutil.copytree("index", str(index))  # the error may keep an index locked for a while
         message = refusal("images", "--append", f"--index={index}", *more)
         assert message.startswith(f"--append: the index {index} was built differently: ") and words in message
-
-
-def test_append_needs_the_folder_of_an_index(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["build_index.py", "images", "--append", "--resume=model.pth"])
-    with pytest.raises(SystemExit):
-        build_index.main()
-    assert "the following arguments are required: --index" in capsys.readouterr().err

@@ -220,13 +220,10 @@ class Search(NamedTuple):
 
 
 SEARCHES = [
-    Search(K=20, k=20, pool=60, noise=0.3),
-    Search(K=20, k=7, pool=30, noise=1.0),
+    *(Search(K=20, k=20, pool=60, noise=0.3), Search(K=20, k=7, pool=30, noise=1.0), Search(K=1, k=1, pool=4, noise=1)),
     Search(K=20, k=20, pool=20, noise=0.1),  # each crop finds every image
     Search(K=12, k=5, pool=200, noise=3.0),  # hardly any image is found twice
     Search(K=7, k=7, pool=15, noise=0.3),  # fewer ranks than votes are cast for
-    Search(K=3, k=2, pool=5, noise=0.3),
-    Search(K=1, k=1, pool=4, noise=1.0),
 ]
 
 

@@ -33,8 +33,6 @@ from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.run_dir import RunDir
 
-# ---- Precision and recall over the match distance
-
 
 def random_matches(seed):
     """Distances, with ties, and whether they are correct: more often if near."""
@@ -81,9 +79,6 @@ def test_without_a_correct_match_there_is_no_area_and_no_threshold():
     assert curve.auc is None and curve.at_precision(0.95) is None
 
 
-# ---- The choice of queries, charts
-
-
 @pytest.mark.parametrize(
     ("failures", "successes", "count", "expected"),
     [(3, 5, 10, (3, 5)), (3, 50, 10, (3, 7)), (50, 50, 10, (8, 2)), (50, 1, 10, (9, 1)), (50, 0, 10, (10, 0))],
@@ -125,9 +120,6 @@ def test_a_chart_escapes_its_texts():
     lines = {"<a>": (np.array([0, 1]), np.array([0, 1])), "b": (np.array([0.5]), np.array([0.5]))}
     chart = line_chart("<n>", lines, x=axis, y=axis)
     assert not re.search(r"<[xtan]>", chart) and chart.count("&lt;") == 6
-
-
-# ---- The files of a run
 
 
 @pytest.fixture
@@ -302,9 +294,6 @@ def test_the_page_is_written_last_and_only_if_wanted(run, tiny_benchmark, monkey
     assert {"results.json", "predictions.csv", "preds"} <= {path.name for path in run.folder.iterdir()}
 
 
-# ---- Flags
-
-
 def parsed(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["eval.py", "--datasets_folder=d", "--resume=m", "--device=cpu", *map(str, flags)])
     return parse(FloatEvaluation, "").report
@@ -331,9 +320,6 @@ def test_flags_without_effect_are_refused(monkeypatch, capsys, flags, words):
     with pytest.raises(SystemExit) as caught:
         parsed(monkeypatch, *flags)
     assert caught.value.code == 2 and words in capsys.readouterr().err
-
-
-# ---- Comparisons
 
 
 @pytest.fixture

@@ -42,10 +42,7 @@ def test_search_hamming_of_a_single_query_by_parts_of_the_database(seed, threads
     knn = search._knn_hamming
     monkeypatch.setattr(search, "_knn_hamming", lambda *arguments: calls.append(arguments) or knn(*arguments))
     random = np.random.default_rng(seed)
-    database, query = (
-        random.integers(0, 4, (43, 1), dtype=np.uint8),
-        random.integers(0, 4, (1, 1), dtype=np.uint8),
-    )  # almost everything is a tie
+    database, query = (random.integers(0, 4, (n, 1), dtype=np.uint8) for n in (43, 1))  # almost everything is a tie
     for k in (1, 20, 43):
         expected = naive_hamming(database, query, k)
         distances, predictions, metric = search.search_hamming(database, query, k)
@@ -85,10 +82,7 @@ def test_an_inverted_file_refuses_too_many_lists_and_too_few_probes():
 def test_search_l2(seed, block_rows, monkeypatch, tmp_path):
     monkeypatch.setattr(search, "DATABASE_BLOCK_BYTES", block_rows * 4 * 12)
     random = np.random.default_rng(seed)
-    database, queries = (
-        random.standard_normal((30, 12)).astype(np.float32),
-        random.standard_normal((9, 12)).astype(np.float32),
-    )
+    database, queries = (random.standard_normal((n, 12)).astype(np.float32) for n in (30, 9))
     for k in (1, 8, 30):
         expected = naive_l2(database, queries, k)
         for rows in (database, disk_array(database, tmp_path / "database")):
@@ -142,10 +136,8 @@ def candidates_of(random, queries, count=12, database=30):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rerank(seed, rerank_num, where, dtype, tmp_path):
     random = np.random.default_rng(seed)
-    database, queries = (
-        random.standard_normal((30, 16)).astype(dtype),
-        random.standard_normal((10, 16)).astype(np.float32),
-    )
+    database = random.standard_normal((30, 16)).astype(dtype)
+    queries = random.standard_normal((10, 16)).astype(np.float32)
     candidates = candidates_of(random, 10)
     given = [array.copy() for array in candidates[:2]]
     rows = disk_array(database, tmp_path / "database") if where == "disk" else database
@@ -213,10 +205,7 @@ def test_recall(seed, values):
     recalls = recalls_at(correct, values)
     assert list(recalls) == values
     for n in values:
-        hits = sum(
-            any(i in set(right.tolist()) for i in row[:n])
-            for row, right in zip(predictions.tolist(), positives, strict=True)
-        )
+        hits = sum(any(row[:n]) for row in correct.tolist())
         assert recalls[n] == pytest.approx(100 * hits / 25)
 
 

@@ -325,18 +325,13 @@ def test_names_that_a_terminal_cannot_show_do_not_end_a_run(tiny_benchmark, chec
     flags = [f"--datasets_folder={tmp_path / 'data'}", "--dataset_name=odd"]
     index = tmp_path / "index"
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    result = run_python(
-        "import runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
-        *[ROOT / "eval_hashing.py", *flags_for(tiny_benchmark, checkpoints["hashing"], *flags)],
-        f"--save_index={index}",
-        cwd=tmp_path,
-        env=environment,
-    )
+    code = "import runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    flags = [*flags_for(tiny_benchmark, checkpoints["hashing"], *flags), f"--save_index={index}"]
+    result = run_python(code, ROOT / "eval_hashing.py", *flags, cwd=tmp_path, env=environment)
     assert result.status == 0, result.stderr
     query = min((tmp_path / "data/odd/images/test/queries").iterdir())
-    result = run_script(
-        "search.py", query, f"--index={index}", "--device=cpu", f"--save_pictures={tmp_path / 'found'}", cwd=tmp_path
-    )
+    flags = [f"--index={index}", "--device=cpu", f"--save_pictures={tmp_path / 'found'}"]
+    result = run_script("search.py", query, *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert "\x1b" not in result.stdout and "caf\\udce9\\x1b[31m@" in result.stdout
 

@@ -137,24 +137,6 @@ def test_a_signal_in_an_interruptible_block(signals):
     assert signals.received == signal.SIGTERM
 
 
-def test_a_file_that_is_written_in_an_interruptible_block_is_complete(signals):
-    signals.defer()
-    steps = []
-    with pytest.raises(Stopped), signals.interruptible():
-        with signals.delayed():
-            send(signal.SIGTERM)
-            steps.append("written")
-        pytest.fail("the block went on")
-    assert steps == ["written"]
-
-
-def test_the_first_signal_counts(signals):
-    signals.defer()
-    send(signal.SIGINT)
-    send(signal.SIGTERM)
-    assert signals.received == signal.SIGINT
-
-
 def test_a_second_ctrl_c_ends_a_deferred_step_at_once(signals):
     signals.defer()
     send(signal.SIGTERM)  # whatever came before
