@@ -26,7 +26,6 @@ from datasets.synthetic.domain import LENSES, VIEWS
 from datasets.synthetic.drawing import Box, fill_rounded_rectangle, planes
 from datasets.synthetic.interior import draw_decor
 from datasets.synthetic.light import Light, draw_indoor_light, draw_light
-from datasets.synthetic.photo import develop
 from datasets.synthetic.rendering import Shot, bilinear, paint
 from datasets.synthetic.scene import STEP, Surface
 from datasets.synthetic.style import draw_style
@@ -325,15 +324,6 @@ def test_places_of_a_building_lie_along_one_corridor():
             np.testing.assert_allclose(one.origin - same.origin, (0, 0, steps * STEP), atol=1e-9)
     end = [draw_place(PlaceId(0, "Elm", number), (64, 48), INDOORS).surfaces[0].colour for number in (0, 8)]
     assert end[0].tobytes() != end[1].tobytes()
-
-
-def test_a_fisheye_darkens_only_what_lies_outside_of_its_circle():
-    canvas = np.random.default_rng(0).uniform(0, 255, (3, 40, 60)).astype(np.float32)
-    circle = np.zeros((40, 60), np.float32)
-    circle[10:30, 20:40] = 1
-    whole, seen = (develop(canvas, np.random.default_rng(1), 0.0, mask) for mask in (None, circle))
-    np.testing.assert_array_equal(seen[12:28, 22:38], whole[12:28, 22:38])
-    assert seen[:8].max() < 40 < whole[:8].max()
 
 
 def test_all_views_of_a_domain_occur():

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from helpers.indexes import content, features_of, make_chunk, writer_of
 from helpers.models import build
+from helpers.processes import run_script
 from helpers.trainings import load, same
-from outcomes import REFUSALS
+from outcomes import REFUSALS, problems_of_an_end
 from trials import TRIALS, trials
 
 from model.weights import load_weights
@@ -170,4 +171,35 @@ def test_appending_to_a_damaged_index_is_refused_or_gives_the_undamaged_one(rng,
             elif not more and features is None:
                 problems.append("the index was changed, and is now refused")
         tally.add(f"{fault}, then append", problems)
+    tally.finish()
+
+
+@trials()
+def test_scripts_end_with_a_message_or_the_same_predictions(rng, commands, undisturbed, index, tally, tmp_path):
+    """Of an index, search.py's and eval_rerank.py's; of a run, its resuming."""
+    kind = rng.choice(["index", "search", "resume"])
+    if kind == "resume":
+        expected = undisturbed("train.py").folder
+        shutil.copytree(expected, tmp_path / "run")
+        path = tmp_path / "run" / rng.choice(["last_model.pth", "best_model.pth"])
+        script, flags = "train.py", [*commands("train.py"), f"--resume={tmp_path / 'run' / 'last_model.pth'}"]
+        fault = damage(rng, path)
+    else:
+        shutil.copytree(index, tmp_path / "index")
+        script = {"index": "eval_rerank.py", "search": "search.py"}[kind]
+        loaded = ["--load_index=index"] if kind == "index" else [f"--index={tmp_path / 'index'}"]
+        flags = [*commands(script), *loaded]
+        fault = damage_any(rng, tmp_path / "index", content(tmp_path / "index"))
+    result = run_script(script, *flags, cwd=tmp_path, timeout=60)
+    problems = problems_of_an_end(result.status, result.stderr)
+    if result.status == 0:
+        good = undisturbed(script)
+        if kind == "search":
+            same_output = result.stdout == (good.cwd / "stdout.captured").read_text()
+        else:
+            (predictions,) = [*tmp_path.glob("logs/eval/*/predictions.csv"), *tmp_path.glob("run/predictions.csv")]
+            same_output = predictions.read_bytes() == (good.folder / "predictions.csv").read_bytes()
+        if not same_output:
+            problems.append("status 0, but other results")
+    tally.add(f"{script}: {fault}", problems)
     tally.finish()

@@ -4,9 +4,10 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
-from outcomes import EVALUATIONS, TRAININGS
+from outcomes import EVALUATIONS, TRAININGS, differences
 from processes import GRACE, Subject, python_command, start_command, start_forked, start_torchrun, wait_until
 from trials import TRIALS, log_uniform, trials
 
@@ -117,4 +118,25 @@ def test_two_ranks_end_with_a_message_when_a_process_of_theirs_is_killed(rng, co
             problems.append("no message")
         tally.add(f"torchrun {script} --num_workers=2: kill -9 of a {kind}", problems)
     subject.end(0)
+    tally.finish()
+
+
+@trials(-(-TRIALS // 4))
+def test_one_of_two_processes_that_resume_a_run_is_refused(rng, commands, undisturbed, tally, tmp_path):
+    script = rng.choice(TRAININGS)
+    shutil.copytree(undisturbed(script, "--epochs_num=1").folder, tmp_path / "run")
+    flags = [*commands(script), f"--resume={tmp_path / 'run' / 'last_model.pth'}"]
+    delay = rng.choice([0, rng.uniform(0, 1)])
+    first = start_forked(script, flags, tmp_path / "first")
+    time.sleep(delay)
+    second = start_forked(script, flags, tmp_path / "second")
+    problems = first.end(60) + second.end(60)
+    statuses = sorted([first.wait(0), second.wait(0)])
+    if statuses != [0, 2]:
+        problems.append(f"the statuses are {statuses}")
+    elif any("Traceback" in subject.stderr for subject in (first, second)):
+        problems.append("a traceback")
+    if 0 in statuses:
+        problems += differences(tmp_path / "run", undisturbed(script).folder)
+    tally.add(f"{script}: the same --resume twice, the second {delay:.2f} s later", problems)
     tally.finish()

