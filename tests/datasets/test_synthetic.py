@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from helpers.processes import ROOT, start_script
+from helpers.processes import run_python, start_script
 from PIL import Image, ImageDraw
 
 from datasets.synthetic import CityConfig, Domain, PlaceId, contact_sheet, draw_photo, draw_place, make_city
@@ -45,13 +45,6 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def run(output: Path, hash_seed: str = "0") -> subprocess.CompletedProcess:
-    """Runs the command with FLAGS in a process of its own."""
-    command = [sys.executable, "-m", "datasets.synthetic", str(output), *FLAGS]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
-
-
 def render(place: PlaceId, number: int, size: tuple[int, int], role: str = "train") -> np.ndarray:
     """The pixels of one photo: uint8 [H, W, 3]."""
     return draw_photo(draw_place(place, size), number, role).pixels
@@ -70,11 +63,13 @@ def city(tmp_path_factory) -> Path:
     return output
 
 
-def test_same_seed_same_bytes_in_another_process(city, tmp_path):
+def test_same_seed_same_bytes_in_another_process_without_heavy_packages(city, tmp_path):
     (tmp_path / "again").mkdir()  # the folder may exist if it is empty
-    result = run(tmp_path / "again", hash_seed="7")
-    assert result.returncode == 0, result.stderr
+    code = "import datasets.unified.__main__, datasets.synthetic.__main__ as synthetic\nsynthetic.main()\n"
+    result = run_python(code + "print(*sys.modules)", "again", *FLAGS, cwd=tmp_path, env={"PYTHONHASHSEED": "7"})
+    assert result.status == 0, result.stderr
     assert digest(tmp_path / "again") == digest(city)
+    assert not {"torchvision", "faiss", "sklearn", "matplotlib"} & set(result.stdout.split())
 
 
 def test_a_photo_does_not_depend_on_what_else_is_drawn(city, tmp_path):
@@ -512,10 +507,3 @@ def test_cities_of_killed_processes_are_removed_and_those_of_running_ones_are_no
         (folder / "gsv_cities").mkdir(parents=True)
     make_city(tmp_path / "city", SMALL, progress=False)
     assert [folder.exists() for folder in leftovers] == [False, True, True]
-
-
-def test_drawing_and_building_import_no_heavy_packages():
-    code = "import sys, datasets.synthetic.__main__, datasets.unified.__main__; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
-    assert result.returncode == 0, result.stderr
-    assert not {"torchvision", "faiss", "sklearn", "matplotlib"} & set(result.stdout.split())

@@ -260,7 +260,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     assert "argument --max_distance: '0' is not a number above 0." in capsys.readouterr().err
 
 
-def test_the_example_aggregation_obeys_the_rules(monkeypatch):
+def test_the_example_aggregation_obeys_the_rules(monkeypatch, shallow_vit):
     _, _, _, code, entry, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     names = dict(vars(aggregation))
     exec(code, names)

@@ -117,7 +117,7 @@ def run_here(script: str, *flags: object, cwd: Path, env: dict[str, str] | None 
             patch.setenv(name, value)
         try:
             names = runpy.run_path(sys.argv[0]) if script.endswith(".py") else runpy.run_module(script)
-            names["main"]()
+            names.get("main", lambda: None)()
             status = 0
         except SystemExit as end:
             status = end.code
