@@ -12,7 +12,7 @@ import torch
 pytest.register_assert_rewrite("helpers")  # before any of its modules is imported
 
 from helpers.checkpoints import save_published
-from helpers.models import MODES, reference
+from helpers.models import MODES, reference_model
 from PIL import Image
 
 from datasets.synthetic import CityConfig, make_city
@@ -125,7 +125,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     models = {**{mode: ("gem", flags) for mode, flags in MODES.items()}, "salad": ("salad", {})}
     paths = {}
     for name, (aggregation, flags) in models.items():
-        state = reference("vit-tiny", aggregation, **flags).state_dict()
+        state = reference_model("vit-tiny", aggregation, **flags).state_dict()
         paths[name] = save_published(state, folder / f"{name}.pth")
     return paths
 
@@ -144,7 +144,7 @@ def city(tmp_path_factory):
 @pytest.fixture(scope="session")
 def foundation(tmp_path_factory):
     """DINOv2-like weights for vit-tiny: the reference parameters of its backbone."""
-    state = reference("vit-tiny").backbone.state_dict()
+    state = reference_model("vit-tiny").backbone.state_dict()
     path = tmp_path_factory.mktemp("foundation") / "vit_tiny.pth"
     torch.save({name: value for name, value in state.items() if not name.startswith("adapters")}, path)
     return path

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import trainings
 from helpers.evaluations import SCRIPTS, run_mode
-from helpers.models import MODES, image_batch, reference
+from helpers.models import MODES, image_batch, reference_model
 from helpers.processes import run_python, run_script
 
 from datasets.benchmark import ImageSet
@@ -52,7 +52,7 @@ def one_rank():
 
 @pytest.mark.parametrize("aggregation", ["gem", "boq", "salad"])
 def test_descriptors(aggregation):
-    model = reference("vit-tiny", aggregation).eval()
+    model = reference_model("vit-tiny", aggregation).eval()
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
@@ -63,7 +63,7 @@ def test_descriptors(aggregation):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_prepared_models(precision, compiled):
-    model = reference("vit-tiny", "gem", **MODES["two_branch"])
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
@@ -89,7 +89,7 @@ def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, pre
 def test_training_steps(precision, branch):
     losses = {}
     for device, used in (("cpu", "fp32"), ("cuda", precision)):
-        model = reference("vit-tiny", **MODES["float" if branch == "float" else "two_branch"])
+        model = reference_model("vit-tiny", **MODES["float" if branch == "float" else "two_branch"])
         config = TrainingConfig(optim="adam", lr=4e-4, device=device, precision=used)
         criterion = float_losses if branch == "float" else hashing_losses
         step = TrainingStep(model, config, criterion=criterion, branch=branch)
@@ -104,7 +104,7 @@ def test_training_steps(precision, branch):
 def test_a_compiled_training_step():
     losses = {}
     for compiled in (False, True):
-        model = reference("vit-tiny")
+        model = reference_model("vit-tiny")
         config = TrainingConfig(lr=4e-4, device="cuda", precision="bf16", compile=compiled)
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
         assert (model._compiled_call_impl is not None) == compiled
@@ -152,7 +152,7 @@ print("done")
 
 
 def test_batches_that_do_not_fit_are_halved(caplog):
-    model = reference("vit-tiny")
+    model = reference_model("vit-tiny")
     config = ExtractionConfig(resize=(322, 322), batch_size=256, device="cuda")
     images = torch.rand(256, 3, 322, 322)
     forward = Forward(prepare(model, replace(config, batch_size=16)), config)
@@ -196,7 +196,7 @@ def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch)
     loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
     monkeypatch.setattr(torch.Tensor, "to", watched)
     config = ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda", num_workers=1)
-    extractor = Extractor(model=prepare(reference("vit-tiny"), config), config=config)
+    extractor = Extractor(model=prepare(reference_model("vit-tiny"), config), config=config)
     extract(extractor, ImageSet.without_positions(paths))
     assert pinned == [True] * 4
     next(loader.batches(0, 0))

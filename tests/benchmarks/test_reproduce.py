@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from helpers.checkpoints import save_published
-from helpers.models import reference
+from helpers.models import reference_model
 from helpers.processes import start_script
 
 from benchmarks.reproduce import DIFFERS, NO_FIGURE, NOT_COMPARABLE, REPRODUCED, verdict
@@ -40,7 +40,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     kinds = (("gem", {}), ("boq", {}), ("gem", {"hashing": True, "rerank": True}))
     for name, (aggregation, flags) in zip(NAMES, kinds, strict=False):
-        save_published(reference("vit-tiny", aggregation, **flags).state_dict(), folder / f"{name}.pth")
+        save_published(reference_model("vit-tiny", aggregation, **flags).state_dict(), folder / f"{name}.pth")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_) -> None:

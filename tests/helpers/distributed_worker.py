@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from helpers.models import image_batch, reference
+from helpers.models import image_batch, reference_model
 
 from model import InputError
 from utils.runtime import distributed
@@ -27,7 +27,7 @@ def train(binary_branch, sizes):
     BatchNorm is in eval mode, so that its statistics are not those of a rank's share. SGD, since Adam turns gradients
     that are 0 but for rounding into full steps.
     """
-    model = reference("vit-tiny", "gem", hashing=binary_branch)
+    model = reference_model("vit-tiny", "gem", hashing=binary_branch)
     criterion, branch = (hashing_losses, "binary") if binary_branch else (float_losses, "float")
     step = TrainingStep(
         model, TrainingConfig(optim="sgd", lr=2.0 if binary_branch else 0.1), criterion=criterion, branch=branch

@@ -25,7 +25,7 @@ def sketched(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool
         return build(backbone, aggregation, **flags)
 
 
-def reference(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
+def reference_model(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
     """A model with reference parameters, in eval mode."""
     return filled(sketched(backbone, aggregation, **flags))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import save_published
-from helpers.models import MODES, image_batch, reference
+from helpers.models import MODES, image_batch, reference_model
 from helpers.pages import blocks
 from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
@@ -50,7 +50,7 @@ def exported(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             registers = 4 if mode == "two_branch" else 0
             patch.setitem(BACKBONES, "vit-tiny", replace(ONE_BLOCK, num_registers=registers))
-            model = reference("vit-tiny", aggregation, **MODES[mode])
+            model = reference_model("vit-tiny", aggregation, **MODES[mode])
             save_published(model.state_dict(), folder / f"{name}.pth")
             run_main(patch, folder / f"{name}.pth", size, folder / f"{name}.onnx", *flags)
         return folder / f"{name}.onnx", model
@@ -162,7 +162,7 @@ def test_the_code_in_the_documentation_describes_an_image_file_without_pytorch(e
 
 def test_a_fixed_position_embedding_changes_nothing():
     grid = (5, 8)
-    model = reference("vit-tiny")
+    model = reference_model("vit-tiny")
     images = torch.from_numpy(image_batch(0, 1, 14 * grid[0], 14 * grid[1]))
     with torch.inference_mode():
         expected = model(images)
@@ -233,7 +233,7 @@ def ready(monkeypatch, tmp_path):
     monkeypatch.setattr(onnx_export, "check_packages", lambda: None)
     monkeypatch.setattr(onnx_export, "build_proto", lambda *_, **__: File())
     monkeypatch.setattr(onnx_export, "compare", lambda *_, **__: {"descriptor": 0.0})
-    return save_published(reference("vit-tiny").state_dict(), tmp_path / "model.pth")
+    return save_published(reference_model("vit-tiny").state_dict(), tmp_path / "model.pth")
 
 
 def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypatch, tmp_path):
@@ -261,7 +261,7 @@ def test_a_file_that_differs_from_the_model_is_not_kept(ready, monkeypatch, tmp_
 
 
 def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(monkeypatch):
-    model = reference("vit-tiny")
+    model = reference_model("vit-tiny")
     monkeypatch.setattr(onnx_export, "MAX_FILE_BYTES", 10**6)
     with pytest.raises(InputError, match="0.0 GB.*at most 2 GB.*--fp16"):
         onnx_export.build_proto(model, onnx_export.ExtractionConfig(resize=(56, 56)), normalize=True)

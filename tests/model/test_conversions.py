@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from helpers.models import MODES, image_batch, reference
+from helpers.models import MODES, image_batch, reference_model
 
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
 
@@ -20,7 +20,7 @@ def outputs(model, images):
 @pytest.fixture(params=KINDS, ids="-".join)
 def model(request, shallow_vit):
     aggregation, mode = request.param
-    return reference("vit-tiny", aggregation, **MODES[mode]).eval()
+    return reference_model("vit-tiny", aggregation, **MODES[mode]).eval()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_in_half_precision_the_outputs_stay_float32_and_nearly_the_same(model, i
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("aggregation", "mode"), [("boq", "float"), ("salad", "float"), ("gem", "two_branch")])
 def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, images, aggregation, mode):
-    model, file = reference("vit-tiny", aggregation, **MODES[mode]), io.BytesIO()
+    model, file = reference_model("vit-tiny", aggregation, **MODES[mode]), io.BytesIO()
     with torch.inference_mode():
         torch.jit.save(torch.jit.trace(model, images[:2]), file)
     file.seek(0)
@@ -54,6 +54,6 @@ def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, im
 
 
 def test_training_still_passes_gradients_through_the_codes(images):
-    model = reference("vit-tiny", **MODES["hashing"]).train()
+    model = reference_model("vit-tiny", **MODES["hashing"]).train()
     model(images).code.sum().backward()
     assert float(model.linear4.weight.grad.abs().max()) > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.models import GOLDEN, MODES, build, filled, image_batch, reference, sketched
+from helpers.models import GOLDEN, MODES, build, filled, image_batch, reference_model, sketched
 
 from benchmarks.baseline_model import baseline_forward
 from model import AGGREGATIONS, BACKBONES, CODE_BITS, HashingOutput, InputError, ModelConfig, TwoBranchOutput
@@ -175,7 +175,7 @@ def test_named_tuples_unpack(tiny):
 
 
 def test_a_frozen_backbone_gets_no_gradient_and_everything_else_does():
-    model = reference("vit-tiny", hashing=True, rerank=True).train()
+    model = reference_model("vit-tiny", hashing=True, rerank=True).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(model.branch_of(name) != "backbone")
     logits, code, descriptor = model(torch.from_numpy(image_batch(1, 2, 56, 56)))
@@ -248,7 +248,7 @@ def test_registers_act_through_the_blocks_alone(monkeypatch):
     h, w = grid = (9, 10)
     images = torch.from_numpy(image_batch(4, 2, 14 * h, 14 * w))
     for aggregation in AGGREGATIONS:
-        model = reference("vit-tiny-reg", aggregation, hashing=True, rerank=True)
+        model = reference_model("vit-tiny-reg", aggregation, hashing=True, rerank=True)
         backbone = model.backbone
         with torch.inference_mode():
             x = backbone.embed(images, grid)

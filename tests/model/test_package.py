@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from helpers.models import reference
+from helpers.models import reference_model
 from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model.versions import VERSION
@@ -43,7 +43,7 @@ def test_it_contains_the_files_of_model_alone_and_needs_torch_alone(wheel):
 
 def test_a_program_loads_a_checkpoint_with_it(wheel, tmp_path):
     pip("install", "--target", tmp_path / "installed", wheel)
-    model = reference("vit-tiny", hashing=True, rerank=True)
+    model = reference_model("vit-tiny", hashing=True, rerank=True)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     code = """
 import importlib.metadata, torch, selavprplusplus

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import save_published, small_checkpoint, write_safetensors
-from helpers.models import MODES, build, reference, sketched
+from helpers.models import MODES, build, reference_model, sketched
 from helpers.processes import NOT_TORCH, run_python
 
 from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
@@ -36,7 +36,7 @@ for path in sys.argv[1:]:
 
 def tiny(mode="float", aggregation="gem"):
     """vit-tiny with reference parameters."""
-    return reference("vit-tiny", aggregation, **MODES[mode])
+    return reference_model("vit-tiny", aggregation, **MODES[mode])
 
 
 def blank(**flags):
@@ -45,18 +45,18 @@ def blank(**flags):
 
 
 @pytest.fixture(scope="module")
-def saved():
+def reference():
     """The entries of the float vit-tiny with reference parameters."""
     return tiny().state_dict()
 
 
-def expect_loaded(path, saved):
+def expect_loaded(path, reference):
     """Loads a checkpoint into a new float vit-tiny and compares every entry."""
     model = blank()
     weights.load_weights(model, path)
     own = model.state_dict()
-    assert own.keys() == saved.keys()
-    assert all(torch.equal(own[name], value) for name, value in saved.items())
+    assert own.keys() == reference.keys()
+    assert all(torch.equal(own[name], value) for name, value in reference.items())
 
 
 @functools.cache
@@ -77,14 +77,14 @@ def refusal(path, model=None):
     return str(caught.value)
 
 
-def test_published_form(tmp_path, saved):
-    paths = [save_published(saved, tmp_path / f"published_{version}.pth", version) for version in (1, 2)]
+def test_published_form(tmp_path, reference):
+    paths = [save_published(reference, tmp_path / f"published_{version}.pth", version) for version in (1, 2)]
     for version, path in enumerate(paths, 1):
         pickled = next(content for name, content in entries(path).items() if name.endswith("data.pkl"))
         assert (b"numpy.core." in pickled, b"numpy._core." in pickled) == (version == 1, version == 2)
-        expect_loaded(path, saved)
+        expect_loaded(path, reference)
     result = run_python(LOAD, *paths, cwd=tmp_path, without=NOT_TORCH)
-    assert result.stdout == 2 * f"{saved['linear1.weight'].double().sum().item():.6f}\n", result.stderr
+    assert result.stdout == 2 * f"{reference['linear1.weight'].double().sum().item():.6f}\n", result.stderr
 
 
 def entries(path):
@@ -94,16 +94,16 @@ def entries(path):
 
 
 @pytest.mark.parametrize("form", ["bare", "bare with module.", "legacy", "ours"])
-def test_other_forms(tmp_path, saved, form):
+def test_other_forms(tmp_path, reference, form):
     path = tmp_path / "model.pth"
     content = {
-        "bare": saved,
-        "legacy": saved,
-        "bare with module.": {f"module.{name}": value for name, value in saved.items()},
-        "ours": {"model_state_dict": saved, "config": {"backbone": "vit-tiny", "rerank": False}, "epoch": 3},
+        "bare": reference,
+        "legacy": reference,
+        "bare with module.": {f"module.{name}": value for name, value in reference.items()},
+        "ours": {"model_state_dict": reference, "config": {"backbone": "vit-tiny", "rerank": False}, "epoch": 3},
     }[form]
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
-    expect_loaded(path, saved)
+    expect_loaded(path, reference)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_another_backbone_is_refused_with_both_shapes(tmp_path):
     assert message.startswith(first_line)
 
 
-def test_a_cls_token_without_a_width_is_no_model(tmp_path, saved):
-    torch.save({**saved, "backbone.cls_token": torch.tensor(1.0)}, tmp_path / "scalar.pth")
+def test_a_cls_token_without_a_width_is_no_model(tmp_path, reference):
+    torch.save({**reference, "backbone.cls_token": torch.tensor(1.0)}, tmp_path / "scalar.pth")
     assert "does not look like a SelaVPR++ model" in refusal(tmp_path / "scalar.pth")
     torch.save({"cls_token": torch.tensor(1.0)}, tmp_path / "scalar.pth")
     assert "no DINOv2 weights" in foundation_refusal(tmp_path / "scalar.pth")
@@ -143,14 +143,14 @@ def placeholders(state):
     return {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
 
 
-def test_one_entry_missing_unexpected_or_of_another_shape(tmp_path, saved):
+def test_one_entry_missing_unexpected_or_of_another_shape(tmp_path, reference):
     path = tmp_path / "model.pth"
     for change, words in (
         ({"linear2.bias": None}, "1 missing (linear2.bias)"),
         ({"linear9.bias": torch.ones(1)}, "1 unexpected (linear9.bias)"),
         ({"linear2.bias": torch.ones(7)}, "1 of another shape (linear2.bias 7 instead of 512)"),
     ):
-        torch.save({name: value for name, value in {**saved, **change}.items() if value is not None}, path)
+        torch.save({name: value for name, value in {**reference, **change}.items() if value is not None}, path)
         assert words in refusal(path)
 
 
@@ -184,16 +184,16 @@ def test_backbones_that_differ_in_depth_or_adapters_alone_are_told_apart(monkeyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_point_types_are_converted(tmp_path, saved, dtype):
-    torch.save({**saved, "linear2.bias": saved["linear2.bias"].to(dtype)}, tmp_path / "model.pth")
+def test_other_floating_point_types_are_converted(tmp_path, reference, dtype):
+    torch.save({**reference, "linear2.bias": reference["linear2.bias"].to(dtype)}, tmp_path / "model.pth")
     model = blank()
     weights.load_weights(model, tmp_path / "model.pth")
-    assert torch.equal(model.linear2.bias, saved["linear2.bias"].to(dtype).float())
+    assert torch.equal(model.linear2.bias, reference["linear2.bias"].to(dtype).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
-def test_other_types_are_refused(tmp_path, saved, dtype):
-    torch.save({**saved, "linear2.bias": torch.ones(512).to(dtype)}, tmp_path / "model.pth")
+def test_other_types_are_refused(tmp_path, reference, dtype):
+    torch.save({**reference, "linear2.bias": torch.ones(512).to(dtype)}, tmp_path / "model.pth")
     name = str(dtype).removeprefix("torch.")
     assert f"1 of another type (linear2.bias {name} instead of float32)" in refusal(tmp_path / "model.pth")
 
@@ -223,8 +223,8 @@ def test_an_integer_entry_takes_integers_only(dtype):
         (lambda: {"module.linear2.bias": torch.ones(512)}, "both 'linear2.bias' and 'module.linear2.bias'"),
     ],
 )
-def test_entries_that_are_no_dense_tensor_with_one_name(tmp_path, saved, entry, words):
-    few = {name: value for name, value in saved.items() if name.startswith("linear")}
+def test_entries_that_are_no_dense_tensor_with_one_name(tmp_path, reference, entry, words):
+    few = {name: value for name, value in reference.items() if name.startswith("linear")}
     for wrap in (dict, lambda state: {"model_state_dict": state}):
         torch.save(wrap({**few, **entry()}), tmp_path / "model.pth")
         assert words in refusal(tmp_path / "model.pth")
@@ -257,9 +257,9 @@ def test_a_flipped_bit_never_gives_other_weights(tmp_path):
     assert refused > len(data) / 20
 
 
-def test_the_damaged_record_is_named(tmp_path, saved):
+def test_the_damaged_record_is_named(tmp_path, reference):
     path = tmp_path / "model.pth"
-    torch.save(saved, path)
+    torch.save(reference, path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -288,7 +288,7 @@ def test_a_file_saved_without_checksums_loads_with_a_warning(tmp_path, without_c
     expected = small_checkpoint(tmp_path / "model.pth")
     assert equal(weights.read_checkpoint(tmp_path / "model.pth"), expected)
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and "model.pth was saved without checksums" in record.getMessage()
+    assert record.levelname == "WARNING" and "model.pth was reference without checksums" in record.getMessage()
 
 
 def test_one_checksum_that_is_zero_is_damage(tmp_path, caplog):
@@ -327,15 +327,15 @@ class Trap:
 
 
 @pytest.mark.parametrize("container", ["torch", "legacy torch", "pickle", "in the model"])
-def test_pickled_code_is_refused_and_not_run(tmp_path, saved, container):
+def test_pickled_code_is_refused_and_not_run(tmp_path, reference, container):
     path, trace = tmp_path / "trap.pth", tmp_path / "trace"
     if container == "pickle":
         path.write_bytes(pickle.dumps({"model_state_dict": Trap(trace)}, protocol=2))
     elif container == "in the model":
-        torch.save({"model_state_dict": {**saved, "linear1.weight": Trap(trace)}}, path)
+        torch.save({"model_state_dict": {**reference, "linear1.weight": Trap(trace)}}, path)
     else:
         torch.save(
-            {"model_state_dict": saved, "epoch_num": Trap(trace)},
+            {"model_state_dict": reference, "epoch_num": Trap(trace)},
             path,
             _use_new_zipfile_serialization=container == "torch",
         )
@@ -348,9 +348,9 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, saved, container):
 
 @pytest.mark.parametrize("part", [0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_truncated(tmp_path, saved, part, zipped):
+def test_truncated(tmp_path, reference, part, zipped):
     path = tmp_path / "cut.pth"
-    torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+    torch.save(reference, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     message = refusal(path)
     assert "truncated" in message and "not a checkpoint" in message
@@ -411,7 +411,7 @@ def test_a_file_without_a_model(tmp_path, content, word):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(("mode", "aggregation"), [("float", "salad"), ("hashing", "gem"), ("two_branch", "boq")])
 def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregation):
-    model = reference("vit-tiny", aggregation, **MODES[mode])
+    model = reference_model("vit-tiny", aggregation, **MODES[mode])
     path = tmp_path / f"model{suffix}"
     if suffix == ".pth":
         torch.save(weights.model_content(model), path)
@@ -426,7 +426,7 @@ def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregatio
 
 def test_what_a_checkpoint_states_takes_precedence_over_what_its_entries_suggest(tmp_path):
     """And must be true: an entry that the stated model lacks is refused."""
-    content = weights.model_content(reference())
+    content = weights.model_content(reference_model())
     path = tmp_path / "model.pth"
     torch.save(content | {"model_config": content["model_config"] | {"aggregation": "boq"}}, path)
     with pytest.raises(InputError, match=r"does not fit the model.\nState-dict entries: .* missing \(aggregation"):
@@ -445,7 +445,7 @@ def test_what_a_checkpoint_states_takes_precedence_over_what_its_entries_suggest
 )
 def test_a_checkpoint_that_states_no_model_of_ours(tmp_path, stated, words):
     path = tmp_path / "model.pth"
-    torch.save(weights.model_content(reference()) | {"model_config": stated}, path)
+    torch.save(weights.model_content(reference_model()) | {"model_config": stated}, path)
     with pytest.raises(InputError, match=f"{re.escape(str(path))} states a model that does not exist here, .*{words}"):
         weights.load_model(ModelChoice(), path)
 
@@ -476,7 +476,7 @@ def test_a_file_of_no_model_of_ours_is_not_taken_for_the_default(tmp_path, choic
 def test_a_safetensors_file_of_others_is_recognised(tmp_path):
     """It has the entries of a model, in half precision, and no word about it."""
     package = pytest.importorskip("safetensors.torch")
-    state = reference(**MODES["two_branch"]).state_dict()
+    state = reference_model(**MODES["two_branch"]).state_dict()
     halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     package.save_file(halves, tmp_path / "model.safetensors")
     loaded = weights.load_model(ModelChoice(), tmp_path / "model.safetensors")
@@ -551,7 +551,7 @@ def with_registers(monkeypatch):
 
 def test_foundation_with_registers(tmp_path, with_registers):
     """DINOv2's entries, register_tokens [1, 4, D] among them, and not those of a backbone without registers."""
-    source = reference(with_registers)
+    source = reference_model(with_registers)
     torch.save(trunk_state(source), tmp_path / "reg.pth")
     torch.save(trunk_state(tiny()), tmp_path / "plain.pth")
     assert trunk_state(source).keys() - trunk_state(tiny()).keys() == {"register_tokens"}
@@ -565,15 +565,15 @@ def test_foundation_with_registers(tmp_path, with_registers):
 
 
 def test_a_checkpoint_with_registers_is_loaded(tmp_path, with_registers):
-    model = reference(with_registers, "salad")
+    model = reference_model(with_registers, "salad")
     path = save_published(model.state_dict(), tmp_path / "reg.pth")
     loaded = weights.load_model(ModelChoice(), path)
     assert loaded.config == model.config and equal(loaded.state_dict(), model.state_dict())
     assert "unexpected (backbone.register_tokens)" in refusal(path, tiny(aggregation="salad"))
 
 
-def test_an_incomplete_foundation_and_what_is_none(tmp_path, saved):
-    assert "no DINOv2 weights" in foundation_refusal(save_published(saved, tmp_path / "selavpr.pth"))
+def test_an_incomplete_foundation_and_what_is_none(tmp_path, reference):
+    assert "no DINOv2 weights" in foundation_refusal(save_published(reference, tmp_path / "selavpr.pth"))
     state = trunk_state(tiny())
     del state["blocks.3.ls1.gamma"]
     torch.save(state, tmp_path / "dinov2.pth")
@@ -654,18 +654,18 @@ def load_published():
 
 
 @pytest.fixture
-def whole(tmp_path, saved):
+def whole(tmp_path, reference):
     """The bytes of a whole published checkpoint."""
-    return save_published(saved, tmp_path / "whole.pth").read_bytes()
+    return save_published(reference, tmp_path / "whole.pth").read_bytes()
 
 
-def test_download_once(server, cache, monkeypatch, whole, saved):
+def test_download_once(server, cache, monkeypatch, whole, reference):
     publish(monkeypatch, server.address + "/a", server.address + "/b")
     server.files["/a/tiny.pth"] = whole
     for _ in range(2):
         model, path = load_published()
         assert path == cache / "tiny.pth" and path.read_bytes() == whole
-        assert torch.equal(model.linear2.weight, saved["linear2.weight"])
+        assert torch.equal(model.linear2.weight, reference["linear2.weight"])
         assert server.requests == ["/a/tiny.pth"]
         assert list(cache.iterdir()) == [path]
 
@@ -744,7 +744,7 @@ def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
     assert load_published()[1].read_bytes() == whole
 
 
-def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole, saved):
+def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whole, reference):
     cache.mkdir(parents=True)
     (cache / "tiny.pth").write_bytes(whole)
     publish_with_checksum(monkeypatch, sha256(whole))
@@ -754,7 +754,7 @@ def test_a_cached_file_with_another_checksum_is_refused(cache, monkeypatch, whol
         load_published()
     words = (str(cache / "tiny.pth"), sha256(whole), 64 * "a", "Delete it", "To use it as it is", "load_any_model")
     assert all(word in str(caught.value) for word in words)
-    expect_loaded(cache / "tiny.pth", saved)  # as the message says
+    expect_loaded(cache / "tiny.pth", reference)  # as the message says
 
 
 def test_dinov2_weights_are_verified_too(cache, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from helpers.checkpoints import save_published
-from helpers.models import MODES, reference
+from helpers.models import MODES, reference_model
 from helpers.processes import run_script
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ EXPECTED = {
 )
 @pytest.mark.parametrize(("mode", "numpy_version"), [("float", 1), ("hashing", 2), ("two_branch", 2)])
 def test_recalls(tmp_path, mode, numpy_version):
-    state = reference("dinov2-base", **MODES[mode]).state_dict()
+    state = reference_model("dinov2-base", **MODES[mode]).state_dict()
     checkpoint = save_published(state, tmp_path / "model.pth", numpy_version)
     flags = ["--rerank_num=20"] if mode == "two_branch" else []
     flags += [f"--datasets_folder={DATASETS}", "--dataset_name=corridor", "--backbone=dinov2-base"]

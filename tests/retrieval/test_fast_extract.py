@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.models import MODES, reference
+from helpers.models import MODES, reference_model
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
@@ -25,7 +25,7 @@ SETTINGS = ExtractionConfig(resize=(56, 70), batch_size=3)
 
 @pytest.fixture(scope="module")
 def model():
-    return reference("vit-tiny", "gem", **MODES["two_branch"])
+    return reference_model("vit-tiny", "gem", **MODES["two_branch"])
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_out_of_memory_for_a_single_image_is_an_error(prepared, monkeypatch):
 
 @pytest.mark.parametrize("name", ["linear2.weight", "linear4.weight"])
 def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
-    model = reference("vit-tiny", "gem", **MODES["two_branch"])
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     dict(model.named_parameters())[name].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
         extract_with(prepare(model, SETTINGS), images[:2])
@@ -147,7 +147,7 @@ def a_compiler_without_code(monkeypatch):
 
 
 def test_a_compiled_model_extracts_the_same(shallow_vit, images):
-    model = reference("vit-tiny", "gem", **MODES["two_branch"])
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     plain = extract_with(prepare(model, SETTINGS), images[:7])
     compiled = prepare(model, replace(SETTINGS, compile=True))
     fast = extract_with(compiled, images[:7])  # batches of 3, 3 and 1
@@ -163,7 +163,7 @@ def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(sha
     images = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     runs = []
     for compiled in (False, True):
-        model = reference("vit-tiny", "gem", **MODES[mode])
+        model = reference_model("vit-tiny", "gem", **MODES[mode])
         config = TrainingConfig(optim="sgd", lr=0.1, compile=compiled)
         step = TrainingStep(model, config, criterion=criterion, branch=branch)
         set_training_mode(model)

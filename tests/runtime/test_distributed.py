@@ -8,7 +8,7 @@ import torch
 from helpers import distributed_worker
 from helpers.evaluations import flags_for
 from helpers.indexes import content
-from helpers.models import reference
+from helpers.models import reference_model
 from helpers.processes import ROOT, run_script, run_two_ranks, torchrun
 from helpers.trainings import flags_for as flags_for_training
 from helpers.trainings import metrics_of, the_folder
@@ -41,7 +41,7 @@ def alone():
 @pytest.mark.parametrize("branch", ["float", "hashing"])
 def test_two_ranks_are_one(found, alone, branch, split):
     losses, state = alone[branch]
-    start = reference("vit-tiny", "gem", hashing=branch == "hashing").state_dict()
+    start = reference_model("vit-tiny", "gem", hashing=branch == "hashing").state_dict()
     assert losses[-1, 0] < losses[0, 0]
     assert sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20
     for rank in found:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.evaluations import SIZE
 from helpers.indexes import content
-from helpers.models import MODES, build, reference
+from helpers.models import MODES, build, reference_model
 from helpers.processes import run_here, run_script, start_script
 from helpers.trainings import best_model, flags_for, load, metrics_of, outcome, run_well, same, the_folder
 from PIL import Image
@@ -138,7 +138,7 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
     assert lines[-1].startswith("R@1: ")
     names = sorted(path.name for path in folder.iterdir())
     assert names == ".lock best_model.pth log.txt predictions.csv results.json".split()
-    best, start = best_model(folder), reference("vit-tiny").state_dict()
+    best, start = best_model(folder), reference_model("vit-tiny").state_dict()
     assert same({name: best[name] for name in start}, start)
     adapters = [name for name in start if name.startswith("backbone.adapters.")]
     assert adapters
@@ -151,7 +151,7 @@ def test_a_new_run_starts_from_given_weights(city, checkpoints, tmp_path):
     flags = flags_for(city, f"--init_from={checkpoints['hashing']}", "--epochs_num=0")
     _, folder = run_well("train_hashing.py", flags, tmp_path / "start")
     start = best_model(folder)
-    assert same(start, dict(reference(**MODES["hashing"]).state_dict()))
+    assert same(start, dict(reference_model(**MODES["hashing"]).state_dict()))
     _, folder = run_well("train_hashing.py", [*flags, "--epochs_num=1", "--val_datasets", "none"], tmp_path / "run")
     tuned = load(folder / "last_model.pth")
     assert tuned["train_state"]["step"] == BATCHES
@@ -195,7 +195,7 @@ def test_the_frozen_branch_is_extracted_once_for_validation(city, checkpoints, m
         return extract(extractor, images, float_branch=float_branch)
 
     monkeypatch.setattr(validation, "extract", spy)
-    model = reference(**MODES["two_branch"])
+    model = reference_model(**MODES["two_branch"])
     benchmark = Benchmark(BenchmarkConfig(datasets_folder=city, name="synthetic", split="val"))
     validate = validation.Validator([benchmark], ExtractionConfig(resize=(56, 56)), rerank_num=3)
     results = [validate(model) for _ in range(3)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import build, image_batch, reference
+from helpers.models import build, image_batch, reference_model
 
 from utils.cli.parser import parse
 from utils.cli.training import FloatTraining
@@ -35,7 +35,7 @@ class Stage:
 
     def __init__(self, name, optim="sgd", lr=0.01, ema=None):
         (aggregation, hashing, rerank), self.train_backbone = STAGES[name]
-        self.model = reference("vit-tiny", aggregation, hashing=hashing, rerank=rerank)
+        self.model = reference_model("vit-tiny", aggregation, hashing=hashing, rerank=rerank)
         self.float_branch = not hashing
         criterion, branch = (hashing_losses, "binary") if hashing else (float_losses, "float")
         config = TrainingConfig(optim=optim, lr=lr, ema=ema, train_backbone=self.train_backbone)
