@@ -32,7 +32,12 @@ SLOWEST_FILES = [  # these start first, so that no process ends the run alone wi
 
 
 PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of what the remaining tests show
-    *(f"test_three_steps[dinov2-base:{case}]" for case in ("gem:float", "gem:hashing", "salad:float")),
+    "test_steps_of_training[3-",
+    "test_pickles_copies_and_traces_of_a_loaded_model",
+    "test_a_program_keeps_its_own_modules[theirs]",
+    "test_what_is_loaded_twice_or_in_several_threads_is_one_package",
+    "test_names_that_a_terminal_cannot_show_do_not_end_a_run",
+    "test_a_stopped_run_says_how_to_continue[2-130]",
     *(f"test_methods_run_in_every_script[{case}]" for case in ("five_crops-float", "five_crops-hashing")),
     "test_methods_run_in_every_script[maj_voting-hashing]",
     *(f"test_a_database_image_finds_itself_and_reduced_descriptors_are_exported[{case}]" for case in ("fp16", "int8")),

@@ -214,8 +214,8 @@ def test_degrees_and_utm_across_the_equator():
     np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
 
 
-def build(folder, checkpoint, cwd, *more, index="index"):
-    return run_script("build_index.py", folder, f"--index={index}", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
+def build(folder, checkpoint, cwd, *more):
+    return run_script("build_index.py", folder, "--index=index", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
 
 
 def database_of(datasets):
