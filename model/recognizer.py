@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .config import check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .inference import prepare_for_inference
-from .network import GeoLocalizationNet, check_image_size
+from .network import GeoLocalizationNet
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
 from .weights import load_any_model

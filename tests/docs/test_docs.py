@@ -21,7 +21,7 @@ from helpers.evaluations import SCRIPTS
 from helpers.evaluations import flags_for as evaluation_flags
 from helpers.models import MODES, build
 from helpers.pages import FENCE, blocks
-from helpers.processes import ROOT, run_script
+from helpers.processes import ROOT, run_here, run_script
 
 from datasets import layouts
 from datasets.layouts import BenchmarkConfig, find_layout
@@ -169,7 +169,7 @@ def known_flags(tmp_path_factory) -> Callable[[str], set[str]]:
         if script not in known:
             path, *subcommand = script.split()
             assert (ROOT / path).is_file(), f"there is no {path}"
-            result = run_script(path, *subcommand, "--help", cwd=folder)
+            result = run_here(path, *subcommand, "--help", cwd=folder)
             assert result.status == 0, result.stderr
             known[script] = set(re.findall(r"^ +(?:-\w[^\n-]*, )?(--[\w-]+)", result.stdout, re.MULTILINE))
         return known[script]
@@ -286,7 +286,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     assert "argument --max_distance: '0' is not a number above 0." in capsys.readouterr().err
 
 
-def test_the_example_aggregation_obeys_the_rules(monkeypatch):
+def test_the_example_aggregation_obeys_the_rules(monkeypatch, shallow_vit):
     _, _, _, code, entry, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     names = dict(vars(aggregation))
     exec(code, names)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from helpers.models import build, filled
+from helpers.models import reference_model
 from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model.versions import VERSION
@@ -44,7 +44,7 @@ def test_it_contains_the_files_of_model_alone_and_needs_torch_and_numpy_alone(wh
 
 def test_a_program_loads_a_checkpoint_with_it(wheel, tmp_path):
     pip("install", "--target", tmp_path / "installed", wheel)
-    model = filled(build("vit-tiny", hashing=True, rerank=True))
+    model = reference_model("vit-tiny", hashing=True, rerank=True)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     code = """
 import importlib.metadata, torch, selavprplusplus

@@ -29,8 +29,6 @@ from utils.cli.search import BuildIndexArguments
 from utils.retrieval.index import Index
 from utils.runtime.parser import parse
 
-# ---- EXIF
-
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("degrees", [(55.6761, 12.56834), (-33.8568, 151.2153), (37.78, -122.41), (-54.8, -68.3)])
@@ -116,9 +114,6 @@ def test_only_the_header_is_read_and_nothing_is_written(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(InputError, match="text.jpg: this is not a JPEG or PNG file"):
         gps_position(tmp_path / "text.jpg")
-
-
-# ---- Positions
 
 
 def located(folder, source="auto", csv=None):
@@ -222,11 +217,8 @@ def test_degrees_and_utm_across_the_equator():
     np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
 
 
-# ---- The script
-
-
-def build(folder, checkpoint, cwd, *more, index="index"):
-    return run_script("build_index.py", folder, f"--index={index}", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
+def build(folder, checkpoint, cwd, *more):
+    return run_script("build_index.py", folder, "--index=index", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
 
 
 def database_of(datasets):
@@ -366,10 +358,3 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
         shutil.copytree("index", str(index))  # the error may keep an index locked for a while
         message = refusal("images", "--append", f"--index={index}", *more)
         assert message.startswith(f"--append: the index {index} was built differently: ") and words in message
-
-
-def test_append_needs_the_folder_of_an_index(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["build_index.py", "images", "--append", "--resume=model.pth"])
-    with pytest.raises(SystemExit):
-        build_index.main(parse(BuildIndexArguments, None))
-    assert "the following arguments are required: --index" in capsys.readouterr().err
