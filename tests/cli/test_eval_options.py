@@ -59,9 +59,11 @@ def test_several_datasets_end_with_a_table(two_datasets, checkpoints, tmp_path):
     assert list(rows) == ["tiny", "msls"]
     for name, row in rows.items():
         assert (row["database"], row["queries"], row["status"]) == ("16", "10", "evaluated")
-        assert row["protocol"] == "unrecognised protocol"
+        assert row["protocol"] == ""
         assert [row[f"R@{n}"] for n in recalls[name]] == [f"{value:.1f}" for value in recalls[name].values()]
-    lines = result.stdout.splitlines()
+    *lines, first, second = result.stdout.splitlines()
+    pages = [path.relative_to(cwd) for path in (run / "tiny/report.html", run / "msls/report.html")]
+    assert [first, second] == [f"Report: {page}" for page in pages]
     assert lines[-4].startswith("| dataset | protocol | database | queries | R@1 |")
     assert (
         lines[-3].replace(" --- |", "") == "|" and lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
@@ -129,8 +131,10 @@ def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints
         assert any(line.startswith(f"{name} ({len(queries)} queries): R@1: ") for line in outcome.lines)
     assert len({condition["recalls"]["1"] for condition in conditions.values()}) > 1
     assert any(line.startswith("mAP@1: ") for line in outcome.lines)
-    assert "Protocol: unrecognised protocol" in outcome.lines
-    assert outcome.results["protocol"] == "unrecognised protocol" and outcome.results["threshold"] == 25
+    assert not any(line.startswith("Protocol") for line in outcome.lines)
+    assert (
+        outcome.results["protocol"] is outcome.results["protocol_note"] is None and outcome.results["threshold"] == 25
+    )
 
 
 def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmark, checkpoints, tmp_path):
@@ -143,7 +147,7 @@ def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmar
     conditions = outcome.results["conditions"]
     assert outcome.results["queries"] == 20 and list(conditions) == ["queries_sun", "queries_night"]
     assert conditions["queries_sun"] == conditions["queries_night"]
-    assert conditions["queries_sun"]["protocol"] == "unrecognised protocol"
+    assert conditions["queries_sun"]["protocol"] is None
 
 
 # ---- Test methods and PCA

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.reports import copy_with_hostile_names, make_results, read_tiny
+from helpers.reports import MODEL, copy_with_hostile_names, make_results, read_tiny
 
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.report import report
@@ -50,7 +50,7 @@ def page(tmp_path_factory, tiny_benchmark):
         patch.chdir(folder)
         run = RunDir("eval", {"backbone": "vit-tiny"})
         config = ReportConfig(recall_values=(1, 5), page_queries=100)
-        report(run, benchmark, make_results(benchmark), descriptor_dim=512, config=config)
+        report(run, benchmark, make_results(benchmark), model=MODEL, config=config)
         return (run.folder / "report.html").resolve().as_uri()
 
 

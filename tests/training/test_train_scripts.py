@@ -34,6 +34,7 @@ FILES = [
     "log.txt",
     "metrics.csv",
     "predictions.csv",
+    "report.html",
     "results.json",
 ]
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
@@ -149,7 +150,7 @@ def test_a_run_is_resumed_with_the_model_of_its_checkpoint(stages, city, foundat
     flags = [flag for flag in flags if flag != "--backbone=vit-tiny"]
     result = run_script("train_hashing.py", *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == stages["train_hashing.py"][0][-1]
+    assert result.stdout.splitlines()[-2] == stages["train_hashing.py"][0][-1]
 
 
 def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, foundation):
@@ -190,6 +191,7 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
         "best_model.pth",
         "log.txt",
         "predictions.csv",
+        "report.html",
         "results.json",
     ]
     best, start = best_model(folder), filled(build("vit-tiny")).state_dict()

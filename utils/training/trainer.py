@@ -190,6 +190,7 @@ class Trainer:
             return
         values = {name: float(value) for name, value in self.pending._asdict().items()}
         self.pending = None
+        self.state.losses.append(values["total"] if math.isfinite(values["total"]) else math.nan)
         self.non_finite_steps = 0 if math.isfinite(values["total"]) else self.non_finite_steps + 1
         if self.non_finite_steps >= MAX_NON_FINITE:
             last = self.run.folder / LAST_MODEL
@@ -226,7 +227,7 @@ class Trainer:
             rows = csv.DictWriter(file, history[-1].keys())
             rows.writeheader()
             rows.writerows(history)
-        draw_curves(self.run.folder / CURVES, history)
+        draw_curves(self.run.folder / CURVES, history, self.state.losses)
 
     def _save(self) -> None:
         if self.board:
