@@ -62,7 +62,7 @@ def test_several_datasets_end_with_a_table(two_datasets, checkpoints, tmp_path):
         assert row["protocol"] == ""
         assert [row[f"R@{n}"] for n in recalls[name]] == [f"{value:.1f}" for value in recalls[name].values()]
     *lines, first, second = result.stdout.splitlines()
-    pages = [path.relative_to(cwd) for path in (run / "tiny/report.html", run / "msls/report.html")]
+    pages = [path.relative_to(tmp_path / "run") for path in (run / "tiny/report.html", run / "msls/report.html")]
     assert [first, second] == [f"Report: {page}" for page in pages]
     assert lines[-4].startswith("| dataset | protocol | database | queries | R@1 |")
     assert (

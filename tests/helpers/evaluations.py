@@ -28,7 +28,9 @@ def flags_for(datasets, checkpoint, *more):
 
 
 class Outcome:
-    """What a run that ended well left: the lines printed before the last, which names the page, results.json, the rows of predictions.csv and its folder."""
+    """What a run that ended well left: printed lines, except for the last, which names the page; results.json; the rows
+    of predictions.csv; and its folder.
+    """
 
     def __init__(self, result, cwd, save_dir="eval"):
         assert result.status == 0, result.stderr

@@ -33,7 +33,7 @@ def flags_for(city, *more):
 
 
 def run_well(script, flags, cwd):
-    """Runs a script that is to end well; the lines printed before the last, which names the page, and its run folder."""
+    """Runs a script that is to end well; its lines but the last, which names the page, and its run folder."""
     cwd.mkdir(exist_ok=True)
     result = run_script(script, *flags, cwd=cwd)
     assert result.status == 0, result.stderr
