@@ -37,8 +37,8 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
     utms = np.concatenate([benchmark.database.utms, benchmark.queries.utms])
-    utms = utms[on_map(utms)]
-    frame = MapFrame(utms) if len(utms) else None
+    known = utms[on_map(utms)]
+    frame = MapFrame(known) if len(known) else None
     overview = _map(outcome, frame) if frame else ""
     if outcome.correct:
         first = list(results["recalls"].items())[:3]
@@ -107,7 +107,8 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
 
 def _map(outcome: Outcome, frame: MapFrame) -> str:
     """The map of the positions that are known, with its legend."""
-    database, queries, correct = outcome.benchmark.database.utms, outcome.benchmark.queries.utms, outcome.last_correct
+    database = np.asarray(outcome.benchmark.database.utms)  # those of a search engine are no array yet
+    queries, correct = outcome.benchmark.queries.utms, outcome.last_correct
     if correct is None:
         groups, legend = {"unknown": np.ones(len(queries), bool)}, {"unknown": "query"}
     else:

@@ -55,9 +55,10 @@ def read_run(folder: Path, depth: int | None = None) -> SavedRun:
         hint = f"Choose one of its folders: {', '.join(parts)}." if parts else "Expected logs/<save_dir>/<time>."
         raise InputError(f"No predictions in {folder}: {path} is missing. {hint}")
     results = read_results(folder)
+    model = results.get("model")  # which older versions did not store
     return SavedRun(
         folder=folder,
-        model=str(results.get("model", folder)),  # which older versions did not store
+        model=model if isinstance(model, str) else str(folder),
         images_folder=results["folder"],
         arguments=results["arguments"],
         predictions=_read_predictions(path, depth),
