@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at, wilson_interval
+from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
     MapFrame,
@@ -46,7 +46,9 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
         overview = f'<div class="columns"><div>{_recalls(outcome, results)}</div>{overview}</div>'
         after.append(_distance_section(outcome))
     if overview:
-        before.append(Section(anchor="recalls", heading="Recalls" if outcome.correct else "Map", content=overview))
+        before.append(
+            Section(anchor="recalls", heading="Recalls and map" if outcome.correct else "Map", content=overview)
+        )
     return Page(
         title=title,
         heading=benchmark.name,
@@ -74,7 +76,7 @@ def _header(outcome: Outcome, results: dict[str, Any]) -> str:
         lines.append(f"{results['queries_without_positives']:,} queries have no positive and count as missed.")
     figures = ""
     for n, value in list(results["recalls"].items())[:4]:
-        low, high = wilson_interval(value, results["queries"])
+        low, high = results["recall_intervals"][n]
         figures += f'<li><strong>{value:.1f}</strong>R@{n} <span class="soft">{low:.1f} to {high:.1f}</span></li>'
     note = '<p class="soft">Recall@N in %, with its 95 % confidence interval (Wilson) over the queries.</p>'
     texts = "".join(f"<p>{escape(line)}</p>" for line in lines)
