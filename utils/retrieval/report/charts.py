@@ -45,7 +45,7 @@ def round_ticks(low: float, high: float, most: int, least: float = 0.0) -> np.nd
     """Multiples of 1, 2 or 5 times a power of ten, the first at most `low`, the last above `high`: steps of `least` or
     more, at most `most` >= 4. For finite low <= high.
     """
-    span = max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-9)
+    span = max(high - low, 1e-5 * max(abs(low), abs(high)), 1e-9)
     power = 10.0 ** np.floor(np.log10(max(span / most, least)))
     for step in (power * factor for factor in (1, 2, 5, 10, 20)):
         first, last = np.floor(low / step), np.floor(high / step) + 1
