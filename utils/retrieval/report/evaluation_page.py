@@ -252,8 +252,9 @@ def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: Map
     """A query with the first predictions of each stage. frame: of the map; None without one."""
 
     def add(shown: Shown) -> dict[str, Any]:
-        known = frame is not None and shown.position is not None and on_map(shown.position[None])[0]
-        place = frame(shown.position[None])[0] if known else None
+        place = None
+        if frame and shown.position is not None and on_map(shown.position[None])[0]:
+            place = frame(shown.position[None])[0]
         return gallery.cell(shown, outcome.name(shown.image), place)
 
     image = add(outcome.shown_query(query))["image"]
