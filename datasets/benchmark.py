@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.file_names import common_utm_zone, image_key, mapillary_conditions, utm_position
+from datasets.file_names import common_utm_zone, find_utm_position, image_key, mapillary_conditions, utm_position
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
 from datasets.positions import PositionTable
 from model.errors import InputError
@@ -44,7 +44,8 @@ class Benchmark:
 
     Attributes: config; name; folder, above all images; database and queries, in sorted order; query_folders, {name:
     indices of the queries in that folder}. With `has_database=False` the database folder is not read and `database` is
-    empty, for evaluations of an index. Raises InputError if a folder is missing or empty, if an image has no position,
+    empty, for evaluations of an index. Without labels, positions are those of the file names, if all in a folder have
+    one, and otherwise NaN. Raises InputError if a folder is missing or empty, if an image has no position,
     or if database and queries state different UTM zones.
     """
 
@@ -57,9 +58,9 @@ class Benchmark:
 
         def read(folder: Path) -> ImageSet:
             paths = list_images(folder)
-            if not config.labels:
+            if not config.labels and not (paths and all(find_utm_position(path) for path in paths)):
                 return ImageSet.without_positions(paths)
-            if positions:
+            if positions and config.labels:
                 return ImageSet(paths, positions.utms(paths, folder), positions.zone)
             return ImageSet(paths, np.array([utm_position(path) for path in paths]), common_utm_zone(paths))
 
@@ -77,7 +78,8 @@ class Benchmark:
             np.concatenate([part.utms for part in parts.values()]),
             zones.pop() if len(zones) == 1 else None,
         )
-        _check_zones(self.database, self.queries)
+        if config.labels:
+            _check_zones(self.database, self.queries)
 
     def with_database(self, database: ImageSet) -> "Benchmark":
         """The same queries against another database, such as the images of an index.
@@ -89,7 +91,8 @@ class Benchmark:
         benchmark.__dict__.pop("positives", None)
         if self.config.labels and np.isnan(database.utms).any():
             raise InputError("The index holds images without positions, so that no recall is defined. Use --no_labels.")
-        _check_zones(database, self.queries)
+        if self.config.labels:
+            _check_zones(database, self.queries)
         return benchmark
 
     @cached_property

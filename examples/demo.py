@@ -117,9 +117,8 @@ def main() -> None:
 
     # ---- Results
     print_table(*(results(folder, name) for name in names))
-    curves = ", ".join(str(newest(folder, stage) / "curves.png") for stage in ("stage_one", "stage_two"))
-    print(f"Pictures: {folder / 'contact_sheet.png'} (places of the city), {curves}")
-    print(f"The demo took {time.perf_counter() - started:.0f} s.")
+    print(f"The demo took {time.perf_counter() - started:.0f} s. Places of the city: {folder / 'contact_sheet.png'}")
+    print(f"Report: {newest(folder, 'two_stage') / 'report.html'}")
 
 
 def draw_city(recipe: Recipe) -> None:

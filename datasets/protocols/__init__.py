@@ -4,7 +4,7 @@ Recalls are comparable only within one protocol. A benchmark is recognised by it
 do not suffice, by its file names and positions.
 """
 
-from datasets.protocols.recognition import UNRECOGNISED, Recognition, recognise
+from datasets.protocols.recognition import Recognition, recognise
 from datasets.protocols.table import PROTOCOLS, Protocol
 
-__all__ = ["PROTOCOLS", "UNRECOGNISED", "Protocol", "Recognition", "recognise"]
+__all__ = ["PROTOCOLS", "Protocol", "Recognition", "recognise"]

@@ -11,32 +11,32 @@ from datasets.benchmark import ImageSet
 from datasets.file_names import image_key
 from datasets.protocols.table import PROTOCOLS, Protocol
 
-UNRECOGNISED = "unrecognised protocol"
 SEASONS = ("spring", "summer", "fall", "winter")
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """The protocol of a benchmark, or None; `reason`: what keeps it from being one whose counts it has."""
+    """The protocol of a benchmark, or None; `reason`: what keeps it from being one whose counts or name it has.
+
+    As text it is the name or the reason, and empty for images of one's own.
+    """
 
     protocol: Protocol | None
     reason: str = ""
 
-    @property
-    def name(self) -> str:
-        """The protocol's name, or "unrecognised protocol"."""
-        return self.protocol.name if self.protocol else UNRECOGNISED
-
     def __str__(self) -> str:
         if self.protocol is None:
-            return f"{UNRECOGNISED} ({self.reason})" if self.reason else UNRECOGNISED
+            return f"none known: {self.reason}" if self.reason else ""
         details = [] if self.protocol.frames is not None else [f"{self.protocol.threshold:g} m"]
         details += [] if self.protocol.verified else ["counts unverified"]
         return self.protocol.name + (f" ({', '.join(details)})" if details else "")
 
 
-def recognise(database: ImageSet, queries: ImageSet, threshold: float) -> Recognition:
-    """The protocol with these counts, file names, positions and threshold in metres."""
+def recognise(database: ImageSet, queries: ImageSet, threshold: float, names: Sequence[str | None] = ()) -> Recognition:
+    """The protocol with these counts, file names, positions and threshold in metres.
+
+    names: of the dataset, its split and the folder of queries, as far as known; they tell which counts to expect.
+    """
     reasons = []
     for protocol in PROTOCOLS:
         if _matches(len(database), protocol.database) and _matches(len(queries), protocol.queries):
@@ -44,12 +44,34 @@ def recognise(database: ImageSet, queries: ImageSet, threshold: float) -> Recogn
             if not reason:
                 return Recognition(protocol)
             reasons.append(f"counts of {protocol.name}, but {reason}")
+    named = [] if reasons else _protocols_named(*names)
+    if named:
+        expected = " or ".join(f"{_count(p.database)} and {_count(p.queries)} ({p.name})" for p in named)
+        reasons = [f"{len(database):,} database images and {len(queries):,} queries found, expected are {expected}"]
     return Recognition(None, "; ".join(reasons))
 
 
 def keys_sha256(keys: Sequence[str]) -> str:
     """The checksum by which a set of Mapillary keys is recognised: of the sorted keys, joined by line breaks."""
     return hashlib.sha256("\n".join(sorted(keys)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _protocols_named(dataset: str | None = None, *parts: str | None) -> list[Protocol]:
+    """Those of a dataset, such as "sf_xl", and of these parts of it, as far as their names tell them apart."""
+    key = _letters(dataset or "")
+    found = [p for p in PROTOCOLS if len(key) >= len("msls") and _letters(p.name).startswith(key)]
+    for part in parts:
+        word = (part or "").removeprefix("queries_")
+        found = [p for p in found if word in p.name.lower().replace(",", "").split()] or found
+    return found
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _count(expected: int | range) -> str:
+    return f"{expected:,}" if isinstance(expected, int) else f"{expected[0]:,} to {expected[-1]:,}"
 
 
 def _matches(count: int, expected: int | range) -> bool:

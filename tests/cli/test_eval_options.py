@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.evaluations import SCRIPTS, expect_refusal, flags_for, run_mode
+from helpers.evaluations import SCRIPTS, SIZE, expect_refusal, flags_for, run_mode
 from helpers.oracles import mapillary_apk
 from helpers.processes import run_here, run_script
 from PIL import Image
@@ -56,9 +56,11 @@ def test_several_datasets_end_with_a_table(two_datasets, checkpoints, tmp_path):
     assert list(rows) == ["tiny", "msls"]
     for name, row in rows.items():
         assert (row["database"], row["queries"], row["status"]) == ("16", "10", "evaluated")
-        assert row["protocol"] == "unrecognised protocol"
+        assert row["protocol"] == ""
         assert [row[f"R@{n}"] for n in recalls[name]] == [f"{value:.1f}" for value in recalls[name].values()]
-    lines = result.stdout.splitlines()
+    *lines, first, second = result.stdout.splitlines()
+    pages = [path.relative_to(tmp_path / "run") for path in (run / "tiny/report.html", run / "msls/report.html")]
+    assert [first, second] == [f"Report: {page}" for page in pages]
     assert lines[-4].startswith("| dataset | protocol | database | queries | R@1 |")
     assert lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
     alone = run_mode("two_branch", two_datasets, checkpoints, tmp_path / "alone", "--dataset_name=msls")
@@ -107,8 +109,11 @@ def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints
         assert any(line.startswith(f"{name} ({len(queries)} queries): R@1: ") for line in outcome.lines)
     assert len({condition["recalls"]["1"] for condition in conditions.values()}) > 1
     assert any(line.startswith("mAP@1: ") for line in outcome.lines)
-    assert "Protocol: unrecognised protocol" in outcome.lines
-    assert outcome.results["protocol"] == "unrecognised protocol" and outcome.results["threshold"] == 25
+    (protocol,) = (line for line in outcome.lines if line.startswith("Protocol: "))
+    assert protocol.startswith(
+        "Protocol: none known: 16 database images and 10 queries found, expected are 18,871 and "
+    )
+    assert outcome.results["protocol"] is None and outcome.results["threshold"] == 25
 
 
 def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmark, checkpoints, tmp_path):
@@ -121,7 +126,7 @@ def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmar
     conditions = outcome.results["conditions"]
     assert outcome.results["queries"] == 20 and list(conditions) == ["queries_sun", "queries_night"]
     assert conditions["queries_sun"] == conditions["queries_night"]
-    assert conditions["queries_sun"]["protocol"] == "unrecognised protocol"
+    assert conditions["queries_sun"]["protocol"] is None
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,9 @@ def test_flags_without_effect_in_the_reference_say_so(tmp_path, script):
 
 def test_an_index_without_positions_needs_no_labels(tiny_benchmark, checkpoints, tmp_path):
     index = tmp_path / "index"
-    run_mode("hashing", tiny_benchmark, checkpoints, tmp_path / "save", "--no_labels", f"--save_index={index}")
+    folder, resume = tiny_benchmark / "tiny/images/test/database", f"--resume={checkpoints['hashing']}"
+    flags = [resume, "--positions=none", *SIZE]
+    assert run_script("build_index.py", folder, f"--index={index}", *flags, cwd=tmp_path).status == 0
     result = evaluate("hashing", tiny_benchmark, checkpoints, tmp_path / "load", f"--load_index={index}")
     expect_refusal(result, tmp_path / "load", "without positions", "--no_labels")
     flags = ["--no_labels", f"--load_index={index}"]

@@ -10,7 +10,7 @@ import pytest
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig
-from datasets.protocols import PROTOCOLS, UNRECOGNISED, recognise
+from datasets.protocols import PROTOCOLS, recognise
 from datasets.protocols.__main__ import main
 from datasets.protocols.recognition import keys_sha256
 from datasets.protocols.table import MSLS_740_SHA256
@@ -59,7 +59,7 @@ def images(count: int, spacing: float = 3, pattern: str = "images/@0@{i}@.jpg") 
 @pytest.mark.parametrize(("name", "database", "queries", "spacing"), COUNTS)
 def test_protocols_are_recognised(name, database, queries, spacing):
     found = recognise(images(database, spacing), images(queries), 25)
-    assert found.name == name and str(found).startswith(name)
+    assert found.protocol.name == name and str(found).startswith(name)
     assert found.protocol.verified and "unverified" not in str(found)
 
 
@@ -77,21 +77,54 @@ def test_unverified_protocols_say_so():
         (10_000, 6_815, 25, 3, ""),
         (18_871, 740, 25, 3, "counts of MSLS val, official 740 queries, but other queries"),
         (18_871, 11_083, 25, 3, ""),
-        (27_592, 27_592, 25, 25, "within 1 frame instead of within 10"),
-        (27_592, 2_760, 25, 2.381, "within 10 frames instead of within 1"),
+        (
+            27_592,
+            27_592,
+            25,
+            25,
+            "counts of Nordland, 27,592 queries, within 10 frames, but within 1 frame instead of within 10",
+        ),
+        (
+            27_592,
+            2_760,
+            25,
+            2.381,
+            "counts of Nordland*, 2,760 queries, within 1 frame, but within 10 frames instead of within 1",
+        ),
         (500_000, 598, 25, 3, ""),
     ],
 )
 def test_near_misses_are_not_recognised(database, queries, threshold, spacing, reason):
     found = recognise(images(database, spacing), images(queries), threshold)
-    assert found.name == UNRECOGNISED and found.protocol is None
-    assert reason in found.reason and str(found).startswith(UNRECOGNISED)
+    assert found.protocol is None and found.reason == reason
+    assert str(found) == (f"none known: {reason}" if reason else "")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ("pitts30k", "test"),
+            "100 database images and 50 queries found, expected are 10,000 and 6,816 (Pitts30k test)",
+        ),
+        (("tokyo_24-7", "test"), "75,984 and 315 (Tokyo 24/7)"),
+        (("svox", "test", "queries_night"), "17,166 and 823 (SVOX night)"),
+        (("sf_xl", "test", "queries_v2"), "(SF-XL test v2) or 25,650 to 28,350 and 598 (SF-XL small test, v2)"),
+        (("msls", "val"), "18,871 and 11,084 (MSLS val, all 11,084 queries) or 18,871 and 740 (MSLS val, official"),
+        (("holiday", "test"), ""),
+        (("sf", "test"), ""),
+        ((), ""),
+    ],
+)
+def test_a_known_dataset_is_told_which_counts_it_should_have(names, expected):
+    found = recognise(images(100), images(50), 25, names)
+    assert found.protocol is None and expected in found.reason and bool(found.reason) == bool(expected)
 
 
 def test_nordland_with_its_seasons_exchanged_is_not_recognised():
     summer, winter = "nordland/summer/@0@{i}@.jpg", "nordland/winter/@0@{i}@.jpg"
     pair = [images(27_592, 2.381, pattern) for pattern in (summer, winter)]
-    assert recognise(*pair, 25).name.startswith("Nordland, 27,592")
+    assert str(recognise(*pair, 25)).startswith("Nordland, 27,592")
     assert "database of winter instead of summer" in recognise(*reversed(pair), 25).reason
 
 
@@ -102,8 +135,8 @@ def test_nordland_with_positions_that_are_no_sequence_is_not_recognised():
 
 
 def test_san_francisco_landmark_is_not_sf_xl_v2():
-    assert recognise(images(1_046_587), images(598), 25).name == "SF Landmark"
-    assert recognise(images(2_805_840), images(598), 25).name == "SF-XL test v2"
+    assert recognise(images(1_046_587), images(598), 25).protocol.name == "SF Landmark"
+    assert recognise(images(2_805_840), images(598), 25).protocol.name == "SF-XL test v2"
 
 
 def test_the_official_queries_are_recognised_by_the_checksum_of_their_keys(monkeypatch):

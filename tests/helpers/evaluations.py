@@ -18,12 +18,15 @@ def flags_for(datasets, checkpoint, *more):
 
 
 class Outcome:
-    """What a run that ended well left: printed lines, results.json, the rows of predictions.csv and its folder."""
+    """What a run that ended well left: printed lines, except for the last, which names the page; results.json; the rows
+    of predictions.csv; and its folder.
+    """
 
     def __init__(self, result, cwd, save_dir="eval"):
         assert result.status == 0, result.stderr
-        self.lines = result.stdout.splitlines()
+        *self.lines, report = result.stdout.splitlines()
         (self.folder,) = (cwd / "logs" / save_dir).iterdir()
+        assert report == f"Report: {self.folder.relative_to(cwd) / 'report.html'}"
         assert sorted(path.name for path in self.folder.iterdir()) == FILES
         self.results = json.loads((self.folder / "results.json").read_text())
         with open(self.folder / "predictions.csv", newline="") as file:

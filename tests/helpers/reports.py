@@ -11,6 +11,7 @@ from datasets.layouts import BenchmarkConfig
 from utils.retrieval.features import SearchResult
 from utils.retrieval.report.outcome import Outcome
 
+MODEL = {"model": "vit-tiny, two-branch (m.pth)", "image_size": (56, 70), "descriptor_dim": 512}
 STAGES = ("First stage, Hamming", "Re-ranked")
 
 

@@ -15,11 +15,13 @@ def flags_for(city, *more):
 
 
 def run_well(script, flags, cwd):
-    """Runs a script that is to end well; its printed lines and its run folder."""
+    """Runs a script that is to end well; its lines but the last, which names the page, and its run folder."""
     cwd.mkdir(exist_ok=True)
     result = run_script(script, *flags, cwd=cwd)
     assert result.status == 0, result.stderr
-    return result.stdout.splitlines(), the_folder(cwd)
+    *lines, report = result.stdout.splitlines()
+    assert cwd / report.removeprefix("Report: ") == the_folder(cwd) / "report.html"
+    return lines, the_folder(cwd)
 
 
 def the_folder(cwd):

@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.reports import STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
+from helpers.reports import MODEL, STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
 from PIL import Image
+from scipy import stats
 from sklearn.metrics import auc, precision_recall_curve
 
 from datasets.file_names import utm_position
@@ -22,10 +23,20 @@ from model import InputError
 from utils.cli.evaluation import FloatEvaluation
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
-from utils.retrieval.metrics import precision_recall
+from utils.retrieval.metrics import paired_difference, precision_recall, wilson_interval
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
-from utils.retrieval.report.charts import Axis, MapFrame, line_chart, success_map
+from utils.retrieval.report.charts import (
+    MAP_HEIGHT,
+    MAP_WIDTH,
+    Axis,
+    MapFrame,
+    line_chart,
+    mirrored_histogram,
+    on_map,
+    round_ticks,
+    success_map,
+)
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.evaluation_page import choose_queries
 from utils.retrieval.report.saved_run import read_run
@@ -79,6 +90,49 @@ def test_without_a_correct_match_there_is_no_area_and_no_threshold():
     assert curve.auc is None and curve.at_precision(0.95) is None
 
 
+def test_with_correct_matches_only_everything_is_accepted():
+    curve = precision_recall(np.array([0.3, 0.1, 0.1]), np.array([True, True, True]))
+    assert curve.auc == 1
+    assert curve.at_precision(0.99) == {"distance": 0.3, "precision": 1, "recall": 1, "accepted": 1}
+
+
+# ---- How sure recalls and differences are
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 1), (0, 50), (3, 7), (364, 400), (50, 50), (27_000, 27_592)])
+def test_the_interval_of_a_recall_is_that_of_scipy(hits, total):
+    expected = stats.binomtest(hits, total).proportion_ci(method="wilson")
+    assert wilson_interval(100 * hits / total, total) == pytest.approx([100 * expected.low, 100 * expected.high])
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 5), (3, 3), (9, 2), (4, 20), (700, 600), (9_000, 12_000)])
+def test_the_p_value_is_that_of_scipy(wins, losses):
+    first, second = np.repeat([[1, 0, 1, 0], [0, 1, 1, 0]], (wins, losses, 5, 4), axis=1).astype(bool)
+    found = paired_difference(first, second)
+    assert (found.only_first, found.only_second) == (wins, losses)
+    assert found.difference == pytest.approx(100 * (first.mean() - second.mean()))
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1
+    assert found.p_value == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+def test_the_interval_of_a_difference_is_that_of_a_naive_bootstrap():
+    random = np.random.default_rng(3)
+    first, second = random.random(150) < 0.8, random.random(150) < 0.7
+    differences = []
+    for _ in range(4000):
+        drawn = random.integers(0, 150, 150)
+        differences.append(100 * (first[drawn].mean() - second[drawn].mean()))
+    expected = np.percentile(differences, (2.5, 97.5))
+    found = paired_difference(first, second)
+    assert found.interval == pytest.approx(expected, abs=0.8) and found == paired_difference(first, second)
+    low, high = found.interval
+    mirrored = paired_difference(second, first, seed=1)
+    assert mirrored.interval == pytest.approx((-high, -low), abs=0.8) and mirrored.p_value == found.p_value
+
+
+# ---- The choice of queries, charts
+
+
 @pytest.mark.parametrize(
     ("failures", "successes", "count", "expected"),
     [(3, 5, 10, (3, 5)), (3, 50, 10, (3, 7)), (50, 50, 10, (8, 2)), (50, 1, 10, (9, 1)), (50, 0, 10, (10, 0))],
@@ -102,6 +156,38 @@ def test_the_map_has_one_scale_and_north_is_up():
     assert text == "100 m" and length == pytest.approx(math.dist(east, origin) / 4)
 
 
+@pytest.mark.parametrize("utms", [[[5, 5]], [[0, 0], [1000, 0]], [[0, 0], [0, 1000]], [[0, 0], [1e6, 1e6]]])
+def test_every_position_has_room_on_the_map(utms):
+    utms = np.array(utms, float)
+    frame = MapFrame(utms)
+    places = frame(utms)
+    assert (places >= 0).all() and (places <= [MAP_WIDTH, frame.height]).all() and frame.height <= MAP_HEIGHT
+
+
+def test_unknown_and_impossible_positions_are_not_on_the_map():
+    utms = np.array([[5e5, 4e6], [np.nan, np.nan], [1e308, 0], [-np.inf, 0], [0, -1e8]])
+    assert on_map(utms).tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ticks_are_round_and_enclose_the_values(seed):
+    random = np.random.default_rng(seed)
+    low, high = np.sort(random.uniform(-1, 1, 2) * 10 ** random.uniform(-3, 3))
+    for values, least in (((low, high), 0), ((low, low), 0), ((round(low), round(high)), 1)):
+        ticks = round_ticks(*values, 12, least=least)
+        steps = np.diff(ticks)
+        assert ticks[0] <= values[0] + 1e-9 * abs(values[0]) and ticks[-1] > values[1] and 1 <= len(steps) <= 12
+        assert steps[0] >= least and f"{steps[0]:.0e}"[0] in "125" and np.allclose(steps, float(f"{steps[0]:.0e}"))
+
+
+def test_right_and_wrong_bars_have_one_scale_and_their_counts():
+    counts = np.array([6, 0, 3]), np.array([0, 2, 0])
+    chart = mirrored_histogram("n", ("right", counts[0]), ("wrong", counts[1]), x=Axis("x", []))
+    bars = re.findall(r'class="bar (\w+)" .*?height="([\d.]+)"/><text class="count".*?>(\d+)</text>', chart)
+    assert [(kind, int(count)) for kind, _, count in bars] == [("correct", 6), ("correct", 3), ("wrong", 2)]
+    assert len({round(float(height) / int(count), 0) for _, height, count in bars}) == 1
+
+
 def test_the_map_marks_each_query_and_a_large_database_stays_small():
     random = np.random.default_rng(0)
     database, queries, correct = (
@@ -109,7 +195,7 @@ def test_the_map_marks_each_query_and_a_large_database_stays_small():
         random.uniform(0, 999, (50, 2)),
         np.arange(50) < 9,
     )
-    picture = success_map("map", MapFrame(database), database, queries=queries, correct=correct)
+    picture = success_map("map", MapFrame(database), database, right=queries[correct], wrong=queries[~correct])
     paths = dict(re.findall(r'class="(right|wrong)" d="([^"]*)"', picture))
     assert paths["right"].count("M") == 9 and paths["wrong"].count("M") == 41
     assert len(picture) < 1_000_000
@@ -131,7 +217,7 @@ def run(tmp_path, monkeypatch):
 def write_report(run, benchmark, **config):
     options = {"page_queries": 100, "recall_values": (1, 5), **config}
     results = make_results(benchmark if benchmark.config.labels else read_tiny(benchmark.config.datasets_folder))
-    return report(run, benchmark, results, descriptor_dim=512, config=ReportConfig(**options))
+    return report(run, benchmark, results, model=MODEL, config=ReportConfig(**options))
 
 
 def read_page(run):
@@ -160,7 +246,10 @@ def test_the_page_shows_each_query_as_predictions_csv_does(run, tiny_benchmark):
     assert len(without) == 2 and all(query["positive"]["image"] is None for query in without)
     results = json.loads((run.folder / "results.json").read_text())
     for n, value in results["recalls"].items():
-        assert f"<strong>{value:.1f}</strong>R@{n}" in page
+        low, high = results["recall_intervals"][n]
+        assert f'<strong>{value:.1f}</strong>R@{n} <span class="soft">{low:.1f} to {high:.1f}</span>' in page
+    assert f"<p>vit-tiny, two-branch (m.pth), images of 56 x 70 pixels, {results['date']}</p>" in page
+    assert "<p>10 queries, 16 database images; right within 25 m</p>" in page and "Protocol" not in page
     for name in STAGES:
         assert f"{html.escape(name)}</th>" in page
 
@@ -272,7 +361,8 @@ def test_at_most_so_many_queries_have_pictures(run, tiny_benchmark):
 def test_without_labels_the_page_shows_predictions_only(run, tiny_benchmark):
     write_report(run, read_tiny(tiny_benchmark, labels=False), num_pictures=2)
     page, data = read_page(run)
-    assert "no recalls" in page and "R@" not in page and 'id="map"' not in page
+    assert "no recalls" in page and "R@" not in page and not re.search('class="(right|wrong)"', page)
+    assert re.search(r'<path class="unknown" d="([^"]*)"', page)[1].count("M") == 10 and "query (10)" in page
     assert len(data["queries"]) == 10 and not data["filters"]
     assert {cell["correct"] for query in data["queries"] for row in query["rows"] for cell in row} == {None}
     assert "Positives" not in (run.folder / "preds" / "000.txt").read_text()
@@ -330,7 +420,7 @@ def two_runs(tiny_benchmark, tmp_path, monkeypatch):
     results = make_results(benchmark)
     for i, stages in enumerate(({STAGES[0]: results[STAGES[0]]}, results)):
         run = RunDir(f"run{i}", {"rerank_num": 100 * i, "seed": 0})
-        report(run, benchmark, stages, descriptor_dim=512, config=ReportConfig(recall_values=(1, 5)))
+        report(run, benchmark, stages, model=MODEL, config=ReportConfig(recall_values=(1, 5)))
         folders.append(run.folder)
     return folders
 
@@ -343,10 +433,13 @@ def test_wins_are_queries_that_one_finds_first_and_the_other_does_not(two_runs):
     lost = sum(a and not b for a, b in zip(*(first.values() for first in firsts), strict=True))
     won = sum(b and not a for a, b in zip(*(first.values() for first in firsts), strict=True))
     comparison = compare([read_run(folder) for folder in two_runs])
-    assert [row[1:] for row in comparison.win_table()[1]] == [["0", str(lost)], [str(won), "0"]] and won > 0
+    ((name, difference, _, _, *only),) = comparison.difference_table()[1]
+    first, second = comparison.names
+    assert name == f"{second} against {first}" and only == [str(won), str(lost)] and won > 0
+    assert float(difference) == pytest.approx(10 * (won - lost), abs=0.06)
     for folder, row in zip(two_runs, comparison.recall_table()[1], strict=True):
         recalls = json.loads((folder / "results.json").read_text())["recalls"]
-        assert row == [str(folder), *(f"{value:.1f}" for value in recalls.values())]
+        assert row == [f"{MODEL['model']}, {folder}", *(f"{value:.1f}" for value in recalls.values())]
     page = comparison_page(comparison, num_queries=100)
     expected = {(1, 1): "all", (0, 0): "none", (1, 0): "only 0", (0, 1): "only 1"}
     data = page.gallery.data(exif_orientation=False)
@@ -363,13 +456,14 @@ def test_the_command_prints_tables_and_writes_a_page(two_runs, tmp_path, monkeyp
     main()
     printed = capsys.readouterr().out
     assert "10 queries that all runs have" in printed and "| run | R@1 | R@5 |" in printed
+    assert "McNemar's p" in printed and printed.splitlines()[-1] == "Report: both.html"
     assert '"src":"data:image/jpeg' in (tmp_path / "both.html").read_text()
 
 
 def test_a_single_run_is_shown_alone(two_runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(two_runs[0])])
     main()
-    assert "right where another is wrong" not in capsys.readouterr().out
+    assert "McNemar" not in capsys.readouterr().out
     assert "Settings that differ" not in (tmp_path / "comparison.html").read_text()
 
 
@@ -378,6 +472,22 @@ def test_three_runs_are_told_apart(two_runs):
     page = comparison_page(compare([first, second, second]), num_queries=4)
     tags = [query["tags"] for query in page.gallery.queries]
     assert len(tags) == 4 and all(tag in (["only 0"], ["except 0"]) for tag in tags)
+
+
+def test_runs_can_be_named(two_runs):
+    runs = [read_run(folder) for folder in two_runs]
+    assert compare(runs, ["A", "B"]).difference_table()[1][0][0] == "B against A"
+    with pytest.raises(InputError, match="--names gives 1 names for 2 runs"):
+        compare(runs, ["A"])
+
+
+def test_predictions_that_a_spreadsheet_sorted_are_read_by_their_ranks(two_runs):
+    expected = [read_run(two_runs[0]), read_run(two_runs[0], depth=2)]
+    path = two_runs[0] / "predictions.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *sorted(rows, key=lambda row: row.split(",")[2])]))
+    for run, depth in zip(expected, (None, 2), strict=True):
+        assert read_run(two_runs[0], depth=depth).predictions == run.predictions
 
 
 def break_predictions(folder, old, new, count=-1):
@@ -404,7 +514,18 @@ def break_predictions(folder, old, new, count=-1):
             "same number of rows",
         ),
         (lambda f: (f / "results.json").unlink(), "Cannot read .*results.json"),
-        (lambda f: (f / "results.json").write_text("{"), "Cannot read .*results.json"),
+        *(
+            (lambda f, text=text: (f / "results.json").write_text(text), f"results.json{words}")
+            for text, words in [
+                ("{", ": Expecting"),
+                ("", ": Expecting"),
+                ("[" * 100_000, ": .*recursion"),
+                *((text, " does not hold the results") for text in ("[]", "null", "7", "{}", '{"folder": "/"}')),
+            ]
+        ),
+        (lambda f: (f / "predictions.csv").write_text("null"), "lacks the columns"),
+        (lambda f: break_predictions(f, ",1,", ",01,", 1), "line 2: expected the predictions of a query"),
+        (lambda f: break_predictions(f, ",2,", ",1,", 1), "expected the predictions of a query, with different ranks"),
         (lambda f: break_predictions(f, "queries/", "others/"), "No query is in all of"),
     ],
 )

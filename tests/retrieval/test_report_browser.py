@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.reports import copy_with_hostile_names, make_results, read_tiny
+from helpers.reports import MODEL, copy_with_hostile_names, make_results, read_tiny
 
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.report import report
+from utils.retrieval.report.comparison import compare, comparison_page
+from utils.retrieval.report.saved_run import read_run
 from utils.runtime.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -41,17 +43,32 @@ def driver():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, tiny_benchmark):
-    """The address of a page with labels, two stages, hostile file names and an image that cannot be read."""
+def pages(tmp_path_factory, tiny_benchmark):
+    """The addresses of pages of two stages, with hostile file names and an image that cannot be read: with labels,
+    without, and of a comparison.
+    """
     folder = tmp_path_factory.mktemp("page")
     benchmark = read_tiny(copy_with_hostile_names(tiny_benchmark, folder / "datasets"))
     open(benchmark.queries.paths[3], "wb").close()
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run = RunDir("eval", {"backbone": "vit-tiny"})
         config = ReportConfig(recall_values=(1, 5), page_queries=100)
-        report(run, benchmark, make_results(benchmark), descriptor_dim=512, config=config)
-        return (run.folder / "report.html").resolve().as_uri()
+        results = make_results(benchmark)
+        for name, labels in (("labels", True), ("no labels", False)):
+            run = RunDir("eval", {"backbone": "vit-tiny"})
+            shown = read_tiny(folder / "datasets", labels=labels)
+            report(run, shown, results, model=MODEL, config=config)
+            found[name] = (run.folder / "report.html").resolve().as_uri()
+            if labels:
+                saved = read_run(run.folder)
+    comparison_page(compare([saved, saved]), num_queries=9).write(folder / "comparison.html")
+    return found | {"comparison": (folder / "comparison.html").as_uri()}
+
+
+@pytest.fixture(scope="module")
+def page(pages):
+    return pages["labels"]
 
 
 @pytest.fixture
@@ -151,9 +168,18 @@ def test_a_query_is_shown_on_the_map_and_back(opened):
     assert focused_card(opened) == 2 and len(texts(opened, ".card")) == 8
 
 
+def test_without_labels_nothing_is_right_or_wrong_and_a_match_is_shown_on_the_map(driver, pages):
+    show(driver, pages["no labels"], 1280, "light")
+    shown = "return [...document.querySelectorAll('.tag.correct, .tag.wrong')].filter((e) => e.offsetParent).length"
+    assert driver.execute_script(shown) == 0
+    driver.execute_script("document.querySelectorAll('.card button')[2].click()")
+    assert driver.execute_script("return document.querySelectorAll('#selected circle, #selected line').length") == 2
+
+
+@pytest.mark.parametrize("name", ["labels", "no labels", "comparison"])
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
-def test_an_accessibility_checker_finds_nothing(driver, page, width, scheme):
-    show(driver, page, width, scheme)
+def test_an_accessibility_checker_finds_nothing(driver, pages, name, width, scheme):
+    show(driver, pages[name], width, scheme)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     driver.execute_script(AXE)
     run = "const done = arguments[0]; axe.run({preload: false}).then((r) => done(JSON.stringify(r.violations)))"

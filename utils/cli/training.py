@@ -18,7 +18,7 @@ from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive
 from utils.runtime.parser import changeable_flags
 from utils.training.config import TrainingConfig
 
-NO_PAGE = {"num_pictures": 0, "only_wrong": False, "no_page": True, "page_queries": None, "exif_orientation": False}
+NO_PICTURES = {"num_pictures": 0, "only_wrong": False, "exif_orientation": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class TrainingArguments:
         },
     )
     search: SearchConfig = fixed(SearchConfig(rerank_num=0))
-    report: ReportConfig = part("report", fixed=NO_PAGE)
+    report: ReportConfig = part("report", fixed=NO_PICTURES)
     save_dir: str = flag(
         "a new run goes to logs/NAME/<time>/", default="train", group="report", metavar="NAME", may_change=True
     )

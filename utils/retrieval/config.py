@@ -365,13 +365,14 @@ class ReportConfig:
     only_wrong: bool = switch(
         "with --num_preds_to_save: only queries whose first prediction is wrong", name="save_only_wrong_preds"
     )
-    no_page: bool = switch("do not write report.html", name="no_report")
+    no_page: bool = switch("do not write report.html", name="no_report", may_change=True)
     page_queries: int | None = flag(
         f"queries with pictures in report.html, failures first (default: {DEFAULT_REPORT_QUERIES})",
         name="report_queries",
         type=non_negative_int,
         default=None,
         default_from=lambda flags: None if flags["no_report"] else DEFAULT_REPORT_QUERIES,
+        may_change=True,
     )
     exif_orientation: bool = exif_orientation_flag()
 

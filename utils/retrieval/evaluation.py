@@ -21,7 +21,7 @@ from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.index.format import METADATA, read_pca
 from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.pca import PCA, check_pca_dim, fit_pca
-from utils.retrieval.report import Results, report
+from utils.retrieval.report import Results, announce, report
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -68,7 +68,14 @@ class Pipeline:
                 database = self._with_inverted_file(database, self.config.search.ivf)
         stages = self.search(Evaluation(database, queries, self.config, run))
         dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-        return report(run, dataset, stages, descriptor_dim=database.dim, config=self.config.report)
+        model = self.extractor.model.config
+        kind = "two-branch" if model.rerank else "hashing" if model.hashing else f"float, {model.aggregation}"
+        described = {
+            "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
+            "image_size": self.extractor.config.resize,
+            "descriptor_dim": database.dim,
+        }
+        return report(run, dataset, stages, model=described, config=self.config.report)
 
     def _database(self, dataset: Benchmark) -> Features | None:
         index, ivf = self.config.index, self.config.search.ivf
@@ -174,22 +181,25 @@ def evaluate_each(
     """Calls `evaluate` with each benchmark and the folder of its results: the run's, or one in it if there are several.
 
     Of several, one that fails does not keep the others from being evaluated. At the end there is a table of all, on
-    the terminal and in summary.csv, and an InputError that names those that failed.
+    the terminal and in summary.csv, the paths of the pages, and an InputError that names those that failed.
     """
     if len(benchmarks) == 1:
         (benchmark,) = benchmarks.values()
         assert isinstance(benchmark, Benchmark), "read_benchmarks raises if none can be read"
         logging.info("%s", benchmark)
         evaluate(benchmark, run)
+        announce([run])
         return
     outcomes: dict[str, Results | InputError | OSError] = {}
+    parts = []
     for name, benchmark in benchmarks.items():
         if isinstance(benchmark, InputError):
             outcomes[name] = benchmark
             continue
         logging.info("\n%s", benchmark)
         try:
-            outcomes[name] = evaluate(benchmark, run.subfolder(name)) or {}
+            parts.append(run.subfolder(name))
+            outcomes[name] = evaluate(benchmark, parts[-1]) or {}
         except (InputError, OSError) as error:
             if distributed.world_size() > 1:  # the other ranks would wait for this one
                 raise
@@ -197,11 +207,14 @@ def evaluate_each(
             outcomes[name] = error
     if distributed.is_main():
         _report_summary(run.folder / "summary.csv", outcomes)
+        announce(parts)
+        failed = [name for name, outcome in outcomes.items() if not isinstance(outcome, dict)]
+        if failed:
+            raise InputError(f"{len(failed)} of {len(outcomes)} datasets failed: {', '.join(failed)}. See above.")
 
 
 def _report_summary(path: Path, outcomes: dict[str, Results | InputError | OSError]) -> None:
-    """Prints a Markdown table, writes the same as CSV, and raises InputError if a dataset failed."""
-    failed = [name for name, outcome in outcomes.items() if not isinstance(outcome, dict)]
+    """Prints a Markdown table, and writes the same as CSV."""
     evaluated = [outcome for outcome in outcomes.values() if isinstance(outcome, dict)]
     values = list(next((results["recalls"] for results in evaluated if "recalls" in results), {}))
     header = ["dataset", "protocol", "database", "queries", *(f"R@{n}" for n in values), "status"]
@@ -212,8 +225,6 @@ def _report_summary(path: Path, outcomes: dict[str, Results | InputError | OSErr
         logging.info("| %s |", " | ".join(row))
     with atomic_write(path) as file:
         csv.writer(file).writerows([header, *rows])
-    if failed:
-        raise InputError(f"{len(failed)} of {len(outcomes)} datasets failed: {', '.join(failed)}. See above.")
 
 
 def _summary_row(name: str, outcome: Results | InputError | OSError, values: list[int]) -> list[str]:
@@ -221,4 +232,4 @@ def _summary_row(name: str, outcome: Results | InputError | OSError, values: lis
         return [name, "", "", "", *([""] * len(values)), f"failed: {' '.join(str(outcome).split())}"]
     recalls = [f"{outcome['recalls'][n]:.1f}" if "recalls" in outcome else "" for n in values]
     counts = [str(outcome[field]) for field in ("database", "queries")]
-    return [name, outcome.get("protocol", "no labels"), *counts, *recalls, "evaluated"]
+    return [name, outcome.get("protocol", "no labels") or "", *counts, *recalls, "evaluated"]

@@ -31,7 +31,8 @@ class TrainState:
 
     Everything random is drawn from the seed and this position. arguments: those that change the model or the
     schedule, which a resumed run must repeat; history: the rows of metrics.csv; sums: the current epoch's losses so
-    far; world_size: number of processes, which determines the random numbers.
+    far; losses: the loss of each step, NaN if it was not finite; world_size: number of processes, which determines the
+    random numbers.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class TrainState:
     not_improved: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
     world_size: int = field(default_factory=distributed.world_size)
 
 

@@ -20,6 +20,7 @@ from utils.retrieval.config import EvaluationConfig
 from utils.retrieval.evaluation import Pipeline, Search
 from utils.retrieval.extraction import Extractor, prepare
 from utils.retrieval.metrics import format_recalls
+from utils.retrieval.report import announce
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write, save_tensors
 from utils.runtime.memory import peak_memory_bytes
@@ -104,7 +105,9 @@ class Trainer:
         with self.interruptible():
             weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
             extractor = Extractor(model=prepare(model.eval(), config.extraction), config=config.extraction)
-            Pipeline(extractor, config, search).evaluate(self.data.test, self.run)
+            weights = self.run.folder / BEST_MODEL
+            Pipeline(extractor, config, search, weights=weights).evaluate(self.data.test, self.run)
+            announce([self.run])
 
     def _batches_of_epoch(self) -> Iterator[Batch]:
         """The epoch's remaining batches. Afterwards it saves a checkpoint and sets eval mode."""
@@ -187,6 +190,7 @@ class Trainer:
             return
         values = {name: float(value) for name, value in self.pending._asdict().items()}
         self.pending = None
+        self.state.losses.append(values["total"] if math.isfinite(values["total"]) else math.nan)
         self.non_finite_steps = 0 if math.isfinite(values["total"]) else self.non_finite_steps + 1
         if self.non_finite_steps >= MAX_NON_FINITE:
             last = self.run.folder / LAST_MODEL
@@ -223,7 +227,7 @@ class Trainer:
             rows = csv.DictWriter(file, history[-1].keys())
             rows.writeheader()
             rows.writerows(history)
-        draw_curves(self.run.folder / CURVES, history)
+        draw_curves(self.run.folder / CURVES, history, self.state.losses)
 
     def _save(self) -> None:
         if self.board:

@@ -3,21 +3,22 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from datasets.benchmark import Benchmark
+from datasets.benchmark import Benchmark, ImageSet
 from datasets.protocols import Recognition, recognise
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.features import SearchResult
-from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at
+from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at, wilson_interval
 from utils.retrieval.report.evaluation_page import PRECISIONS, evaluation_page
 from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.predictions import save_pictures, write_predictions
 from utils.runtime.run_dir import RunDir
 
+PAGE = "report.html"
 Results = dict[str, Any]  # the content of results.json
 
 
@@ -26,12 +27,13 @@ def report(
     benchmark: Benchmark,
     stages: dict[str, SearchResult],
     *,
-    descriptor_dim: int,
+    model: dict[str, Any],
     config: ReportConfig,
 ) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
-    Then come the pictures and the page that `config` asks for. Without labels there are no recalls, only predictions.
+    model: what results.json says of it: model, its name; image_size, (H, W); descriptor_dim. Then come the pictures and
+    the page that `config` asks for. Without labels there are no recalls, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
@@ -43,7 +45,8 @@ def report(
         "folder": os.path.abspath(benchmark.folder),  # to which the names in predictions.csv are relative
         "database": len(benchmark.database),
         "queries": len(benchmark.queries),
-        "descriptor_dim": descriptor_dim,
+        **model,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
     }
     if outcome.correct:
         results = _report_recalls(outcome, recall_values) | results
@@ -56,16 +59,24 @@ def report(
     if config.page_queries is not None:
         start = time.perf_counter()
         page = evaluation_page(outcome, results, num_queries=config.page_queries)
-        page.write(run.folder / "report.html", exif_orientation=config.exif_orientation)
+        page.write(run.folder / PAGE, exif_orientation=config.exif_orientation)
         logging.debug("report.html took %.1f s", time.perf_counter() - start)
     return results
+
+
+def announce(runs: Iterable[RunDir]) -> None:
+    """Prints the path of the page of each run that has one: the last that a script says."""
+    for run in runs:
+        if (run.folder / PAGE).is_file():
+            logging.info("Report: %s", run.folder / PAGE)
 
 
 def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, Any]:
     """Prints protocol, recalls by condition, mAP and recalls."""
     benchmark, correct = outcome.benchmark, list(outcome.correct.values())[-1]
-    protocol = recognise(benchmark.database, benchmark.queries, benchmark.config.threshold)
-    logging.info("Protocol: %s", protocol)
+    protocol = _recognise(benchmark, benchmark.queries)
+    if str(protocol):
+        logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
     if without_positives:
         logging.info("%d of %d queries have no positive and count as missed", without_positives, len(benchmark.queries))
@@ -79,6 +90,7 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     logging.info(format_recalls(final))
     return {
         "recalls": final,
+        "recall_intervals": {n: wilson_interval(value, len(correct)) for n, value in final.items()},
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
         "first_match": _describe_first_matches(outcome, correct),
@@ -106,17 +118,24 @@ def _recalls_by_condition(
         logging.info("%s (%d queries): %s", name, len(indices), format_recalls(recalls))
         conditions[name] = {"queries": len(indices), "recalls": recalls}
         if name in benchmark.query_folders:
-            protocol = recognise(benchmark.database, benchmark.queries[indices], benchmark.config.threshold)
-            logging.info("Protocol of %s: %s", name, protocol)
+            protocol = _recognise(benchmark, benchmark.queries[indices], name)
+            if str(protocol):
+                logging.info("Protocol of %s: %s", name, protocol)
             conditions[name] |= _describe(protocol)
     return conditions
+
+
+def _recognise(benchmark: Benchmark, queries: ImageSet, folder: str | None = None) -> Recognition:
+    config = benchmark.config
+    names = (config.name, config.split, folder) if config.datasets_folder else ()
+    return recognise(benchmark.database, queries, config.threshold, names)
 
 
 def _describe(recognition: Recognition) -> dict[str, Any]:
     """The fields of results.json about the protocol."""
     protocol = recognition.protocol
     return {
-        "protocol": recognition.name,
+        "protocol": protocol.name if protocol else None,
         "protocol_counts_verified": protocol.verified if protocol else None,
         "protocol_note": (protocol.note if protocol else recognition.reason) or None,
         "seasons": dict(zip(("database", "queries"), protocol.seasons, strict=True))

@@ -14,6 +14,7 @@ from utils.runtime.terminal import printable
 WIDTH, HEIGHT = 440, 260  # of charts, in units that are about a pixel
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 40  # margins
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640, 480, 12
+MAX_METRES = 1e8  # of positions on a map: UTM's northings end at 1e7
 MAP_CELL = 2  # database images in one cell of this size are one dot, so that millions of them stay a small file
 
 
@@ -40,17 +41,35 @@ def line_chart(name: str, lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x:
     return _svg(name, _axes(x, y) + "".join(paths)) + (_legend(list(lines)) if len(lines) > 1 else "")
 
 
+def round_ticks(low: float, high: float, most: int, least: float = 0.0) -> np.ndarray:
+    """Multiples of 1, 2 or 5 times a power of ten, the first at most `low`, the last above `high`: steps of `least` or
+    more, at most `most` >= 4. For finite low <= high.
+    """
+    span = max(high - low, 1e-5 * max(abs(low), abs(high)), 1e-9)
+    power = 10.0 ** np.floor(np.log10(max(span / most, least)))
+    for step in (power * factor for factor in (1, 2, 5, 10, 20)):
+        first, last = np.floor(low / step), np.floor(high / step) + 1
+        if last - first <= most and step >= least:
+            break
+    return np.arange(first, last + 1) * step
+
+
 def mirrored_histogram(name: str, above: tuple[str, np.ndarray], below: tuple[str, np.ndarray], *, x: Axis) -> str:
-    """Two rows of B bars, from 0 to 1, upwards and downwards from a common line, with a label each."""
-    middle, reach = TOP + (HEIGHT - TOP - BOTTOM) / 2, (HEIGHT - TOP - BOTTOM) / 2 - 4
+    """Two rows of B counts as bars upwards and downwards from a common line, on one scale, with a label each."""
+    middle, reach = TOP + (HEIGHT - TOP - BOTTOM) / 2, (HEIGHT - TOP - BOTTOM) / 2 - 14
     width = (WIDTH - LEFT - RIGHT) / len(above[1])
+    highest = max(above[1].max(), below[1].max(), 1)
     bars = []
-    for kind, (_, heights), sign in (("correct", above, -1), ("wrong", below, 1)):
-        for i, height in enumerate(heights):
-            if height:
-                top = middle if sign > 0 else middle - height * reach
-                size = f'width="{max(width - 1, 1):.1f}" height="{height * reach:.1f}"'
-                bars.append(f'<rect class="bar {kind}" x="{LEFT + i * width:.1f}" y="{top:.1f}" {size}/>')
+    for kind, (_, counts), sign in (("correct", above, -1), ("wrong", below, 1)):
+        for i, count in enumerate(counts.tolist()):
+            if count:
+                height, start = count / highest * reach, LEFT + i * width
+                top, end = (middle, middle + height + 11) if sign > 0 else (middle - height, middle - height - 3)
+                size = f'width="{max(width - 1, 1):.1f}" height="{height:.1f}"'
+                bars.append(f'<rect class="bar {kind}" x="{start:.1f}" y="{top:.1f}" {size}/>')
+                text = str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+                place = f'class="count" x="{start + width / 2:.1f}" y="{end:.1f}" text-anchor="middle"'
+                bars.append(f"<text {place}>{text}</text>")
     texts = "".join(
         f'<text x="{LEFT - 6}" y="{y:.0f}" text-anchor="end">{escape(line)}</text>'
         for (label, _), start in ((above, TOP + 12), (below, HEIGHT - BOTTOM - 20))
@@ -60,8 +79,16 @@ def mirrored_histogram(name: str, above: tuple[str, np.ndarray], below: tuple[st
     return _svg(name, _axes(x, Axis("", [])) + "".join(bars) + base + texts)
 
 
+def on_map(utms: np.ndarray) -> np.ndarray:
+    """Which positions [N, 2] a map can show, bool [N]: known ones, in metres that the Earth has room for."""
+    return (np.abs(utms) < MAX_METRES).all(axis=1)
+
+
 class MapFrame:
-    """Places positions on a map, north up, with one scale for both axes. height: of the map, in its units."""
+    """Places positions on a map, north up, with one scale for both axes. height: of the map, in its units.
+
+    utms [N, 2]: what the map must have room for, N > 0 positions that `on_map` accepts.
+    """
 
     def __init__(self, utms: np.ndarray) -> None:
         low, high = utms.min(axis=0), utms.max(axis=0)
@@ -84,18 +111,22 @@ class MapFrame:
         return metres * self.units_per_metre, f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
 
 
-def success_map(name: str, frame: MapFrame, database: np.ndarray, *, queries: np.ndarray, correct: np.ndarray) -> str:
-    """Dots for database images [N, 2] and right queries, crosses for wrong ones, in metres. correct: bool [Q]."""
+def success_map(name: str, frame: MapFrame, database: np.ndarray, **queries: np.ndarray) -> str:
+    """Dots for database images [N, 2], in metres, and for the queries of each kind, {kind: [Q, 2]}: crosses for the
+    wrong ones, dots for the right and the unknown ones.
+    """
     cells = np.unique((frame(database) / MAP_CELL).round().astype(int), axis=0) * MAP_CELL
-    points = frame(queries)
     dots = "".join(f"M{x} {y}h0" for x, y in cells)
-    right = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points[correct])
-    wrong = "".join(f"M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8" for x, y in points[~correct])
+    marks = ""
+    for kind, utms in queries.items():
+        dot = "M{:.1f} {:.1f}l8 8m0-8l-8 8" if kind == "wrong" else "M{:.1f} {:.1f}h0"
+        points = frame(utms) - (4 if kind == "wrong" else 0)
+        marks += f'<path class="{kind}" d="{"".join(dot.format(*point) for point in points)}"/>'
     length, text = frame.scale_bar()
     start = MAP_WIDTH - MAP_MARGIN - length
     return (
         f'<svg id="map" viewBox="0 0 {MAP_WIDTH} {frame.height + 24}" role="img" aria-label="{escape(name)}">'
-        f'<path class="database" d="{dots}"/><path class="right" d="{right}"/><path class="wrong" d="{wrong}"/>'
+        f'<path class="database" d="{dots}"/>{marks}'
         f'<path class="scale" d="M{start:.1f} {frame.height + 2}v6h{length:.1f}v-6"/>'
         f'<text x="{start - 6:.1f}" y="{frame.height + 12}" text-anchor="end">{text}</text>'
         '<g id="selected"></g></svg>'

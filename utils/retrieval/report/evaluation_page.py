@@ -5,13 +5,22 @@ from typing import Any
 import numpy as np
 
 from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at
-from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, mirrored_histogram, success_map
+from utils.retrieval.report.charts import (
+    Axis,
+    MapFrame,
+    escape,
+    line_chart,
+    mirrored_histogram,
+    on_map,
+    round_ticks,
+    success_map,
+)
 from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.page import Gallery, Page, Section, choose_evenly, settings_table, table
 from utils.retrieval.report.pictures import Shown
 
 COLUMNS = 5  # predictions of a query and stage with pictures
-BINS = 24
+BINS = 12  # of a histogram, at most
 PRECISIONS = (0.95, 0.99)
 FAILURE_SHARE = 0.8  # of the gallery, where there are enough failures and successes
 OUTCOMES = {
@@ -27,16 +36,19 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     """The page of an evaluation with pictures of at most `num_queries` queries. results: what results.json holds."""
     benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
-    frame = None
+    utms = np.concatenate([benchmark.database.utms, benchmark.queries.utms])
+    known = utms[on_map(utms)]
+    frame = MapFrame(known) if len(known) else None
+    overview = _map(outcome, frame) if frame else ""
     if outcome.correct:
         first = list(results["recalls"].items())[:3]
         title = f"{benchmark.name}: {', '.join(f'R@{n} {value:.1f}' for n, value in first)}"
-        frame = MapFrame(np.concatenate([benchmark.database.utms, benchmark.queries.utms]))
-        before.append(_recall_section(outcome, list(results["recalls"])))
-        after.append(_map_section(outcome, frame))
+        overview = f'<div class="columns"><div>{_recalls(outcome, results)}</div>{overview}</div>'
         after.append(_distance_section(outcome))
-        if results["conditions"]:
-            after.append(_condition_section(results))
+    if overview:
+        before.append(
+            Section(anchor="recalls", heading="Recalls and map" if outcome.correct else "Map", content=overview)
+        )
     return Page(
         title=title,
         heading=benchmark.name,
@@ -48,77 +60,75 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
 
 
 def _header(outcome: Outcome, results: dict[str, Any]) -> str:
+    height, width = results["image_size"]
     counts = f"{results['queries']:,} queries, {results['database']:,} database images"
-    lines = [f'<p class="soft">{escape(counts)}. {escape(results["folder"])}</p>']
-    if outcome.correct:
-        note = f" ({results['protocol_note']})" if results["protocol_note"] else ""
-        lines.insert(0, f"<p>Protocol: {escape(results['protocol'] + note)}</p>")
-        missing = results["queries_without_positives"]
-        if missing:
-            lines.append(f"<p>{missing:,} queries have no positive and count as missed.</p>")
-        figures = "".join(
-            f"<li><strong>{value:.1f}</strong>R@{n}</li>" for n, value in list(results["recalls"].items())[:4]
-        )
-        lines.append(f'<ul class="figures">{figures}</ul>')
-    else:
-        lines.append("<p>No labels: predictions only, no recalls.</p>")
-    return "".join(lines)
+    lines = [f"{results['model']}, images of {height} x {width} pixels, {results['date']}", counts]
+    if not outcome.correct:
+        lines[1] += ". No labels: predictions only, no recalls."
+        return "".join(f"<p>{escape(line)}</p>" for line in lines) + _folder(results)
+    lines[1] += f"; right within {results['threshold']:g} m"
+    protocol, note = results["protocol"], results["protocol_note"]
+    if protocol:
+        lines.append(f"Protocol: {protocol} ({note})" if note else f"Protocol: {protocol}")
+    elif note:
+        lines.append(f"Protocol: none known: {note}")
+    if results["queries_without_positives"]:
+        lines.append(f"{results['queries_without_positives']:,} queries have no positive and count as missed.")
+    figures = ""
+    for n, value in list(results["recalls"].items())[:4]:
+        low, high = results["recall_intervals"][n]
+        figures += f'<li><strong>{value:.1f}</strong>R@{n} <span class="soft">{low:.1f} to {high:.1f}</span></li>'
+    note = '<p class="soft">Recall@N in %, with its 95 % confidence interval (Wilson) over the queries.</p>'
+    texts = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'{texts}{_folder(results)}<ul class="figures">{figures}</ul>{note}'
 
 
-# ---- Recalls
+def _folder(results: dict[str, Any]) -> str:
+    return f'<p class="soft">{escape(results["folder"])}</p>'
 
 
-def _recall_section(outcome: Outcome, values: list[int]) -> Section:
-    depth = outcome.last.indices.shape[1]
-    every = range(1, depth + 1)
-    rows, lines = [], {}
-    for name, correct in outcome.correct.items():
-        rows.append([name, *(f"{value:.1f}" for value in recalls_at(correct, values).values())])
-        curve = recalls_at(correct, every)
-        lines[name] = (_log_positions(np.array(every), depth), np.array(list(curve.values())) / 100)
-    ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if n <= depth]
-    x = Axis("N (logarithmic)", [(float(_log_positions(np.array(n), depth)), str(n)) for n in ticks])
-    y = Axis("Recall@N in %", [(value / 100, str(value)) for value in range(0, 101, 20)])
-    recalls = table("Recall@N in %", ["stage", *(f"R@{n}" for n in values)], rows)
-    chart = f"<div>{line_chart('Recall@N over N of each stage', lines, x=x, y=y)}</div>"
-    return Section(anchor="recalls", heading="Recalls", content=f'<div class="columns">{recalls}{chart}</div>')
+# ---- Recalls and map
 
 
-def _log_positions(n: np.ndarray, depth: int) -> np.ndarray:
-    """1 to depth -> 0 to 1."""
-    return np.log(n) / max(np.log(depth), 1e-9)
-
-
-def _condition_section(results: dict[str, Any]) -> Section:
-    header = ["condition", "queries", *(f"R@{n}" for n in results["recalls"])]
+def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
+    values = list(results["recalls"])
     rows = [
-        [name, f"{condition['queries']:,}", *(f"{value:.1f}" for value in condition["recalls"].values())]
-        for name, condition in results["conditions"].items()
+        [name, *(f"{value:.1f}" for value in recalls_at(correct, values).values())]
+        for name, correct in outcome.correct.items()
     ]
-    content = table("Recall@N in % by condition, last stage", header, rows)
-    return Section(anchor="conditions", heading="Conditions", content=content)
+    content = table("Recall@N in %", ["stage", *(f"R@{n}" for n in values)], rows)
+    if results["conditions"]:
+        header = ["condition", "queries", *(f"R@{n}" for n in values)]
+        rows = [
+            [name, f"{condition['queries']:,}", *(f"{value:.1f}" for value in condition["recalls"].values())]
+            for name, condition in results["conditions"].items()
+        ]
+        content += f"<h3>Conditions</h3>{table('Recall@N in % by condition, last stage', header, rows)}"
+    return content
 
 
-# ---- Map
-
-
-def _map_section(outcome: Outcome, frame: MapFrame) -> Section:
-    correct = outcome.last_correct
-    assert correct is not None, "the map shows what is correct"
-    right = int(correct[:, 0].sum())
-    wrong = len(correct) - right
-    name = f"Map, north up: {right} queries whose first prediction is right, {wrong} whose first one is wrong"
-    benchmark = outcome.benchmark
-    picture = success_map(
-        name, frame, benchmark.database.utms, queries=benchmark.queries.utms, correct=correct[:, 0].astype(bool)
+def _map(outcome: Outcome, frame: MapFrame) -> str:
+    """The map of the positions that are known, with its legend."""
+    database = np.asarray(outcome.benchmark.database.utms)  # those of a search engine are no array yet
+    queries, correct = outcome.benchmark.queries.utms, outcome.last_correct
+    if correct is None:
+        groups, legend = {"unknown": np.ones(len(queries), bool)}, {"unknown": "query"}
+    else:
+        groups = {"right": correct[:, 0], "wrong": ~correct[:, 0]}
+        legend = {"right": "right", "wrong": "wrong"}
+    tags, names = "", []
+    for kind, text in legend.items():
+        count = f"{text} ({int(groups[kind].sum()):,})"
+        names.append(count)
+        sign, style = ("✘", "wrong") if kind == "wrong" else ("●", "correct" if kind == "right" else "unknown")
+        tags += f'<span class="tag {style}">{sign} {count}</span> '
+    places = {kind: queries[members & on_map(queries)] for kind, members in groups.items()}
+    picture = success_map(f"Map, north up: {', '.join(names)}", frame, database[on_map(database)], **places)
+    hint = "A click on a query with pictures selects it: a line leads to its first prediction."
+    return (
+        f'<div id="map-section"><p class="hint">{tags}<span class="tag">· database</span> {hint}</p>{picture}'
+        '<p><button type="button" id="map-back" hidden>Show the selected query in the gallery</button></p></div>'
     )
-    legend = (
-        f'<p class="hint"><span class="tag correct">● right ({right:,})</span> '
-        f'<span class="tag wrong">✘ wrong ({wrong:,})</span> <span class="tag">· database</span> '
-        "A click on a query with pictures selects it: a line leads to its first prediction.</p>"
-    )
-    back = '<p><button type="button" id="map-back" hidden>Show the selected query in the gallery</button></p>'
-    return Section(anchor="map-section", heading="Map", content=legend + picture + back)
 
 
 # ---- Match distance
@@ -148,9 +158,8 @@ def _distance_section(outcome: Outcome) -> Section:
         chart = line_chart("Precision over recall of the first matches of each stage", scaled, x=x, y=y)
         content += f"<div><h3>Precision and recall</h3>{chart}</div>"
     note = (
-        '<p class="hint">Bars: shares of the right, and of the wrong, first matches. A first match is accepted if its '
-        "distance is at most the threshold. Precision: how many of these are right. "
-        "Thresholds chosen on these queries are optimistic for others.</p>"
+        '<p class="hint">A first match is accepted if its distance is at most the threshold. Precision: how many of '
+        "these are right. Thresholds chosen on these queries are optimistic for others.</p>"
     )
     return Section(anchor="distances", heading="Match distance", content=f"{content}</div>{thresholds}{note}")
 
@@ -165,15 +174,15 @@ def _threshold_row(name: str, curve: PrecisionRecall, precision: float) -> list[
 
 
 def _histogram(name: str, distances: np.ndarray, correct: np.ndarray, *, unit: str) -> str:
-    edges = np.linspace(distances.min(), max(distances.max(), distances.min() + 1e-9), BINS + 1)
-    shares = [np.histogram(distances[group], edges)[0] / max(group.sum(), 1) for group in (correct, ~correct)]
-    highest = max(float(share.max()) for share in shares)
-    ticks = [(float(t), f"{edges[0] + t * (edges[-1] - edges[0]):.3g}") for t in np.linspace(0, 1, 5)]
+    edges = round_ticks(float(distances.min()), float(distances.max()), BINS, least=1 if unit == "hamming" else 0)
+    counts = [np.histogram(distances[group], edges)[0] for group in (correct, ~correct)]
+    places = (edges - edges[0]) / (edges[-1] - edges[0])
+    ticks = [(float(place), f"{edge:.6g}") for place, edge in zip(places[::2], edges[::2], strict=True)]
     right, wrong = int(correct.sum()), int((~correct).sum())
     chart = mirrored_histogram(
         f"{name}: distances of {right} right first matches above, of {wrong} wrong ones below the line",
-        (f"✔ right\n{right:,}", shares[0] / highest),
-        (f"✘ wrong\n{wrong:,}", shares[1] / highest),
+        (f"✔ right\n{right:,}", counts[0]),
+        (f"✘ wrong\n{wrong:,}", counts[1]),
         x=Axis(f"distance of the first match ({unit})", ticks),
     )
     return f"<div><h3>{escape(name)}</h3>{chart}</div>"
@@ -243,7 +252,9 @@ def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: Map
     """A query with the first predictions of each stage. frame: of the map; None without one."""
 
     def add(shown: Shown) -> dict[str, Any]:
-        place = frame(shown.position[None])[0] if frame and shown.position is not None else None
+        place = None
+        if frame and shown.position is not None and on_map(shown.position[None])[0]:
+            place = frame(shown.position[None])[0]
         return gallery.cell(shown, outcome.name(shown.image), place)
 
     image = add(outcome.shown_query(query))["image"]

@@ -50,7 +50,7 @@ class Outcome:
         return list(self.correct.values())[-1] if self.correct else None
 
     def metres(self, query: int, images: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The distances on the ground of database images to a query. NaN without labels."""
+        """The distances on the ground of database images to a query; NaN where one is unknown."""
         difference = self.benchmark.database.utms[images] - self.benchmark.queries.utms[query]
         return np.hypot(difference[:, 0], difference[:, 1])
 

@@ -73,7 +73,7 @@ function card(query) {
     rows.append(element("p", "row-label", data.rows[i]), list);
   });
   const actions = element("div", "actions", paths(query));
-  if (byId("map") && data.images[query.image].xy) {
+  if (byId("map") && (placeOf(query.image) || placeOf(best(query).image))) {
     const button = element("button", "", "On the map");
     button.type = "button";
     button.setAttribute("aria-describedby", title.id);
@@ -123,6 +123,7 @@ for (const filter of data.filters) {
   select.addEventListener("change", restart);
 }
 byId("positive-legend").hidden = !data.queries.some((query) => query.positive);
+byId("outcome-legend").hidden = !data.queries.some((query) => query.rows.flat().some((cell) => cell.correct !== null));
 data.sorts.forEach((order, i) => sort.append(new Option(order.label, i)));
 search.addEventListener("input", restart);
 sort.addEventListener("change", restart);
@@ -172,13 +173,22 @@ function shape(tag, className, attributes) {
   return made;
 }
 
-// A ring around the query, and a line to the first prediction of the last row.
+// The first prediction of the last row.
+function best(query) {
+  return query.rows.at(-1)[0];
+}
+
+// Where an image is on the map, or null.
+function placeOf(image) {
+  return data.images[image].xy;
+}
+
+// A ring around the query and a line to its first prediction, or a ring around that one, as far as the places are known.
 function select(query) {
-  const [x, y] = data.images[query.image].xy;
-  const best = query.rows.at(-1)[0];
-  const [x2, y2] = data.images[best.image].xy;
-  byId("selected").replaceChildren(
-    shape("line", kindOf(best), { x1: x, y1: y, x2, y2 }), shape("circle", "", { cx: x, cy: y, r: 9 }));
+  const from = placeOf(query.image), to = placeOf(best(query).image);
+  const [x, y] = from || to;
+  byId("selected").replaceChildren(shape("circle", "", { cx: x, cy: y, r: 9 }));
+  if (from && to) byId("selected").prepend(shape("line", kindOf(best(query)), { x1: x, y1: y, x2: to[0], y2: to[1] }));
 }
 
 function showOnMap(query) {
@@ -205,7 +215,10 @@ if (byId("map")) {
   byId("map-back").addEventListener("click", () => showInGallery(byId("map-back").query));
   byId("map").addEventListener("click", (event) => {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(byId("map").getScreenCTM().inverse());
-    const distance = (query) => Math.hypot(data.images[query.image].xy[0] - point.x, data.images[query.image].xy[1] - point.y);
+    const distance = (query) => {
+      const place = placeOf(query.image);
+      return place ? Math.hypot(place[0] - point.x, place[1] - point.y) : Infinity;
+    };
     const nearest = data.queries.reduce((a, b) => (distance(b) < distance(a) ? b : a), data.queries[0]);
     if (!nearest || distance(nearest) > 12) return;
     select(nearest);

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections import Counter
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from utils.retrieval.report.predictions import CSV_COLUMNS, PREDICTIONS
 from utils.runtime.text_files import read_csv
 
 RESULTS = "results.json"
+RANK = re.compile("[1-9][0-9]{0,8}")
 MARKS = {"": None, "0": False, "1": True}  # of the column correct
 
 
@@ -28,11 +29,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What the folder of an evaluation holds. name: of that folder; images_folder: to which the names of images are
+    """What the folder of an evaluation holds. model: its description; images_folder: to which the names of images are
     relative; arguments: the flags; predictions: {query: its K predictions, best first}.
     """
 
-    name: str
+    folder: Path
+    model: str
     images_folder: str
     arguments: dict[str, Any]
     predictions: dict[str, list[Prediction]]
@@ -53,8 +55,10 @@ def read_run(folder: Path, depth: int | None = None) -> SavedRun:
         hint = f"Choose one of its folders: {', '.join(parts)}." if parts else "Expected logs/<save_dir>/<time>."
         raise InputError(f"No predictions in {folder}: {path} is missing. {hint}")
     results = read_results(folder)
+    model = results.get("model")  # which older versions did not store
     return SavedRun(
-        name=str(folder),
+        folder=folder,
+        model=model if isinstance(model, str) else str(folder),
         images_folder=results["folder"],
         arguments=results["arguments"],
         predictions=_read_predictions(path, depth),
@@ -66,31 +70,32 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     try:
         results = json.loads(path.read_bytes())
-        if not isinstance(results["folder"], str) or not isinstance(results["arguments"], dict):
-            raise TypeError("a value of the wrong type")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"Cannot read {path}: {error!r}. Expected results of an evaluation. Evaluate again.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"Cannot read {path}: {error}. Evaluate again.") from None
+    kinds = {"folder": str, "arguments": dict}
+    if not isinstance(results, dict) or not all(isinstance(results.get(n), kind) for n, kind in kinds.items()):
+        raise InputError(f"{path} does not hold the results of an evaluation: folder and arguments. Evaluate again.")
     return results
 
 
 def _read_predictions(path: Path, depth: int | None) -> dict[str, list[Prediction]]:
-    predictions: dict[str, list[Prediction]] = {}
-    counts: Counter[str] = Counter()
+    """Each query's predictions in the order of their ranks: programs that edit tables may have sorted the rows."""
+    ranked: dict[str, dict[int, Prediction | None]] = {}
     for row in read_csv(path, CSV_COLUMNS, other_bytes=True)[1]:
         query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
-        counts[query] += 1
-        is_complete = query and image and metric and mark in MARKS and _is_finite(distance)
-        if not is_complete or rank != str(counts[query]):
+        ranks = ranked.setdefault(query, {})
+        is_complete = query and image and metric and mark in MARKS and _is_finite(distance) and RANK.fullmatch(rank)
+        if not is_complete or int(rank) in ranks:
             raise row.error(
-                "expected the predictions of a query, with ranks from 1 on, distances, and correct as 0 or 1. Evaluate "
-                "again."
+                "expected the predictions of a query, with different ranks from 1 on, distances, and correct as 0 or "
+                "1. Evaluate again."
             )
-        if depth is None or counts[query] <= depth:  # there may be millions
-            prediction = Prediction(image=image, distance=float(distance), metric=metric, correct=MARKS[mark])
-            predictions.setdefault(query, []).append(prediction)
-    if len(set(counts.values())) != 1:
+        is_wanted = depth is None or int(rank) <= depth  # there may be millions
+        prediction = Prediction(image=image, distance=float(distance), metric=metric, correct=MARKS[mark])
+        ranks[int(rank)] = prediction if is_wanted else None
+    if len({size for ranks in ranked.values() for size in (len(ranks), max(ranks))}) != 1:
         raise InputError(f"{path} does not have the same number of rows for each query. Evaluate again.")
-    return predictions
+    return {query: [found for _, found in sorted(ranks.items()) if found] for query, ranks in ranked.items()}
 
 
 def _is_finite(text: str) -> bool:
