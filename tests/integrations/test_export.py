@@ -605,20 +605,3 @@ def test_a_safetensors_file_in_half_precision(checkpoints, tmp_path):
     with pytest.raises(InputError, match=r"'linear1.weight' has values up to 6.55e\+04.*65504.*--fp16"):
         export_safetensors(model, tmp_path / "again.safetensors", half=True)
     assert not (tmp_path / "again.safetensors").exists()
-
-
-def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path):
-    pytest.importorskip("safetensors")
-    path = tmp_path / "model.safetensors"
-    flags = f"--resume={checkpoints['two_branch']}", f"--output={path}"
-    result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
-    assert result.status == 0, result.stderr
-    assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
-    predictions = []
-    for resume in (checkpoints["two_branch"], path):
-        flags = [flag for flag in flags_for(tiny_benchmark, resume) if flag != "--backbone=vit-tiny"]
-        result = run_script("eval_rerank.py", *flags, f"--save_dir={resume.suffix[1:]}", cwd=tmp_path)
-        assert result.status == 0, result.stderr
-        (folder,) = (tmp_path / "logs" / resume.suffix[1:]).iterdir()
-        predictions.append((folder / "predictions.csv").read_bytes())
-    assert predictions[0] == predictions[1]

@@ -19,7 +19,7 @@ from PIL import Image
 
 import export
 from datasets.resizing import resize_image
-from model import BACKBONES, InputError, ModelChoice
+from model import BACKBONES, InputError
 from model.config import ViTConfig
 from model.images import normalize
 from model.versions import VERSION
@@ -315,20 +315,3 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=f"{name}.*Install them with: pip install -r requirements-onnx.txt"):
         onnx_export.check_packages()
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (["--resume=a.pth"], ModelChoice()),
-        (["--resume=a.pth", "--hashing"], ModelChoice(hashing=True, rerank=False)),
-        (["--pretrained"], ModelChoice()),
-        (
-            ["--pretrained", "--backbone=dinov2-base", "--hashing", "--rerank"],
-            ModelChoice(backbone="dinov2-base", hashing=True, rerank=True),
-        ),
-    ],
-)
-def test_which_model_the_flags_name(monkeypatch, flags, expected):
-    monkeypatch.setattr("sys.argv", ["export.py", "onnx", "--output=model.onnx", *flags])
-    assert parse_export(None).model.choice == expected

@@ -51,7 +51,7 @@ BRANCHES = {
 def stages(city, foundation, tmp_path_factory):
     """One run of each script, by name: (printed lines, run folder)."""
     float_run = run_well("train.py", flags_for(city, "--train_backbone"), tmp_path_factory.mktemp("float"))
-    resume = f"--resume={float_run[1] / 'best_model.pth'}"
+    start = f"--init_from={float_run[1] / 'best_model.pth'}"
     return {
         "train.py": float_run,
         "train_hashing.py": run_well(
@@ -61,7 +61,7 @@ def stages(city, foundation, tmp_path_factory):
         ),
         "train_rerank.py": run_well(
             "train_rerank.py",
-            flags_for(city, resume, "--hashing", "--rerank", "--rerank_num=3"),
+            flags_for(city, start, "--hashing", "--rerank", "--rerank_num=3"),
             tmp_path_factory.mktemp("rerank"),
         ),
     }
@@ -108,7 +108,8 @@ def test_what_a_run_leaves(stages, script):
 def test_the_best_model_states_what_it_is_and_evaluates_to_the_same(stages, city, tmp_path, script, evaluation):
     folder = stages[script][1]
     best, last = load(folder / "best_model.pth"), load(folder / "last_model.pth")
-    assert best.keys() == {"model_config", "model_state_dict"}
+    assert best.keys() == {"model_config", "image_config", "model_state_dict"}
+    assert best["image_config"] == last["image_config"] == {"resize": (56, 56), "antialias": True}
     assert best["model_state_dict"].keys() == last["model_state_dict"].keys()
     assert (
         best["model_config"]
@@ -121,12 +122,9 @@ def test_the_best_model_states_what_it_is_and_evaluates_to_the_same(stages, city
         [
             f"--datasets_folder={city}",
             "--dataset_name=synthetic",
-            "--resize",
-            56,
-            56,
             "--num_workers=0",
             "--device=cpu",
-            f"--resume={folder / 'best_model.pth'}",
+            f"--model={folder / 'best_model.pth'}",
             *more,
         ],
         tmp_path,
@@ -134,7 +132,7 @@ def test_the_best_model_states_what_it_is_and_evaluates_to_the_same(stages, city
     assert lines[-1] == stages[script][0][-1]
     assert (evaluated / "predictions.csv").read_text() == (folder / "predictions.csv").read_text()
     settings = json.loads((evaluated / "results.json").read_text())["arguments"]
-    assert settings["backbone"] == "vit-tiny"  # which was not given
+    assert (settings["backbone"], settings["resize"]) == ("vit-tiny", [56, 56])  # which were not given
 
 
 def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
@@ -142,11 +140,13 @@ def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
     assert same(best_model(folder), load(folder / "last_model.pth")["model_state_dict"])
 
 
-def test_a_run_is_resumed_with_the_model_of_its_checkpoint(stages, city, foundation, tmp_path):
+def test_a_run_is_resumed_with_the_model_and_size_of_its_checkpoint(stages, city, foundation, tmp_path):
     """Of train_hashing.py; the tests of the curves and of stage two do the same."""
-    shutil.copytree(stages["train_hashing.py"][1], tmp_path / "run")
-    flags = flags_for(city, f"--resume={tmp_path / 'run' / 'last_model.pth'}", "--val_datasets", "none")
-    flags = [flag for flag in flags if flag != "--backbone=vit-tiny"]
+    shutil.copytree(stages["train_hashing.py"][1], tmp_path / "logs" / "train" / "run")
+    flags = flags_for(city, "--resume=latest", "--val_datasets", "none")
+    flags.remove("--backbone=vit-tiny")
+    size = flags.index("--resize")
+    del flags[size : size + 3]
     result = run_script("train_hashing.py", *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert result.stdout.splitlines()[-1] == stages["train_hashing.py"][0][-1]
@@ -618,7 +618,7 @@ def refuse(city, tmp_path):
 
     def run(script, flags, words, env=None):
         cwd = tmp_path / "run"
-        cwd.mkdir()
+        cwd.mkdir(exist_ok=True)
         expect_refusal(run_script(script, *flags_for(city, *flags), cwd=cwd, env=env), cwd, *words)
 
     return run
@@ -648,7 +648,7 @@ def refuse(city, tmp_path):
         (["--pair_fraction=0.5"], ["--pair_fraction"]),
         (["--seed=-1"], ["--seed", "'-1'"]),
         (["--weight_decay=-0.1"], ["--weight_decay", "'-0.1'"]),
-        (["--foundation_model_path=a", "--init_from=b"], ["--init_from", "--foundation_model_path"]),
+        (["--foundation_model_path=a", "--init_from=b.pth"], ["--init_from", "--foundation_model_path"]),
         (["--hashing"], ["--hashing", "use train_hashing.py"]),
         (["--resume=/nowhere/last_model.pth"], ["/nowhere/last_model.pth", "does not exist"]),
     ],
@@ -707,7 +707,8 @@ def test_pair_fraction(refuse, fraction, words):
 
 
 def test_stage_two_without_a_start(refuse):
-    refuse("train_rerank.py", ["--hashing", "--rerank"], ["--resume"])
+    refuse("train_rerank.py", ["--hashing", "--rerank"], ["--init_from NAME_OR_FILE", "--resume RUN"])
+    refuse("train_rerank.py", ["--init_from=SelaVPRplusplus_bas"], ["Did you mean SelaVPRplusplus_base?"])
 
 
 @pytest.mark.parametrize(
