@@ -27,14 +27,14 @@ def main(args: BuildIndexArguments) -> None:
     # ---- Images and model
     distributed.run_on_main(partial(check_folder, args.index.folder, append=args.index.append))
     paths = distributed.run_on_main(partial(list_images, args.folder))
-    size = args.extraction.resize
-    extractor = load_extractor(args.model.choice, args.model.resume, args.extraction, sizes=[size])
+    extractor = load_extractor(args.model.choice, args.model.source, args.extraction, index=args.index.folder)
 
     # ---- Positions
     images, summary = distributed.run_on_main(partial(locate_images, paths, args.folder, args.position_config))
     if distributed.is_main():
         print(printable(f"{len(images)} images in {args.folder}. {summary}"))
-        print(f"Model: {extractor.model.config.flags}", flush=True)
+        model = f"{args.model.label}, {extractor.model.config.flags}; images of {extractor.config.image_config}"
+        print(printable(f"Model: {model}"), flush=True)
 
     # ---- Features, which go to the index chunk by chunk (under torchrun, of every rank's share)
     pca = find_pca(extractor, PCAConfig(), args.index.folder)  # an evaluation may have begun the index

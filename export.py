@@ -84,11 +84,13 @@ def milvus(args: cli.MilvusExport) -> None:
 def onnx(args: cli.OnnxExport) -> None:
     """A model as an ONNX file for images of one size, checked with onnxruntime against PyTorch."""
     from utils.integrations.onnx_export import CHECKED_IMAGES, check_packages, export_onnx
+    from utils.retrieval.extraction import settle_images
 
     check_packages()
-    model = load_model(args.model.choice, args.model.resume)
+    model = load_model(args.model.choice, args.model.source)
+    settings = settle_images(args.extraction, model.image_config)
     print(f"Exporting {model.config.flags}; this takes about a minute.", flush=True)
-    errors = export_onnx(model, args.extraction, args.output, normalize=args.normalize)
+    errors = export_onnx(model, settings, args.output, normalize=args.normalize)
     for name, error in errors.items():
         count = (
             f"{error:.0f} of {512 * CHECKED_IMAGES} bits differ" if name == "code" else f"relative error {error:.1e}"
@@ -98,10 +100,10 @@ def onnx(args: cli.OnnxExport) -> None:
 
 
 def safetensors(args: cli.SafetensorsExport) -> None:
-    """A model as a safetensors file, with the model's configuration in its metadata."""
+    """A model as a safetensors file, with the configurations of the model and its images in its metadata."""
     from utils.integrations.safetensors_file import export_safetensors
 
-    model = load_model(args.model.choice, args.model.resume)
+    model = load_model(args.model.choice, args.model.source)
     export_safetensors(model, args.output, half=args.half)
     print(f"Saved {args.output} ({args.output.stat().st_size / 1e6:.1f} MB): {model.config.flags}")
 

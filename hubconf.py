@@ -34,17 +34,19 @@ class _Finder:
 if _NAME not in sys.modules:
     sys.meta_path.append(_Finder)
 _model = importlib.import_module(_NAME)
-_load_published = importlib.import_module(f"{_NAME}.weights").load_published
+_weights, _zoo = (importlib.import_module(f"{_NAME}.{name}") for name in ("weights", "zoo"))
 prepare_for_inference = _model.prepare_for_inference
 PlaceRecognizer = _model.PlaceRecognizer
 
 
-def SelaVPRplusplus(
+def SelaVPRplusplus(  # noqa: PLR0913 - the reference's keywords
     backbone: str = "dinov2-large",
     aggregation: str = "gem",
     hashing: bool = True,
     rerank: bool = True,
     pretrained: bool = True,
+    resume: str | None = None,
+    foundation_model_path: str | None = None,
 ) -> torch.nn.Module:
     """SelaVPR++ (Lu et al., T-PAMI 2026): any model, a plain torch.nn.Module in eval mode on the CPU.
 
@@ -61,18 +63,28 @@ def SelaVPRplusplus(
     backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), vit-tiny,
     vit-nano or vit-pico. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist
     for gem with dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the
-    model at the start of training. Raises InputError (a ValueError) for other names, and if the weights are not
-    published or cannot be downloaded.
+    model at the start of training. resume, the reference's keyword: the file of the weights, instead of the published
+    ones. foundation_model_path, another one: DINOv2's weights, for a model at the start of training. Raises InputError
+    (a ValueError) for other names, and if the weights are not published, cannot be downloaded or do not fit.
     """
     config = _model.ModelConfig(backbone=backbone, aggregation=aggregation, hashing=hashing, rerank=rerank)
-    network = _model.GeoLocalizationNet(config)
+    if foundation_model_path is not None and (resume is not None or pretrained):
+        raise _model.InputError(
+            "foundation_model_path applies to a model at the start of training: the weights of a trained model contain "
+            "the backbone. Leave it out, or give pretrained=False and no resume."
+        )
+    if resume is not None:
+        return _weights.load_model(config, resume)
     if pretrained:
         try:
-            _load_published(network)
+            return _weights.load_model(config, _zoo.find_published(config))
         except _model.InputError as error:
             raise _model.InputError(
                 f"{error}\nWith pretrained=False, the model is returned at the start of training."
             ) from error
+    network = _model.GeoLocalizationNet(config)
+    if foundation_model_path is not None:
+        _weights.load_foundation(network, foundation_model_path)
     return network.eval()
 
 

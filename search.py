@@ -9,7 +9,7 @@ if __name__ == "__main__":
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.weights import load_model
-from utils.retrieval.extraction import Extractor, extract, prepare
+from model.zoo import find_model
+from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
@@ -37,11 +38,11 @@ def main(args: SearchArguments) -> None:
     # ---- The index, and the model that it was built with
     index = open_index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
     print(f"The index {args.index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
-    weights = args.resume or index.weights
-    if weights is not None and not weights.exists():
-        raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
-    model = load_model(index.metadata.model_config, weights)
-    settings = replace(args.extraction, resize=index.metadata.size, antialias=index.metadata.antialias)
+    source = args.resume or (find_model(args.model) if args.model else index.weights)
+    if isinstance(source, Path) and not source.exists():
+        raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
+    model = load_model(index.metadata.model_config, source)
+    settings = settle_images(args.extraction, index.metadata.image_config)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
@@ -57,9 +58,10 @@ def main(args: SearchArguments) -> None:
     if args.save_pictures:
         pictures = save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
     if args.json:
+        weights = str(source) if isinstance(source, Path) else "published"
         content = {
             "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
-            "model": {**asdict(model.config), "weights": str(weights or "published"), "resize": settings.resize},
+            "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
             "queries": [
                 {"image": image, "picture": picture, "matches": [match._asdict() for match in matches]}
                 for image, picture, matches in zip(images, pictures, found, strict=True)

@@ -26,7 +26,7 @@ from model import InputError
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
 from utils.cli.evaluation import require_file
-from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
+from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig, image_flags
 from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.extraction import Extractor, prepare
 from utils.runtime.atomic_files import atomic_write
@@ -174,7 +174,7 @@ HEADER = ["model", "protocol", "recall", "measured", "published", "difference", 
 def main() -> None:
     args = parse(Arguments, __doc__.splitlines()[0])
     figures = read_figures(args.published)
-    run = RunDir("reproduce", args.flags)
+    run = RunDir("reproduce", args.flags | image_flags(args.extraction.image_config))
 
     # ---- Every model on every dataset that is there
     evaluations = evaluate_models(read_benchmarks(args), args.extraction, run=run)
@@ -259,7 +259,7 @@ def load_pipeline(entry: PublishedModel, extraction: ExtractionConfig) -> Pipeli
         search=SearchConfig(rerank_num=RERANK_NUM if entry.config.rerank else 0),
         report=ReportConfig(recall_values=RECALL_VALUES),
     )
-    extractor = Extractor(model=prepare(load_model(entry.config, None), extraction), config=extraction)
+    extractor = Extractor(model=prepare(load_model(entry.config, entry), extraction), config=extraction)
     search = eval_rerank.search_in_two_stages if entry.config.rerank else eval_float.search_descriptors
     return Pipeline(extractor, config, search)
 

@@ -112,8 +112,9 @@ def main() -> None:
     if args.real_photos:
         names = ["untrained", "float", "two_stage"]
         for model, name in (("start", "untrained"), ("stage_one", "float")):
-            run(folder, "eval.py", *common, *test, best_model(folder, model), f"--save_dir={name}")
-    run(folder, "eval_rerank.py", *common, *test, best_model(folder, "stage_two"), "--save_dir=two_stage")
+            run(folder, "eval.py", *common, *test, f"--model={best_model(folder, model)}", f"--save_dir={name}")
+    model = f"--model={best_model(folder, 'stage_two')}"
+    run(folder, "eval_rerank.py", *common, *test, model, "--save_dir=two_stage")
 
     # ---- Results
     print_table(*(results(folder, name) for name in names))
@@ -137,8 +138,8 @@ def train(recipe: Recipe, seed: int) -> None:
     run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
 
     # ---- Stage two: the binary branch beside the float one, which stays as it is
-    resume = best_model(folder, "stage_one")
-    run(folder, "train_rerank.py", *training, *recipe.stage_two, resume, "--save_dir=stage_two")
+    start = f"--init_from={best_model(folder, 'stage_one')}"
+    run(folder, "train_rerank.py", *training, *recipe.stage_two, start, "--save_dir=stage_two")
 
 
 def training_flags(recipe: Recipe, seed: int) -> list[str]:
@@ -163,9 +164,9 @@ def newest(folder: Path, save_dir: str) -> Path:
     return max((folder / "logs" / save_dir).iterdir(), key=lambda path: path.stat().st_mtime)
 
 
-def best_model(folder: Path, save_dir: str) -> str:
-    """The flag that names the best model of the last run, relative to the demo's folder."""
-    return f"--resume={(newest(folder, save_dir) / 'best_model.pth').relative_to(folder)}"
+def best_model(folder: Path, save_dir: str) -> Path:
+    """The best model of the last run, relative to the demo's folder."""
+    return (newest(folder, save_dir) / "best_model.pth").relative_to(folder)
 
 
 def results(folder: Path, save_dir: str) -> dict:

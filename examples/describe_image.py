@@ -1,7 +1,7 @@
 """Describe image files with a published model or one of yours, and compare them with each other.
 
 python -m examples.describe_image street.jpg same_street.jpg another_street.jpg
-python -m examples.describe_image street.jpg --model my_run/best_model.pth --resize 84 112 --output features.npz
+python -m examples.describe_image street.jpg --model my_run/best_model.pth --output features.npz
 """
 
 import argparse
@@ -12,8 +12,11 @@ import torch
 
 from datasets.images import load_image
 from datasets.resizing import resize_image
+from model import load_any_model
 from model.images import normalize
-from model.weights import load_any_model
+from model.zoo import DEFAULT_MODEL
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import settle_images
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.script import cli_main
 
@@ -21,18 +24,20 @@ from utils.runtime.script import cli_main
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    text = "a published model, which is downloaded once, or a checkpoint file (default: %(default)s)"
-    parser.add_argument("--model", default="SelaVPRplusplus_large_rerank", help=text)
-    text = "size in pixels (height width), multiples of 14 (default: 322 322)"
-    parser.add_argument("--resize", type=int, nargs=2, default=[322, 322], metavar=("H", "W"), help=text)
+    text = "a published model, which is downloaded once, or a model's file (default: %(default)s)"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_FILE", help=text)
+    text = "size in pixels (height width), multiples of 14 (default: that of the model, otherwise 322 322)"
+    parser.add_argument("--resize", type=int, nargs=2, metavar=("H", "W"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="save the features as NumPy arrays")
     args = parser.parse_args()
 
-    # ---- From files to a batch [B, 3, H, W]
-    images = torch.stack(
-        [resize_image(load_image(path, exif_orientation=True), tuple(args.resize)) for path in args.images]
-    )
+    # ---- Model, and images as it was validated with: from files to a batch [B, 3, H, W]
     model = load_any_model(args.model)
+    config = settle_images(ExtractionConfig(resize=args.resize and tuple(args.resize)), model.image_config)
+    size, antialias = config.image_config.resize, config.image_config.antialias
+    images = torch.stack(
+        [resize_image(load_image(path, exif_orientation=True), size, antialias=antialias) for path in args.images]
+    )
 
     # ---- A float model returns descriptors; a hashing-only one logits and codes; a two-branch one all three
     with torch.inference_mode():

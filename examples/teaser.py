@@ -14,8 +14,7 @@ from PIL import Image
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from model import InputError, ModelChoice
-from model.weights import load_model
+from model import InputError, load_any_model
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.features import SearchResult
@@ -49,7 +48,7 @@ def main() -> None:
             threshold=flags["val_positive_dist_threshold"],
         )
     )
-    model = load_model(ModelChoice(hashing=True, rerank=True), args.demo / flags["resume"])
+    model = load_any_model(args.demo / flags["model"])
     settings = ExtractionConfig(resize=tuple(flags["resize"]), batch_size=flags["infer_batch_size"])
     extractor = Extractor(model=prepare(model, settings), config=settings)
 

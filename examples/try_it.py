@@ -20,7 +20,6 @@ from utils.runtime.script import cli_main
 
 HERE = Path()
 INDEX = Path("try") / "index"
-PUBLISHED = "--pretrained --backbone=dinov2-base --hashing --rerank"
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     database, queries, model, datasets = (
         os.path.relpath(path) for path in (IMAGES / "database", IMAGES / "queries", MODEL, ASSETS.parent)
     )
-    common = [f"--resume={model}", *SIZE, "--num_workers=0", "--device=cpu"]
+    common = [f"--model={model}", *SIZE, "--num_workers=0", "--device=cpu"]
 
     print("1. Describe a photo of each place by a binary code, 64 bytes, and a float descriptor, 512 numbers.")
     if INDEX.exists():  # that of the last time
@@ -54,7 +53,7 @@ def main() -> None:
     print(f"\nThat took {time.perf_counter() - started:.0f} s. The queries and their matches{' (opened)' * opened}:")
     print(f"  {report}")
     print("\nThis model has seen drawn streets only. To search photos of yours, a published model is downloaded once:")
-    print(f"  {python} build_index.py my_photos --index=my_index {PUBLISHED}")
+    print(f"  {python} build_index.py my_photos --index=my_index")
     print(f"  {python} search.py photo.jpg --index=my_index --save_pictures=found")
     print("To evaluate a model on a benchmark, or to train one: README.md, docs/datasets.md")
 

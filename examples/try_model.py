@@ -41,13 +41,13 @@ def main() -> None:
         shutil.rmtree(ASSETS)
     for name in ("database", "queries"):
         (IMAGES / name).mkdir(parents=True)
-    trained = best_model(RECIPE.folder, "stage_two")
+    trained = f"--model={best_model(RECIPE.folder, 'stage_two')}"
     run(RECIPE.folder, "export.py", "safetensors", trained, "--fp16", f"--output={MODEL}")
     for number in PLACES:
         write_benchmark_place(number, images=IMAGES, split="test", config=PHOTOS)
 
     # ---- Evaluate what was written
-    run(RECIPE.folder, "eval_rerank.py", *RECIPE.all_scripts, *SYNTHETIC, f"--resume={MODEL}", "--save_dir=two_stage")
+    run(RECIPE.folder, "eval_rerank.py", *RECIPE.all_scripts, *SYNTHETIC, f"--model={MODEL}", "--save_dir=two_stage")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ selavprplusplus. What needs torch, which takes seconds to import, is imported wh
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .config import BACKBONES, ModelChoice, ModelConfig
+from .config import BACKBONES, ImageConfig, ModelChoice, ModelConfig
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
     "Description",
     "GeoLocalizationNet",
     "HashingOutput",
+    "ImageConfig",
     "InferenceModel",
     "InputError",
     "Loop",

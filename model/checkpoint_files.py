@@ -92,13 +92,14 @@ def _load_safetensors(data: bytes, path: Path) -> dict:
     except Exception as error:  # whatever a damaged file may raise
         raise InputError(f"{path} is not a safetensors file, or is truncated or damaged: {error}.") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    config = header.get("__metadata__", {}).get("model_config")
-    if config is None:
-        return {"model_state_dict": state}
-    try:
-        return {"model_state_dict": state, "model_config": json.loads(config)}
-    except (ValueError, RecursionError) as error:  # the latter for JSON that is nested too deeply
-        raise InputError(f"{path}: the metadata model_config is not JSON: {config[:100]!r}.") from error
+    content = {"model_state_dict": state}
+    for name, text in header.get("__metadata__", {}).items():
+        if name in ("model_config", "image_config"):
+            try:
+                content[name] = json.loads(text)
+            except (ValueError, RecursionError) as error:  # the latter for JSON that is nested too deeply
+                raise InputError(f"{path}: the metadata {name} is not JSON: {text[:100]!r}.") from error
+    return content
 
 
 def _verify_archive(file: BinaryIO, path: Path) -> None:

@@ -87,6 +87,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What a model's images are resized to, and how: (H, W) in pixels, with or without antialiasing."""
+
+    resize: tuple[int, int] = (322, 322)
+    antialias: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.resize[0]} x {self.resize[1]} with{'' if self.antialias else 'out'} antialiasing"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelChoice:
     """What a user states about a model: fields of ModelConfig, or None for those that the checkpoint decides."""
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
-from .config import BACKBONES, ModelConfig
+from .config import BACKBONES, ImageConfig, ModelConfig
 from .versions import check_torch_version
 from .vision_transformer import VisionTransformer
 
@@ -59,13 +59,15 @@ class GeoLocalizationNet(nn.Module):
     | yes | yes | TwoBranchOutput (logits, code, descriptor) |
 
     The names of submodules (linear1 to linear4, aggregation, aggregation_hashing) are fixed by the published weights.
-    Attributes: config; descriptor_dim, 0 for a hashing-only model. Raises InputError if PyTorch is too old.
+    Attributes: config; image_config, the images at which it was validated, or None where its checkpoint does not say;
+    descriptor_dim, 0 for a hashing-only model. Raises InputError if PyTorch is too old.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         check_torch_version()
         super().__init__()
         self.config = config
+        self.image_config: ImageConfig | None = None
         vit = BACKBONES[config.backbone]
         dim = vit.embed_dim
         self.backbone = VisionTransformer(vit, float_branch=config.has_float_branch, binary_branch=config.hashing)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .config import check_image_size
+from .config import ImageConfig, check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .inference import prepare_for_inference
@@ -56,8 +56,9 @@ class PlaceRecognizer:
     [matches] = recognizer.search(frame, k=1, max_distance=0.9)  # no match: an unknown place
 
     model: the name of a published model, a checkpoint file, or a model. device and precision ("fp32", "bf16" or "fp16")
-    of the computation. resize: (H, W) that images are resized to, bilinearly; None for 322 x 322, the paper's. Models
-    with both branches search by codes, and re-rank the first `rerank_num` by descriptors.
+    of the computation. resize: (H, W) that images are resized to, bilinearly; None for what the model states, otherwise
+    322 x 322, the paper's. Models with both branches search by codes, and re-rank the first `rerank_num` results by
+    descriptors.
 
     An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
@@ -79,8 +80,10 @@ class PlaceRecognizer:
             raise InputError(f"Unknown precision {precision!r}. Choose from: {', '.join(PRECISIONS)}.")
         if rerank_num < 1:
             raise InputError(f"rerank_num is {rerank_num}. Expected 1 or more.")
-        network = model if isinstance(model, GeoLocalizationNet) else load_any_model(str(model))
-        self.resize = (322, 322) if resize is None else (int(resize[0]), int(resize[1]))
+        network = model if isinstance(model, GeoLocalizationNet) else load_any_model(model)
+        images = network.image_config or ImageConfig()
+        self.resize = images.resize if resize is None else (int(resize[0]), int(resize[1]))
+        self._antialias = images.antialias
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
@@ -101,7 +104,7 @@ class PlaceRecognizer:
         parts, batch = [], list[torch.Tensor]()
         for i, image in enumerate(given):
             try:
-                batch.append(resize_pixels([rgb_pixels(image, bgr=bgr)], self.resize))
+                batch.append(resize_pixels([rgb_pixels(image, bgr=bgr)], self.resize, self._antialias))
             except InputError as error:
                 raise InputError(f"Image {i} of {len(given)}: {error}") from error if several else error
             if len(batch) == BATCH or i == len(given) - 1:

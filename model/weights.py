@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .aggregation import AGGREGATIONS
 from .checkpoint_files import READ_BLOCK, read_checkpoint
-from .config import BACKBONES, ModelChoice, ModelConfig
+from .config import BACKBONES, ImageConfig, ModelChoice, ModelConfig, check_image_size
 from .errors import InputError
 from .network import GeoLocalizationNet
-from .zoo import FOUNDATIONS, MODEL_ZOO, find_published
+from .zoo import FOUNDATIONS, PublishedModel, find_model
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
@@ -54,8 +54,9 @@ def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
 
 
 def model_content(model: GeoLocalizationNet) -> dict[str, Any]:
-    """What our checkpoints contain of a model: its configuration and its entries."""
-    return {"model_config": asdict(model.config), "model_state_dict": model.state_dict()}
+    """What our checkpoints contain of a model: its configuration, that of its images if it is known, its entries."""
+    images = {"image_config": asdict(model.image_config)} if model.image_config else {}
+    return {"model_config": asdict(model.config), **images, "model_state_dict": model.state_dict()}
 
 
 def find_config(checkpoint: dict, source: str | Path) -> ModelConfig | None:
@@ -80,46 +81,72 @@ def find_config(checkpoint: dict, source: str | Path) -> ModelConfig | None:
         ) from error
 
 
-def choose_config(choice: ModelChoice, checkpoint: dict, source: str | Path) -> ModelConfig:
-    """The model to build for a checkpoint: what the user states, and otherwise the checkpoint's.
+def find_image_config(checkpoint: dict, model: ModelConfig, source: str | Path) -> ImageConfig | None:
+    """The images that a checkpoint states, at which its model was validated; None if it states none.
+
+    Raises InputError, which names the file `source`, if the model cannot take such images.
+    """
+    stated = checkpoint.get("image_config")
+    if stated is None:
+        return None
+    try:
+        images = ImageConfig(**{**stated, "resize": tuple(stated["resize"])})
+        height, width = images.resize
+        if (type(height), type(width), type(images.antialias)) != (int, int, bool):
+            raise InputError("Expected resize, two whole numbers, and antialias, true or false.")
+        check_image_size(model, (height, width))
+        return images
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source} states images that its model cannot take, {str(stated)[:200]}: {str(error)[:200]}"
+        ) from error
+
+
+def new_model(choice: ModelChoice, checkpoint: dict, source: str | Path) -> GeoLocalizationNet:
+    """The model of a checkpoint, without its weights: what the user states of it, and otherwise the checkpoint's.
 
     Raises InputError, which names the file `source`, if the user leaves the backbone open, but the checkpoint is none
-    of a SelaVPR++ model; and as find_config and ModelConfig do.
+    of a SelaVPR++ model; and as find_config, find_image_config and ModelConfig do.
     """
     found = find_config(checkpoint, source)
     if found is None and choice.backbone is None:
         raise InputError(f"{source} {describe(model_state(checkpoint, source))}.")
-    return choice.resolve(found)
+    network = GeoLocalizationNet(choice.resolve(found))
+    network.image_config = find_image_config(checkpoint, network.config, source)
+    return network
 
 
-def load_model(model: ModelConfig | ModelChoice, path: str | Path | None) -> GeoLocalizationNet:
-    """The model with the weights of a file, or (path None) the published ones, in eval mode on the CPU.
+def load_model(model: ModelConfig | ModelChoice, source: PublishedModel | str | Path) -> GeoLocalizationNet:
+    """The model with the weights of a published model, or of a file, in eval mode on the CPU.
 
-    What a ModelChoice leaves open is that of the file or, of published weights, ModelConfig's default. Raises
-    InputError if the weights are missing or another model's.
+    What a ModelChoice leaves open is that of the weights. source: as model_file takes it. Raises InputError if the
+    weights are missing or another model's.
     """
-    if path is None:
-        network = GeoLocalizationNet(model.resolve() if isinstance(model, ModelChoice) else model)
-        load_published(network)
-    else:
-        checkpoint = read_checkpoint(path)
-        config = choose_config(model, checkpoint, path) if isinstance(model, ModelChoice) else model
-        network = GeoLocalizationNet(config)
-        load_state(network, model_state(checkpoint, path), path)
+    path = model_file(source)
+    checkpoint = read_checkpoint(path)
+    choice = model if isinstance(model, ModelChoice) else ModelChoice(**asdict(model))
+    network = new_model(choice, checkpoint, path)
+    load_state(network, model_state(checkpoint, path), path)
     return network.eval()
 
 
-def load_any_model(source: str) -> GeoLocalizationNet:
-    """The model of a checkpoint, in eval mode: a published one by its name in MODEL_ZOO, or a file of any model.
+def load_any_model(source: str | Path) -> GeoLocalizationNet:
+    """The model of this name, in eval mode: a published one, or a file of any model.
 
     Raises InputError if it is neither, or cannot be downloaded.
     """
-    published = {entry.name: entry.config for entry in MODEL_ZOO}
-    if source in published:
-        return load_model(published[source], None)
-    if not Path(source).exists():
-        raise InputError(f"{source} is neither a file nor a published model. Choose from: {', '.join(published)}.")
-    return load_model(ModelChoice(), Path(source))
+    return load_model(ModelChoice(), source)
+
+
+def model_file(source: PublishedModel | str | Path) -> Path:
+    """The file of a model, which is downloaded if it is a published one. A text names either: see find_model.
+
+    Raises InputError for another name, and if the file cannot be downloaded.
+    """
+    found = find_model(source) if isinstance(source, str) else source
+    if isinstance(found, Path):
+        return found
+    return download(found.urls, flag="--model (in Python, to load_any_model)", sha256=found.sha256)
 
 
 def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
@@ -201,18 +228,6 @@ def describe(state: dict[str, Tensor]) -> str:
         return "does not look like a SelaVPR++ model"
     script = {"float": "eval.py", "hashing": "eval_hashing.py", "two-branch": "eval_rerank.py"}[config.kind]
     return f"looks like a model for {config.flags} (evaluate it with {script})"
-
-
-def load_published(model: GeoLocalizationNet) -> Path:
-    """Loads the published weights for the model's configuration, downloading them if needed, and returns the file.
-
-    Raises InputError if none are published, or if they cannot be downloaded.
-    """
-    published = find_published(model.config)
-    flag = "--resume (in the examples, --model; in Python, to load_any_model)"
-    path = download(published.urls, flag=flag, sha256=published.sha256)
-    load_weights(model, path)
-    return path
 
 
 def load_foundation(model: GeoLocalizationNet, path: str | Path | None = None) -> Path:

@@ -1,9 +1,8 @@
-"""The published weights as data: which exist, where they can be downloaded, and their checksums.
+"""The published weights as data: which exist, where they can be downloaded, and their checksums; names of models."""
 
-Used by the hub entry, --pretrained and --foundation_model_path.
-"""
-
+import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from .config import ModelConfig
@@ -78,6 +77,27 @@ MODEL_ZOO = [
         sha256="b055346fe0ac14e48689502da2c60113c9dd4018c4fb7a10fbd48d1662e69f8a",
     ),
 ]
+
+DEFAULT_MODEL = "SelaVPRplusplus_base_rerank"
+
+
+def find_model(name: str) -> PublishedModel | Path:
+    """The model that a user names: a published one, or a file.
+
+    Only a word without folder and suffix is looked up among the files, since the ranks of a run need not see them all.
+    Raises InputError, which names the published models, if such a word is neither.
+    """
+    published = {entry.name: entry for entry in MODEL_ZOO}
+    if name in published:
+        return published[name]
+    path = Path(name)
+    if path.suffix or len(path.parts) > 1 or (name and path.exists()):
+        return path
+    close = difflib.get_close_matches(name, published, n=1)
+    raise InputError(
+        f"{name!r} is neither a published model nor a file.{f' Did you mean {close[0]}?' if close else ''} Give one of "
+        f"{', '.join(published)}, or a checkpoint (.pth, .safetensors)."
+    )
 
 
 def find_published(config: ModelConfig) -> PublishedModel:

@@ -10,8 +10,9 @@ from utils.runtime.distributed import broadcast_object, broadcast_tensors, is_ma
 def model_on_all_ranks(build: Callable[[], GeoLocalizationNet]) -> GeoLocalizationNet:
     """The model that `build` returns on the main rank: on every rank, on the CPU. Raises what run_on_main raises."""
     built: Any = run_on_main(build, share=False)
-    config: Any = broadcast_object(built.config if is_main() else None)
+    config, images = broadcast_object((built.config, built.image_config) if is_main() else built)
     model = built if is_main() else GeoLocalizationNet(config)
+    model.image_config = images
     broadcast_tensors(model.state_dict().values())
     return model
 

@@ -251,7 +251,9 @@ def test_the_values_of_all_flags_are_kept_as_json_can_hold_them(script):
     flags = settings_of(settings, *REQUIRED[script], "--device=cpu").flags
     assert flags.keys() == {declared.name for declared in declared_flags(settings, "")}
     assert json.loads(json.dumps(flags)) == flags
-    assert flags["datasets_folder"] == "data" and flags["resize"] == [322, 322] and flags["num_workers"] >= 1
+    assert (
+        flags["datasets_folder"] == "data" and flags["recall_values"] == [1, 5, 10, 100] and flags["num_workers"] >= 1
+    )
 
 
 def test_an_address_is_kept_without_its_token(monkeypatch):
@@ -273,7 +275,6 @@ def test_what_a_resumed_run_may_change(script):
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("eval.py", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
         ("eval.py", ["--queries_folder=q"], "Give both --database_folder and --queries_folder"),
         ("eval.py", ["--hashing", "--rerank"], "--hashing --rerank does not apply to eval.py; use eval_rerank.py."),
         ("train_hashing.py", ["--rerank"], "--rerank does not apply to train_hashing.py; use train_rerank.py."),

@@ -181,7 +181,7 @@ def test_the_commands_are_found():
     """Otherwise the next test would check nothing."""
     flags = used_flags()
     assert {"eval_rerank.py", "train.py", "search.py", "datasets/synthetic/__main__.py"} <= flags.keys()
-    assert {"--datasets_folder", "--resume", "--backbone"} <= flags["eval_rerank.py"]
+    assert {"--datasets_folder", "--model"} <= flags["eval_rerank.py"]
     assert {"--index", "--output"} <= flags["export.py hloc"]
 
 

@@ -30,7 +30,7 @@ def demo(tmp_path, tiny_benchmark, checkpoints, monkeypatch):
     flags = flags_for("city", "model.pth", "--hashing", "--rerank")
     monkeypatch.setattr(sys, "argv", ["eval_rerank.py", *map(str, flags)])
     monkeypatch.chdir(folder)  # the demo runs the scripts in its folder
-    arguments = parse(TwoBranchEvaluation, "").flags
+    arguments = parse(TwoBranchEvaluation, "").flags | {"model": "model.pth"}  # as the script writes them
     (run / "results.json").write_text(json.dumps({"arguments": arguments, "folder": str(folder)}))
     monkeypatch.chdir(tmp_path)
     return folder

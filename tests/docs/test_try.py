@@ -76,7 +76,7 @@ def test_the_model_finds_three_places_of_four_of_the_demos_city(tmp_path):
     city = [*QUICK.city, *CITY, "--places=1", "--cities=1", "--val_places=1"]
     result = run_script("datasets.synthetic", "city", *city, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    result = run_script("eval_rerank.py", *RECIPE.all_scripts, *SYNTHETIC, f"--resume={MODEL}", cwd=tmp_path)
+    result = run_script("eval_rerank.py", *RECIPE.all_scripts, *SYNTHETIC, f"--model={MODEL}", cwd=tmp_path)
     assert result.status == 0, result.stderr
     (results,) = tmp_path.glob("logs/eval/*/results.json")
     found = json.loads(results.read_text())

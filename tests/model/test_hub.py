@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers.checkpoints import save_published
-from helpers.models import MODES, image_batch, sketched
+from helpers.models import MODES, build, filled, image_batch, sketched
 from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model import BACKBONES, GeoLocalizationNet
@@ -55,6 +55,24 @@ def test_names_that_do_not_exist(flags, words):
         load(**{"pretrained": False, **flags})
     assert type(caught.value).__name__ == "InputError"
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_the_keywords_of_the_reference(tmp_path):
+    model = filled(build(**MODES["two_branch"]))
+    path = save_published(model.state_dict(), tmp_path / "model.pth")
+    network = load(backbone="vit-tiny", resume=str(path))
+    assert not network.training and torch.equal(network.linear4.weight, model.linear4.weight)
+    with pytest.raises(ValueError, match="looks like a model for .* --hashing --rerank"):
+        load(backbone="vit-tiny", hashing=False, rerank=False, resume=str(path))
+    trunk = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith("adapters")}
+    torch.save(trunk, tmp_path / "dinov2.pth")
+    dinov2 = {"backbone": "vit-tiny", "foundation_model_path": str(tmp_path / "dinov2.pth")}
+    start = load(**dinov2, pretrained=False)
+    assert torch.equal(start.backbone.norm.weight, model.backbone.norm.weight)
+    assert not torch.equal(start.linear4.weight, model.linear4.weight)
+    for flags in ({}, {"resume": str(path), "pretrained": False}):
+        with pytest.raises(ValueError, match="foundation_model_path applies to a model at the start of training"):
+            load(**dinov2, **flags)
 
 
 @pytest.fixture

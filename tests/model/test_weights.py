@@ -21,7 +21,17 @@ from helpers.checkpoints import save_published, small_checkpoint, write_safetens
 from helpers.models import MODES, build, reference_model, sketched
 from helpers.processes import NOT_TORCH, run_python
 
-from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig, checkpoint_files, weights, zoo
+from model import (
+    AGGREGATIONS,
+    BACKBONES,
+    ImageConfig,
+    InputError,
+    ModelChoice,
+    ModelConfig,
+    checkpoint_files,
+    weights,
+    zoo,
+)
 from utils.integrations.safetensors_file import export_safetensors
 
 LOAD = """
@@ -412,6 +422,7 @@ def test_a_file_without_a_model(tmp_path, content, word):
 @pytest.mark.parametrize(("mode", "aggregation"), [("float", "salad"), ("hashing", "gem"), ("two_branch", "boq")])
 def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregation):
     model = reference_model("vit-tiny", aggregation, **MODES[mode])
+    model.image_config = ImageConfig(resize=(126, 140), antialias=False)
     path = tmp_path / f"model{suffix}"
     if suffix == ".pth":
         torch.save(weights.model_content(model), path)
@@ -420,7 +431,7 @@ def test_a_checkpoint_of_ours_names_its_model(tmp_path, suffix, mode, aggregatio
         export_safetensors(model, path)
     assert weights.find_config(checkpoint_files.read_checkpoint(path), path) == model.config
     loaded = weights.load_model(ModelChoice(), path)
-    assert loaded.config == model.config and not loaded.training
+    assert loaded.config == model.config and loaded.image_config == model.image_config and not loaded.training
     assert equal(loaded.state_dict(), model.state_dict())
 
 
@@ -448,6 +459,31 @@ def test_a_checkpoint_that_states_no_model_of_ours(tmp_path, stated, words):
     torch.save(weights.model_content(reference_model()) | {"model_config": stated}, path)
     with pytest.raises(InputError, match=f"{re.escape(str(path))} states a model that does not exist here, .*{words}"):
         weights.load_model(ModelChoice(), path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ([56, 56], "not a mapping"),
+        ({"antialias": True}, "resize"),
+        ({"resize": [56], "antialias": True}, "not enough values"),
+        ({"resize": [56.0, 56.0], "antialias": True}, "two whole numbers"),
+        ({"resize": [56, 56], "antialias": 1}, "true or false"),
+        ({"resize": [56, 56], "antialias": True, "mode": "cubic"}, "mode"),
+        ({"resize": [56, 50], "antialias": True}, "multiples of 14"),
+    ],
+)
+def test_a_checkpoint_that_states_images_that_its_model_cannot_take(tmp_path, stated, words):
+    path = tmp_path / "model.pth"
+    torch.save(weights.model_content(reference_model()) | {"image_config": stated}, path)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))} states images that its model cannot .*{words}"):
+        weights.load_any_model(path)
+
+
+def test_a_checkpoint_that_states_no_images(tmp_path):
+    """Ours before 0.2, and the authors'."""
+    torch.save(weights.model_content(build()), tmp_path / "model.pth")
+    assert weights.load_any_model(tmp_path / "model.pth").image_config is None
 
 
 @pytest.mark.parametrize(
@@ -649,8 +685,7 @@ def publish(monkeypatch, *addresses):
 
 def load_published():
     """A float vit-tiny with the "published" weights, and their file."""
-    model = blank()
-    return model, weights.load_published(model)
+    return weights.load_any_model("tiny"), weights.model_file("tiny")
 
 
 @pytest.fixture
@@ -686,7 +721,7 @@ def test_what_is_not_whole_is_not_kept_and_the_mirror_is_tried(server, cache, mo
     server.chunked = {"/a/tiny.pth", "/b/tiny.pth"} if how == "chunked" else set()
     with pytest.raises(InputError) as caught:
         load_published()
-    words = (f"{server.address}/a/tiny.pth", f"{server.address}/b/tiny.pth", "--resume")
+    words = (f"{server.address}/a/tiny.pth", f"{server.address}/b/tiny.pth", "--model")
     assert all(word in str(caught.value) for word in words)
     assert list(cache.iterdir()) == []
     server.files["/b/tiny.pth"] = whole
@@ -696,7 +731,7 @@ def test_what_is_not_whole_is_not_kept_and_the_mirror_is_tried(server, cache, mo
 
 def test_an_unpublished_combination_lists_the_published_ones():
     with pytest.raises(InputError) as caught:
-        weights.load_published(tiny())
+        zoo.find_published(tiny().config)
     asked_for, published = str(caught.value).split("Published:")
     assert "vit-tiny gem float" in asked_for
     names = itertools.product(("dinov2-base", "dinov2-large"), ("float", "two-branch"))
@@ -787,6 +822,33 @@ def test_checksums_in_the_zoo_are_lower_case_sha256():
     checksums = [entry.sha256 for entry in (*zoo.MODEL_ZOO, *zoo.FOUNDATIONS.values()) if entry.sha256]
     assert all(re.fullmatch("[0-9a-f]{64}", checksum) for checksum in checksums)
     assert len(set(checksums)) == len(checksums) == 7
+
+
+def test_what_names_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("trained").touch()
+    for entry in zoo.MODEL_ZOO:
+        assert zoo.find_model(entry.name) is entry
+    for name in ("trained", "model.pth", "runs/model", "SelaVPRplusplus_base.pth", "/nowhere/model"):
+        assert zoo.find_model(name) == Path(name)  # whether there is such a file, the main rank sees
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("SelaVPRplusplus_base_reranked", "SelaVPRplusplus_base_rerank"),
+        ("selavprplusplus_large", "SelaVPRplusplus_large"),
+        ("resnet", None),
+        ("", None),
+    ],
+)
+def test_what_names_no_model(name, guess):
+    with pytest.raises(InputError) as caught:
+        zoo.find_model(name)
+    message = str(caught.value)
+    assert message.startswith(f"{name!r} is neither a published model nor a file.") and ".safetensors" in message
+    assert all(entry.name in message for entry in zoo.MODEL_ZOO)
+    assert f"Did you mean {guess}?" in message if guess else "mean" not in message
 
 
 def test_what_killed_downloads_left_is_removed(server, cache, monkeypatch, whole, caplog):

@@ -330,7 +330,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path, checkpoints, refusal):
         ("images", ["--resume=nowhere.pth"], "--resume: no file nowhere.pth."),
         ("images", ["--resume=images/a.jpg"], "is not a checkpoint"),
         ("images", [f"--resume={checkpoints['salad']}"], "SALAD needs more than 64 patches"),
-        ("images", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
+        ("images", ["--pretrained"], "Give one model, with --model NAME_OR_FILE"),
         ("images", ["--index=images"], "images contains a.jpg but no metadata.json"),
         ("images", ["--index=images", "--resume=images/a.jpg"], "no metadata.json"),  # known before the model is read
         (

@@ -262,11 +262,6 @@ def test_no_published_weights(checkpoints, tiny_benchmark, tmp_path):
     expect_refusal(result, tmp_path, "vit-tiny", "dinov2-base gem float")
 
 
-def test_neither_resume_nor_pretrained(tiny_benchmark, tmp_path):
-    flags = [flag for flag in flags_for(tiny_benchmark, "none") if flag != "--resume=none"]
-    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path, "--resume", "--pretrained")
-
-
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [

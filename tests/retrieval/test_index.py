@@ -44,7 +44,7 @@ def test_what_was_written_comes_back(tmp_path, model, dtype, tolerance):
     index = Index(write(tmp_path / "index", IndexMetadata.of(model, SETTINGS, config), [3, 1, 5]))
     chunks = [make_chunk(first, size) for first, size in ((0, 3), (3, 1), (4, 5))]
     images, codes, descriptors, _ = index.features()
-    assert len(index) == len(images) == 9 and index.weights is None
+    assert len(index) == len(images) == 9 and index.metadata.weights_file == "published"
     assert list(images.paths) == [path for chunk in chunks for path in chunk.images.paths]
     assert images.paths[-1] == "/images/é 8\t.jpg" and images.paths[-9] == images.paths[0]
     assert images[2:5].paths == images.paths[2:5] == [images.paths[i] for i in (2, 3, 4)]

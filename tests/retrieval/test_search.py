@@ -67,7 +67,7 @@ def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):
         ([f"--index={indexes['float']}", tmp_path / "missing.jpg"], ["missing.jpg"]),
         ([f"--index={indexes['float']}", tmp_path / "broken.jpg"], ["broken.jpg"]),
         ([f"--index={indexes['float']}", photo, f"--resume={checkpoints['two_branch']}"], ["--hashing"]),
-        ([f"--index={indexes['float']}", photo, "--resume=nowhere.pth"], ["nowhere.pth", "--resume"]),
+        ([f"--index={indexes['float']}", photo, "--resume=nowhere.pth"], ["nowhere.pth", "--model"]),
         ([f"--index={indexes['float']}"], ["IMAGE"]),
         ([f"--index={indexes['float']}", photo, "--results=0"], ["'0'"]),
         ([f"--index={indexes['float']}", "*.png"], ["No images match *.png"]),

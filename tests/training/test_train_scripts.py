@@ -44,7 +44,7 @@ def stages(city, foundation, tmp_path_factory):
         return run_well(script, flags_for(city, *flags), tmp_path_factory.mktemp("stage"))
 
     first = run("train.py", "--train_backbone")
-    rerank = [f"--resume={first[1] / 'best_model.pth'}", "--hashing", "--rerank", "--rerank_num=3"]
+    rerank = [f"--init_from={first[1] / 'best_model.pth'}", "--hashing", "--rerank", "--rerank_num=3"]
     hashing = run("train_hashing.py", f"--foundation_model_path={foundation}", "--val_datasets", "none")
     return {"train.py": first, "train_hashing.py": hashing, "train_rerank.py": run("train_rerank.py", *rerank)}
 
@@ -90,22 +90,41 @@ def test_what_a_run_leaves(stages, script):
 def test_the_best_model_states_what_it_is_and_evaluates_to_the_same(stages, city, tmp_path, script, evaluation):
     folder = stages[script][1]
     best, last = load(folder / "best_model.pth"), load(folder / "last_model.pth")
-    assert best.keys() == {"model_config", "model_state_dict"}
+    assert best.keys() == {"model_config", "image_config", "model_state_dict"}
+    assert best["image_config"] == last["image_config"] == {"resize": (56, 56), "antialias": True}
     assert best["model_state_dict"].keys() == last["model_state_dict"].keys()
     config = {"backbone": "vit-tiny", "aggregation": "gem", **BRANCHES[script]}
     assert best["model_config"] == last["model_config"] == config
     more = ["--rerank_num=3"] if script == "train_rerank.py" else []
-    flags = [f"--datasets_folder={city}", "--dataset_name=synthetic", *SIZE, f"--resume={folder / 'best_model.pth'}"]
+    flags = [
+        f"--datasets_folder={city}",
+        "--dataset_name=synthetic",
+        "--num_workers=0",
+        "--device=cpu",
+        f"--model={folder / 'best_model.pth'}",
+    ]
     lines, evaluated = run_well(evaluation, [*flags, *more], tmp_path)
     assert lines[-1] == stages[script][0][-1]
     assert (evaluated / "predictions.csv").read_text() == (folder / "predictions.csv").read_text()
     settings = json.loads((evaluated / "results.json").read_text())["arguments"]
-    assert settings["backbone"] == "vit-tiny"  # which was not given
+    assert (settings["backbone"], settings["resize"]) == ("vit-tiny", [56, 56])  # which were not given
 
 
 def test_the_best_model_is_the_last_where_nothing_is_validated(stages):
     folder = stages["train_hashing.py"][1]
     assert same(best_model(folder), load(folder / "last_model.pth")["model_state_dict"])
+
+
+def test_a_run_is_resumed_with_the_model_and_size_of_its_checkpoint(stages, city, foundation, tmp_path):
+    """Of train_hashing.py; the tests of the curves and of stage two do the same."""
+    shutil.copytree(stages["train_hashing.py"][1], tmp_path / "logs" / "train" / "run")
+    flags = flags_for(city, "--resume=latest", "--val_datasets", "none")
+    flags.remove("--backbone=vit-tiny")
+    size = flags.index("--resize")
+    del flags[size : size + 3]
+    result = run_script("train_hashing.py", *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == stages["train_hashing.py"][0][-1]
 
 
 def test_a_frozen_backbone_is_the_foundation_and_a_trained_one_moves(stages, foundation):
@@ -516,7 +535,7 @@ def refuse(city, tmp_path):
         (["--ema=1"], ["--ema", "'1'", "below 1"]),
         (["--ema=0"], ["--ema", "'0'", "above 0"]),
         (["--pair_fraction=0.5"], ["--pair_fraction"]),
-        (["--foundation_model_path=a", "--init_from=b"], ["--init_from", "--foundation_model_path"]),
+        (["--foundation_model_path=a", "--init_from=b.pth"], ["--init_from", "--foundation_model_path"]),
         (["--hashing"], ["--hashing", "use train_hashing.py"]),
         (["--resume=/nowhere/last_model.pth"], ["/nowhere/last_model.pth", "does not exist"]),
     ],
@@ -531,7 +550,8 @@ def test_bad_arguments_of_train(refuse, flags, words):
         ("train_hashing.py", [], ["vit-tiny", "--train_backbone"]),
         ("train_hashing.py", ["--train_backbone", "--pair_fraction=0"], ["--pair_fraction", "'0'"]),
         ("train_hashing.py", ["--train_backbone", "--pair_fraction=1.5"], ["--pair_fraction", "'1.5'"]),
-        ("train_rerank.py", ["--hashing", "--rerank"], ["--resume"]),
+        ("train_rerank.py", ["--hashing", "--rerank"], ["--init_from NAME_OR_FILE", "--resume RUN"]),
+        ("train_rerank.py", ["--init_from=SelaVPRplusplus_bas"], ["Did you mean SelaVPRplusplus_base?"]),
     ],
 )
 def test_bad_arguments_of_the_others(refuse, script, flags, words):

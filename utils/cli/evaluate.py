@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import torch
 
 from utils.cli.evaluation import EvaluationArguments
+from utils.retrieval.config import image_flags
 from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
 from utils.runtime import distributed
 from utils.runtime.run_dir import RunDir
@@ -14,9 +15,10 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
     """Features, search and report of each dataset, usually one."""
     distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
-    weights, index = args.model.resume, args.index
+    model, index = args.model, args.index
     benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
-    extractor = load_extractor(args.model.choice, weights, args.extraction, sizes=args.image_sizes)
+    extractor = load_extractor(model.choice, model.source, args.extraction, index=index.location, crops=args.crops)
     extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
-    run = RunDir(args.save_dir, args.flags | asdict(extractor.model.config))
-    evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=weights).evaluate)
+    found = {"model": model.label} | asdict(extractor.model.config) | image_flags(extractor.config.image_config)
+    run = RunDir(args.save_dir, args.flags | found)
+    evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=model.file).evaluate)

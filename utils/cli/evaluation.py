@@ -125,7 +125,7 @@ class EvaluationArguments(EvaluationConfig):
                 raise InputError(f"--{name} {SINGLE.format(count)}")
         if self.report.only_wrong and data.no_labels:
             raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
-        for size in self.image_sizes:  # as far as the model is known before reading the checkpoint
+        for size in self.crops.model_sizes(self.extraction.image_config.resize):  # as far as they are known by now
             check_image_size(self.model.choice.resolve(), size)
         warn_if_slow(self.extraction.device, self.extraction.precision)
 

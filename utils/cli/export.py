@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model import InputError
+from model import ImageConfig, InputError
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.flags import flag, part, positive_int, switch
@@ -147,16 +147,18 @@ class OnnxExport(Export):
         fixed=UNUSED,
         changed={
             "resize": flag(
-                "size of the images that the file takes in pixels (height width), multiples of 14",
+                "size of the images that the file takes in pixels (height width), multiples of 14 (default: that of "
+                f"the model, otherwise {' '.join(map(str, ImageConfig.resize))})",
                 type=positive_int,
                 nargs=2,
-                default=(322, 322),
+                default=None,
                 metavar=("H", "W"),
             ),
             "antialias": switch(
-                "state in the file that images are resized without antialiasing; by default with it",
+                "state in the file that images are resized without antialiasing (default: as the model states)",
                 name="no_antialias",
                 inverse=True,
+                default=None,
             ),
             "precision": flag(
                 "weights and computation in half precision; inputs and outputs stay float32",
@@ -177,7 +179,7 @@ class OnnxExport(Export):
 
 @dataclass(frozen=True, kw_only=True)
 class SafetensorsExport(Export):
-    """A model as a safetensors file, with the model's configuration in its metadata."""
+    """A model as a safetensors file, with the configurations of the model and its images in its metadata."""
 
     model: TrainedModel = part("model")
     half: bool = switch("store the weights in float16, in half the bytes; they load as float32", name="fp16")

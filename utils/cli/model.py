@@ -1,11 +1,13 @@
-"""The model of a command line: a checkpoint, or the published weights."""
+"""The model of a command line: a published one, or a file."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from model import BACKBONES, InputError, ModelChoice, ModelConfig
 from model.config import AGGREGATION_NAMES
+from model.zoo import DEFAULT_MODEL, MODEL_ZOO, PublishedModel, find_model, find_published
 from utils.runtime.flags import fixed, flag, switch
 
 KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
@@ -37,10 +39,7 @@ class Architecture:
         hashing, rerank = KINDS[self.kind] if self.kind else (True, True)
         if (self.hashing and not hashing) or (self.rerank and not rerank):
             given = " ".join(["--hashing"] * self.hashing + ["--rerank"] * self.rerank)
-            script = Path(sys.argv[0]).name
-            stem = script.split("_")[0].removesuffix(".py")
-            right = SCRIPTS["two-branch" if self.rerank else "hashing"].format(stem)
-            raise InputError(f"{given} does not apply to {script}; use {right}.")
+            raise InputError(f"{given} {_names_another_script('two-branch' if self.rerank else 'hashing')}")
         choice = self.choice
         if choice.hashing and not choice.rerank and self.aggregation not in (None, "gem"):
             raise InputError(
@@ -58,19 +57,71 @@ class Architecture:
         return ModelChoice(backbone=self.backbone, aggregation=self.aggregation, **branches)
 
 
+def model_name_flag(text: str, **options: Any) -> Any:
+    """A field with the flag --model, which names a model as find_model takes it."""
+    return flag(text, name="model", default=None, metavar="NAME_OR_FILE", **options)
+
+
+MODEL_HELP = f"{', '.join(entry.name for entry in MODEL_ZOO)}, or the file of a model: a checkpoint or safetensors"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel(Architecture):
-    """A model with its weights: resume, the file, or None for the published ones.
+    """A model with its weights: `name`, the file `resume`, or the published model of the stated architecture.
 
-    Raises InputError for both or none, and for published weights of a model that does not exist.
+    required: whether the script has no default. Raises InputError for several of these, for none if one is required,
+    for a name that does not exist, and for a published model of another architecture than the stated one.
     """
 
-    resume: Path | None = flag("checkpoint: ours, published, or bare weights; the model is recognised", default=None)
-    pretrained: bool = switch("the published checkpoint of the model that these flags state, downloaded once")
+    name: str | None = model_name_flag(MODEL_HELP)
+    resume: Path | None = flag("the model's file; the reference's flag for it", default=None)
+    pretrained: bool = switch("the published model that --backbone, --aggregation, --hashing and --rerank state")
+    required: bool = fixed(True)
 
     def __post_init__(self) -> None:
+        given = sum(map(bool, (self.name, self.resume, self.pretrained)))
+        if given > 1 or (self.required and not given):
+            raise InputError(
+                f"Give one model, with --model NAME_OR_FILE: {MODEL_HELP}. --resume FILE and --pretrained are accepted "
+                "in its place."
+            )
         super().__post_init__()
-        if bool(self.resume) == self.pretrained:
-            raise InputError("Give either a checkpoint with --resume FILE, or --pretrained for the published weights.")
-        if self.pretrained:
-            self.choice.resolve()
+        source = self.source
+        if isinstance(source, Path):
+            return
+        if self.kind not in (None, source.config.kind):
+            raise InputError(f"--model {source.name} {_names_another_script(source.config.kind)}")
+        if super().choice.resolve(source.config) != source.config:
+            raise InputError(
+                f"--model {source.name} is {source.config.flags}, and other flags state another model. Leave them out."
+            )
+
+    @property
+    def choice(self) -> ModelChoice:
+        """The model, as far as the script, the flags and the name of a published model state it."""
+        return super().choice if isinstance(self.source, Path) else ModelChoice(**asdict(self.source.config))
+
+    @property
+    def source(self) -> PublishedModel | Path:
+        """The published model, or the file."""
+        stated = super().choice
+        if self.name or self.resume or stated == ModelChoice():
+            return self.resume or find_model(self.name or DEFAULT_MODEL)
+        return find_published(stated.resolve())
+
+    @property
+    def file(self) -> Path | None:
+        """The file; None for a published model."""
+        return self.source if isinstance(self.source, Path) else None
+
+    @property
+    def label(self) -> str:
+        """The published model's name, or the file's path."""
+        return str(self.source) if isinstance(self.source, Path) else self.source.name
+
+
+def _names_another_script(kind: str) -> str:
+    """The second half of the error for a model of a kind that another script takes."""
+    script = Path(sys.argv[0]).name
+    stem = script.split("_")[0].removesuffix(".py")
+    return f"does not apply to {script}; use {SCRIPTS[kind].format(stem)}."

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from datasets.config import POSITION_SOURCES, PositionConfig
 from model import InputError
+from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
-from utils.cli.model import TrainedModel
+from utils.cli.model import MODEL_HELP, TrainedModel, model_name_flag
 from utils.retrieval.config import (
     EngineAddress,
     ExtractionConfig,
@@ -44,11 +45,15 @@ class BuildIndexArguments:
         group="data",
         default=None,
     )
-    model: TrainedModel = part("model")
+    model: TrainedModel = part(
+        "model",
+        fixed={"required": False},
+        changed={"name": model_name_flag(f"{MODEL_HELP} (default: {DEFAULT_MODEL})")},
+    )
     extraction: ExtractionConfig = part("images", fixed=FIXED_SETTINGS, changed={"exif_orientation": READ_UPRIGHT})
 
     def __post_init__(self) -> None:
-        require_file("resume", self.model.resume)
+        require_file("resume" if self.model.resume else "model", self.model.file)
         require_file("positions_csv", self.positions_csv)
         if self.positions and self.positions_csv:
             raise InputError("--positions_csv gives the positions. Give either that or --positions.")
@@ -62,13 +67,13 @@ class BuildIndexArguments:
     @property
     def index(self) -> IndexConfig:
         """The index to write, which names the weights."""
-        return replace(self.index_to_write, weights=self.model.resume)
+        return replace(self.index_to_write, weights=self.model.file)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchArguments:
-    """The command line of search.py. images: files, folders, patterns. resume: None for the weights that the index
-    names.
+    """The command line of search.py. images: files, folders, patterns. model, resume: None for the weights that the
+    index names. Raises InputError for both of them.
     """
 
     images: tuple[str, ...] = flag(
@@ -84,9 +89,10 @@ class SearchArguments:
     )
     trust_index: bool = switch("skip checksum verification of --index; saves time with a large one", group="index")
     allow_incomplete_index: bool = switch("search --index even if building it was interrupted", group="index")
-    resume: Path | None = flag(
-        "checkpoint, if it is no longer at the path that the index stores", group="index", default=None
+    model: str | None = model_name_flag(
+        "the index's model, if its file is no longer at the path that the index stores", group="index"
     )
+    resume: Path | None = flag("the same, as before", group="index", default=None)
     search: SearchConfig = part("search", fixed={"ivf": None})
     results: int = flag("matches to print for each image", group="report", type=positive_int, default=5)
     save_pictures: Path | None = flag("save a PNG of each image with its matches in DIR", group="report", default=None)
@@ -95,16 +101,13 @@ class SearchArguments:
     )
     extraction: ExtractionConfig = part(
         "images",
-        fixed={
-            **FIXED_SETTINGS,
-            "resize": (322, 322),
-            "antialias": True,
-            "num_workers": 0,
-        },  # the index states the first two
+        fixed={**FIXED_SETTINGS, "resize": None, "antialias": None, "num_workers": 0},  # the index states two of them
         changed={"exif_orientation": READ_UPRIGHT},
     )
 
     def __post_init__(self) -> None:
+        if self.model and self.resume:
+            raise InputError("--model names the model. Give either that or --resume.")
         for name in ("trust_index", "allow_incomplete_index"):
             check_folder_flag(name, getattr(self, name), self.index)
         warn_if_slow(self.extraction.device, self.extraction.precision)

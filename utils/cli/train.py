@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,16 @@ from datasets.gsv_cities import GSVCities
 from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet
 from model.config import check_image_size
+from model.weights import new_model
 from utils.cli.training import StageOneArguments, TrainingArguments, TwoBranchTraining
 from utils.models import model_on_all_ranks
+from utils.retrieval.config import image_flags
+from utils.retrieval.extraction import settle_images
 from utils.runtime import distributed
 from utils.training.checkpoints import (
     RunCheckpoint,
     TrainState,
+    find_run,
     initial_model,
     open_run,
     read_run_checkpoint,
@@ -48,26 +53,37 @@ def stage_one_model(args: StageOneArguments) -> StartModel:
         foundation=args.foundation_model_path,
         train_backbone=args.training.train_backbone,
     )
-    return _start(args, partial(read_run_checkpoint, args.resume) if args.resume else None, build)
+    return _start(args, read_run_checkpoint, build)
 
 
 def stage_two_model(args: TwoBranchTraining) -> StartModel:
     """The float model with a copy of its adapters as the binary branch, or that of the run to resume."""
-    build = partial(two_branch_model, args.model.choice, args.resume)
-    return _start(args, partial(read_two_branch_checkpoint, args.resume), build)
+    source = args.init_from or args.resume
+    assert source is not None, "one of them is required"
+
+    def read(path: Path) -> RunCheckpoint | None:
+        return read_two_branch_checkpoint(path, may_start=path == source)
+
+    return _start(args, read, partial(two_branch_model, args.model.choice, source))
 
 
 def _start(
-    args: TrainingArguments,
-    read: Callable[[], RunCheckpoint | None] | None,
-    build: Callable[[], GeoLocalizationNet],
+    args: TrainingArguments, read: Callable[[Path], RunCheckpoint | None], build: Callable[[], GeoLocalizationNet]
 ) -> StartModel:
-    """Joins the ranks and sets the seed first, as everything random in a model is drawn from it."""
+    """Joins the ranks and sets the seed first, as everything random in a model is drawn from it. The model's images
+    become those of the training's validation.
+    """
     distributed.init(args.training.device)
     torch.manual_seed(args.training.seed)
-    checkpoint = distributed.run_on_main(read) if read else None
-    model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
-    for size in (args.places.image_size, args.extraction.resize):
+    resume, checkpoint = args.resume, None
+    if resume:
+        checkpoint = distributed.run_on_main(lambda: read(find_run(resume, args.save_dir)))
+    if checkpoint:
+        model = new_model(args.model.choice, checkpoint.content, checkpoint.path)
+    else:
+        model = model_on_all_ranks(build)
+    model.image_config = settle_images(args.extraction, model.image_config).image_config
+    for size in (args.places.image_size, model.image_config.resize):
         check_image_size(model.config, size)
     return StartModel(model, checkpoint)
 
@@ -87,8 +103,9 @@ def read_data(args: TrainingArguments, *, rerank_num: int = 0) -> TrainingData:
 def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData, loss: Loss) -> Trainer:
     """The trainer of a new run, or that of the run to resume, where it ended."""
     training_step = TrainingStep(start.model, args.training, **loss._asdict())
-    model_fields = asdict(start.model.config)
-    must_match, checkpoint = args.must_match | model_fields, start.checkpoint
+    assert start.model.image_config, "set at the start"
+    found = asdict(start.model.config) | image_flags(start.model.image_config)
+    must_match, checkpoint = args.must_match | found, start.checkpoint
     state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
-    run = open_run(args.save_dir, args.flags | model_fields, checkpoint)
+    run = open_run(args.save_dir, args.flags | found, checkpoint)
     return Trainer(training_step, data, args.training, run=run, state=state)

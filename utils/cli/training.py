@@ -10,6 +10,7 @@ from datasets.config import PlacesConfig
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
 from model import InputError
 from model.config import check_image_size
+from model.zoo import find_model
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
@@ -60,7 +61,20 @@ class TrainingArguments:
         metavar="METRES",
     )
     model: Architecture = part("model")
-    resume: Path | None = flag("last_model.pth of the run to resume", group="model", default=None, may_change=True)
+    resume: Path | None = flag(
+        "the run to resume: its folder, its last_model.pth, or latest, the newest in logs/<save_dir>",
+        group="model",
+        default=None,
+        may_change=True,
+        metavar="RUN",
+    )
+    init_from: str | None = flag(
+        "start a new run from the weights of a trained model, a published one or a file; for stage two a float model",
+        group="model",
+        default=None,
+        may_change=True,
+        metavar="NAME_OR_FILE",
+    )
     training: TrainingConfig = part("training")
     extraction: ExtractionConfig = part(
         "images",
@@ -87,8 +101,10 @@ class TrainingArguments:
             raise InputError(NO_DATASETS_FOLDER)
         if self.training.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise InputError("--tensorboard needs the package tensorboard: pip install -r requirements-tensorboard.txt")
-        for size in (self.places.image_size, self.extraction.resize):
+        for size in (self.places.image_size, self.extraction.image_config.resize):
             check_image_size(self.model.choice.resolve(), size)
+        if self.init_from:
+            find_model(self.init_from)
         for precision in dict.fromkeys((self.training.precision, self.extraction.precision)):
             warn_if_slow(self.training.device, precision)
 
@@ -108,9 +124,6 @@ class TrainingArguments:
 class StageOneArguments(TrainingArguments):
     """The command line of trainings that start from DINOv2's backbone, or from another model."""
 
-    init_from: Path | None = flag(
-        "start a new run from the weights of a trained model", group="model", default=None, may_change=True
-    )
     foundation_model_path: Path | None = flag(
         "DINOv2 weights (default: download them)", group="model", default=None, may_change=True
     )
@@ -147,11 +160,6 @@ class TwoBranchTraining(TrainingArguments):
     """The command line of train_rerank.py."""
 
     model: Architecture = part("model", fixed={"kind": "two-branch"})
-    resume: Path = flag(
-        "a trained float model to start from, or this script's last_model.pth to resume a run",
-        group="model",
-        may_change=True,
-    )
     training: TrainingConfig = part("training", fixed={"train_backbone": False})
     pair_fraction: float = pair_fraction_flag()
     select_by: str = flag(
@@ -161,3 +169,11 @@ class TwoBranchTraining(TrainingArguments):
         default="reranked",
     )
     search: SearchConfig = part("search", fixed={"ivf": None})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.init_from or self.resume):
+            raise InputError(
+                "Give the trained float model to start from with --init_from NAME_OR_FILE (in the reference --resume "
+                "FILE, which is accepted too), or the run to resume with --resume RUN."
+            )

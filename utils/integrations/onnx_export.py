@@ -69,7 +69,7 @@ class ExportedModel(nn.Module):
     def __init__(self, model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> None:
         super().__init__()
         self.model = prepare_for_inference(model).network
-        grid = patch_grid(*settings.resize)
+        grid = patch_grid(*settings.image_config.resize)
         self.model.backbone.fix_positions(nn.Parameter(model.backbone.position_embedding(*grid).detach()), grid)
         self.dtype = dtype_of(settings.precision)
         self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
@@ -102,7 +102,7 @@ def export_onnx(
     The arguments are those of build_proto. Raises InputError, and leaves no file, if the outputs differ or the disk is
     full.
     """
-    images = checked_images(settings.resize)
+    images = checked_images(settings.image_config.resize)
     expected = reference_outputs(model, images)
     proto = build_proto(model, settings, normalize=normalize)
     with atomic_write(output, "wb", interruptible=True) as file:
@@ -115,8 +115,8 @@ def export_onnx(
 def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> Any:
     """The onnx.ModelProto of a float32 model in eval mode on the CPU.
 
-    Input: `images`, float32 [batch, 3, H, W] with (H, W) = settings.resize; outputs: see named_outputs. precision
-    "fp16": weights and computation are in half precision. Raises InputError if the file would be too large.
+    Input: `images`, float32 [batch, 3, H, W] with the settings' (H, W); outputs: see named_outputs. precision "fp16":
+    weights and computation are in half precision. Raises InputError if the file would be too large.
     """
     names = ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
     exported = ExportedModel(model, settings, normalize=normalize).eval()
@@ -129,7 +129,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
         warnings.simplefilter("ignore")  # of PyTorch about its own code
         program = torch.onnx.export(
             exported,
-            (torch.zeros(2, 3, *settings.resize),),
+            (torch.zeros(2, 3, *settings.image_config.resize),),
             input_names=["images"],
             output_names=names,
             dynamic_shapes={"images": {0: torch.export.Dim("batch", max=MAX_BATCH)}},
@@ -149,8 +149,8 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
         "project": f"SelaVPR++ {VERSION}",
         "model": model.config.flags,
         "precision": settings.precision,
-        "resize": " ".join(map(str, settings.resize)),  # height, width
-        "interpolation": "bilinear, antialiased" if settings.antialias else "bilinear, not antialiased",
+        "resize": " ".join(map(str, settings.image_config.resize)),  # height, width
+        "interpolation": "bilinear, antialiased" if settings.image_config.antialias else "bilinear, not antialiased",
         "input": "RGB in [0, 1]" if normalize else f"RGB in [0, 1], minus mean {mean}, divided by std {std}",
         "outputs": " ".join(names),
     }

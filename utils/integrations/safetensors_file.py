@@ -1,17 +1,17 @@
-"""A model as a safetensors file, with the model's configuration in its metadata."""
+"""A model as a safetensors file, with the configurations of the model and its images in its metadata."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
 from model import GeoLocalizationNet, InputError
+from model.weights import model_content
 from utils.runtime.atomic_files import atomic_write
 
 
 def export_safetensors(model: GeoLocalizationNet, output: Path, *, half: bool = False) -> None:
-    """Writes the model's entries, which --resume and --init_from read. half: floating-point ones as float16.
+    """Writes the model's entries, which --model and --init_from read. half: floating-point ones as float16.
 
     Raises InputError if the package safetensors is not installed, the file cannot be written, or float16 cannot hold
     an entry, which would be infinite.
@@ -22,10 +22,11 @@ def export_safetensors(model: GeoLocalizationNet, output: Path, *, half: bool = 
         raise InputError(
             "Writing a safetensors file needs the package safetensors: pip install -r requirements-safetensors.txt"
         ) from error
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    content = model_content(model)
+    state = {name: value.contiguous() for name, value in content.pop("model_state_dict").items()}
     if half:
         state = {name: _half(name, value) for name, value in state.items()}
-    metadata = {"format": "pt", "model_config": json.dumps(asdict(model.config))}
+    metadata = {"format": "pt", **{name: json.dumps(value) for name, value in content.items()}}
     with atomic_write(output, "wb") as file:
         file.write(safetensors.torch.save(state, metadata=metadata))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from model.config import patch_grid
+from model.config import ImageConfig, patch_grid
 from model.errors import InputError
 from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
 from utils.runtime.flags import (
@@ -44,22 +44,27 @@ def exif_orientation_flag() -> Any:
 class ExtractionConfig:
     """How images become features.
 
-    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; exif_orientation: turn images as their EXIF
-    data says; batch_size: in images; num_workers: processes that read images; device: such as "cuda:0"; precision: a
-    key of PRECISIONS; compile: the model. Float descriptors that take more than `memory_share` of the machine's memory
-    go to a temporary file in `temporary_folder` (None: the system's). test_method: one of TEST_METHODS; the database is
-    always extracted with "hard_resize". Raises InputError for other values.
+    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; None: not stated, see `over`;
+    exif_orientation: turn images as their EXIF data says; batch_size: in images; num_workers: processes that read
+    images; device: such as "cuda:0"; precision: a key of PRECISIONS; compile: the model. Float descriptors that take
+    more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the system's).
+    test_method: one of TEST_METHODS; the database is always extracted with "hard_resize". Raises InputError for other
+    values.
     """
 
-    resize: tuple[int, int] = flag(
-        "size of images in pixels (height width) for extraction and evaluation, multiples of 14",
+    resize: tuple[int, int] | None = flag(
+        "size of images in pixels (height width) for extraction and evaluation, multiples of 14 (default: that of the "
+        f"index, or of the model, otherwise {' '.join(map(str, ImageConfig.resize))})",
         type=positive_int,
         nargs=2,
-        default=(322, 322),
+        default=None,
         metavar=("H", "W"),
     )
-    antialias: bool = switch(
-        "resize without antialiasing, as torchvision before 0.17 did", name="no_antialias", inverse=True
+    antialias: bool | None = switch(
+        "resize without antialiasing, as torchvision before 0.17 did (default: as the index or the model states)",
+        name="no_antialias",
+        inverse=True,
+        default=None,
     )
     exif_orientation: bool = exif_orientation_flag()
     batch_size: int = flag(
@@ -94,13 +99,28 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         try:
-            patch_grid(*self.resize)
+            patch_grid(*self.image_config.resize)
         except InputError as error:
             raise InputError(f"--resize: {error}") from None
         if self.precision not in PRECISIONS:
             raise InputError(f"Unknown precision {self.precision!r}. Choose from: {', '.join(PRECISIONS)}.")
         if self.test_method not in TEST_METHODS:
             raise InputError(f"Unknown test method {self.test_method!r}. Choose from: {', '.join(TEST_METHODS)}.")
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """What images are resized to: `resize` and `antialias`, or ImageConfig's defaults where these are None."""
+        return self.over(ImageConfig())
+
+    def over(self, images: ImageConfig) -> ImageConfig:
+        """`resize` and `antialias`, or those of a model or an index where these are None."""
+        antialias = images.antialias if self.antialias is None else self.antialias
+        return ImageConfig(resize=self.resize or images.resize, antialias=antialias)
+
+
+def image_flags(images: ImageConfig) -> dict[str, Any]:
+    """{flag: value} of what images are resized to, as JSON and checkpoints hold them."""
+    return {"resize": list(images.resize), "no_antialias": not images.antialias}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +243,14 @@ class IndexFlags:
             check_folder_flag(name, getattr(self, name), self.load_index)
 
     @property
+    def location(self) -> Path | EngineAddress | None:
+        """The index that is written or searched, if there is one."""
+        return self.save_index or self.load_index
+
+    @property
     def folder(self) -> Path | None:
-        """The folder of the index that is written or searched, if there is one."""
-        return self.save_index or (self.load_index if isinstance(self.load_index, Path) else None)
+        """Its folder, if it is in one."""
+        return self.location if isinstance(self.location, Path) else None
 
     def to_write(self, weights: Path | None) -> IndexConfig | None:
         """The index to write, if there is one, by the model of these weights (None: the published ones)."""
@@ -271,6 +296,10 @@ class CropConfig:
     def are_merged(self) -> bool:
         """Whether each crop of a query is searched, and the results are merged."""
         return self.test_method in ("nearest_crop", "maj_voting")
+
+    def model_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(H, W) of what the model takes: the database's images, which are resized to `size`, and crops of queries."""
+        return [size, (min(size), min(size))] if self.test_method in CROP_METHODS else [size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,9 +435,3 @@ class EvaluationConfig:
                 "--pca_dim does not apply to --load_index: the index states how its descriptors were reduced."
             )
         check_folder_flag("ivf", self.search.ivf, self.index.load_index)
-
-    @property
-    def image_sizes(self) -> list[tuple[int, int]]:
-        """(H, W) of what the model takes: the database's images, and crops of queries."""
-        size = self.extraction.resize
-        return [size, (min(size), min(size))] if self.crops.test_method in CROP_METHODS else [size]

@@ -10,12 +10,21 @@ import numpy as np
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
-from model import InputError, ModelChoice
+from model import ImageConfig, InputError, ModelChoice
 from model.config import check_image_size
 from model.weights import load_model
+from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
-from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, IVFConfig, PCAConfig
-from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.config import (
+    CropConfig,
+    EngineAddress,
+    EvaluationConfig,
+    ExtractionConfig,
+    IndexFlags,
+    IVFConfig,
+    PCAConfig,
+)
+from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.index.format import METADATA, read_pca
@@ -104,17 +113,32 @@ def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
 
 
 def load_extractor(
-    choice: ModelChoice, weights: Path | None, config: ExtractionConfig, *, sizes: list[tuple[int, int]]
+    choice: ModelChoice,
+    source: PublishedModel | Path,
+    config: ExtractionConfig,
+    *,
+    index: Path | EngineAddress | None = None,
+    crops: CropConfig | None = None,
 ) -> Extractor:
-    """The model with the weights of a file, or (None) the published ones, prepared on every rank.
+    """The model with the weights of `source`, prepared on every rank, and the settings with the images of the index,
+    if there is one already, or of the model, where they leave these open.
 
-    The main rank reads the file. Raises InputError if the weights are missing or another model's, or if the model
-    cannot take images of one of the sizes (H, W).
+    The main rank reads files. Raises InputError if the weights are missing or another model's, or if the model cannot
+    take such images, or such crops of them.
     """
-    model = model_on_all_ranks(partial(load_model, choice, weights))
-    for size in sizes:
+    model = model_on_all_ranks(partial(load_model, choice, source))
+    stored = distributed.run_on_main(partial(_images_of, index)) if index else None
+    config = settle_images(config, stored or model.image_config)
+    for size in (crops or CropConfig()).model_sizes(config.image_config.resize):
         check_image_size(model.config, size)
     return Extractor(model=prepare(model.eval(), config), config=config)
+
+
+def _images_of(index: Path | EngineAddress) -> ImageConfig | None:
+    """What the images of an index were resized to; None if there is none in the folder yet."""
+    if isinstance(index, EngineAddress):
+        return open_index(index).metadata.image_config
+    return IndexMetadata.read(index).image_config if (index / METADATA).exists() else None
 
 
 def find_pca(extractor: Extractor, config: PCAConfig, index: Path | None) -> PCA | None:

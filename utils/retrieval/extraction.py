@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
-from model import GeoLocalizationNet, InferenceModel, InputError, prepare_for_inference
+from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
 from model.images import normalize
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
@@ -31,10 +31,24 @@ Arrays = tuple[
     np.ndarray | None, np.ndarray | None
 ]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
 NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
+OTHER_IMAGES = (
+    "Images are resized to %s. The model, or the index, states %s: leave out --resize and --no_antialias for that."
+)
 IGNORED_ORIENTATION = (
     "%d of %d images carry an EXIF orientation, which is ignored, as in the reference. eval*.py --exif_orientation "
     "turns them upright."
 )
+
+
+def settle_images(config: ExtractionConfig, stored: ImageConfig | None) -> ExtractionConfig:
+    """The settings, with the images that a model or an index states where the user leaves them open.
+
+    Warns if the user states others.
+    """
+    images = config.over(stored or ImageConfig())
+    if stored not in (None, images) and distributed.is_main():
+        logging.warning(OTHER_IMAGES, images, stored)
+    return replace(config, resize=images.resize, antialias=images.antialias)
 
 
 def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceModel:
@@ -96,8 +110,8 @@ def extract_chunks(
     loader = DataLoader(
         ImageDataset(
             images.paths,
-            config.resize,
-            antialias=config.antialias,
+            config.image_config.resize,
+            antialias=config.image_config.antialias,
             method=config.test_method,
             exif_orientation=config.exif_orientation,
         ),

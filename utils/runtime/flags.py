@@ -27,7 +27,8 @@ class Flag:
     help: without the default, which is added where it says something. name: without dashes; None for the field's name.
     options: of ArgumentParser.add_argument. default_from: gives the value if the flag is left out, from the other
     flags. convert: is applied to a value that was given. group: the heading in --help; None for that of the part.
-    inverse: giving the flag makes the field False. may_change: a resumed training run may use another value.
+    inverse: giving the flag makes the field False. may_change: a resumed training run may use another value. A field
+    with the default None keeps it where its flag is left out.
     """
 
     help: str
@@ -65,7 +66,7 @@ def flag(help: str, **options: Any) -> Any:
 
 def switch(help: str, **options: Any) -> Any:
     """A bool field that the flag sets, or with `inverse` clears."""
-    return flag(help, default=options.get("inverse", False), **options)
+    return flag(help, **{"default": options.get("inverse", False), **options})
 
 
 def fixed(value: Any) -> Any:

@@ -79,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
         if declared.default_from:
             options["default"] = None
         elif declared.inverse:
-            options["default"] = False
+            options["default"] = None if options["default"] is None else False
         elif "default" not in options:
             options |= {} if is_positional else {"required": True}
         elif not any(options["default"] is value for value in (None, False, ())):
@@ -187,7 +187,7 @@ def _build(settings: type[T], values: _Values, within: Part | None = None) -> T:
         elif isinstance(source, Flag):
             value = values[source.name or item.name]
             value = tuple(value) if isinstance(value, list) else value
-            built[item.name] = not value if source.inverse else value
+            built[item.name] = not value if source.inverse and value is not None else value
         elif source == ALL_FLAGS:
             built[item.name] = values.plain()
     return settings(**built)

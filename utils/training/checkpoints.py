@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 from model import GeoLocalizationNet, InputError, ModelChoice
 from model.checkpoint_files import read_checkpoint
 from model.weights import (
-    choose_config,
     describe,
     find_config,
     load_float_branch,
     load_foundation,
     load_state,
     model_content,
+    model_file,
     model_state,
+    new_model,
 )
 from model.zoo import FOUNDATIONS
 from utils.runtime import distributed
@@ -23,6 +24,7 @@ from utils.runtime.run_dir import RunDir
 from utils.training.step import TrainingStep
 
 BEST_MODEL, LAST_MODEL = "best_model.pth", "last_model.pth"
+LATEST = Path("latest")
 
 
 @dataclass
@@ -66,9 +68,23 @@ class RunCheckpoint(NamedTuple):
     content: dict[str, Any]
     written: int
 
-    def new_model(self, choice: ModelChoice) -> GeoLocalizationNet:
-        """The run's model, without its weights. Raises InputError as choose_config does."""
-        return GeoLocalizationNet(choose_config(choice, self.content, self.path))
+
+def find_run(resume: Path, save_dir: str) -> Path:
+    """The checkpoint that --resume names: a file, the last_model.pth in the folder of a run, or (latest) the newest
+    last_model.pth of the runs in logs/<save_dir>.
+
+    Raises InputError if there is none of these runs.
+    """
+    if resume != LATEST or resume.exists():
+        return resume / LAST_MODEL if resume.is_dir() else resume
+    folder = Path("logs") / save_dir
+    found = max(folder.glob(f"*/{LAST_MODEL}"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if found is None:
+        raise InputError(
+            f"--resume latest: no run in {folder} has a {LAST_MODEL}. Give the run's --save_dir, or its folder with "
+            "--resume, or leave --resume out to start a new run."
+        )
+    return found
 
 
 def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | None) -> RunDir:
@@ -96,8 +112,8 @@ def read_run_checkpoint(path: Path) -> RunCheckpoint:
     return _with_best_model(path, checkpoint, written)
 
 
-def read_two_branch_checkpoint(path: Path) -> RunCheckpoint | None:
-    """The two-branch run to resume; None if the file holds a float model, which a new run starts from.
+def read_two_branch_checkpoint(path: Path, *, may_start: bool) -> RunCheckpoint | None:
+    """The two-branch run to resume; None if the file holds a float model, which a new run starts from (may_start).
 
     Raises InputError for the file of any other model, and if best_model.pth is missing.
     """
@@ -112,27 +128,33 @@ def read_two_branch_checkpoint(path: Path) -> RunCheckpoint | None:
         )
     if config is not None and config.hashing:
         raise InputError(f"{path} {describe(state)}. Stage two starts from a trained float model.")
+    if not may_start:
+        raise InputError(
+            f"{path} {describe(state)}, and is no run of stage two. To start a new run from it, name it with "
+            "--init_from, and leave --resume out."
+        )
     return None
 
 
 def initial_model(
-    choice: ModelChoice, *, init_from: Path | None, foundation: Path | None, train_backbone: bool
+    choice: ModelChoice, *, init_from: str | None, foundation: Path | None, train_backbone: bool
 ) -> GeoLocalizationNet:
     """The model at the start of a new run: a trained one, or DINOv2's backbone, from a file or by download, with new
-    adapters and head.
+    adapters and head. init_from: as model_file takes it.
 
     A backbone without published weights (vit-tiny) starts from scratch if it is trained. Raises InputError for a file
     that does not fit, and, naming the right flag, for the checkpoint of a run.
     """
     if init_from is not None:
-        checkpoint = read_checkpoint(init_from)
+        path = model_file(init_from)
+        checkpoint = read_checkpoint(path)
         if "train_state" in checkpoint:
             raise InputError(
                 f"{init_from} is the checkpoint of a training run, which --resume continues. --init_from starts a "
                 "new run from weights, such as the run's best_model.pth."
             )
-        model = GeoLocalizationNet(choose_config(choice, checkpoint, init_from))
-        load_state(model, model_state(checkpoint, init_from), init_from)
+        model = new_model(choice, checkpoint, path)
+        load_state(model, model_state(checkpoint, path), path)
         return model
     model = GeoLocalizationNet(choice.resolve())
     if foundation is not None or model.config.backbone in FOUNDATIONS or not train_backbone:
@@ -140,13 +162,14 @@ def initial_model(
     return model
 
 
-def two_branch_model(choice: ModelChoice, path: Path) -> GeoLocalizationNet:
+def two_branch_model(choice: ModelChoice, source: str | Path) -> GeoLocalizationNet:
     """The two-branch model at the start of stage two: a trained float model, with its adapters in both branches.
 
-    Raises InputError if the file contains no such model.
+    source: as model_file takes it. Raises InputError if it is no such model.
     """
+    path = model_file(source)
     checkpoint = read_checkpoint(path)
-    model = GeoLocalizationNet(choose_config(choice, checkpoint, path))
+    model = new_model(choice, checkpoint, path)
     load_float_branch(model, model_state(checkpoint, path), path)
     return model
 

@@ -18,7 +18,7 @@ from model.weights import load_weights, model_content
 from utils.models import weights_on_all_ranks
 from utils.retrieval.config import EvaluationConfig
 from utils.retrieval.evaluation import Pipeline, Search
-from utils.retrieval.extraction import Extractor, prepare
+from utils.retrieval.extraction import Extractor, prepare, settle_images
 from utils.retrieval.metrics import format_recalls
 from utils.retrieval.report import announce
 from utils.runtime import distributed
@@ -104,7 +104,8 @@ class Trainer:
         model = self.training_step.model
         with self.interruptible():
             weights_on_all_ranks(model, lambda: load_weights(model, self.run.folder / BEST_MODEL))
-            extractor = Extractor(model=prepare(model.eval(), config.extraction), config=config.extraction)
+            settings = settle_images(config.extraction, model.image_config)
+            extractor = Extractor(model=prepare(model.eval(), settings), config=settings)
             weights = self.run.folder / BEST_MODEL
             Pipeline(extractor, config, search, weights=weights).evaluate(self.data.test, self.run)
             announce([self.run])

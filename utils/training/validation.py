@@ -6,7 +6,7 @@ from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet, InputError
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.features import Features
 from utils.retrieval.metrics import correct_predictions, recalls_at
 from utils.retrieval.search import search_and_rerank
@@ -37,7 +37,8 @@ class Validator:
         self._float_features: dict[int, Features | None] = {}  # by the identity of the image set
 
     def __call__(self, model: GeoLocalizationNet) -> list[ValidationResult]:
-        extractor = Extractor(model=prepare(model, self.config), config=self.config)
+        config = settle_images(self.config, model.image_config)
+        extractor = Extractor(model=prepare(model, config), config=config)
         return [distributed.broadcast_object(self._validate(extractor, benchmark)) for benchmark in self.benchmarks]
 
     def _validate(self, extractor: Extractor, benchmark: Benchmark) -> Any:

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.positions import UTM_ZONE
-from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
+from model import CODE_BITS, GeoLocalizationNet, ImageConfig, InputError, ModelConfig
 from model.config import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
@@ -100,8 +100,8 @@ class IndexMetadata:
             **asdict(model.config),
             weights_sha256=fingerprint(model),
             weights_file=str(index.weights.absolute()) if index and index.weights else "published",
-            resize=list(config.resize),
-            antialias=config.antialias,
+            resize=list(config.image_config.resize),
+            antialias=config.image_config.antialias,
             precision=config.precision,
             descriptor_dim=pca.dim if pca else model.descriptor_dim,
             descriptor_dtype=dtype,
@@ -153,8 +153,8 @@ class IndexMetadata:
         """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
         if any(type(side) is not int for side in self.resize):
             raise TypeError("a size that is not a number")
-        ExtractionConfig(resize=self.size, precision=self.precision)
-        check_image_size(self.model_config, self.size)
+        ExtractionConfig(precision=self.precision)
+        check_image_size(self.model_config, self.image_config.resize)
         np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
         if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
@@ -181,10 +181,10 @@ class IndexMetadata:
         return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
 
     @property
-    def size(self) -> tuple[int, int]:
-        """`resize` as (H, W)."""
+    def image_config(self) -> ImageConfig:
+        """What its images were resized to."""
         height, width = self.resize
-        return height, width
+        return ImageConfig(resize=(height, width), antialias=self.antialias)
 
     @property
     def columns(self) -> dict[str, tuple[np.dtype, int]]:
@@ -208,7 +208,7 @@ class IndexMetadata:
         saved, now = asdict(self), asdict(other)
         changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
         if changed:
-            raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--resume) and these flags.")
+            raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
 
 
 class Manifest(NamedTuple):

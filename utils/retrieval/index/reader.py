@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.zoo import PublishedModel, find_published
 from utils.retrieval.features import DiskArray, Features
 from utils.retrieval.index.format import (
     PATHS,
@@ -48,9 +49,10 @@ class OpenIndex(abc.ABC):
         return len(self.images)
 
     @property
-    def weights(self) -> Path | None:
-        """The file of the model's weights when the index was built; None for the published ones."""
-        return None if self.metadata.weights_file == "published" else Path(self.metadata.weights_file)
+    def weights(self) -> PublishedModel | Path:
+        """The model's weights when the index was built. Raises InputError for published ones that do not exist."""
+        file = self.metadata.weights_file
+        return find_published(self.metadata.model_config) if file == "published" else Path(file)
 
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
