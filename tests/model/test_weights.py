@@ -298,7 +298,7 @@ def test_a_file_saved_without_checksums_loads_with_a_warning(tmp_path, without_c
     expected = small_checkpoint(tmp_path / "model.pth")
     assert equal(weights.read_checkpoint(tmp_path / "model.pth"), expected)
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and "model.pth was reference without checksums" in record.getMessage()
+    assert record.levelname == "WARNING" and "model.pth was saved without checksums" in record.getMessage()
 
 
 def test_one_checksum_that_is_zero_is_damage(tmp_path, caplog):
