@@ -149,7 +149,7 @@ def model_file(source: PublishedModel | str | Path) -> Path:
     with torch.device("meta"):
         network = GeoLocalizationNet(found.config)
     wanted = Source(found.urls, "--model (in Python, to load_any_model)", _max_download(network), found.sha256)
-    return download(wanted, lambda checkpoint, path: load_state(network, model_state(checkpoint, path), path))
+    return download(wanted, lambda checkpoint, path: check_state(network, model_state(checkpoint, path), path))
 
 
 def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
@@ -164,6 +164,12 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
 
     description: what the file looks like, if `state` is not its content.
     """
+    check_state(model, state, source, description=description)
+    model.load_state_dict(state)
+
+
+def check_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | Path, *, description: str = "") -> None:
+    """Raises InputError where load_state does. The model may be without values, on the device "meta"."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -192,7 +198,6 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
             f"{source} {description or describe(state)}, and does not fit the model.\n"
             f"State-dict entries: {'; '.join(problems)}."
         )
-    model.load_state_dict(state)
 
 
 def guess_config(state: dict[str, Tensor]) -> ModelConfig | None:

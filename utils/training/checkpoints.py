@@ -10,12 +10,12 @@ import torch
 from model import GeoLocalizationNet, InputError, ModelChoice
 from model.checkpoint_files import read_checkpoint
 from model.weights import (
+    check_state,
     describe,
     find_config,
     load_float_branch,
     load_foundation,
     load_state,
-    load_weights,
     model_content,
     model_file,
     model_state,
@@ -255,5 +255,7 @@ def _with_best_model(path: Path, content: dict[str, Any], written: int) -> RunCh
         )
     with torch.device("meta"):
         model = new_model(ModelChoice(), content, path)
-    load_weights(model, best)  # now: the run tests it at its end, and may not replace it
+    check_state(
+        model, model_state(read_checkpoint(best), best), best
+    )  # now: the run tests it at its end, and may not replace it
     return RunCheckpoint(path, content, written)
