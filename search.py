@@ -7,6 +7,8 @@ if __name__ == "__main__":
     args = parse(SearchArguments, __doc__)  # before the imports that take seconds
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +18,7 @@ from pathlib import Path
 from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
+from model.files import MAX_NAME_BYTES
 from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
@@ -28,6 +31,7 @@ from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
 PICTURE_COLUMNS = 5  # matches side by side
+LARGE_PIXELS = 8 * 322 * 322  # of the usual size: attention takes some 50 times as long
 
 
 def main(args: SearchArguments) -> None:
@@ -43,6 +47,7 @@ def main(args: SearchArguments) -> None:
         raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
     model = load_model(index.metadata.model_config, source)
     settings = settle_images(args.extraction, index.metadata.image_config)
+    warn_of_large_images(settings.resize)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
@@ -52,44 +57,72 @@ def main(args: SearchArguments) -> None:
     rerank_num = args.search.rerank_num if model.config.rerank else 0
     stages = search_and_rerank(index.features(), queries, args.results, rerank_num=rerank_num, device=settings.device)
 
-    # ---- Report: pictures, if wanted; a table for each image, or one JSON object for all
+    # ---- Report: a table for each image, or one JSON object for all; then pictures, if wanted
     found = list_matches(stages[-1].first(args.results), index.images)
-    pictures: Sequence[str | None] = [None] * len(images)
+    pictures: Sequence[Path | None] = [None] * len(images)
     if args.save_pictures:
-        pictures = save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
+        pictures = [args.save_pictures / picture_name(i + 1, image) for i, image in enumerate(images)]
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
             "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
             "queries": [
-                {"image": image, "picture": picture, "matches": [match._asdict() for match in matches]}
+                {
+                    "image": image,
+                    "picture": picture and str(picture),
+                    "matches": [match._asdict() for match in matches],
+                }
                 for image, picture, matches in zip(images, pictures, found, strict=True)
             ],
         }
-        print(json.dumps(content, indent=2, allow_nan=False))
-        return
+        print(json.dumps(content, indent=2, allow_nan=False), flush=True)
+    else:
+        print_tables(images, pictures, found, has_zone=index.images.utm_zone is not None)
+    if args.save_pictures:
+        save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
+
+
+def warn_of_large_images(size: tuple[int, int]) -> None:
+    """Warns of a size (H, W) of an index for which the model computes for minutes: time grows with its square."""
+    if size[0] * size[1] > LARGE_PIXELS:
+        message = (
+            "The index was built with images of %d x %d pixels. Each image takes long to compute, and much memory."
+        )
+        logging.warning(message, *size)
+
+
+def print_tables(
+    images: list[str], pictures: Sequence[Path | None], found: list[list[Match]], *, has_zone: bool
+) -> None:
+    """Prints the matches of each image, with positions if some are known, and with degrees if their zone is."""
     has_positions = any(match.easting is not None for matches in found for match in matches)
-    has_degrees = has_positions and index.images.utm_zone is not None
     for image, picture, matches in zip(images, pictures, found, strict=True):
         print(printable(f"\n{image}"))
-        print("\n".join(table_lines(matches, positions=has_positions, degrees=has_degrees)))
+        print("\n".join(table_lines(matches, positions=has_positions, degrees=has_positions and has_zone)))
         if picture:
             print(printable(f"Picture: {picture}"))
+    sys.stdout.flush()
 
 
-def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> list[str]:
-    """Saves a PNG of each image with its matches, and returns their paths."""
+def picture_name(number: int, image: str) -> str:
+    """The name of an image's picture: its own, shortened to what a file name may be."""
+    stem = os.fsencode(Path(image).stem)
+    if len(stem) > MAX_NAME_BYTES - 16:
+        stem = stem[: MAX_NAME_BYTES - 16].decode(errors="ignore").encode()  # not within a letter
+    return f"{number:03d}_{os.fsdecode(stem)}.png"
+
+
+def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> None:
+    """Saves a PNG of each image with its matches."""
     from utils.retrieval.report.pictures import Painter, Shown, arrange, save_picture  # slow to import
 
-    painter, pictures = Painter(exif_orientation=exif_orientation), list[str]()
+    painter = Painter(exif_orientation=exif_orientation)
     for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        path = folder / f"{i + 1:03d}_{Path(image).stem}.png"
         query = Shown(image, ["Query", Path(image).name], "query")
         shown = [Shown(match.path, match.captions) for match in matches]
-        save_picture(painter.draw(arrange([query], [shown], PICTURE_COLUMNS)), path)
-        pictures.append(str(path))
-    return pictures
+        picture = painter.draw(arrange([query], [shown], PICTURE_COLUMNS))
+        save_picture(picture, folder / picture_name(i + 1, image))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 training.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,14 @@ class GSVCities(Dataset):
     def num_images(self) -> int:
         """Number of images of all places."""
         return sum(map(len, self.places))
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of what the training draws from: the names of the images of each place, in order."""
+        digest = hashlib.sha256()
+        for names in self.places:
+            digest.update("\n".join([*names, "\n"]).encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.places)

@@ -1,5 +1,6 @@
 """Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
 
+import fnmatch
 import glob
 import importlib.util
 import logging
@@ -105,7 +106,7 @@ def list_images(folder: Path) -> list[str]:
         raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
     if path_list.is_file():
         return _check_names(sorted(_read_path_list(path_list, folder)))
-    paths = _supported(sorted(_walk(str(folder), ())), folder)
+    paths = _supported(sorted(_walk(str(folder))), folder)
     if not paths:
         raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
     return _check_names(paths)
@@ -128,7 +129,7 @@ def _images_of(name: str) -> list[str]:
         return [name]
     if not glob.has_magic(name):
         raise InputError(f"Cannot read the image {name}: there is no such file.")
-    found = sorted(path for path in glob.glob(name, recursive=True) if not os.path.isdir(path))
+    found = sorted(path for path in _glob(name) if not os.path.isdir(path))
     candidates = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES)]
     paths = _supported(candidates, name)
     if not paths:
@@ -210,30 +211,62 @@ def _contents(folder: Path) -> str:
     return f"{folder} contains {', '.join(names[:10]) or 'no folders'}{more}. "
 
 
-def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[str]:
-    """The images below a folder, of unsupported kinds too.
+def _walk(folder: str) -> Iterator[str]:
+    """The images below a folder, of unsupported kinds too. Raises InputError for a circle of links."""
+    pending: list[tuple[str, tuple]] = [(folder, ())]  # no recursion: folders may be nested more deeply than calls
+    while pending:
+        folder, parents = pending.pop()
+        try:
+            status = os.stat(folder)
+            identity = status.st_dev, status.st_ino
+            if identity in parents:
+                real_path = os.path.realpath(folder)
+                raise InputError(f"{folder} leads back to {real_path}, a folder above it. Remove the symbolic link.")
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name.lower()
+                    if entry.is_dir():
+                        pending.append((entry.path, (*parents, identity)))
+                    elif name.endswith(IMAGE_SUFFIXES) and not entry.is_file():
+                        raise InputError(f"{entry.path} is {_kind_of(entry.path)}, not an image. Remove it.")
+                    elif name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
+                        yield entry.path
+                    elif entry.is_symlink() and not os.path.exists(entry.path):  # it may be a folder of images
+                        raise InputError(f"{entry.path} is {_kind_of(entry.path)}. Repair the link, or remove it.")
+        except OSError as error:
+            raise InputError(
+                f"Cannot list the images in {error.filename or folder}: {error.strerror}. Make it readable, or remove "
+                "it."
+            ) from None
 
-    parents: the real paths of the folders above it, to recognise a circle of links.
+
+def _glob(pattern: str) -> Iterator[str]:
+    """The paths that a pattern matches, as glob.glob gives them: but ** enters no circle of links, of which two have
+    2^n ways through them.
     """
-    real_path = os.path.realpath(folder)
-    if real_path in parents:
-        raise InputError(f"{folder} leads back to {real_path}, a folder above it. Remove the symbolic link.")
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name.lower()
-                if entry.is_dir():
-                    yield from _walk(entry.path, (*parents, real_path))
-                elif name.endswith(IMAGE_SUFFIXES) and not entry.is_file():
-                    raise InputError(f"{entry.path} is {_kind_of(entry.path)}, not an image. Remove it.")
-                elif name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
-                    yield entry.path
-                elif entry.is_symlink() and not os.path.exists(entry.path):  # it may be a folder of images
-                    raise InputError(f"{entry.path} is {_kind_of(entry.path)}. Repair the link, or remove it.")
-    except OSError as error:
-        raise InputError(
-            f"Cannot list the images in {error.filename or folder}: {error.strerror}. Make it readable, or remove it."
-        ) from None
+    if f"/{pattern}".endswith("/**"):
+        pattern += "/*"
+    if "/**/" not in f"/{pattern}":
+        yield from glob.iglob(pattern, recursive=True)
+        return
+    above, _, below = f"/{pattern}".partition("/**/")
+    above = above.removeprefix("/") or ("/" if pattern.startswith("/") else "")
+    for folder in glob.glob(above) if above else [os.curdir]:
+        for path in _walk(folder) if os.path.isdir(folder) else ():
+            name = os.path.relpath(path, folder)
+            if _matches(name.split(os.sep), ["**", *below.split("/")]):
+                yield name if not above else path
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    """Whether the names of folders and a file match a pattern's. ** stands for any folders that are not hidden."""
+    if not names or not pattern:
+        return not names and not pattern
+    if pattern[0] == "**":
+        visible = next((i for i, name in enumerate(names) if name.startswith(".")), len(names))
+        return any(_matches(names[i:], pattern[1:]) for i in range(visible + 1))
+    is_hidden = names[0].startswith(".") and not pattern[0].startswith(".")
+    return not is_hidden and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _kind_of(path: str) -> str:

@@ -17,7 +17,7 @@ from model.images import normalize
 from model.zoo import DEFAULT_MODEL
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import settle_images
-from utils.runtime.atomic_files import atomic_write
+from utils.runtime.atomic_files import atomic_write, check_output
 from utils.runtime.script import cli_main
 
 
@@ -29,7 +29,10 @@ def main() -> None:
     text = "size in pixels (height width), multiples of 14 (default: that of the model, otherwise 322 322)"
     parser.add_argument("--resize", type=int, nargs=2, metavar=("H", "W"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="save the features as NumPy arrays")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     args = parser.parse_args()
+    if args.output:
+        check_output(args.output, overwrite=args.overwrite)
 
     # ---- Model, and images as it was validated with: from files to a batch [B, 3, H, W]
     model = load_any_model(args.model)
@@ -58,7 +61,7 @@ def main() -> None:
 
     if args.output:
         arrays: dict = {"paths": args.images, **{name: values.numpy() for name, values in features.items()}}
-        with atomic_write(args.output, "wb") as file:
+        with atomic_write(args.output, "wb", new=not args.overwrite) as file:
             np.savez(file, **arrays)
         print(f"Saved {args.output}")
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -10,11 +11,13 @@ from typing import BinaryIO
 import torch
 
 from .errors import InputError
+from .files import open_regular
 from .versions import check_torch_version
 
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells the ZIP format from the legacy one
 ZIP_FOLDER = 0x10  # of records whose content torch.load takes as empty, giving uninitialised tensors
 READ_BLOCK = 1 << 20  # bytes
+PICKLE_PROTOCOL = 2  # of torch.save, and the only one that weights_only=True reads
 MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, by the format's definition
 
 
@@ -50,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict:
         reason = "this is a folder" if path.is_dir() else "not a file" if path.exists() else "the file does not exist"
         raise InputError(f"No checkpoint at {path}: {reason}.")
     try:
-        file = path.open("rb")
+        file = open(open_regular(path), "rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     with file:  # opened once, so that the file that was verified is the one that is loaded
@@ -148,7 +151,11 @@ def _verify_archive(file: BinaryIO, path: Path) -> None:
 
 def _load(file: BinaryIO, path: Path) -> object:
     try:
-        with torch.serialization.safe_globals([(_NumPyPlaceholder, name) for name in _NUMPY_NAMES]):
+        with (
+            torch.serialization.safe_globals([(_NumPyPlaceholder, name) for name in _NUMPY_NAMES]),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error says so, if it is one
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -159,7 +166,25 @@ def _load(file: BinaryIO, path: Path) -> object:
                 f"{path} contains pickled code ({code[1]}) and was not loaded. A checkpoint may hold only tensors "
                 "and plain values."
             ) from error
+        protocol = _pickle_protocol(file)
+        if protocol > PICKLE_PROTOCOL:
+            raise InputError(
+                f"{path} was saved with pickle protocol {protocol}, which torch.load cannot read safely. Load it "
+                f"where it was made, and save it again with torch.save's default protocol, {PICKLE_PROTOCOL}."
+            ) from error
         raise _not_a_checkpoint(file, path) from error
+
+
+def _pickle_protocol(file: BinaryIO) -> int:
+    """The protocol that a checkpoint states: in its record data.pkl or, in the legacy format, at its start."""
+    file.seek(0)
+    head = file.read(4)
+    if head == ZIP_MAGIC:
+        with zipfile.ZipFile(file) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as record:
+                head = record.read(2)
+    return head[1] if head[:1] == b"\x80" and len(head) > 1 else 0
 
 
 def _not_a_checkpoint(file: BinaryIO, path: Path) -> InputError:

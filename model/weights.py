@@ -1,12 +1,6 @@
 """Loading weights: DINOv2's, published checkpoints, our own checkpoints and bare state dicts. Loading is strict."""
 
-import hashlib
-import http.client
-import logging
-import os
 import re
-import time
-import urllib.error
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,20 +9,21 @@ import torch
 from torch import Tensor
 
 from .aggregation import AGGREGATIONS
-from .checkpoint_files import READ_BLOCK, read_checkpoint
+from .checkpoint_files import read_checkpoint
 from .config import BACKBONES, ImageConfig, ModelChoice, ModelConfig, check_image_size
+from .downloads import Source, download
 from .errors import InputError
 from .network import GeoLocalizationNet
 from .zoo import FOUNDATIONS, PublishedModel, find_model
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
-ACCEPT = "SELAVPR_ACCEPT_SHA256"  # environment variable: checksums, separated by spaces, that count as the published
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")  # in the names of entries
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
-    """The model's entries in a checkpoint of any kind, without DataParallel's `module.` prefix.
+    """The model's entries in a checkpoint of any kind, without the names that DataParallel (`module.`), torch.compile
+    (`_orig_mod.`) and FSDP put before them, however these are nested.
 
     Raises InputError, which names the file `source`, if there are none, or if one is not a dense tensor with a name.
     """
@@ -45,12 +40,17 @@ def model_state(checkpoint: dict, source: str | Path) -> dict[str, Tensor]:
             raise InputError(
                 f"{source}: the entry {name!r} {problem}. Expected dense tensors by name, as in a state dict."
             )
-        if f"module.{name}" in state:
+    unwrapped: dict[str, Tensor] = {}
+    for name, value in state.items():
+        bare = WRAPPERS.sub("", name)
+        if bare in unwrapped:
+            twice = [other for other in state if WRAPPERS.sub("", other) == bare]
             raise InputError(
-                f"{source} contains both {name!r} and {f'module.{name}'!r}, which are one entry of the model. Remove "
-                "one of them."
+                f"{source} contains both {' and '.join(map(repr, twice[:2]))}, which are one entry of the model. "
+                "Remove one of them."
             )
-    return {name.removeprefix("module."): value for name, value in state.items()}
+        unwrapped[bare] = value
+    return unwrapped
 
 
 def model_content(model: GeoLocalizationNet) -> dict[str, Any]:
@@ -146,7 +146,10 @@ def model_file(source: PublishedModel | str | Path) -> Path:
     found = find_model(source) if isinstance(source, str) else source
     if isinstance(found, Path):
         return found
-    return download(found.urls, flag="--model (in Python, to load_any_model)", sha256=found.sha256)
+    with torch.device("meta"):
+        network = GeoLocalizationNet(found.config)
+    wanted = Source(found.urls, "--model (in Python, to load_any_model)", _max_download(network), found.sha256)
+    return download(wanted, lambda checkpoint, path: check_state(network, model_state(checkpoint, path), path))
 
 
 def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
@@ -161,6 +164,12 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
 
     description: what the file looks like, if `state` is not its content.
     """
+    check_state(model, state, source, description=description)
+    model.load_state_dict(state)
+
+
+def check_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | Path, *, description: str = "") -> None:
+    """Raises InputError where load_state does. The model may be without values, on the device "meta"."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -189,7 +198,6 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | P
             f"{source} {description or describe(state)}, and does not fit the model.\n"
             f"State-dict entries: {'; '.join(problems)}."
         )
-    model.load_state_dict(state)
 
 
 def guess_config(state: dict[str, Tensor]) -> ModelConfig | None:
@@ -243,20 +251,27 @@ def load_foundation(model: GeoLocalizationNet, path: str | Path | None = None) -
                 "scratch with --train_backbone."
             )
         entry = FOUNDATIONS[backbone]
-        path = download([entry.url], flag="--foundation_model_path", sha256=entry.sha256)
-    state = model_state(read_checkpoint(path), path)
+        source = Source([entry.url], "--foundation_model_path", _max_download(model.backbone), entry.sha256)
+        return download(source, lambda checkpoint, path: _load_foundation(model, checkpoint, path))
+    _load_foundation(model, read_checkpoint(path), path)
+    return Path(path)
+
+
+def _load_foundation(model: GeoLocalizationNet, checkpoint: dict, path: str | Path) -> None:
+    state = model_state(checkpoint, path)
     actual, expected = _dimensions(state), _dimensions(model.backbone.state_dict())
     if actual != expected:
         found, needed = (f"width {w}" + f" with {r} registers" * (r > 0) for w, r in (actual, expected))
         content = f"weights of {found}" if actual[0] else "no DINOv2 weights (no entry 'cls_token')"
-        raise InputError(f"{path} contains {content}. --backbone={backbone} needs DINOv2 weights of {needed}.")
+        raise InputError(
+            f"{path} contains {content}. --backbone={model.config.backbone} needs DINOv2 weights of {needed}."
+        )
     adapters = {
         name: value
         for name, value in model.backbone.state_dict().items()
         if model.branch_of(f"backbone.{name}") != "backbone"
     }
     load_state(model.backbone, {**state, **adapters}, path)
-    return Path(path)
 
 
 def load_float_branch(model: GeoLocalizationNet, state: dict[str, Tensor], source: str | Path) -> None:
@@ -278,72 +293,9 @@ def load_float_branch(model: GeoLocalizationNet, state: dict[str, Tensor], sourc
     load_state(model, {**binary_head, **adapters, **state}, source, description=describe(state))
 
 
-def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
-    """The file in torch.hub's cache, downloaded from the first reachable address if it is not there yet.
-
-    It is moved into place only once it is complete and readable. Raises InputError, which names the addresses, the
-    file and the flag that takes a local file; and if the file has another checksum than `sha256`, unless the
-    environment variable SELAVPR_ACCEPT_SHA256 contains it.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / urls[0].rsplit("/", 1)[-1]
-    if path.is_file():
-        if problem := _checksum_problem(path, sha256):
-            raise InputError(f"{path}: {problem} Or delete it, so that it is downloaded again.")
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    reasons = []
-    for url in urls:
-        try:
-            logging.info("Downloading %s", url)
-            torch.hub.download_url_to_file(url, str(partial))
-            read_checkpoint(partial)
-            problem = _checksum_problem(partial, sha256)
-            if not problem:
-                os.replace(partial, path)
-                return path
-            reasons.append(f"{url} ({problem})")
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reasons.append(f"{url} ({error or type(error).__name__})")
-        except InputError:
-            reasons.append(f"{url} (the download is not a complete checkpoint)")
-        finally:
-            partial.unlink(missing_ok=True)
-    raise InputError(
-        f"Cannot download {' or '.join(reasons)}.\n"
-        f"If you are offline, fetch the file on another machine and save it as {path}, or pass its path with {flag}."
-    )
-
-
-def _checksum_problem(path: Path, expected: str | None) -> str:
-    """What is wrong with a file's SHA-256, with both sums and how to accept it; "" if nothing is, or none is known."""
-    if expected is None or (actual := _sha256(path)) == expected:
-        return ""
-    if actual in os.environ.get(ACCEPT, "").split():
-        logging.warning("Accepting a file with the SHA-256 %s instead of %s, as %s says.", actual, expected, ACCEPT)
-        return ""
-    return (
-        f"the SHA-256 is {actual}, but that of the published file is {expected}. If you trust this file, accept it "
-        f"with the environment variable {ACCEPT}={actual}."
-    )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes what killed downloads of this file have left: ours, and torch.hub's own temporary files beside it."""
-    names = re.compile(re.escape(path.name) + r"\.\d+\.partial(\.[0-9a-f]+\.partial)?")
-    for leftover in path.parent.iterdir():
-        if names.fullmatch(leftover.name) and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-            logging.info("Removing %s, which a killed download has left.", leftover)
-            leftover.unlink(missing_ok=True)
+def _max_download(model: torch.nn.Module) -> int:
+    """Bytes of a checkpoint file of a model at most: training states of the same size may lie beside its entries."""
+    return 2 * sum(value.nbytes for value in model.state_dict().values()) + (1 << 20)
 
 
 def _entry_problem(name: object, value: object) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets.protocols.msls_val import derive_queries
 from datasets.protocols.table import MSLS_740_SHA256
-from utils.runtime.atomic_files import atomic_write
+from utils.runtime.atomic_files import atomic_write, check_output
 from utils.runtime.script import cli_main
 
 
@@ -22,9 +22,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help=text)
     text = "list to write (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("msls_740.txt"), metavar="FILE", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace the list if it exists")
     args = parser.parse_args(argv)
+    check_output(args.output, overwrite=args.overwrite)
     keys = derive_queries(args.raw, expected_sha256=MSLS_740_SHA256)
-    with atomic_write(args.output) as file:
+    with atomic_write(args.output, new=not args.overwrite) as file:
         file.writelines(f"{key}\n" for key in keys)
     print(f"{args.output}: the {len(keys)} official queries. Evaluate them with --queries_list {args.output}.")
 

@@ -17,7 +17,7 @@ from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, between
 from datasets.synthetic.scene import draw_place
 from model.errors import InputError
-from utils.runtime.atomic_files import atomic_folder, make_folder, remove_leftovers
+from utils.runtime.atomic_files import atomic_folder, make_folder
 from utils.runtime.workers import leave_stopping_to_the_main_process
 
 STREETS_PER_COLUMN = 25
@@ -42,7 +42,6 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not an empty folder. Name a new one.")
     make_folder(output.parent, exist_ok=True)
-    remove_leftovers(output.parent, name=output.name)
     with (
         atomic_folder(output) as folder,
         ProcessPoolExecutor(os.cpu_count(), initializer=leave_stopping_to_the_main_process) as pool,

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import utm
 from helpers.evaluations import run_mode
 
 from datasets.benchmark import Benchmark
-from datasets.layouts import BenchmarkConfig, list_images
+from datasets.layouts import BenchmarkConfig, find_images, list_images
 from model import InputError
 
 NAMES = ["@100@200@a@.jpg", "sub/@130@200@b@.jpg", "@900@900@c@.jpg"]
@@ -411,6 +412,29 @@ def test_without_labels_the_predictions_are_the_same(tiny_benchmark, checkpoints
     assert unlabelled.rows == [{**row, "correct": ""} for row in labelled.rows]
     printed = "\n".join(unlabelled.lines)
     assert "R@1" not in printed and "without labels" in printed
+
+
+@pytest.mark.parametrize("names", [["{}"], ["{}/**/*.jpg"], ["{}/**"], ["{}/*/**/a.jpg"]])
+def test_two_circles_of_links_are_an_error_and_not_endless(tmp_path, names):
+    """There are 2^40 ways through them."""
+    for name in ("one", "two"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(InputError, match="leads back to .*/photos, a folder above it. Remove the symbolic link"):
+        find_images([name.format(tmp_path / "photos") for name in names])
+
+
+@pytest.mark.parametrize("name", ["d", "d/**/*.jpg"])
+def test_folders_nested_more_deeply_than_calls_may_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("a.jpg").touch()
+    os.chdir(tmp_path)
+    assert find_images([name]) == ["d/" * 1200 + "a.jpg"]
+    subprocess.run(["rm", "-r", "d"], check=True)  # pytest's own removal would fail
 
 
 def test_a_broken_link_is_an_error_because_it_may_be_a_folder_of_images(tmp_path):

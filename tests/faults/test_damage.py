@@ -14,7 +14,7 @@ from outcomes import REFUSALS, problems_of_an_end
 from trials import TRIALS, trials
 
 from model.weights import load_weights
-from utils.training.checkpoints import read_run_checkpoint, restore
+from utils.training.checkpoints import TrainState, read_run_checkpoint, restore
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses
 from utils.training.step import TrainingStep
@@ -78,7 +78,7 @@ def resumed(path: Path) -> dict:
     """Everything that a run continues from."""
     step = TrainingStep(build(), TrainingConfig(), criterion=float_losses, branch="float")
     checkpoint = read_run_checkpoint(path)
-    state = restore(checkpoint, step, checkpoint.content["train_state"]["arguments"])
+    state = restore(checkpoint, step, TrainState(arguments=checkpoint.content["train_state"]["arguments"]))
     return {"model": dict(step.model.state_dict()), "optimizer": step.optimizer.state_dict(), "state": vars(state)}
 
 

@@ -117,6 +117,6 @@ def assert_complete(index, copy):
         ids = range(start, start + 1000)
         rows = copy._collections.rows(copy._collections.codes, ids, ["code", "path"])
         assert [rows[i]["path"] for i in ids] == features.images.paths[start : start + 1000]
-        assert [b"".join(rows[i]["code"]) for i in ids] == [code.tobytes() for code in features.codes[start : ids.stop]]
+        assert [rows[i]["code"] for i in ids] == [code.tobytes() for code in features.codes[start : ids.stop]]
         rows = reader.MilvusDescriptors(copy._collections)[np.arange(start, ids.stop)]
         np.testing.assert_array_equal(rows, features.descriptors[start : ids.stop])

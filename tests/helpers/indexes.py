@@ -1,13 +1,19 @@
 """Indexes of made-up images."""
 
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
+from model import InputError
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
-from utils.retrieval.index import Index, IndexWriter
+from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 
 SETTINGS = ExtractionConfig(resize=(56, 56))
 
@@ -44,3 +50,49 @@ def features_of(folder: Path, verify: bool = True) -> list:
     images, codes, descriptors, _ = Index(folder, verify=verify).features()
     assert len(images) == len(codes) == len(descriptors)
     return [list(images.paths), images.utms.tolist(), codes.tolist(), descriptors[:].tolist()]
+
+
+def build_in_pairs(folder: Path, metadata: IndexMetadata, pairs: int) -> Counter:
+    """{what two processes that build one index within 5 ms left: how often}, in as many folders as pairs.
+
+    Of each pair one shall succeed, and the other be refused; the index is that of the former, whole.
+    """
+    outcomes: Counter = Counter()
+    for pair in range(pairs):
+        index, start = folder / str(pair), time.monotonic() + 0.02
+        delays = (0.0, pair % 6 / 1000)
+        processes = [
+            _fork(partial(_build_at, start + delay, index, metadata, seed)) for seed, delay in enumerate(delays)
+        ]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        if sorted(statuses) != [0, 2]:
+            outcomes[f"statuses {statuses}"] += 1
+            continue
+        found, expected = Index(index).features(), make_chunk(7 * statuses.index(0), 5)
+        same = found.codes.tobytes() == expected.codes.tobytes() and list(found.images.paths) == expected.images.paths
+        leftovers = [path.name for path in index.iterdir() if path.name.endswith(".tmp")]
+        outcomes["one index, one error" if same and not leftovers else "a mixture"] += 1
+    return outcomes
+
+
+def _build_at(moment: float, folder: Path, metadata: IndexMetadata, seed: int) -> int:
+    while time.monotonic() < moment:
+        pass
+    try:
+        with writer_of(folder, metadata) as writer:
+            writer.append(make_chunk(7 * seed, 5))
+            writer.features()
+    except InputError:
+        return 2
+    return 0
+
+
+def _fork(function: Callable[[], int]) -> int:
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            status = function()
+        finally:
+            os._exit(status)
+    return process

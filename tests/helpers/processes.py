@@ -10,6 +10,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,15 +133,20 @@ def run_here(script: str, *flags: object, cwd: Path, env: dict[str, str] | None 
     return Result(status, out.getvalue(), err.getvalue())
 
 
-def run_two_ranks(script: str | Path, *flags: object, cwd: Path, prelude: str = "") -> list[Result]:
-    """Runs a script to its end in two processes that work together, as torchrun would start them, but sooner."""
+def run_two_ranks(
+    script: str | Path, *flags: object, cwd: Path, prelude: str = "", preludes: Sequence[str] = ()
+) -> list[Result]:
+    """Runs a script to its end in two processes that work together, as torchrun would start them, but sooner.
+
+    preludes: one for each rank, in place of `prelude`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
-        start_script(script, *flags, cwd=cwd, env={**env, "RANK": rank, "LOCAL_RANK": rank}, prelude=prelude)
-        for rank in ("0", "1")
+        start_script(script, *flags, cwd=cwd, env={**env, "RANK": rank, "LOCAL_RANK": rank}, prelude=own)
+        for rank, own in zip(("0", "1"), preludes or (prelude, prelude), strict=True)
     ]
     return [rank.result() for rank in ranks]
 

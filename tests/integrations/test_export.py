@@ -18,6 +18,7 @@ from helpers.processes import run_here, run_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.files import remove_leftovers
 from model.weights import load_any_model
 from utils.cli.export import parse_export
 from utils.integrations.hloc import export_hloc
@@ -30,7 +31,7 @@ from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.report.predictions import CSV_COLUMNS
-from utils.runtime.atomic_files import atomic_folder, remove_leftovers
+from utils.runtime.atomic_files import atomic_folder
 
 pytestmark = pytest.mark.slow
 
@@ -418,6 +419,13 @@ def test_a_full_disk_leaves_nothing(make_index, tmp_path, kind, size):
     assert sorted(tmp_path.iterdir()) == before
     EXPORTS[kind](index, tmp_path / "output")
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "output"])
+
+
+@pytest.mark.parametrize("path", ["/data/../etc/a.jpg", "/data/./a.jpg", "/data/sub/.."])
+def test_a_path_that_leaves_the_folder_of_all_images_is_refused(path):
+    with pytest.raises(InputError, match="contains .*, which no index of ours does"):
+        relative_name(path, "/data")
+    assert relative_name("/data/..a/b...jpg", "/data") == "..a/b...jpg"
 
 
 def test_the_folder_of_a_killed_export_is_removed_with_other_leftovers(tmp_path):

@@ -176,7 +176,7 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
             with pytest.raises(InputError, match="holds another index"):
                 export_index(other, target, append=append)
     assert len(open_index(target)) == ROWS
-    assert export_index(longer, target, append=True) == ROWS + 100 - 2048
+    assert export_index(longer, target, append=True) == 100
     assert_same_results(longer, open_index(target), 100)
 
     # Rows that are lost afterwards are noticed.

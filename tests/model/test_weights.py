@@ -29,6 +29,7 @@ from model import (
     ModelChoice,
     ModelConfig,
     checkpoint_files,
+    downloads,
     weights,
     zoo,
 )
@@ -103,17 +104,39 @@ def entries(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@pytest.mark.parametrize("form", ["bare", "bare with module.", "legacy", "ours"])
+WRAPPED = ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_fsdp_wrapped_module.")
+
+
+@pytest.mark.parametrize("form", ["bare", "bare with module.", "legacy", "ours", *WRAPPED, "compiled backbone"])
 def test_other_forms(tmp_path, reference, form):
     path = tmp_path / "model.pth"
     content = {
         "bare": reference,
         "legacy": reference,
         "bare with module.": {f"module.{name}": value for name, value in reference.items()},
+        **{prefix: {f"{prefix}{name}": value for name, value in reference.items()} for prefix in WRAPPED},
+        "compiled backbone": {
+            name.replace("backbone.blocks.", "backbone._orig_mod.blocks._orig_mod."): value
+            for name, value in reference.items()
+        },
         "ours": {"model_state_dict": reference, "config": {"backbone": "vit-tiny", "rerank": False}, "epoch": 3},
     }[form]
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     expect_loaded(path, reference)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_another_pickle_protocol_is_named(tmp_path, reference, protocol, legacy):
+    path = tmp_path / "model.pth"
+    torch.save(reference, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    try:
+        torch.load(path, weights_only=True)
+    except Exception:
+        message = refusal(path)
+        assert f"was saved with pickle protocol {protocol}" in message and "save it again" in message
+    else:  # some versions of PyTorch read protocol 3
+        expect_loaded(path, reference)
 
 
 @pytest.mark.parametrize(
@@ -766,7 +789,7 @@ def publish_with_checksum(monkeypatch, checksum):
 def assert_names_both_sums(message, actual, expected):
     """The refusal says what came, what is published, and how to go on knowingly."""
     assert f"the SHA-256 is {actual}, but that of the published file is {expected}." in message
-    assert f"accept it with the environment variable {weights.ACCEPT}={actual}." in message
+    assert f"accept it with the environment variable {downloads.ACCEPT}={actual}." in message
 
 
 def test_a_download_with_another_checksum_is_not_kept_and_the_mirror_is_tried(
@@ -796,13 +819,12 @@ def test_a_file_with_another_checksum_is_used_only_where_the_user_accepts_that_c
         cache.mkdir(parents=True)
         (cache / "tiny.pth").write_bytes(whole)
     for accepted in ("", "1", 64 * "b", sha256(whole)[:-1]):
-        monkeypatch.setenv(weights.ACCEPT, accepted)
+        monkeypatch.setenv(downloads.ACCEPT, accepted)
         with pytest.raises(InputError) as caught:
             load_published()
         assert_names_both_sums(str(caught.value), sha256(whole), 64 * "a")
         assert (cache / "tiny.pth").exists() == is_cached
-        assert ("Or delete it, so that it is downloaded again." in str(caught.value)) == is_cached
-    monkeypatch.setenv(weights.ACCEPT, f"{64 * 'b'} {sha256(whole)}")
+    monkeypatch.setenv(downloads.ACCEPT, f"{64 * 'b'} {sha256(whole)}")
     model, path = load_published()
     assert path == cache / "tiny.pth" and torch.equal(
         model.state_dict()["backbone.norm.weight"], reference["backbone.norm.weight"]
@@ -810,10 +832,11 @@ def test_a_file_with_another_checksum_is_used_only_where_the_user_accepts_that_c
     assert f"Accepting a file with the SHA-256 {sha256(whole)} instead of {64 * 'a'}" in caplog.text
 
 
-def test_dinov2_weights_are_verified_too(cache, monkeypatch, tmp_path):
+def test_dinov2_weights_are_verified_too(server, cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "DINOV2_URL", server.address + "/dinov2_{}_{}.pth")
     monkeypatch.setitem(zoo.FOUNDATIONS, "vit-tiny", zoo.Foundation("tiny14", 64 * "a"))
     cache.mkdir(parents=True)
-    torch.save(trunk_state(tiny()), cache / "dinov2_tiny14_pretrain.pth")
+    torch.save(trunk_state(tiny()), cache / "dinov2_tiny14_tiny14.pth")
     with pytest.raises(InputError, match=64 * "a"):
         weights.load_foundation(blank())
 
@@ -851,20 +874,12 @@ def test_what_names_no_model(name, guess):
     assert f"Did you mean {guess}?" in message if guess else "mean" not in message
 
 
-def test_what_killed_downloads_left_is_removed(server, cache, monkeypatch, whole, caplog):
-    """Killed at the worst moment, a download leaves our temporary name, or torch.hub's in front of it."""
+def test_what_killed_downloads_of_earlier_versions_left_is_removed(server, cache, monkeypatch, whole, caplog):
+    """Their names, and those of torch.hub in front of them."""
     publish(monkeypatch, server.address)
     server.files["/tiny.pth"] = whole
-    download_url_to_file, names = torch.hub.download_url_to_file, []
-
-    def spy(url, destination):
-        names.append(f"{Path(destination).name}.0123456789abcdef0123456789abcdef.partial")
-        download_url_to_file(url, destination)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", spy)
-    load_published()
-    (cache / "tiny.pth").unlink()
-    left = [cache / names[0], cache / "tiny.pth.1234.partial"]
+    cache.mkdir(parents=True)
+    left = [cache / f"tiny.pth.1234.partial{end}" for end in ("", ".0123456789abcdef0123456789abcdef.partial")]
     others = [cache / name for name in ("other.pth.1234.partial", "tiny.pth.notes", "tiny.pth.12.partial.txt")]
     recent = cache / "tiny.pth.99.partial"
     for path in (*left, *others, recent):

@@ -177,5 +177,5 @@ def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(sha
     save_checkpoint(tmp_path / "last.pth", runs[1][2], TrainState(arguments={"lr": 0.1}, epoch=3))
     content = torch.load(tmp_path / "last.pth", weights_only=True)
     checkpoint = RunCheckpoint(tmp_path / "last.pth", content, written=0)
-    assert restore(checkpoint, runs[0][2], {"lr": 0.1}).epoch == 3
+    assert restore(checkpoint, runs[0][2], TrainState(arguments={"lr": 0.1})).epoch == 3
     torch.testing.assert_close(runs[0][0].state_dict(), runs[1][0].state_dict(), atol=0, rtol=0)

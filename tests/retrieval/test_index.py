@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluations import SCRIPTS, evaluate, flags_for
-from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
+from helpers.indexes import SETTINGS, build_in_pairs, content, make_chunk, write, writer_of
 from helpers.models import build
 from helpers.processes import run_here, run_script
 
@@ -19,7 +19,7 @@ from datasets.benchmark import ImageSet
 from model import InputError
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.index import Index, IndexMetadata
-from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint
+from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint, read_pca
 from utils.retrieval.index.reader import PathList
 from utils.retrieval.search import rerank, search
 from utils.runtime.atomic_files import lock_folder
@@ -455,6 +455,42 @@ def test_two_writers_keep_out_of_each_others_way(tmp_path, metadata, monkeypatch
     monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0.2)
     with lock_folder(tmp_path), pytest.raises(InputError, match="Another process is writing to"):
         writer_of(tmp_path, metadata, append=True)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_two_builders_that_start_together_one_builds_the_index(tmp_path, metadata, monkeypatch, locks):
+    """Without the lock, too, as on file systems that have none."""
+    if not locks:
+        monkeypatch.setattr("utils.runtime.atomic_files.try_lock", lambda descriptor: None)
+    assert build_in_pairs(tmp_path, metadata, pairs=100) == {"one index, one error": 100}
+
+
+def test_an_index_is_not_written_through_a_link(tmp_path, metadata):
+    folder = write(tmp_path / "index", metadata, [3])
+    (folder / "codes.bin").rename(tmp_path / "elsewhere")
+    (folder / "codes.bin").symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(InputError, match="codes.bin is a symbolic link"), writer_of(folder, metadata, append=True):
+        pass
+    assert (tmp_path / "elsewhere").read_bytes() == before and len(Index(folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "manifest.jsonl", "paths.txt", "codes.bin", "pca.bin"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_in_place_of_files_are_refused_at_once(tmp_path, metadata, name, kind):
+    folder = write(tmp_path / "index", metadata, [3])
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=f"{name} is (a {kind}|missing)"):
+        Index(folder)
+        read_pca(folder, replace(metadata, pca_input_dim=1024, pca_sha256="0"))
+
+
+def test_a_file_that_no_index_has_is_refused_before_it_is_read(tmp_path, metadata):
+    folder = write(tmp_path / "index", metadata, [3])
+    os.truncate(folder / "metadata.json", 1 << 40)  # sparse
+    with pytest.raises(InputError, match="metadata.json is too large"):
+        Index(folder)
 
 
 @pytest.mark.parametrize("change", [{"resize": (70, 56)}, {"antialias": False}, {"model": 1}])

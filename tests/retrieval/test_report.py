@@ -465,6 +465,10 @@ def test_a_single_run_is_shown_alone(two_runs, tmp_path, monkeypatch, capsys):
     main()
     assert "McNemar" not in capsys.readouterr().out
     assert "Settings that differ" not in (tmp_path / "comparison.html").read_text()
+    with pytest.raises(InputError, match="comparison.html exists already. .*--overwrite"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
+    main()
 
 
 def test_three_runs_are_told_apart(two_runs):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from datasets.layouts import find_images
 from model import InputError
+from search import warn_of_large_images
 from utils.retrieval.matches import Match
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,30 @@ def test_a_match_whose_file_is_gone_is_drawn_as_an_empty_frame(tmp_path, tiny_be
     result = run_script("search.py", "--index=index", photo, "--save_pictures=pictures", "--device=cpu", cwd=tmp_path)
     assert result.status == 0, result.stderr
     assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_results_are_printed_before_pictures_whose_names_are_shortened(tmp_path, tiny_benchmark, indexes):
+    photo = next((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
+    long = tmp_path / f"{'é' * 125}.jpg"  # 254 bytes
+    shutil.copy(photo, long)
+    flags = [f"--index={indexes['float']}", "--save_pictures=pictures", "--device=cpu", long]
+    result = run_script("search.py", *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert picture.name == f"001_{'é' * 119}.png" and f"Picture: pictures/{picture.name}" in result.stdout
+    picture.unlink()
+    picture.mkdir()
+    result = run_script("search.py", *flags, cwd=tmp_path)
+    assert result.status == 2 and "is a folder. Expected a regular file" in result.stderr
+    assert result.stdout.count("\n") > 5
+
+
+def test_an_index_of_huge_images_is_a_warning(caplog):
+    warn_of_large_images((322, 322))
+    warn_of_large_images((644, 644))
+    assert not caplog.messages
+    warn_of_large_images((4480, 4480))
+    assert "built with images of 4480 x 4480 pixels" in caplog.text
 
 
 def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):

@@ -1,6 +1,7 @@
 """Two processes (torchrun, gloo) against one: the same steps on the same batch, and the scripts from end to end."""
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,34 @@ def test_eval(tiny_benchmark, checkpoints, tmp_path):
         assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
         assert left == right
     assert content(tmp_path / "two" / "index") == content(tmp_path / "one" / "index")
+
+
+JOINS = """
+from utils.runtime import distributed
+from utils.runtime.script import cli_main
+distributed.START_SECONDS = 5
+cli_main(lambda: distributed.init("cpu"))
+"""
+OTHER = {  # what rank 1 does first: the difference that is stated
+    "import sys; sys.argv[1] = '--resize=70'": "rank 1 has another command line than rank 0 (--resize=70 instead of --",
+    "import sys; sys.argv += ['--index=a']": "another command line than rank 0 (--index=a instead of nothing)",
+    "from utils.runtime import distributed; distributed.ROOMS = ('model',)": "rank 1 has another code than rank 0 (",
+    "import platform; platform.python_version = lambda: '3.9'": "another version of a library than rank 0 (python 3.9",
+    "import sys; sys.exit(1)": "has waited for the other ranks for 5 seconds at most",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("prelude", OTHER)
+def test_ranks_that_differ_are_named_at_the_start(tmp_path, prelude):
+    script = tmp_path / "joins.py"
+    script.write_text(JOINS)
+    started = time.monotonic()
+    first, second = run_two_ranks(script, "--resize=56", cwd=tmp_path, preludes=("", prelude))
+    assert time.monotonic() - started < 30
+    if not prelude:
+        assert (first.status, second.status) == (0, 0), first.stderr + second.stderr
+        return
+    assert first.status == 2 and OTHER[prelude] in first.stderr and "Traceback" not in first.stderr
+    if "exit" not in prelude:
+        assert second.status == 2 and OTHER[prelude] in second.stderr

@@ -1,24 +1,32 @@
 """How scripts end when something goes wrong: soon, with a message and the right status, and nothing left."""
 
 import contextlib
+import errno
+import fcntl
 import io
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.evaluations import flags_for
+from helpers.models import build
 from helpers.processes import ROOT, run_here, run_python, run_script, run_two_ranks
 from helpers.trainings import flags_for as flags_for_training
 from helpers.trainings import metrics_of, the_folder
 from torch.utils.data import DataLoader
 
 from model import InputError
-from utils.runtime.atomic_files import atomic_folder, atomic_write, lock_folder, remove_leftovers, save_tensors
+from model.files import remove_leftovers, temporary_path
+from model.weights import model_content
+from utils.runtime.atomic_files import atomic_folder, atomic_write, check_output, lock_folder, save_tensors
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, stop_signals
 from utils.runtime.terminal import printable
@@ -26,6 +34,17 @@ from utils.runtime.workers import start_worker
 from utils.training.checkpoints import open_run, read_run_checkpoint
 
 pytestmark = pytest.mark.slow
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524)
+
+
+def refuse_locks(number):
+    """In place of flock, on a file system without locks."""
+
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
 
 BROKEN = """
 import os, runpy, signal, sys
@@ -107,6 +126,68 @@ cli_main(main, when_stopped="go on")
 """
     result = run_code(code, tmp_path)
     assert (result.status, result.stderr) == (143, "interrupted; go on\n")
+
+
+def test_a_finalizer_that_fails_after_a_stop_signal_says_nothing(tmp_path):
+    """As DataLoader's does where it is interrupted: nothing can be done, and the signal has been reported."""
+    code = """
+import os, signal, sys, threading
+from utils.runtime.script import cli_main
+
+class Fails:
+    def __del__(self):
+        assert False, "a finalizer"
+
+def fail():
+    assert False, "a thread"
+
+def main():
+    Fails()  # before the signal, it is printed
+    kept = Fails()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+cli_main(main)
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert result.status == 143 and result.stderr.count("a finalizer") == 1 and "a thread" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "import tempfile; tempfile.tempdir = None; os.getcwd = tempfile._candidate_tempdir_list = list; "
+            "tempfile.gettempdir()",
+            "No usable temporary directory found",
+        ),
+        (
+            "from multiprocessing import synchronize; synchronize._multiprocessing.SemLock = refuse; "
+            "import multiprocessing; multiprocessing.Lock()",
+            "Mount /dev/shm",
+        ),
+    ],
+)
+def test_what_a_bare_container_lacks_is_named(tmp_path, code, words):
+    """No temporary folder that can be written; no shared memory."""
+    prelude = f"""
+import os
+from utils.runtime.script import cli_main
+
+def refuse(*_):
+    raise OSError(38, "Function not implemented")
+
+def main():
+    {code}
+
+cli_main(main)
+"""
+    result = run_python(prelude, cwd=tmp_path)
+    assert result.status == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
 class Unsendable:
@@ -223,13 +304,14 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, room):
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, caplog):
     kept = [".lock", ".hidden", "notes.tmp", ".metrics.csv.tmp", "best_model.pth"]
-    for name in [*kept, ".best_model.pth.4711.tmp", ".curves.png.1.tmp"]:
+    left = [".best_model.pth.4711.tmp", temporary_path(tmp_path / "curves.png").name]
+    for name in [*kept, *left]:
         (tmp_path / name).write_bytes(bytes(300_000))
     with caplog.at_level("INFO"):
         remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     assert len(caplog.messages) == 2
-    assert f"Removing {tmp_path / '.best_model.pth.4711.tmp'} (0.3 MB)" in caplog.messages[0]
+    assert f"Removing {tmp_path / '.best_model.pth.4711.tmp'} (0.3 MB)" in "".join(caplog.messages)
 
 
 def test_a_run_that_goes_on_removes_leftovers(tmp_path):
@@ -238,13 +320,133 @@ def test_a_run_that_goes_on_removes_leftovers(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt"]
 
 
-def test_temporary_files_are_leftovers(tmp_path):
+@pytest.mark.parametrize("number", LOCKLESS)
+def test_without_locks_only_what_is_old_is_a_leftover(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks(number))
+    old, new = (temporary_path(tmp_path / name) for name in ("old", "new"))
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (time.time() - 90_000, time.time() - 90_000))
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
     with atomic_write(tmp_path / "results.json") as file:
+        file.write("{}")
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_what_a_live_process_writes_is_no_leftover_and_what_a_killed_one_wrote_goes(tmp_path):
+    """Processes of one number on two machines, or in two containers, tell each other apart by the lock."""
+
+    def write(kind, connection):
+        with kind(tmp_path / "result") as file:
+            connection.send(getattr(file, "name", "") and True)
+            time.sleep(60)
+
+    for kind in (atomic_write, atomic_folder):
+        receiver, sender = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=write, args=(kind, sender))
+        process.start()
+        receiver.recv()
         (temporary,) = tmp_path.iterdir()
         remove_leftovers(tmp_path)
-        assert not temporary.exists()
-        temporary.touch()
-        file.write("{}")
+        with kind(tmp_path / "result"):
+            assert temporary in tmp_path.iterdir()
+        process.kill()
+        process.join()
+        assert temporary.exists()
+        (tmp_path / "result").unlink() if kind is atomic_write else (tmp_path / "result").rmdir()
+        with kind(tmp_path / "result"):
+            assert not temporary.exists()
+        (tmp_path / "result").unlink() if kind is atomic_write else (tmp_path / "result").rmdir()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_process_does_not_keep_the_temporary_folder_of_a_killed_one(tmp_path):
+    """A process that draws images ends up to a second after the one that is killed."""
+
+    def make(connection):
+        with atomic_folder(tmp_path / "city"):
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            child.start()
+            connection.send(child.pid)
+            time.sleep(60)
+
+    receiver, sender = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=make, args=(sender,))
+    process.start()
+    child = receiver.recv()
+    try:
+        process.kill()
+        process.join()
+        remove_leftovers(tmp_path)
+        assert not list(tmp_path.iterdir())
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "device", "folder"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    path, target = tmp_path / "results.json", tmp_path / "target"
+    if kind == "link":
+        target.write_text("mine")
+    if "link" in kind:
+        path.symlink_to(target)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/dev/null")
+    name = kind.split()[-1].replace("link", "symbolic link")
+    with pytest.raises(InputError, match=f"{path} is a {name}"), atomic_write(path) as file:
+        file.write("ours")
+    if kind == "link":
+        assert target.read_text() == "mine" and path.is_symlink()
+    assert not target.exists() or kind == "link"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "device", "folder", "nowhere"])
+def test_an_output_goes_over_nothing_that_was_not_named(tmp_path, kind):
+    path = tmp_path / "output"
+    if kind == "file":
+        path.touch()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "target")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/dev/null") if kind == "device" else tmp_path / "missing" / "output"
+    words = f"No folder {path.parent}" if kind == "nowhere" else f"{path} exists already.*--overwrite"
+    with pytest.raises(InputError, match=words):
+        check_output(path, overwrite=False)
+    if kind == "file":
+        check_output(path, overwrite=True)
+    else:
+        with pytest.raises(InputError, match=words if kind == "nowhere" else f"is a .*{kind}. Expected a regular file"):
+            check_output(path, overwrite=True)
+    check_output(tmp_path / "new", overwrite=False)
+
+
+def test_a_new_file_replaces_none(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no hard links")
+
+    for _ in range(2):
+        with atomic_write(tmp_path / "new", new=True) as file:
+            file.write("first")
+        with pytest.raises(InputError, match="new exists already"), atomic_write(tmp_path / "new", new=True) as file:
+            file.write("second")
+        assert (tmp_path / "new").read_text() == "first"
+        assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+        (tmp_path / "new").unlink()
+        monkeypatch.setattr(os, "link", refuse)
+
+
+def test_names_as_long_as_names_may_be(tmp_path):
+    name = "é" * 127
+    with atomic_write(tmp_path / name) as file:
+        file.write("long")
+    assert (tmp_path / name).read_text() == "long"
 
 
 def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path, monkeypatch):
@@ -266,10 +468,10 @@ def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path, monk
 def test_a_run_that_was_continued_meanwhile_is_not_continued_from_an_old_checkpoint(tmp_path):
     """As if another process had held the lock since the checkpoint was read, and gone on."""
     last = tmp_path / "last_model.pth"
-    torch.save({"train_state": {}}, last)
+    torch.save(model_content(build("vit-tiny")) | {"train_state": {}}, last)
     with pytest.raises(InputError, match="no best_model.pth beside .*last_model.pth"):
         read_run_checkpoint(last)
-    (tmp_path / "best_model.pth").touch()
+    shutil.copy(last, tmp_path / "best_model.pth")
     checkpoint = read_run_checkpoint(last)
     open_run("train", {}, checkpoint)._lock.release()
     os.utime(last)
@@ -302,6 +504,49 @@ def test_a_run_that_another_process_continues_is_refused(tmp_path, monkeypatch):
         finally:
             holder.kill()
     lock_folder(tmp_path).release()  # the lock of a killed process is free
+
+
+@pytest.mark.parametrize("number", LOCKLESS)
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks(number))
+    lock_folder(tmp_path).release()
+    assert f"The file system of {tmp_path} has no locks" in caplog.text
+    monkeypatch.setenv("SELAVPR_REQUIRE_LOCKS", "1")
+    with pytest.raises(InputError, match="has no locks.*Choose a folder on another disk"):
+        lock_folder(tmp_path)
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+    (tmp_path / "diary").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "diary")
+    with pytest.raises(InputError, match="[.]lock is a symbolic link"):
+        lock_folder(tmp_path)
+    assert (tmp_path / "diary").read_text() == "mine"
+
+
+def test_a_log_that_is_a_link_is_not_written(tmp_path):
+    """As in the folder of a run that came from a stranger."""
+    run, target = tmp_path / "run", tmp_path / ".bashrc"
+    run.mkdir()
+    target.write_text("mine\n")
+    (run / "log.txt").symlink_to(target)
+    with pytest.raises(InputError, match="log.txt is a symbolic link"):
+        RunDir("train", {}, folder=run, resumable=True)
+    assert target.read_text() == "mine\n"
+
+
+def test_a_new_run_removes_the_leftovers_of_killed_ones_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("killed", "other"):
+        (tmp_path / "logs/train" / name).mkdir(parents=True)
+        temporary_path(tmp_path / "logs/train" / name / "last_model.pth").touch()
+    (tmp_path / "logs/train/killed/log.txt").touch()
+    RunDir("train", {}, resumable=True)
+    assert [path.name for path in (tmp_path / "logs/train/killed").iterdir()] == ["log.txt"]
+    assert len(list((tmp_path / "logs/train/other").iterdir())) == 1  # not a run
+
+
+# ---- The terminal
 
 
 def test_printable_text():

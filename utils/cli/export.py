@@ -1,13 +1,13 @@
 """The flags of export.py: a class of settings for each sub-command."""
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model import ImageConfig, InputError
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
+from utils.runtime.atomic_files import check_output
 from utils.runtime.flags import flag, part, positive_int, switch
 from utils.runtime.parser import add_flags, settings_from
 from utils.runtime.terminal import accept_any_text, show_warnings
@@ -36,10 +36,7 @@ class Export:
     output: Path = flag("the file to write; for npy the folder")
 
     def __post_init__(self) -> None:
-        if os.path.lexists(self.output):  # it may be the checkpoint itself
-            raise InputError(f"{self.output} exists already. Delete it, or choose another name.")
-        if not self.output.absolute().parent.is_dir():
-            raise InputError(f"No folder {self.output.parent} for the file {self.output.name}. Create it.")
+        check_output(self.output)  # it may be the checkpoint itself
 
 
 @dataclass(frozen=True, kw_only=True)

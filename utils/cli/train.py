@@ -106,6 +106,7 @@ def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData,
     assert start.model.image_config, "set at the start"
     found = asdict(start.model.config) | image_flags(start.model.image_config)
     must_match, checkpoint = args.must_match | found, start.checkpoint
-    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
+    new = TrainState(arguments=must_match, data_sha256=data.loader.places.fingerprint)
+    state = restore(checkpoint, training_step, new) if checkpoint else new
     run = open_run(args.save_dir, args.flags | found, checkpoint)
     return Trainer(training_step, data, args.training, run=run, state=state)

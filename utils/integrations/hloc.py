@@ -26,7 +26,7 @@ def export_hloc(index: Index, output: Path, root: str | Path, *, dtype: str) -> 
     descriptors = require_descriptors(index)
     # HDF5 writes to a Python file, because its own file access hides a full disk until the process crashes.
     with (
-        atomic_write(output, "w+b", interruptible=True) as file,
+        atomic_write(output, "w+b", interruptible=True, new=True) as file,
         h5py.File(file, "w", libver="latest") as features,
     ):
         for start in with_progress(range(0, len(index), CHUNK_SIZE), "Exporting"):

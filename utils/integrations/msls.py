@@ -33,6 +33,6 @@ def export_msls(queries: Sequence[Pairs], output: Path) -> None:
             )
         return key
 
-    with atomic_write(output, interruptible=True) as file:
+    with atomic_write(output, interruptible=True, new=True) as file:
         for query, predictions in queries:
             file.write(" ".join(map(key_of, [query, *predictions])) + "\n")

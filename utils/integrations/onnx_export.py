@@ -24,6 +24,7 @@ from utils.runtime.atomic_files import atomic_write
 from utils.runtime.devices import dtype_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+IR_VERSION = 8  # enough for the opset; onnxruntime before 1.18 (on a Jetson, say) reads none that is newer than 9
 OPSET = 18
 MAX_BATCH = 2**16  # an assumption of torch.export; the file takes any batch
 MAX_FILE_BYTES = 2**31 - 1  # of protobuf, the format of ONNX files
@@ -105,7 +106,7 @@ def export_onnx(
     images = checked_images(settings.image_config.resize)
     expected = reference_outputs(model, images)
     proto = build_proto(model, settings, normalize=normalize)
-    with atomic_write(output, "wb", interruptible=True) as file:
+    with atomic_write(output, "wb", interruptible=True, new=True) as file:
         file.write(proto.SerializeToString())
         file.flush()
         inputs = images if normalize else normalized(images)
@@ -140,6 +141,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
         )
     assert program is not None
     proto = program.model_proto
+    proto.ir_version = IR_VERSION
     # PyTorch 2.6 states the example's batch size in some shapes, or calls it s0. Those within the graph are not needed.
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:

@@ -88,7 +88,7 @@ def export_pairs(pairs: Iterable[Pairs], output: Path, root: str | Path) -> None
 
     Raises InputError for names that such a file cannot hold.
     """
-    with atomic_write(output, interruptible=True) as file:
+    with atomic_write(output, interruptible=True, new=True) as file:
         for query, images in pairs:
             name = _require_word(relative_name(query, root))
             file.writelines(f"{name} {_require_word(relative_name(image, root))}\n" for image in images)

@@ -27,7 +27,7 @@ def export_safetensors(model: GeoLocalizationNet, output: Path, *, half: bool = 
     if half:
         state = {name: _half(name, value) for name, value in state.items()}
     metadata = {"format": "pt", **{name: json.dumps(value) for name, value in content.items()}}
-    with atomic_write(output, "wb") as file:
+    with atomic_write(output, "wb", new=True) as file:
         file.write(safetensors.torch.save(state, metadata=metadata))
 
 

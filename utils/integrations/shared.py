@@ -25,7 +25,10 @@ def relative_name(path: str | Path, root: str | Path) -> str:
         raise InputError(
             f"{path} is not below {root}. Expected the folder of all images. Give a folder above them as --image_root."
         )
-    return str(path).removeprefix(above).replace(os.sep, "/")
+    name = str(path).removeprefix(above).replace(os.sep, "/")
+    if {"..", "."} & set(name.split("/")):  # whoever reads the names would leave the folder
+        raise InputError(f"The path {path} contains '.' or '..', which no index of ours does. Build the index again.")
+    return name
 
 
 def require_utf8(name: str) -> str:

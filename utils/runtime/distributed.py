@@ -1,9 +1,16 @@
 """One process or several (torchrun): which rank writes, and how batches and gradients are combined."""
 
+import hashlib
+import importlib.metadata
+import itertools
+import json
 import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,20 +21,79 @@ from model.errors import InputError
 from utils.runtime.signals import stop_signals
 
 T = TypeVar("T")
+START_SECONDS = 120  # in which all ranks must have loaded their libraries
+ROOMS = ("model", "datasets", "utils")
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow")  # that decide results
 _cpu_group: Any = None  # gloo, for Python objects and CPU tensors: NCCL handles only GPU tensors
 
 
 def init(device: str) -> None:
-    """Joins the processes that torchrun started, if any. `device` is this rank's own, such as cuda:1."""
+    """Joins the processes that torchrun started, if any. `device` is this rank's own, such as cuda:1.
+
+    Raises InputError if they do not all start within START_SECONDS, or differ in code, command line or versions.
+    """
     global _cpu_group
     if "RANK" not in os.environ or dist.is_initialized():
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     with stop_signals.left_to_the_system():  # a rank may wait for one that was stopped
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        store, rank, world_size = _meet()
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
         # The main rank may read files for hours while the others wait. torchrun ends them if it dies.
         _cpu_group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """The ranks' store, this rank and their number, once all ranks have started and are the same."""
+    seconds, own = timedelta(seconds=START_SECONDS), _fingerprint()
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=seconds))
+        store.set(f"rank {rank}", json.dumps(own))
+        names = [f"rank {other}" for other in range(world_size)]
+        store.wait(names, seconds)
+        others = [json.loads(store.get(name)) for name in names]
+        # The one that keeps the store must not end before all have read it.
+        store.set(f"read by {rank}", "")
+        store.wait([f"read by {other}" for other in range(world_size)], seconds)
+    except dist.DistError as error:
+        raise InputError(
+            f"Rank {os.environ['RANK']} has waited for the other ranks for {START_SECONDS} seconds at most. See why "
+            f"they have not started, or have ended. ({str(error).splitlines()[0][:200]})"
+        ) from None
+    problems = [
+        f"{name} has another {what} than rank 0 ({_difference(found[what], others[0][what])})"
+        for name, found in zip(names, others, strict=True)
+        for what in own
+        if found[what] != others[0][what]
+    ]
+    if problems:
+        raise InputError(f"The ranks do not run the same: {'; '.join(problems)}. Start all of them alike.")
+    return store, rank, world_size
+
+
+def _fingerprint() -> dict[str, list[str]]:
+    """What must be the same on all ranks, as {name: lines}."""
+    folder = Path(__file__).parents[2]
+    files = [*folder.glob("*.py"), *(path for room in ROOMS for path in (folder / room).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return {
+        "code": [digest.hexdigest()[:16]],
+        "command line": sys.argv[1:],
+        "version of a library": [
+            f"python {platform.python_version()}",
+            *(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES),
+        ],
+    }
+
+
+def _difference(found: list[str], expected: list[str]) -> str:
+    """What one of two lists has in place of the other's."""
+    pairs = itertools.zip_longest(found, expected, fillvalue="nothing")
+    return ", ".join(f"{a} instead of {b}" for a, b in pairs if a != b)[:300]
 
 
 def shutdown() -> None:

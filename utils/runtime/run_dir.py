@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from model.files import open_regular, remove_leftovers
 from utils.runtime import distributed
-from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
+from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
 from utils.runtime.signals import stop_signals
 from utils.runtime.terminal import PrintableFormatter
 
@@ -27,6 +28,7 @@ LIBRARIES = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
 }
+LOG = "log.txt"
 
 
 class RunDir:
@@ -43,19 +45,20 @@ class RunDir:
         self.flags = flags
         self.seconds: dict[str, float] = {}
         self.folder = distributed.run_on_main(
-            lambda: self._open(folder or _new_folder(Path("logs") / save_dir), resumable)
+            lambda: self._open(folder or _new_folder(Path("logs") / save_dir), resumable, is_new=folder is None)
         )
 
-    def _open(self, folder: Path, resumable: bool) -> Path:
+    def _open(self, folder: Path, resumable: bool, is_new: bool) -> Path:
         if resumable:
             self._lock = lock_folder(folder)
-        _start_logging(folder / "log.txt")
+        _start_logging(folder / LOG)
         logging.info("Run folder: %s", folder)
         logging.debug("Command: %s", " ".join(sys.argv))
         logging.debug("Flags: %s", self.flags)
         logging.debug("Versions: %s", library_versions())  # also loads the libraries before anything is timed
-        if resumable:
-            remove_leftovers(folder)
+        if resumable:  # a run that was killed before it could be resumed is followed by a new one beside it
+            for log in sorted(folder.parent.glob(f"*/{LOG}")) if is_new else [folder / LOG]:
+                remove_leftovers(log.parent)
         return folder
 
     def subfolder(self, name: str) -> "RunDir":
@@ -82,7 +85,11 @@ class RunDir:
 
 
 class _StrictFileHandler(logging.FileHandler):
-    """A log that cannot be written ends the run, like any other file."""
+    """A log that cannot be written ends the run, like any other file. It is not written through a link."""
+
+    def _open(self) -> Any:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        return open(open_regular(self.baseFilename, flags), self.mode, encoding=self.encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raises the error that logging would only print."""

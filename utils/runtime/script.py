@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing.synchronize
 import os
 import signal
 import sys
@@ -20,6 +21,10 @@ from utils.runtime.workers import kill_workers
 WORKER_DIED = (
     "A process that reads images died, probably because memory or shared memory (/dev/shm) ran out. Use fewer "
     "--num_workers or a smaller batch."
+)
+NO_SHARED_MEMORY = (
+    "Cannot start processes that read images: there is no shared memory. Mount /dev/shm (docker run --shm-size), or "
+    "use --num_workers 0."
 )
 OUT_OF_MEMORY = "Out of memory. Use a smaller batch or fewer --num_workers."
 ANOTHER_RANK_ENDED = "another rank has ended. Its message says why."
@@ -91,7 +96,7 @@ def _is_end_of_another_rank(error: BaseException) -> bool:
 def _report(error: BaseException) -> int:
     """Prints the error in a line or two. The traceback of an unknown one is in the log, or printed without a log."""
     is_input_error = isinstance(error, (InputError, OSError))
-    known = str(error) if is_input_error else _explain(error)
+    known = _explain(error) or (str(error) if is_input_error else None)
     message = known or f"{type(error).__name__}: {error}"
     if distributed.world_size() > 1:
         message = f"rank {distributed.rank()}: {message}"
@@ -107,6 +112,12 @@ def _report(error: BaseException) -> int:
 def _explain(error: BaseException) -> str | None:
     """A message for an error of the libraries whose own says too little; None for others."""
     text = str(error)
+    if "No usable temporary directory" in text:
+        return f"{text}. Set the environment variable TMPDIR to a folder that can be written."
+    if isinstance(error, OSError) and _is_raised_in(error, multiprocessing.synchronize.__file__):
+        return f"{NO_SHARED_MEMORY} ({text})"
+    if isinstance(error, InputError):
+        return None
     if "Original Traceback (most recent call last)" in text:  # of a process that reads images
         text = text.strip().splitlines()[-1]
         return f"{WORKER_DIED} {text}" if "shared memory" in text else f"A process that reads images failed: {text}"
@@ -116,6 +127,10 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in text for words in shortage):
         return f"{OUT_OF_MEMORY} {text}".rstrip()
     return ANOTHER_RANK_ENDED if _is_end_of_another_rank(error) else None
+
+
+def _is_raised_in(error: BaseException, file: str) -> bool:
+    return any(frame.filename == file for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _log_file() -> str | None:

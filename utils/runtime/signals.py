@@ -51,6 +51,7 @@ class StopSignals:
         """Handles the stop signals of this process. A SIGHUP that nohup ignores stays ignored."""
         self._process = os.getpid()
         sys.unraisablehook = _print_unless_stopped
+        threading.excepthook = _print_of_thread_unless_stopped
         for number in EXIT_STATUS:
             if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -139,9 +140,17 @@ class StopSignals:
 
 
 def _print_unless_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
-    """The sys.unraisablehook: says nothing of a Stopped, which is raised again."""
-    if not isinstance(unraisable.exc_value, Stopped):
+    """The sys.unraisablehook: says nothing of a Stopped, which is raised again, nor of what finalizers that meet a
+    script in the middle of something, such as DataLoader's, raise after a stop signal.
+    """
+    if stop_signals.received is None and not isinstance(unraisable.exc_value, Stopped):
         sys.__unraisablehook__(unraisable)
+
+
+def _print_of_thread_unless_stopped(failed: "threading.ExceptHookArgs") -> None:
+    """The threading.excepthook: as for finalizers."""
+    if stop_signals.received is None:
+        threading.__excepthook__(failed)
 
 
 stop_signals = StopSignals()  # of this process

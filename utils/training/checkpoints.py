@@ -1,12 +1,16 @@
 """Training checkpoints: everything that a run needs to continue from the very next batch."""
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
+
+import torch
 
 from model import GeoLocalizationNet, InputError, ModelChoice
 from model.checkpoint_files import read_checkpoint
 from model.weights import (
+    check_state,
     describe,
     find_config,
     load_float_branch,
@@ -34,7 +38,7 @@ class TrainState:
     Everything random is drawn from the seed and this position. arguments: those that change the model or the
     schedule, which a resumed run must repeat; history: the rows of metrics.csv; sums: the current epoch's losses so
     far; losses: the loss of each step, NaN if it was not finite; world_size: number of processes, which determines the
-    random numbers.
+    random numbers; data_sha256: of the places to train on, empty in a checkpoint of an earlier version.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -47,18 +51,35 @@ class TrainState:
     sums: dict[str, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     world_size: int = field(default_factory=distributed.world_size)
+    data_sha256: str = ""
+
+    @staticmethod
+    def parse(content: Any) -> "TrainState":
+        """The state in a checkpoint. Raises ValueError or TypeError for one that `asdict` does not give."""
+        state = TrainState(**content)
+        for item in fields(TrainState):
+            value, kind = getattr(state, item.name), get_origin(item.type) or item.type
+            if type(value) is not kind and (kind, type(value)) != (float, int):
+                raise TypeError(f"{item.name} is a {type(value).__name__}")
+            if kind is int and value < 0 or kind is float and not math.isfinite(value):
+                raise ValueError(f"{item.name} is {value}")
+        for row in (*state.history, state.sums):
+            if type(row) is not dict or not all(type(name) is str and _is_number(row[name]) for name in row):
+                raise TypeError("the history is not a list of rows of numbers")
+        if not all(map(_is_number, state.losses)):
+            raise TypeError("the losses are not numbers")
+        if any(row.keys() != state.history[0].keys() for row in state.history):
+            raise ValueError("the rows of the history have different columns")
+        return state
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def save_checkpoint(path: Path, step: TrainingStep, state: TrainState) -> None:
     """Writes a checkpoint atomically. Raises InputError, and keeps the old file, if that fails."""
-    states = {
-        "optimizer_state_dict": step.optimizer.state_dict(),
-        "scaler_state_dict": step.scaler.state_dict(),
-        "train_state": asdict(state),
-    }
-    if step.average:
-        states["average_state_dict"] = step.average.state_dict()
-    save_tensors(path, model_content(step.model) | states)
+    save_tensors(path, model_content(step.model) | step.state_dict() | {"train_state": asdict(state)})
 
 
 class RunCheckpoint(NamedTuple):
@@ -101,7 +122,8 @@ def open_run(save_dir: str, flags: dict[str, Any], checkpoint: RunCheckpoint | N
 def read_run_checkpoint(path: Path) -> RunCheckpoint:
     """The run to resume.
 
-    Raises InputError, which names the right flag, for a file with weights only, and if best_model.pth is missing.
+    Raises InputError, which names the right flag, for a file with weights only, and if best_model.pth is missing
+    or of another model.
     """
     checkpoint, written = _read_with_time(path)
     if "train_state" not in checkpoint:
@@ -174,13 +196,18 @@ def two_branch_model(choice: ModelChoice, source: str | Path) -> GeoLocalization
     return model
 
 
-def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, Any]) -> TrainState:
-    """Restores weights, their average, optimizer and position. Raises InputError if arguments or the number of
-    processes differ.
+def restore(checkpoint: RunCheckpoint, step: TrainingStep, new: TrainState) -> TrainState:
+    """Restores weights, their average, optimizer and position.
+
+    new: the state at the start of a new run of these arguments and places. Raises InputError if arguments, places or
+    the number of processes differ, or something in the checkpoint is not what `save_checkpoint` writes.
     """
     source, content = checkpoint.path, checkpoint.content
-    state = TrainState(**content["train_state"])
-    saved = state.arguments
+    try:
+        state = TrainState.parse(content["train_state"])
+    except (TypeError, ValueError) as error:
+        raise _damaged(source, f"train_state: {error}") from None
+    saved, arguments = state.arguments, new.arguments
     different = [name for name in {**saved, **arguments} if arguments.get(name) != saved.get(name)]
     if "epochs_num" in different and not saved.get("schedule") == arguments.get("schedule") == "cosine":
         different.remove("epochs_num")  # the cosine schedule alone depends on it
@@ -190,17 +217,29 @@ def restore(checkpoint: RunCheckpoint, step: TrainingStep, arguments: dict[str, 
             f"{source} cannot be resumed with different values of flags that change the model or the schedule: "
             f"{', '.join(changed)}."
         )
+    if state.data_sha256 not in ("", new.data_sha256):
+        raise InputError(
+            f"{source} cannot be resumed with other training data: the CSV files of the cities list other places or "
+            "images than when the run began. Restore them, or start a new run from its best_model.pth with --init_from."
+        )
     if state.world_size != distributed.world_size():
         raise InputError(
             f"{source} belongs to a run with {state.world_size} processes and cannot be resumed with "
             f"{distributed.world_size()}: the random numbers would change. Use the same number."
         )
     load_state(step.model, content["model_state_dict"], source)
-    step.optimizer.load_state_dict(content["optimizer_state_dict"])
-    step.scaler.load_state_dict(content["scaler_state_dict"])
-    if step.average:
-        step.average.load_state_dict(content["average_state_dict"])
+    try:
+        step.load_state_dict({name: content[name] for name in content if name.endswith("_state_dict")})
+    except (LookupError, TypeError, ValueError) as error:
+        raise _damaged(source, str(error)) from None
     return state
+
+
+def _damaged(source: Path, problem: str) -> InputError:
+    return InputError(
+        f"{source} is damaged, or was not written by this project: {problem[:300]}. Take another copy of it, or start "
+        "a new run from weights with --init_from."
+    )
 
 
 def _read_with_time(path: Path) -> tuple[dict[str, Any], int]:
@@ -209,8 +248,14 @@ def _read_with_time(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _with_best_model(path: Path, content: dict[str, Any], written: int) -> RunCheckpoint:
-    if not (path.parent / BEST_MODEL).exists():
+    best = path.parent / BEST_MODEL
+    if not best.exists():
         raise InputError(
             f"There is no {BEST_MODEL} beside {path}. A run is resumed in its own folder, which holds both."
         )
+    with torch.device("meta"):
+        model = new_model(ModelChoice(), content, path)
+    check_state(
+        model, model_state(read_checkpoint(best), best), best
+    )  # now: the run tests it at its end, and may not replace it
     return RunCheckpoint(path, content, written)

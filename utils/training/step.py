@@ -1,7 +1,7 @@
 """One training step: forward, loss of the whole batch, backward, update."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,6 +23,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+OPTIMIZER_ENTRIES: dict[type, Collection[str]] = {  # of the state of a parameter
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
 }
 
 
@@ -89,9 +94,55 @@ class TrainingStep:
             self.average.update()
         return Losses(*(value.detach() for value in losses))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What load_state_dict restores: everything but the model."""
+        states = {"optimizer_state_dict": self.optimizer.state_dict(), "scaler_state_dict": self.scaler.state_dict()}
+        return states | ({"average_state_dict": self.average.state_dict()} if self.average else {})
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Restores the states of the same model and settings. Raises KeyError, TypeError or ValueError for others."""
+        own, saved = self.optimizer.state_dict(), states["optimizer_state_dict"]["state"]
+        names, parameters = OPTIMIZER_ENTRIES[type(self.optimizer)], dict(enumerate(self.parameters))
+        for i, entries in dict(saved).items():  # a parameter that had no gradient has none
+            _require_keys(entries, names, f"the optimizer's state of parameter {i}")
+            for name, value in entries.items():
+                shape = torch.Size() if name == "step" else parameters[i].shape
+                _require_floats(value, shape, f"the optimizer's {name} of parameter {i}")
+        # The settings of the group are those of the arguments, which are compared, but for the latest learning rate.
+        rate = states["optimizer_state_dict"]["param_groups"][0]["lr"]
+        if type(rate) is not float or not 0 <= rate < math.inf:
+            raise ValueError(f"the optimizer's learning rate is {rate!r}")
+        self.optimizer.load_state_dict({"state": saved, "param_groups": [own["param_groups"][0] | {"lr": rate}]})
+        scaler = states["scaler_state_dict"]
+        _require_keys(scaler, self.scaler.state_dict(), "the scaler's state")
+        for name, value in scaler.items():
+            if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"the scaler's {name} is {value!r}")
+        self.scaler.load_state_dict(scaler)
+        if self.average:
+            average = states["average_state_dict"]
+            _require_keys(average, self.average.state_dict(), "the average's state")
+            if type(average["updates"]) is not int or average["updates"] < 0:
+                raise ValueError(f"the number of the average's updates is {average['updates']!r}")
+            _require_keys(average["entries"], self.average.entries, "the average's entries")
+            for name, tensor in self.average.entries.items():
+                _require_floats(average["entries"][name], tensor.shape, f"the average's entry {name}")
+            self.average.load_state_dict(average)
+
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A block in which the model has the averaged weights, if there is an average."""
         return self.average.applied() if self.average else nullcontext()
+
+
+def _require_keys(found: Any, expected: Collection[Any], what: str) -> None:
+    if type(found) is not dict or found.keys() != set(expected):
+        raise ValueError(f"{what} is not that of the model and the optimizer of this run")
+
+
+def _require_floats(value: Any, shape: torch.Size, what: str) -> None:
+    """Raises ValueError unless this is a tensor of finite numbers of this shape."""
+    if not isinstance(value, Tensor) or value.shape != shape or value.is_complex() or not value.isfinite().all():
+        raise ValueError(f"{what} is not a tensor of finite numbers of shape {tuple(shape)}")
 
 
 def set_trainable(model: GeoLocalizationNet, branch: str, train_backbone: bool) -> list[nn.Parameter]:

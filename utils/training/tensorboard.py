@@ -6,18 +6,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from model.errors import InputError
+
 EPOCH_LOSSES = ("epoch", "step", "loss", "multi_similarity", "constraint", "mined_pair_fraction", "learning_rate")
 
 
 class TensorBoard:
     """Writes to a folder what TensorBoard shows. Needs the package tensorboard.
 
-    first_step: where the run goes on, counted from 0. What the folder contains of later steps is replaced.
+    first_step: where the run goes on, counted from 0. What the folder contains of later steps is replaced. Raises
+    InputError if the folder is a link.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # an optional package
 
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a symbolic link. Expected a folder of the run. Remove it.")
         self.writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add_step(self, step: int, losses: dict[str, float], *, learning_rate: float) -> None:

@@ -9,10 +9,13 @@ holds, and whether all have arrived.
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from model import CODE_BITS
 from model.errors import InputError
@@ -77,11 +80,23 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a collection holds, or will hold: the first `images` images of an index, which `sha256` identifies."""
+    """What a collection holds, or will hold: the first `images` images of an index, which `sha256` identifies.
+
+    complete: whether all have arrived. pending_sha256: what identifies the larger part of the index that is being
+    copied, beyond these images; None if none is. Raises ValueError for other values.
+    """
 
     images: int
     sha256: str
     complete: bool
+    pending_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = [self.sha256] + ([] if self.pending_sha256 is None else [self.pending_sha256])
+        if type(self.images) is not int or self.images < 1 or type(self.complete) is not bool:
+            raise ValueError(f"{self.images} images, complete: {self.complete}")
+        if not all(type(text) is str for text in texts):
+            raise ValueError("a checksum that is not a text")
 
 
 class Collections:
@@ -94,13 +109,13 @@ class Collections:
         self.exists = connection.call("has_collection", self.codes)
         if self.exists:
             found = connection.call("describe_collection", self.codes)
-            self.shards = found["num_shards"]
             try:
+                self.shards = found["num_shards"]
                 self.metadata = IndexMetadata.parse(found["description"].encode())
                 self.state = State(**json.loads(found["properties"][STATE_PROPERTY]))
             except UnknownFormat as error:
                 raise InputError(f"The index {self.address} has {error}. Export it again under another name.") from None
-            except METADATA_ERRORS as error:
+            except (*METADATA_ERRORS, AttributeError) as error:
                 raise InputError(
                     f"The collection {self.codes} at {self.address.host}:{self.address.port} was not written by "
                     "export.py milvus. Choose another name."
@@ -153,26 +168,69 @@ class Collections:
         for name in self.names:
             self.connection.call("load_collection", name, timeout=LOAD_SECONDS)
 
+    def malformed(self, problem: str) -> InputError:
+        """The error for an answer that no server gives about this index."""
+        return InputError(
+            f"The Milvus server at {self.address.host}:{self.address.port} answers what cannot be right: {problem}. "
+            f"Has {self.address} been changed? Drop its collections and export the index again."
+        )
+
     def count(self, name: str) -> int:
         """The rows of a collection, all acknowledged ones included. This takes 0.2 s or more."""
         options: dict[str, Any] = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
-        return self.connection.call("query", name, **options)[0]["count(*)"]
+        answer = self.connection.call("query", name, **options)
+        try:
+            count = answer[0]["count(*)"]
+        except (LookupError, TypeError):
+            count = None
+        if type(count) is not int or count < 0:
+            raise self.malformed(f"{name} holds {count!r} rows")
+        return count
 
     def rows(self, name: str, ids: Sequence[int] | range, fields: list[str]) -> dict[int, dict[str, Any]]:
-        """{id: fields} of at most MAX_ROWS rows. Raises InputError if one is missing."""
+        """{id: fields} of at most MAX_ROWS rows. Raises InputError if one is missing, or a field is not what it is."""
         condition = f"id >= {ids.start} and id < {ids.stop}" if isinstance(ids, range) else f"id in {list(ids)}"
         options: dict[str, Any] = {
             "output_fields": ["id", *fields],
             "consistency_level": "Eventually",
             "limit": MAX_ROWS,
         }
-        found = {row["id"]: row for row in self.connection.call("query", name, filter=condition, **options)}
-        if len(found) != len(ids):
+        wanted, found = set(ids), dict[int, dict[str, Any]]()
+        for row in self.connection.call("query", name, filter=condition, **options):
+            if not isinstance(row, Mapping) or not {"id", *fields} <= row.keys():
+                raise self.malformed(f"a row of {name} without its fields")
+            number = row["id"]
+            if type(number) is not int or number not in wanted or number in found:
+                raise self.malformed(f"a row of {name} with the id {number!r}, unasked or twice")
+            found[number] = {field: self._checked(field, row[field], number) for field in fields}
+        if len(found) != len(wanted):
             raise InputError(
-                f"The collection {name} of {self.address} holds {len(found)} of {len(ids)} rows that were asked for. "
-                "Has it been changed? Drop it and export the index again."
+                f"The collection {name} of {self.address} holds {len(found)} of {len(wanted)} rows that were asked "
+                "for. Has it been changed? Drop it and export the index again."
             )
         return found
+
+    def _checked(self, field: str, value: Any, number: int) -> Any:
+        """The value of a field: a code as bytes, a descriptor as float32. Raises InputError for what is neither."""
+        checked: Any = None
+        try:
+            if field == "code":
+                checked = value if isinstance(value, bytes) else b"".join(value)
+                is_right = len(checked) == CODE_BITS // 8
+            elif field == "descriptor":
+                checked = np.asarray(value, np.float32)
+                is_right = checked.shape == (self.metadata.descriptor_dim,) and bool(np.isfinite(checked).all())
+            elif field == "path":
+                checked = value
+                is_right = isinstance(value, str) and value != "" and not {"\0", "\n"} & set(value)
+            else:  # NaN: an unknown position
+                checked = value
+                is_right = isinstance(value, float) and not math.isinf(value)
+        except (TypeError, ValueError, OverflowError):
+            is_right = False
+        if not is_right:
+            raise self.malformed(f"the {field} of image {number} is {str(value)[:60]}")
+        return checked
 
 
 def split_rows(rows: range, dim: int) -> Iterable[range]:

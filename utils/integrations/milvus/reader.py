@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from datasets.benchmark import ImageSet
+from model import CODE_BITS
 from model.errors import InputError
 from utils.integrations.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
 from utils.retrieval.config import EngineAddress
@@ -36,7 +37,7 @@ class MilvusIndex(OpenIndex):
         collections.load()
         for name in collections.names:
             count = collections.count(name)
-            if count != state.images:
+            if count != state.images and not (state.pending_sha256 and count > state.images):
                 raise InputError(
                     f"The index {address} is damaged: {name} holds {count} rows instead of {state.images}. Drop the "
                     "collections and export the index again."
@@ -129,6 +130,8 @@ class MilvusCodes:
 
     def __init__(self, collections: Collections, table: ImageTable) -> None:
         self._collections, self._table = collections, table
+        # Rows of an export that is not complete are left out. Otherwise no condition, which would cost time.
+        self._searchable = f"id < {table.count}" if collections.state.pending_sha256 else ""
 
     def __len__(self) -> int:
         return self._table.count
@@ -163,24 +166,50 @@ class MilvusCodes:
         """The first `count` images at exactly this distance. Images are compared in order until these are found."""
         tied = np.empty(0, np.int64)
         for start in range(0, len(self), MAX_ROWS):
-            condition = f"id >= {start} and id < {start + MAX_ROWS}"
-            ((distances, indices),) = self._hits(query[None], MAX_ROWS, condition)
+            rows = range(start, min(start + MAX_ROWS, len(self)))
+            ((distances, indices),) = self._hits(query[None], MAX_ROWS, rows)
             tied = np.append(tied, indices[distances == distance])
             if len(tied) >= count:
                 break
         return tied[:count]
 
-    def _hits(self, queries: np.ndarray, limit: int, condition: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(distances, indices) of the `limit` nearest to each query, ordered by both."""
+    def _hits(
+        self, queries: np.ndarray, limit: int, rows: range | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(distances, indices) of the `limit` nearest to each query, ordered by both; among some rows, or all.
+
+        Raises InputError for an answer that is none: another number of queries or hits, an id twice or out of range.
+        """
         size = max(1, MAX_HITS // limit)
+        condition = f"id >= {rows.start} and id < {rows.stop}" if rows else self._searchable
+        rows = rows or range(len(self))
         for start in range(0, len(queries), size):
             options: dict[str, Any] = {"limit": limit, "filter": condition, "consistency_level": "Eventually"}
             data = [query.tobytes() for query in queries[start : start + size]]
-            for hits in self._collections.connection.call("search", self._collections.codes, data=data, **options):
-                indices = np.array([hit["id"] for hit in hits], np.int64)
-                distances = np.array([hit["distance"] for hit in hits]).astype(np.int32)
+            answer = self._collections.connection.call("search", self._collections.codes, data=data, **options)
+            if len(answer) != len(data):
+                raise self._collections.malformed(f"{len(answer)} results for {len(data)} queries")
+            for hits in answer:
+                try:
+                    indices = np.array([hit["id"] for hit in hits])
+                    distances = np.array([hit["distance"] for hit in hits], np.float64)
+                except (LookupError, TypeError, ValueError, OverflowError):
+                    raise self._collections.malformed("a hit without a number and a distance") from None
+                if (
+                    indices.dtype.kind != "i"
+                    or len(np.unique(indices)) != min(limit, len(rows))
+                    or len(indices) > limit
+                ):
+                    raise self._collections.malformed(
+                        f"{len(hits)} hits, of which {len(np.unique(indices))} differ, for the {limit} nearest of "
+                        f"{len(rows)} images"
+                    )
+                if indices.min() < rows.start or indices.max() >= rows.stop:
+                    raise self._collections.malformed(f"a hit with the id {indices.max()}")
+                if not np.isin(distances, np.arange(CODE_BITS + 1)).all():
+                    raise self._collections.malformed("a distance that codes cannot have")
                 order = np.lexsort((indices, distances))
-                yield distances[order], indices[order]
+                yield distances[order].astype(np.int32), indices[order].astype(np.int64)
 
 
 class MilvusDescriptors:

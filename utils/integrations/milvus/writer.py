@@ -29,8 +29,9 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     """Copies an index, or what is missing of it. Returns the number of images that were copied.
 
     Rows are written in order, and a row that is there already is replaced by itself, so that an export may end at any
-    moment and continue. At the end the numbers of rows, and a sample of them, are compared. Raises InputError if the
-    name holds something else, or (without `append`) fewer images of this index; or the server fails.
+    moment and continue. Names are checked before anything is changed, and what a copy held already can be searched
+    until the rest has arrived. At the end the numbers of rows, and a sample of them, are compared. Raises InputError if
+    the name holds something else, or (without `append`) fewer images of this index; or the server fails.
     """
     if not index.metadata.hashing:
         raise InputError(
@@ -45,17 +46,28 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     collections = Collections(Connection(address))
     digest = content_sha256(index, len(index))
     assert digest, "the whole index"
-    state = State(images=len(index), sha256=digest, complete=False)
+    new = State(images=len(index), sha256=digest, complete=False)
+    done = None  # the state of a copy of fewer images, which stays searchable until the others have arrived
     if collections.exists:
         _require_same_content(index, collections, append=append, shards=shards)
-        if collections.state == replace(state, complete=True):
+        if collections.state == replace(new, complete=True):
             return 0
-    collections.create(index.metadata, state, shards or 1)
-    collections.set_state(state)  # that of an existing copy says less, or that it is complete
+        done = collections.state if collections.state.complete else None
+    base = done.images if done else 0
+    for i in range(base, len(index)):  # before anything is changed
+        require_text(str(index.images.paths[i]))
+    collections.create(index.metadata, new, shards or 1)
     collections.load()
-    # The codes of a chunk are written after its descriptors, so their number tells which chunks have arrived. Of the
-    # next one, some shards may have got their rows, and others not: it is written again.
-    start = min(collections.count(collections.codes), len(index)) // CHUNK_SIZE * CHUNK_SIZE
+    start = base
+    if not done or done.pending_sha256 == digest:  # an export that was interrupted, if any
+        # The codes of a chunk are written after its descriptors, so their number tells which chunks have arrived. Of
+        # the next one, some shards may have got their rows, and others not: it is written again.
+        arrived = min(collections.count(collections.codes), len(index)) - base
+        start += max(0, arrived) // CHUNK_SIZE * CHUNK_SIZE
+    elif done.pending_sha256:  # rows of an interrupted export of other images
+        for name in collections.names:
+            collections.connection.call("delete", name, filter=f"id >= {base}")
+    collections.set_state(replace(done, pending_sha256=digest) if done else new)
     features = index.features()
     with tqdm(total=len(index), initial=start, desc="Exporting", unit="image") as bar:
         for first in range(start, len(index), CHUNK_SIZE):
@@ -65,7 +77,7 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     for name in collections.names:
         collections.connection.call("flush", name, timeout=LOAD_SECONDS)
     _verify(collections, features)
-    collections.set_state(replace(state, complete=True))
+    collections.set_state(replace(new, complete=True))
     return len(index) - start
 
 
@@ -142,7 +154,7 @@ def _verify(collections: Collections, features: Features) -> None:
     same = descriptors is None or np.array_equal(MilvusDescriptors(collections)[ids], descriptors[ids])
     for i, code, path, utm in zip(ids.tolist(), codes, expected.paths, expected.utms, strict=True):
         row = rows[i]
-        same = same and (b"".join(row["code"]), row["path"]) == (code.tobytes(), path)
+        same = same and (row["code"], row["path"]) == (code.tobytes(), path)
         same = same and np.array_equal((row["easting"], row["northing"]), utm, equal_nan=True)
     if not same:
         raise InputError(f"Rows of {collections.address} differ from the index after the export. {remedy}")

@@ -30,12 +30,14 @@ from tqdm import tqdm
 from datasets.positions import UTM_ZONE
 from model import CODE_BITS, GeoLocalizationNet, ImageConfig, InputError, ModelConfig
 from model.config import check_image_size
+from model.files import open_regular, read_regular
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.pca import PCA
 
 FORMAT = 5
 METADATA, MANIFEST, PATHS, PROJECTION = "metadata.json", "manifest.jsonl", "paths.txt", "pca.bin"
+MAX_METADATA_BYTES, MAX_MANIFEST_BYTES = 1 << 20, 1 << 30  # the latter is enough for a billion images
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
 REPAIR = "Rebuild the index, or copy it again."
@@ -116,7 +118,7 @@ class IndexMetadata:
         """Raises InputError if metadata.json is missing, damaged or of another format."""
         path = folder / METADATA
         try:
-            return IndexMetadata.parse(path.read_bytes())
+            text = read_regular(path, MAX_METADATA_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             if (folder / "header.json").exists():  # of version 0.1.0
                 raise InputError(
@@ -124,6 +126,8 @@ class IndexMetadata:
                     "build_index.py."
                 ) from None
             raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
+        try:
+            return IndexMetadata.parse(text)
         except UnknownFormat as error:
             raise InputError(f"The index {folder} has {error}. Rebuild the index with build_index.py.") from None
         except METADATA_ERRORS as error:
@@ -222,7 +226,7 @@ class Manifest(NamedTuple):
     def read(folder: Path) -> "Manifest":
         """The complete lines. Raises InputError if one of them is not a chunk, or the end mark has another number."""
         path = folder / MANIFEST
-        data = path.read_bytes() if path.exists() else b""
+        data = read_regular(path, MAX_MANIFEST_BYTES) if path.exists() else b""
         *lines, rest = data.split(b"\n")
         try:
             entries = list(map(parse_object, lines))
@@ -315,11 +319,12 @@ def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
     if metadata.pca_input_dim is None:
         return None
     path = folder / PROJECTION
-    data = path.read_bytes() if path.is_file() else b""
     size = 4 * (1 + metadata.descriptor_dim) * metadata.pca_input_dim
-    if len(data) != size:
+    actual = path.stat().st_size if path.is_file() else 0
+    if actual != size:
         state = "damaged" if path.is_file() else "missing"
-        raise InputError(f"{path} is {state}: {len(data)} of {size} bytes. {REPAIR}")
+        raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REPAIR}")
+    data = read_regular(path, size)
     pca = PCA.from_bytes(data, metadata.pca_input_dim)
     if hashlib.sha256(data).hexdigest() != metadata.pca_sha256:
         raise damaged(path, f"its checksum differs from {METADATA}")
@@ -330,7 +335,7 @@ def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
 
 def verify_metadata(folder: Path, manifest: Manifest) -> None:
     """Raises InputError if the checksum of metadata.json differs."""
-    expected = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+    expected = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
     if any(chunk["sha256"].get(METADATA) != expected for chunk in manifest.chunks):
         raise damaged(folder / METADATA, f"its checksum differs from {MANIFEST}")
 
@@ -340,7 +345,7 @@ def verify_checksums(folder: Path, metadata: IndexMetadata, manifest: Manifest) 
     sizes = metadata.row_bytes
     for name in (*sizes, PATHS) if manifest.chunks else ():
         progress = tqdm(total=manifest.images, desc=f"Verifying {name}", unit="image", leave=False)
-        with open(folder / name, "rb") as file, progress:
+        with open(open_regular(folder / name), "rb") as file, progress:
             for chunk in manifest.chunks:
                 data = file.read(chunk["path_bytes"] if name == PATHS else chunk["images"] * sizes[name])
                 if hashlib.sha256(data).hexdigest() != chunk["sha256"].get(name):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model import InputError
+from model.files import open_regular
 from utils.retrieval.config import IVFConfig
 from utils.retrieval.features import SearchResult
 from utils.retrieval.index.format import parse_object
@@ -117,7 +118,7 @@ def open_inverted_file(codes: np.ndarray, config: IVFConfig, folder: Path | None
 def _read(path: Path, shape: tuple[int, int], count: int, codes_sha256: str) -> Lists | None:
     """The lists in a file, with centres of this shape; None, with a warning, if they cannot be used."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             header = parse_object(file.readline(MAX_HEADER_BYTES))
             if header.get("format") != FORMAT or header.get("codes_sha256") != codes_sha256:
                 logging.warning("%s belongs to other codes than the index holds now. Building it again.", path)

@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.files import open_regular
 from model.zoo import PublishedModel, find_published
 from utils.retrieval.features import DiskArray, Features
 from utils.retrieval.index.format import (
@@ -126,7 +127,7 @@ class PathList(Sequence[str]):
 
     def __init__(self, path: Path, size: int, count: int) -> None:
         ends = []
-        with open(path, "rb") as file:  # read rather than mapped, so that the pages do not stay in memory
+        with open(open_regular(path), "rb") as file:  # read rather than mapped, so that the pages do not stay in memory
             for start in range(0, size, READ_BLOCK):
                 block = np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8)
                 if not block.all():  # no system opens such a path

@@ -5,15 +5,18 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.files import open_regular, read_regular, remove_leftovers
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.features import DiskArray, Features, as_array
 from utils.retrieval.index.format import (
     MANIFEST,
+    MAX_METADATA_BYTES,
     METADATA,
     PATHS,
     PROJECTION,
@@ -26,7 +29,7 @@ from utils.retrieval.index.format import (
 from utils.retrieval.index.reader import Index, PathList
 from utils.retrieval.pca import PCA
 from utils.retrieval.quantization import quantize
-from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder, remove_leftovers
+from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
 
 SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
 
@@ -48,16 +51,17 @@ class IndexWriter:
         make_folder(folder, exist_ok=True)
         self._lock = lock_folder(folder)
         try:
-            self._open(metadata, pca)
+            check_folder(folder, append=config.append)  # again, because another process may have built one meanwhile
+            self._open(metadata, pca, append=config.append)
         except BaseException:
             self._lock.release()
             raise
 
-    def _open(self, metadata: IndexMetadata, pca: PCA | None) -> None:
+    def _open(self, metadata: IndexMetadata, pca: PCA | None, *, append: bool) -> None:
         """Opens the files of the index for writing; creates them if there is none yet."""
         folder = self.folder
         remove_leftovers(folder)
-        if (folder / METADATA).exists():
+        if append and (folder / METADATA).exists():
             message = f"--append: the index {folder} was built differently"
             self.metadata = IndexMetadata.read(folder)
             self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
@@ -65,7 +69,7 @@ class IndexWriter:
             if pca:  # before the metadata, which makes the folder an index
                 with atomic_write(folder / PROJECTION, "wb") as file:
                     file.write(pca.to_bytes())
-            with atomic_write(folder / METADATA) as file:
+            with atomic_write(folder / METADATA, new=True) as file:  # so even without a lock only one process begins
                 file.write(metadata.to_json(indent=2))
         manifest = Manifest.read(folder)
         verify_metadata(folder, manifest)
@@ -74,11 +78,11 @@ class IndexWriter:
         self.count = manifest.images
         paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images) if manifest.chunks else ()
         self._rows = {path: row for row, path in enumerate(paths)}
-        self._metadata_sha256 = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+        self._metadata_sha256 = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
         self._is_complete = manifest.complete
         self._sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
         self._sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
-        self._files = {name: open(folder / name, "ab", buffering=0) for name in self._sizes}  # noqa: SIM115 - until the end
+        self._files = {name: _open_to_append(folder / name) for name in self._sizes}
         if not manifest.complete:
             self._remove_unfinished()
 
@@ -181,6 +185,11 @@ class IndexWriter:
         for file in self._files.values():
             file.close()
         self._lock.release()
+
+
+def _open_to_append(path: Path) -> IO[bytes]:
+    """The file, unbuffered. Raises InputError for a link: what it leads to is not the index's."""
+    return open(open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0)
 
 
 def check_folder(folder: Path, *, append: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.retrieval.config import DEFAULT_REPORT_QUERIES
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.saved_run import read_run
+from utils.runtime.atomic_files import check_output
 from utils.runtime.flags import non_negative_int
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument(
         "--names", nargs="+", metavar="NAME", help="of the runs, in their order (default: their models)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
     text = "queries with pictures in the page, those on which the runs differ first (default: %(default)s)"
     parser.add_argument(
         "--report_queries", type=non_negative_int, default=DEFAULT_REPORT_QUERIES, metavar="N", help=text
     )
     args = parser.parse_args()
+    check_output(args.output, overwrite=args.overwrite)
 
     comparison = compare([read_run(folder) for folder in args.runs], args.names)
     print(f"{len(comparison.queries)} queries that all runs have")

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from model.files import read_regular
 from utils.retrieval.report.predictions import CSV_COLUMNS, PREDICTIONS
 from utils.runtime.text_files import read_csv
 
 RESULTS = "results.json"
 RANK = re.compile("[1-9][0-9]{0,8}")
+MAX_RESULTS_BYTES = 1 << 26
 MARKS = {"": None, "0": False, "1": True}  # of the column correct
 
 
@@ -69,7 +71,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The content of results.json. Raises InputError if it is missing or damaged."""
     path = folder / RESULTS
     try:
-        results = json.loads(path.read_bytes())
+        results = json.loads(read_regular(path, MAX_RESULTS_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"Cannot read {path}: {error}. Evaluate again.") from None
     kinds = {"folder": str, "arguments": dict}
