@@ -11,7 +11,8 @@ import utm
 from tqdm import tqdm
 
 from datasets.file_names import EASTING, IMAGE_ID, LON, TILE
-from datasets.positions import DEGREE_RANGES
+from datasets.layouts import is_system_name, warn_of_skipped
+from datasets.positions import DEGREE_RANGES, wrap_longitude
 from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
 from datasets.unified.names import source_name, split_name
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
@@ -130,7 +131,7 @@ def _moved_images(root: Path) -> dict[str, str]:
         folder = root / "train" / part
         for name in os.listdir(folder) if folder.is_dir() else ():
             fields = name.split("@")
-            if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX):
+            if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX) and not is_system_name(name):
                 files[fields[IMAGE_ID]] = f"train/{part}/{name}"
     return files
 
@@ -152,7 +153,7 @@ def _msls_name(row: CsvRow) -> str:
     except ValueError:
         raise row.error(f"captured_at is {date!r}. Expected YYYY-MM-DD.") from None
     # One call for each image: called with arrays, utm converts all points in the zone of the first.
-    easting, northing, zone, letter = utm.from_latlon(lat, lon)
+    easting, northing, zone, letter = utm.from_latlon(lat, wrap_longitude(lon))
     position = f"{easting:010.2f}@{northing:010.2f}@{zone:02d}@{letter}@{lat:09.5f}@{lon:010.5f}"
     return source_name(position, key, heading=heading, timestamp=f"{taken.year:04d}{taken.month:02d}")
 
@@ -193,12 +194,17 @@ def read_sf_xl(root: Path) -> Source:
 
 def _list_images(folder: Path) -> Iterator[str]:
     """Paths relative to `folder` of the images in it and its subfolders, separated by /."""
+    skipped: list[str] = []
     with tqdm(desc=f"Listing {folder}", unit=" images", leave=False, disable=None) as bar:
-        for path, _, files in os.walk(folder, onerror=_raise, followlinks=True):
+        for path, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+            images = [name for name in files if name.endswith(SUFFIX)]
+            skipped += [f"{path}/{name}" for name in (*folders, *images) if is_system_name(name)]
+            folders[:] = [name for name in folders if not is_system_name(name)]  # os.walk enters these only
             prefix = Path(path).relative_to(folder).as_posix() + "/"
-            names = [name for name in files if name.endswith(SUFFIX) and not name.startswith(".")]
+            names = [name for name in images if not is_system_name(name)]
             yield from (name if prefix == "./" else prefix + name for name in names)
             bar.update(len(names))
+    warn_of_skipped(skipped, folder)
 
 
 def _raise(error: OSError) -> None:

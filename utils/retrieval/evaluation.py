@@ -60,15 +60,16 @@ class Pipeline:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
         with run.phase("extraction"):  # under torchrun, of every rank's share
             database = self._database(dataset)
+            # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
+            against = distributed.run_on_main(lambda: database and dataset.with_database(database.images), share=False)
             queries = extract(self.extractor.for_queries(self.config.crops), dataset.queries)
-        if database is None or queries is None:  # only the main rank receives the features
+        if database is None or against is None or queries is None:  # only the main rank receives the features
             return None
         if self.config.search.ivf:
             with run.phase("inverted_file"):
                 database = self._with_inverted_file(database, self.config.search.ivf)
         stages = self.search(Evaluation(database, queries, self.config, run))
-        dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
-        return report(run, dataset, stages, descriptor_dim=database.dim, config=self.config.report)
+        return report(run, against, stages, descriptor_dim=database.dim, config=self.config.report)
 
     def _database(self, dataset: Benchmark) -> Features | None:
         index, ivf = self.config.index, self.config.search.ivf

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at
+from utils.retrieval.metrics import PrecisionRecall, format_recalls, precision_recall, recalls_at
 from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, mirrored_histogram, success_map
 from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.page import Gallery, Page, Section, choose_evenly, settings_table, table
@@ -56,6 +56,10 @@ def _header(outcome: Outcome, results: dict[str, Any]) -> str:
         missing = results["queries_without_positives"]
         if missing:
             lines.append(f"<p>{missing:,} queries have no positive and count as missed.</p>")
+        without = results["recalls_without_queries_in_database"]
+        if without:
+            shared = f"{results['queries_in_database']:,} queries are also database images"
+            lines.append(f"<p>{shared}. Without them: {format_recalls(without)}.</p>")
         figures = "".join(
             f"<li><strong>{value:.1f}</strong>R@{n}</li>" for n, value in list(results["recalls"].items())[:4]
         )

@@ -76,7 +76,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 def _read_predictions(path: Path, depth: int | None) -> dict[str, list[Prediction]]:
     predictions: dict[str, list[Prediction]] = {}
     counts: Counter[str] = Counter()
-    for row in read_csv(path, CSV_COLUMNS, other_bytes=True)[1]:
+    for row in read_csv(path, CSV_COLUMNS, file_names=True)[1]:
         query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
         counts[query] += 1
         is_complete = query and image and metric and mark in MARKS and _is_finite(distance)
