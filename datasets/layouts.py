@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from model.errors import InputError
-from utils.runtime.flags import Values, flag
+from utils.runtime.flags import Values, flag, user_path
 from utils.runtime.text_files import NameTable, read_lines, shorten
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 UNSUPPORTED_SUFFIXES = tuple(  # of images and videos that are not read; a warning says so
-    ".heic .heif .hif .avif .webp .gif .tif .tiff .bmp .jp2 .j2k .jpx .jxl .jxr .mpo .insp .dng .arw .cr2 .cr3 .nef .orf "
-    ".raf .rw2 .pef .srw .raw .mp4 .m4v .mov .avi .mkv .webm .insv .360".split()
+    ".heic .heif .hif .avif .webp .gif .tif .tiff .bmp .jp2 .j2k .jpx .jxl .jxr .mpo .insp .dng .arw .cr2 .cr3 .nef "
+    ".orf .raf .rw2 .pef .srw .raw .mp4 .m4v .mov .avi .mkv .webm .insv .360".split()
 )
 SYSTEM_NAMES = {  # of folders and files that systems add, in lower case; most names of this kind begin with a dot
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
@@ -32,7 +32,7 @@ NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DA
 
 def _folder_of_environment(_: Values) -> Path | None:
     folder = os.environ.get("DATASETS_FOLDER")
-    return Path(folder) if folder else None
+    return user_path(folder) if folder else None
 
 
 def datasets_folder_flag() -> Any:
@@ -137,7 +137,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     it matches are not entered. Raises InputError for a folder or pattern without images, and for a file that does not
     exist.
     """
-    return [path for name in names for path in _images_of(name)]
+    return [path for name in names for path in _images_of(os.path.expanduser(name))]
 
 
 def _images_of(name: str) -> list[str]:

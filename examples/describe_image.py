@@ -15,12 +15,13 @@ from datasets.resizing import resize_image
 from datasets.transforms import normalize
 from model.weights import load_any_model
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     text = "a published model, which is downloaded once, or a checkpoint file (default: %(default)s)"
     parser.add_argument("--model", default="SelaVPRplusplus_large_rerank", help=text)
     text = "size in pixels (height width), multiples of 14 (default: 322 322)"

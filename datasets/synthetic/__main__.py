@@ -6,11 +6,13 @@ Example: `python -m datasets.synthetic OUTPUT --places 400 --val_places 60 --tes
 import argparse
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from pathlib import Path
 
 from datasets.synthetic.city import contact_sheet, make_city
 from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.domain import CHOICES, Domain
 from model.errors import InputError
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 DESCRIPTION = "A procedural city of street places, in the GSV-Cities format and in the benchmark format."
@@ -24,15 +26,15 @@ COUNTS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The parser of the command line. Its defaults are those of CityConfig."""
     default = CityConfig()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m datasets.synthetic",
         description=DESCRIPTION,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("output", help="new or empty folder; gets gsv_cities/ and synthetic/")
+    parser.add_argument("output", type=Path, help="new or empty folder; gets gsv_cities/ and synthetic/")
     for name, subject in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=subject)
     parser.add_argument(
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="KIND",
             help=f"{name} that may occur, of {', '.join(map(str, choices))}",
         )
-    parser.add_argument("--contact_sheet", metavar="FILE", help="also draw eight places in one picture")
+    parser.add_argument("--contact_sheet", type=Path, metavar="FILE", help="also draw eight places in one picture")
     return parser
 
 

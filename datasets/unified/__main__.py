@@ -3,7 +3,6 @@
 Example: `python -m datasets.unified OUTPUT --msls DIR --pitts30k DIR --sf_xl DIR`.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -11,15 +10,16 @@ from pathlib import Path
 from datasets.unified.builder import build
 from datasets.unified.config import CITIES, UnifiedConfig
 from datasets.unified.planning import CitySummary
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 DESCRIPTION = "The unified training dataset, from MSLS, Pitts30k and SF-XL, in the GSV-Cities format."
 EPILOG = "Run the same command again to continue after an interruption. Existing files are never changed."
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The parser of the command line. It fills the fields of UnifiedConfig, whose defaults are its own."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.unified", description=DESCRIPTION, epilog=EPILOG)
+    parser = ArgumentParser(prog="python -m datasets.unified", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("output", type=Path, help="gets Dataframes/ and Images/; may hold GSV-Cities already")
     for flag, content in (
         ("msls", "train_val/<city>/{database,query}/{raw.csv,images/}"),

@@ -62,6 +62,7 @@ class CitySummary:
     places: int
     images: int
     panoramas: int
+    empty_files: int
     in_small_places: int
     in_other_groups: int
     name_collisions: int
@@ -102,6 +103,7 @@ def plan_city(source: Source, allow_name_collisions: bool = False) -> tuple[list
         places=sum(len({image.place for image in plan.images}) for plan in plans),
         images=images,
         panoramas=source.panoramas,
+        empty_files=source.empty_files,
         in_small_places=len(source.names) - in_places,
         in_other_groups=in_places - in_used_groups,
         name_collisions=in_used_groups - images,

@@ -35,7 +35,8 @@ class Source:
     """The images of one of CITIES.
 
     names: in the form `file_names.LAYOUT`, sorted; they number groups and places. files: the images' paths, relative to
-    `folder`, in the same order. panoramas: images that were left out because they are panoramas.
+    `folder`, in the same order. panoramas, empty_files: images that were left out because they are panoramas, or files
+    of 0 bytes.
     """
 
     city: str
@@ -44,6 +45,7 @@ class Source:
     files: list[str]
     grid: Grid
     panoramas: int = 0
+    empty_files: int = 0
 
 
 def check_sources(config: UnifiedConfig) -> None:
@@ -95,7 +97,7 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
     folder = _msls_folder(root, city)
     assert folder, "check_sources has been called"
     images: dict[str, tuple[str, str]] = {}  # key: (name, file)
-    panoramas = 0
+    panoramas = empty_files = 0
     for part in MSLS_PARTS:
         table, images_folder = folder / part / "raw.csv", folder / part / "images"
         available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
@@ -111,9 +113,20 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
             if not file:
                 looked_in = f"{images_folder} or in {root}/train/{{{','.join(MOVED_PARTS)}}}"
                 raise row.error(f"the image {key}.jpg is missing: it is neither in {looked_in}.")
+            if not os.stat(root / file).st_size:  # MSLS itself holds three
+                empty_files += 1
+                continue
             images[key] = name, file
     names, files = _sorted_columns(images.values())
-    return Source(city=city, folder=root, names=names, files=files, grid=STREET_GRID, panoramas=panoramas)
+    return Source(
+        city=city,
+        folder=root,
+        names=names,
+        files=files,
+        grid=STREET_GRID,
+        panoramas=panoramas,
+        empty_files=empty_files,
+    )
 
 
 def _msls_folder(root: Path, city: str) -> Path | None:

@@ -1,6 +1,5 @@
 """The flags of export.py: a class of settings for each sub-command."""
 
-import argparse
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from model import InputError
 from utils.cli.model import TrainedModel
 from utils.cli.parser import add_flags, settings_from
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
-from utils.runtime.flags import flag, part, positive_int, switch
+from utils.runtime.flags import ArgumentParser, flag, part, positive_int, switch
 
 INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
 RUN_HELP = "the folder of an evaluation, with predictions.csv"
@@ -195,12 +194,12 @@ COMMANDS: dict[str, type[AnyExport]] = {
 
 def parse_export(description: str | None) -> AnyExport:
     """The settings of the sub-command that the command line states. Exits with status 2 if they are not valid."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {}
     for name, settings in COMMANDS.items():
         text = " ".join((settings.__doc__ or "").split("\n\n")[0].split())
-        parsers[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parsers[name] = commands.add_parser(name, help=text, description=text)
         add_flags(parsers[name], settings)
     args = parser.parse_args()
     return settings_from(parsers[args.command], COMMANDS[args.command], args)

@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from model.errors import InputError
-from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, Flag, Part
+from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, ArgumentParser, Flag, Part
 
 T = TypeVar("T")
 NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
@@ -38,11 +38,9 @@ def parse(settings: type[T], description: str | None, *, refused: dict[str, str]
     return settings_from(parser, settings, parser.parse_args())
 
 
-def build_parser(
-    settings: type, description: str | None, *, refused: dict[str, str] | None = None
-) -> argparse.ArgumentParser:
+def build_parser(settings: type, description: str | None, *, refused: dict[str, str] | None = None) -> ArgumentParser:
     """A parser with the flags of a class of settings, in groups. Raises TypeError as `parse` does."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(description=description)
     add_flags(parser, settings)
     for name in NO_EFFECT_IN_REFERENCE:
         _refuse(parser, f"--{name}", "had no effect in the reference; remove it.")
@@ -51,7 +49,7 @@ def build_parser(
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+def add_flags(parser: ArgumentParser, settings: type) -> None:
     """Adds the flags of a class of settings. Raises TypeError as `parse` does."""
     flags = declared_flags(settings, "other")
     titles = sorted({declared.group for declared in flags}, key=lambda title: (*GROUPS, title).index(title))
@@ -92,7 +90,7 @@ def options_of(name: str, declared: Flag, kind: Any) -> dict[str, Any]:
     return options | declared.options
 
 
-def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
+def settings_from(parser: ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
     """The settings of the flags in `args`. Exits with status 2, as argparse does, if they are not valid."""
     try:
         return _build(settings, _Values(args, declared_flags(settings, "other")))
@@ -199,11 +197,11 @@ def _plain(value: Any) -> Any:
 class _Refused(argparse.Action):
     """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
         parser.error(f"{self.option_strings[0]} {self.const}")
 
 
-def _refuse(parser: argparse.ArgumentParser, flag: str, reason: str) -> None:
+def _refuse(parser: ArgumentParser, flag: str, reason: str) -> None:
     """Makes a flag an error with this reason, whatever its values."""
     hidden = argparse.SUPPRESS
     parser.add_argument(flag, action=_Refused, nargs="*", const=reason, help=hidden, default=hidden)
