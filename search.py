@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from datasets.benchmark import ImageSet
@@ -35,8 +35,8 @@ def main() -> None:
     weights = args.resume or index.weights
     if weights is not None and not weights.exists():
         raise InputError(f"The model of the index {args.index} is not at {weights}. Give its path with --resume.")
+    settings = index.metadata.query_settings(args.extraction, exif_by_default=True)
     model = load_model(index.metadata.model_config, weights)
-    settings = replace(args.extraction, resize=index.metadata.size, antialias=index.metadata.antialias)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one

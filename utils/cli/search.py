@@ -100,8 +100,14 @@ class SearchArguments:
             "resize": (322, 322),
             "antialias": True,
             "num_workers": 0,
-        },  # the index states the first two
-        changed={"exif_orientation": READ_UPRIGHT},
+        },  # the index states the first two, and the orientation
+        changed={
+            "exif_orientation": switch(
+                "the index was read without EXIF orientation; it states that itself, so the flag has no other effect",
+                name="ignore_exif_orientation",
+                inverse=True,
+            )
+        },
     )
 
     def __post_init__(self) -> None:

@@ -85,15 +85,21 @@ class Pipeline:
         return database._replace(codes=codes)
 
 
+def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> ExtractionConfig:
+    """The settings of queries: those of the index to search, if there is one, which decides their size, filter and
+    orientation.
+    """
+    location = flags.load_index
+    if location is None:
+        return config
+    metadata = IndexMetadata.read(location) if isinstance(location, Path) else open_index(location).metadata
+    return metadata.query_settings(config, exif_by_default=False)
+
+
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    config = extractor.config
-    index.require_compatible(IndexMetadata.of(extractor.model.original, config, pca=index.pca))
-    if index.metadata.exif_orientation != config.exif_orientation:
-        kinds = ("upright, as their EXIF orientation says", "as they are stored")
-        database, queries = kinds if index.metadata.exif_orientation else kinds[::-1]
-        logging.warning("The images of the index %s were read %s, and the queries %s.", index, database, queries)
+    index.require_compatible(IndexMetadata.of(extractor.model.original, extractor.config, pca=index.pca))
     return index.features()
 
 

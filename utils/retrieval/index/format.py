@@ -20,7 +20,7 @@ index is incomplete: building it was interrupted, or another process appends to 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -202,6 +202,24 @@ class IndexMetadata:
     def row_bytes(self) -> dict[str, int]:
         """{file: bytes per image}."""
         return {f"{name}.bin": dtype.itemsize * width for name, (dtype, width) in self.columns.items()}
+
+    def query_settings(self, config: ExtractionConfig, *, exif_by_default: bool) -> ExtractionConfig:
+        """The settings of queries: size, filter and orientation are those of the index's images.
+
+        exif_by_default: what the script does without its flag for orientations. Raises InputError if that flag
+        contradicts the index. A size or filter that contradicts it stays: require_compatible tells.
+        """
+        if config.exif_orientation not in (exif_by_default, self.exif_orientation):
+            flag = "--ignore_exif_orientation" if exif_by_default else "--exif_orientation"
+            kind = "upright, as their EXIF data says" if self.exif_orientation else "as they are stored"
+            raise InputError(f"The images of the index were read {kind}, and so are queries. Leave {flag} out.")
+        usual = ExtractionConfig()
+        return replace(
+            config,
+            resize=self.size if config.resize == usual.resize else config.resize,
+            antialias=self.antialias if config.antialias == usual.antialias else config.antialias,
+            exif_orientation=self.exif_orientation,
+        )
 
     def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
         """Raises InputError, which begins with the message and lists the differences, if another index differs."""
