@@ -125,18 +125,19 @@ class Benchmark:
     def positives(self) -> list[np.ndarray]:
         """For each query, the indices of its positives in the database, int64, ascending."""
         found = find_positives(self.database.utms, self.queries.utms, self.config.threshold)
-        if self.config.positions_csv or self.database.utm_zone or not isinstance(self.database.utms, np.ndarray):
-            return found  # in one zone; or of a search engine, whose names would have to be asked for
+        is_one_zone = self.config.positions_csv or (self.database.utm_zone and self.queries.utm_zone)
+        if is_one_zone or not isinstance(self.database.utms, np.ndarray):  # a search engine would be asked for names
+            return found
         return [self._in_zone_of(path, images) for path, images in zip(self.queries.paths, found, strict=True)]
 
     def _in_zone_of(self, query: str | Path, images: np.ndarray) -> np.ndarray:
-        """Those of the database images whose names state the query's UTM zone, or where one of the two states none:
+        """Those of the database images that lie in the UTM zone that the query's name states, as far as both are known:
         metres of two zones cannot be compared.
         """
-        zone = utm_zone(query)
+        zone, common = utm_zone(query), self.database.utm_zone
         if zone is None:
             return images
-        return images[[utm_zone(self.database.paths[i]) in (zone, None) for i in images]]
+        return images[[(common or utm_zone(self.database.paths[i])) in (zone, None) for i in images]]
 
     @property
     def conditions(self) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ class PositionTable:
             os.path.relpath(path, image_folder),
             os.path.abspath(path),
         }
-        rows = list(set[int]().union(*(self._rows.find(name) for name in names)))
+        rows = list(self._rows.find(*names))
         if len(rows) != 1:
             problem = "has no position for" if not rows else "has two positions for"
             expected = dict.fromkeys(os.path.relpath(path, folder) for folder in (self.folder, image_folder))

@@ -241,7 +241,7 @@ def test_exif_orientation_is_ignored_unless_asked_for(tmp_path):
 
 
 def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
-    """Queries are stored turned, with the EXIF tag that turns them back: eval.py ignores it, as do searches in its index."""
+    """Queries are stored turned, with the EXIF tag that turns them back: eval.py ignores it, as does a search."""
     datasets = tmp_path / "datasets"
     shutil.copytree(tiny_benchmark, datasets)
     exif = Image.Exif()

@@ -512,6 +512,9 @@ def test_an_image_of_another_zone_is_no_positive(tmp_path):
     touch(tmp_path / "town/test/database", names)
     touch(tmp_path / "town/test/queries", ["@500001@6000000@32@U@q@.jpg", "@500001@6000000@33@U@q@.jpg"])
     assert [found.tolist() for found in Benchmark(town(tmp_path)).positives] == [[0, 2], [1, 2]]
+    for name in names[1:]:
+        (tmp_path / "town/test/database" / name).unlink()  # the zone of all is known; that of the queries is not
+    assert [found.tolist() for found in Benchmark(town(tmp_path)).positives] == [[0], []]
 
 
 def test_positions_and_no_labels_contradict_each_other(tmp_path):
