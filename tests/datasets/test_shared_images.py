@@ -81,8 +81,7 @@ def test_queries_that_are_all_in_the_database_are_an_error(folders, how, caplog)
 def test_some_are_a_warning_and_an_index_is_compared_too(folders, caplog):
     assert benchmark_of(folders / "map", folders / "new").queries_in_database.tolist() == []
     assert not caplog.records
-    shutil.copy(folders / "new" / "@500001@6000000@new1@.jpg", folders / "map" / "other name @9@9@.jpg")
-    (folders / "map" / "other name @9@9@.jpg").rename(folders / "map" / "@9@9@other@.jpg")
+    shutil.copy(folders / "new" / "@500001@6000000@new1@.jpg", folders / "map" / "@9@9@other@.jpg")
     benchmark = benchmark_of(folders / "map", folders / "new")
     assert benchmark.queries_in_database.tolist() == [1]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -123,7 +122,6 @@ def test_evaluations_give_recalls_with_and_without_them(tiny_benchmark, checkpoi
         without = outcome.results["recalls_without_queries_in_database"]
         assert without == pytest.approx(recalls_of(others, [int(n) for n in without]))
         assert without != outcome.results["recalls"]
-        assert outcome.log.count("2 of 10 queries are also database images") == 1
         assert any(line.startswith("Without the 2 queries that are also database") for line in outcome.lines)
     page = (loaded.folder / "report.html").read_text()
     assert "2 queries are also database images. Without them: R@1" in page

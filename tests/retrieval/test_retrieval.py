@@ -179,7 +179,7 @@ def test_a_database_of_one_and_the_same_code_or_descriptor_is_refused(kind, tmp_
             found(database)
     found(rows[: search.MIN_VARIED - 1])  # may be copies of one image
     rows[39, 0] = 4
-    assert found(rows).indices.tolist() == [[0, 1, 2]] * 2
+    assert 39 not in found(rows).indices
 
 
 def candidates_of(random, queries, count=12, database=30):
