@@ -161,7 +161,7 @@ def _images_of(name: str) -> list[str]:
 
 def _supported(paths: list[str], source: str | Path) -> list[str]:
     """Those of the image files that can be read, by their suffixes. Warns of the others."""
-    supported, others = [], []
+    supported, others = list[str](), list[str]()
     for path in paths:
         (supported if path.lower().endswith(IMAGE_SUFFIXES) else others).append(path)
     if others:

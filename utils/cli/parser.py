@@ -197,7 +197,7 @@ def _plain(value: Any) -> Any:
 class _Refused(argparse.Action):
     """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
 
-    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.error(f"{self.option_strings[0]} {self.const}")
 
 

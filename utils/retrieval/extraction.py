@@ -161,7 +161,8 @@ class Constancy:
     """Whether all rows that it has been shown are equal: two or more. It stops to compare at the first that differs."""
 
     def __init__(self) -> None:
-        self.count, self.first, self.differs = 0, None, False
+        self.count, self.differs = 0, False
+        self.first: Tensor | None = None
 
     def show(self, rows: Tensor) -> None:
         """Rows [B, ...]."""
