@@ -439,7 +439,7 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ("image,latitude,longitude\na.jpg,151.2,-33.9\n", "latitude is '151.2'.*Are latitude and longitude swapped"),
         (
             "image,latitude,longitude\na.jpg,55,12\nb.jpg,12,55\nq.jpg,55.1,12\n",
-            "b.jpg is in zone 39. Are latitude and longitude swapped",
+            "b.jpg is in zone 40. Are latitude and longitude swapped",
         ),
         (f"image,easting,northing\na.jpg,1,{'2' * 400}\n", r"line 2: northing is '2{199}\.\.\.\. Expected a number"),
     ],
