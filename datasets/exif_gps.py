@@ -71,10 +71,13 @@ def _exif_of_png(path: str | Path) -> bytes:
 
 def _raw_profile(kind: bytes, text: bytes) -> bytes:
     """The bytes in a text chunk: an empty line, the profile's type, the number of bytes, and these in hexadecimal."""
+    is_compressed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
     if kind == b"iTXt":  # whether it is compressed, how, a language and a translated name
-        text = text[:1] + text[2:].split(b"\0", 2)[2]
-    if kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1"):
-        text = zlib.decompressobj().decompress(text[1:], MAX_PROFILE)
+        _, _, text = text[2:].split(b"\0", 2)
+    elif is_compressed:
+        text = text[1:]  # how
+    if is_compressed:
+        text = zlib.decompressobj().decompress(text, MAX_PROFILE)
     return bytes.fromhex("".join(text.decode("latin-1").split()[2:]))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.processes import ROOT
+from helpers.processes import ROOT, last_of_each
 
 from datasets.folder import PositionConfig
 from datasets.layouts import find_images
@@ -300,7 +300,7 @@ def test_every_flag_fills_a_field(script, monkeypatch):
     parser = build_parser(settings, "A test.")
 
     def fields(*argv):
-        built = settings_from(parser, settings, parser.parse_args([*REQUIRED[script], *argv]))
+        built = settings_from(parser, settings, parser.parse_args(last_of_each([*REQUIRED[script], *argv])))
         return {name: value for name, value in dataclasses.asdict(built).items() if name != "flags"}
 
     usual = fields()
@@ -354,7 +354,7 @@ def test_what_a_resumed_run_may_change(script):
 )
 def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [script])
-    assert words in refusal(SCRIPTS[script], capsys, *REQUIRED[script], *flags)
+    assert words in refusal(SCRIPTS[script], capsys, *last_of_each([*REQUIRED[script], *flags]))
 
 
 def test_positions_of_a_file_take_the_place_of_other_sources():

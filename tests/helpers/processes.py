@@ -7,6 +7,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,20 @@ class Running(NamedTuple):
         return result
 
 
+def last_of_each(words: Iterable[object]) -> list[str]:
+    """A command line without the flags that a later word repeats: defaults of a test, and what replaces them."""
+    texts = list(map(str, words))
+    last = {text.partition("=")[0]: i for i, text in enumerate(texts) if text.startswith("--")}
+    kept, keep = [], True
+    for i, text in enumerate(texts):
+        if text.startswith("--"):
+            keep = last[text.partition("=")[0]] == i
+        if keep:
+            kept.append(text)
+        keep = keep or "=" in text  # what follows is no value of it
+    return kept
+
+
 def start_script(
     script: str | Path,
     *flags: object,
@@ -66,7 +81,7 @@ def start_script(
     _start_server(context)
     rank = (env or {}).get("RANK", "")
     captured = cwd / f"stdout{rank}.captured", cwd / f"stderr{rank}.captured"
-    argv = [str(ROOT / script) if str(script).endswith(".py") else script, *map(str, flags)]
+    argv = [str(ROOT / script) if str(script).endswith(".py") else script, *last_of_each(flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
     process.start()
     return Running(process, *captured)
@@ -162,7 +177,7 @@ def torchrun(script, *flags, cwd):
         "--nproc_per_node=2",
         f"--master_port={port}",
         script,
-        *flags,
+        *last_of_each(flags),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(

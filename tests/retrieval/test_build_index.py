@@ -15,7 +15,7 @@ import utm
 from helpers.evaluations import SCRIPTS, SIZE, flags_for
 from helpers.indexes import content
 from helpers.photos import LAT, LAT_LETTER, LON, LON_LETTER, gps_tags, save_photo
-from helpers.processes import ROOT, run_script, start_script
+from helpers.processes import ROOT, last_of_each, run_script, start_script
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
@@ -78,7 +78,6 @@ def test_a_photo_without_a_gps_position(tmp_path, tags):
         ({LON: (IFDRational(181, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
         ({LAT: (IFDRational(10, 1),)}, "neither minutes nor a fraction"),
         ({LAT: (IFDRational(10, 1),) * 4}, "latitude has 4 numbers"),
-        ({LAT: "north"}, "latitude has 0 numbers"),
         ({LAT: (IFDRational(0, 1),) * 3, LON: (IFDRational(0, 1),) * 3}, "latitude and longitude are 0"),
     ],
 )
@@ -398,7 +397,7 @@ def refusal(tmp_path, checkpoints, monkeypatch, capsys):
 
     def message_of(*flags):
         defaults = ["build_index.py", "--index=index", f"--resume={checkpoints['float']}", *SIZE]
-        monkeypatch.setattr(sys, "argv", list(map(str, [*defaults, *flags])))
+        monkeypatch.setattr(sys, "argv", last_of_each([*defaults, *flags]))
         with pytest.raises((InputError, SystemExit)) as caught:
             build_index.main()
         text = capsys.readouterr().err.splitlines()[-1] if caught.type is SystemExit else str(caught.value)
