@@ -152,14 +152,14 @@ def check_sound(values: np.ndarray) -> None:
 def _check_variety(database: Features) -> None:
     """Raises InputError if MIN_VARIED or more images all have the same code, or without codes the same descriptor."""
     rows = database.descriptors if database.codes is None else database.codes
-    if len(database.images) < MIN_VARIED or hasattr(rows, "search"):  # a search engine does not give its codes
-        return
     assert rows is not None, "features have codes, descriptors, or both"
+    if len(rows) < MIN_VARIED or hasattr(rows, "search"):  # a search engine does not give its codes
+        return
     first = rows[:1]  # type: ignore[index]
     if all((block == first).all() for block in _growing_blocks(rows)):
         kind = "descriptor" if database.codes is None else "code"
         raise InputError(
-            f"All {len(database.images)} images of the database have one and the same {kind}, so that results would "
+            f"All {len(rows)} images of the database have one and the same {kind}, so that results would "
             "come in the order of the files. The weights or their export are broken, or all images are copies of one."
         )
 
