@@ -90,9 +90,10 @@ def plan_city(source: Source, allow_name_collisions: bool = False) -> tuple[list
     used = list(zip(output_names(source.city), groups, strict=False))
     plans = [_plan_group(source, name, places, allow_name_collisions) for name, places in used]
     if not any(plan.images for plan in plans):
+        empty = f", and {source.empty_files} empty files" if source.empty_files else ""
         raise InputError(
             f"No place of {source.city} has {MIN_IMAGES} or more images; {source.folder} holds {len(source.names)} in "
-            "all. Complete the source, or choose other cities with --cities."
+            f"all{empty}. Complete the source, or choose other cities with --cities."
         )
     in_places = sum(len(place) for places in groups for place in places)
     in_used_groups = sum(len(place) for _, places in used for place in places)

@@ -105,13 +105,13 @@ def recalls_of(rows, values):
 
 @pytest.mark.slow
 def test_evaluations_give_recalls_with_and_without_them(tiny_benchmark, checkpoints, tmp_path):
-    """Of queries 8 and 9, which have no place near, copies lie in the database: they find themselves."""
+    """Of queries 8 and 9 copies lie in the database, with other positions: they find themselves, which is wrong."""
     datasets = tmp_path / "datasets"
     shutil.copytree(tiny_benchmark, datasets)
     split = datasets / "tiny" / "images" / "test"
     shared = sorted((split / "queries").iterdir())[8:]
     for i, path in enumerate(shared):
-        shutil.copy(path, split / "database" / path.name.replace("_2@", f"_copy{i}@"))
+        shutil.copy(path, split / "database" / f"@{100_000 + i}@6000000@@.jpg")
     index = tmp_path / "index"
     built = run_mode("two_branch", datasets, checkpoints, tmp_path / "built", f"--save_index={index}")
     loaded = run_mode("two_branch", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}")
