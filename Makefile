@@ -8,12 +8,15 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo corridor-demo teaser reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
+.PHONY: help install try demo corridor-demo teaser reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 install: .venv/installed  ## install everything into .venv; the other targets do so too
+
+try: .venv/installed  ## search and evaluate with a small model and drawn photos, in half a minute: nothing is downloaded
+	$(VENV_PYTHON) -m examples.try_it
 
 demo: .venv/installed  ## draw a city, train on it, evaluate
 	$(VENV_PYTHON) -m examples.demo
@@ -63,8 +66,8 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 	CUDA_VISIBLE_DEVICES= $(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json
 	$(VENV_PYTHON) -m benchmarks.readme
 
-clean:  ## remove the environments, logs and the demo
-	rm -rf .venv .venv-oldest logs demo demo_real demo_indoors
+clean:  ## remove the environments, logs, and what try and demo made
+	rm -rf .venv .venv-oldest logs try demo demo_real demo_indoors
 
 .venv/installed: requirements.txt $(OPTIONAL) Makefile
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; this is " + sys.version)'

@@ -1,23 +1,27 @@
 """Build an index of a folder of images, in which search.py finds places. The images need no positions."""
 
+from utils.cli.search import BuildIndexArguments
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(BuildIndexArguments, __doc__)  # before the imports that take seconds
+
 from dataclasses import replace
 from functools import partial
 
 from datasets.folder import locate_images
 from datasets.layouts import list_images
-from utils.cli.parser import parse
-from utils.cli.search import BuildIndexArguments
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
 from utils.retrieval.extraction import extract
 from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
 
-def main() -> None:
-    args = parse(BuildIndexArguments, __doc__)
+def main(args: BuildIndexArguments) -> None:
     distributed.init(args.extraction.device)
 
     # ---- Images and model
@@ -40,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

@@ -1,14 +1,21 @@
 """Evaluate a float SelaVPR++ model: exact L2 search with its descriptors."""
 
-from utils.cli.evaluation import FloatEvaluation, evaluate_datasets
-from utils.cli.parser import parse
+from utils.cli.evaluation import FloatEvaluation
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(FloatEvaluation, __doc__)  # before the imports that take seconds
+
+from functools import partial
+
+from utils.cli.evaluate import evaluate_datasets
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 
-def main() -> None:
-    args = parse(FloatEvaluation, __doc__)
+def main(args: FloatEvaluation) -> None:
     evaluate_datasets(args, search_descriptors)  # features of each dataset, the search below, a report
 
 
@@ -19,4 +26,4 @@ def search_descriptors(evaluation: Evaluation) -> Stages:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

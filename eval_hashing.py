@@ -1,14 +1,21 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation, evaluate_datasets
-from utils.cli.parser import parse
+from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS)  # before the imports that take seconds
+
+from functools import partial
+
+from utils.cli.evaluate import evaluate_datasets
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 
-def main() -> None:
-    args = parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS)
+def main(args: HashingEvaluation) -> None:
     evaluate_datasets(args, search_codes)  # features of each dataset, the search below, a report
 
 
@@ -20,4 +27,4 @@ def search_codes(evaluation: Evaluation) -> Stages:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

@@ -1,14 +1,21 @@
 """Evaluate a two-branch SelaVPR++ model: search by 512-bit codes, then re-ranking by float descriptors."""
 
-from utils.cli.evaluation import TwoBranchEvaluation, evaluate_datasets
-from utils.cli.parser import parse
+from utils.cli.evaluation import TwoBranchEvaluation
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(TwoBranchEvaluation, __doc__)  # before the imports that take seconds
+
+from functools import partial
+
+from utils.cli.evaluate import evaluate_datasets
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import rerank, search
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 
-def main() -> None:
-    args = parse(TwoBranchEvaluation, __doc__)
+def main(args: TwoBranchEvaluation) -> None:
     evaluate_datasets(args, search_in_two_stages)  # features of each dataset, the search below, a report
 
 
@@ -27,4 +34,4 @@ def search_in_two_stages(evaluation: Evaluation) -> Stages:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

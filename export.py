@@ -1,20 +1,24 @@
 """Export an index, predictions or a model for other programs: see docs/integrations.md and docs/large_scale.md."""
 
+from utils.cli import export as cli
+
+if __name__ == "__main__":
+    args = cli.parse_export(__doc__)  # before the imports that take seconds
+
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from model.weights import load_model
-from utils.cli import export as cli
 from utils.integrations.shared import common_folder
 from utils.retrieval.index import Index
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
 
-def main() -> None:
-    args = cli.parse_export(__doc__)
+def main(args: cli.AnyExport) -> None:
     EXPORTS[type(args)](args)
 
 
@@ -98,7 +102,7 @@ def safetensors(args: cli.SafetensorsExport) -> None:
     from utils.integrations.safetensors_file import export_safetensors
 
     model = load_model(args.model.choice, args.model.resume)
-    export_safetensors(model, args.output)
+    export_safetensors(model, args.output, half=args.half)
     print(f"Saved {args.output} ({args.output.stat().st_size / 1e6:.1f} MB): {model.config.flags}")
 
 
@@ -128,4 +132,4 @@ EXPORTS: dict[type, Callable] = {
 }
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

@@ -1,6 +1,7 @@
 """torch.hub entries: SelaVPRplusplus(...) builds any model; each of the others is one published checkpoint.
 
-prepare_for_inference(model, ...) returns a faster copy of such a model.
+PlaceRecognizer(model, ...) describes, remembers and finds images; prepare_for_inference(model, ...) returns a faster
+copy of a model.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any as _Any
 
 import torch
 
-dependencies = ["torch"]
+dependencies = ["torch", "numpy"]
 
 # model/ is loaded under a name that no program uses, so that a program keeps its own `model`, `utils` and `datasets`.
 # The name depends on the content alone: two versions stay apart, and pickles find the classes in another clone.
@@ -33,7 +34,9 @@ class _Finder:
 if _NAME not in sys.modules:
     sys.meta_path.append(_Finder)
 _model = importlib.import_module(_NAME)
+_load_published = importlib.import_module(f"{_NAME}.weights").load_published
 prepare_for_inference = _model.prepare_for_inference
+PlaceRecognizer = _model.PlaceRecognizer
 
 
 def SelaVPRplusplus(
@@ -55,17 +58,17 @@ def SelaVPRplusplus(
     - hashing-only model: (logits, code);
     - float model (neither): descriptor [B, dim], L2-normalised. dim is `model.descriptor_dim`.
 
-    backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), vit-tiny or
-    vit-nano. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist for gem with
-    dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the model at the
-    start of training. Raises InputError (a ValueError) for other names, and if the weights are not published or cannot
-    be downloaded.
+    backbone: dinov2-base, dinov2-large, dinov2-small, dinov2-base-reg or dinov2-large-reg (with registers), vit-tiny,
+    vit-nano or vit-pico. aggregation: gem, boq or salad. pretrained: download the published weights (once). They exist
+    for gem with dinov2-base and dinov2-large, float and two-branch. pretrained=False downloads nothing and returns the
+    model at the start of training. Raises InputError (a ValueError) for other names, and if the weights are not
+    published or cannot be downloaded.
     """
     config = _model.ModelConfig(backbone=backbone, aggregation=aggregation, hashing=hashing, rerank=rerank)
     network = _model.GeoLocalizationNet(config)
     if pretrained:
         try:
-            _model.weights.load_published(network)
+            _load_published(network)
         except _model.InputError as error:
             raise _model.InputError(
                 f"{error}\nWith pretrained=False, the model is returned at the start of training."

@@ -1,30 +1,35 @@
 """Find the places of images: the best matches of each in an index, with positions and distances."""
 
+from utils.cli.search import SearchArguments
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(SearchArguments, __doc__)  # before the imports that take seconds
+
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.weights import load_model
-from utils.cli.parser import parse
-from utils.cli.search import SearchArguments
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
+from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
 PICTURE_COLUMNS = 5  # matches side by side
 
 
-def main() -> None:
-    args = parse(SearchArguments, __doc__)
+def main(args: SearchArguments) -> None:
     images = find_images(args.images)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)
@@ -86,4 +91,4 @@ def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, 
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

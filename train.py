@@ -1,15 +1,20 @@
 """Train a float SelaVPR++ model (stage one): adapters and head beside a frozen DINOv2 backbone."""
 
+from utils.cli.training import FloatTraining
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(FloatTraining, __doc__)  # before the imports that take seconds
+
+from functools import partial
+
 from eval import search_descriptors
-from utils.cli.parser import parse
-from utils.cli.training import FloatTraining, open_trainer, read_data, stage_one_model
+from utils.cli.train import open_trainer, read_data, stage_one_model
 from utils.runtime.script import cli_main
 from utils.training.losses import FLOAT_LOSS
 
 
-def main() -> None:
-    args = parse(FloatTraining, __doc__)
-
+def main(args: FloatTraining) -> None:
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
     start = stage_one_model(args)
 
@@ -24,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

@@ -1,15 +1,20 @@
 """Train a hashing-only SelaVPR++ model: adapters and a head for 512-bit codes beside a frozen DINOv2 backbone."""
 
+from utils.cli.training import HashingTraining
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(HashingTraining, __doc__)  # before the imports that take seconds
+
+from functools import partial
+
 from eval_hashing import search_codes
-from utils.cli.parser import parse
-from utils.cli.training import HashingTraining, open_trainer, read_data, stage_one_model
+from utils.cli.train import open_trainer, read_data, stage_one_model
 from utils.runtime.script import cli_main
 from utils.training.losses import binary_loss
 
 
-def main() -> None:
-    args = parse(HashingTraining, __doc__)
-
+def main(args: HashingTraining) -> None:
     # ---- Model: DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume
     start = stage_one_model(args)
 
@@ -24,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

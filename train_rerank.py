@@ -1,15 +1,20 @@
 """Train the binary branch of a two-branch SelaVPR++ model (stage two), starting from a trained float model."""
 
+from utils.cli.training import TwoBranchTraining
+from utils.runtime.parser import parse
+
+if __name__ == "__main__":
+    args = parse(TwoBranchTraining, __doc__)  # before the imports that take seconds
+
+from functools import partial
+
 from eval_rerank import search_in_two_stages
-from utils.cli.parser import parse
-from utils.cli.training import TwoBranchTraining, open_trainer, read_data, stage_two_model
+from utils.cli.train import open_trainer, read_data, stage_two_model
 from utils.runtime.script import cli_main
 from utils.training.losses import binary_loss
 
 
-def main() -> None:
-    args = parse(TwoBranchTraining, __doc__)
-
+def main(args: TwoBranchTraining) -> None:
     # ---- Model: the float model with a copy of its adapters as the binary branch, or that of the run to resume
     start = stage_two_model(args)
 
@@ -26,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(partial(main, args))

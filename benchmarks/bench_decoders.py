@@ -17,7 +17,8 @@ from benchmarks.bench_input import EVALUATION_SIZE, IMAGES, for_each, write_imag
 from benchmarks.bench_loader import SIZES
 from benchmarks.common import Row, compare, parse_arguments, report
 from datasets.images import load_image
-from datasets.resizing import resize_image, resizing_matrix
+from datasets.resizing import resize_image
+from model.resizing import resizing_matrix
 from utils.runtime.script import cli_main
 
 ROUNDS = 15

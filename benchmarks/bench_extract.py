@@ -21,12 +21,12 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig
+from model.images import normalize
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.features import as_array
-from utils.runtime.devices import PRECISIONS, cpu_supports
+from utils.runtime.devices import cpu_supports, dtype_of
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)
@@ -125,7 +125,7 @@ def gpu_row(backbone: str, precision: str, *, compiled: bool) -> Row:
     forward = Forward(prepare(model, config), config)
 
     def baseline() -> np.ndarray:
-        autocast = torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "fp32")
+        autocast = torch.autocast("cuda", dtype_of(precision), enabled=precision != "fp32")
         with torch.no_grad(), autocast:
             return baseline_descriptors(model, normalize(images))
 

@@ -23,8 +23,9 @@ from benchmarks.common import Row, compare_with_memory, measure, parse_arguments
 from datasets.images import ImageBatch, ImageDataset, ImageSample, collate_images, load_image
 from datasets.resizing import resize_image
 from datasets.synthetic import PlaceId, draw_photo, draw_place
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
+from datasets.transforms import training_transform
 from model.errors import InputError
+from model.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from utils.runtime.script import cli_main
 
 IMAGES, GPU_IMAGES = 8, 512

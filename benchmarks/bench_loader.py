@@ -28,7 +28,8 @@ from benchmarks.bench_input import EVALUATION_SIZE, TRAINING_SIZE, our_training_
 from benchmarks.bench_train import make_step
 from benchmarks.common import count_gflop, parse_arguments, report_table
 from datasets.cities import COLUMNS, image_name
-from datasets.gsv_cities import GSVCities, PlaceSample, PlacesConfig, collate_places
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities, PlaceSample, collate_places
 from datasets.images import ImageDataset, ImageSample, collate_images, load_image
 from datasets.resizing import resize_image
 from utils.runtime.script import cli_main

@@ -20,7 +20,7 @@ from model import GeoLocalizationNet, prepare_for_inference
 from model.adapter import MulConvAdapter
 from model.inference import FusedAdapter
 from model.vision_transformer import Attention, Mlp, PatchEmbed
-from utils.retrieval.config import PRECISIONS
+from utils.runtime.devices import dtype_of
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.script import cli_main
 
@@ -65,10 +65,10 @@ def _measure(module: nn.Module, name: str, seconds: dict[str, float], hooks: Exi
 def part_rows(precision: str) -> list[Row]:
     """The parts in one precision, of the fastest of ROUNDS calls each, in turn."""
     model, images = make_model("dinov2-base", "cpu"), torch.rand(BATCH, 3, *SIZE)
-    prepared = prepare_for_inference(model, PRECISIONS[precision])
+    prepared = prepare_for_inference(model, dtype_of(precision))
 
     def plain(images: Tensor) -> Any:
-        with torch.inference_mode(), torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "fp32"):
+        with torch.inference_mode(), torch.autocast("cpu", dtype_of(precision), enabled=precision != "fp32"):
             return model(images)
 
     runs: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utils.retrieval.config import PRECISIONS
+from utils.runtime.devices import PRECISIONS, dtype_of
 from utils.runtime.flags import ArgumentParser
 from utils.runtime.run_dir import library_versions
 from utils.runtime.script import cli_main
@@ -106,7 +106,7 @@ def fast_precisions(device: str) -> list[str]:
 
 def matrix_gflops(precision: str, device: str = "cpu") -> float:
     """The rate of matrix products now, in GFLOP/s: the best call of some shapes, with PyTorch's number of threads."""
-    return max(_linear_gflops(shape, PRECISIONS[precision], device) for shape in SHAPES[device])
+    return max(_linear_gflops(shape, dtype_of(precision), device) for shape in SHAPES[device])
 
 
 def _linear_gflops(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,31 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
+from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import EXPECTED_NAME, common_utm_zone, find_utm_position
 from datasets.positions import PositionTable, utm_of_degrees, warn_of_far
 from model.errors import InputError
 
-POSITION_SOURCES = ("auto", "names", "exif", "none")
 UNKNOWN = (np.nan, np.nan)
 MAX_REASONS = 8  # that a warning lists
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionConfig:
-    """Where positions come from: one of POSITION_SOURCES, or a CSV file instead, which lists all images.
-
-    "auto": file names, or EXIF GPS where the names hold none.
-    """
-
-    source: str = "auto"
-    csv: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.source not in POSITION_SOURCES:
-            raise InputError(
-                f"Unknown source of positions {self.source!r}. Choose from: {', '.join(POSITION_SOURCES)}."
-            )
 
 
 class LocatedImages(NamedTuple):

@@ -4,7 +4,6 @@ training.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,56 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.cities import COLUMNS, TRAINING_DATASETS, image_name, training_order
+from datasets.cities import COLUMNS, image_name
+from datasets.config import PlacesConfig
 from datasets.images import load_image
 from datasets.layouts import is_system_name
 from datasets.transforms import training_transform
 from model.errors import InputError
-from model.vision_transformer import patch_grid
-from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
 from utils.runtime.text_files import CsvRow, read_csv, shorten
 
 MAX_FILE_NAME = 255  # bytes, of all usual file systems
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacesConfig:
-    """How training batches are made of places.
-
-    cities, in the order of the batches; image_size (H, W) in pixels, multiples of 14; images_per_place;
-    randaugment_ops, operations of RandAugment on each image; exact_decoding: decode JPEGs at full size even if
-    image_size is much smaller; seed. Raises InputError for other values.
-    """
-
-    cities: tuple[str, ...] = flag(
-        "train on these cities instead of those of --training_dataset",
-        nargs="+",
-        default=MISSING,
-        default_from=lambda flags: TRAINING_DATASETS[flags["training_dataset"]],
-        convert=training_order,
-        metavar="CITY",
-    )
-    image_size: tuple[int, int] = flag(
-        "size of training images in pixels (height width), multiples of 14",
-        type=positive_int,
-        nargs=2,
-        default=(224, 224),
-        metavar=("H", "W"),
-    )
-    images_per_place: int = flag("images per place; smaller places are skipped", type=positive_int, default=4)
-    randaugment_ops: int = flag("RandAugment operations per image", type=non_negative_int, default=3)
-    exact_decoding: bool = switch("decode JPEGs at full, not at reduced size; slower", group="speed")
-    seed: int = seed_flag()
-
-    def __post_init__(self) -> None:
-        try:
-            patch_grid(*self.image_size)
-        except InputError as error:
-            raise InputError(f"--image_size: {error}") from None
-        if self.images_per_place < 2:
-            raise InputError(
-                f"--images_per_place {self.images_per_place}: a positive pair needs at least 2 images of a place."
-            )
 
 
 class PlaceSample(NamedTuple):

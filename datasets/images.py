@@ -20,13 +20,23 @@ from datasets.jpeg_files import completed_versions, jpeg_structure, read_jpeg
 from datasets.views import image_view
 from model.errors import InputError
 
-FORMATS = ("JPEG", "PNG")  # Pillow opens MPO, of stereo cameras and phones, as JPEG
+try:
+    import pillow_heif  # of requirements-heic.txt
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()  # turns images upright itself, and removes their EXIF orientation
+
+FORMATS = ("JPEG", "PNG", "HEIF") if pillow_heif else ("JPEG", "PNG")  # Pillow opens MPO, of phones, as JPEG
+NO_IMAGE = "this is not a JPEG or PNG file. Convert it, or replace it if it is damaged."
+NO_HEIC = "" if pillow_heif else " For HEIC: pip install -r requirements-heic.txt."
 MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # convert("RGB") keeps their colours
 MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older versions of Pillow
 MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
 MAX_SCANS = 100
 MAX_SIDE = 65_535  # of a JPEG; a PNG of few bytes may claim 2**31, for which even the resizing weights are large
-DAMAGED = (OSError, SyntaxError, TypeError, ValueError, struct.error)  # what Pillow raises, depending on the damage
+# What Pillow and (EOFError, RuntimeError) pillow-heif raise, depending on the damage
+DAMAGED = (EOFError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
 TURNS = {  # that make an image upright, by its EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,10 +76,10 @@ def load_image(
     """The decoded RGB image, the first one if a JPEG or PNG file contains several.
 
     Transparency is dropped, and 16 bits are reduced to 8: see docs/datasets.md. Raises InputError, which names the
-    file, if it is missing, not a JPEG or PNG file, too large, unreadable or truncated.
+    file, if it is missing, not a JPEG, PNG or (with pillow-heif) HEIC file, too large, unreadable or truncated.
 
     exif_orientation: turn the image as its EXIF orientation says. Phones store images as the sensor reads them, and in
-    EXIF how they were held.
+    EXIF how they were held. HEIC images are upright in any case.
 
     With draft_size = (H, W) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side falls below
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
@@ -125,7 +135,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         problem = "there is no such file."
     except UnidentifiedImageError:
-        problem = "this is not a JPEG or PNG file. Convert it, or replace it if it is damaged."
+        problem = NO_IMAGE + NO_HEIC
     except Image.DecompressionBombError:  # Pillow refuses it before the size is known here
         problem = f"it has more than {2 * MAX_PIXELS:,} pixels. {SMALLER}"
     except InputError as error:

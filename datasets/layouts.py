@@ -1,6 +1,7 @@
 """Where the images of a benchmark lie: the folder layouts that exist, and the images below a folder."""
 
 import glob
+import importlib.util
 import logging
 import os
 from collections import Counter
@@ -15,7 +16,8 @@ from model.errors import InputError
 from utils.runtime.flags import Values, flag, user_path
 from utils.runtime.text_files import NameTable, read_lines, shorten
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif") if importlib.util.find_spec("pillow_heif") else ()
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", *HEIC_SUFFIXES)
 UNSUPPORTED_SUFFIXES = tuple(  # of images and videos that are not read; a warning says so
     ".heic .heif .hif .avif .webp .gif .tif .tiff .bmp .jp2 .j2k .jpx .jxl .jxr .mpo .insp .dng .arw .cr2 .cr3 .nef "
     ".orf .raf .rw2 .pef .srw .raw .mp4 .m4v .mov .avi .mkv .webm .insv .360".split()

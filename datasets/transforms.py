@@ -1,29 +1,12 @@
-"""Normalisation, and the augmentation of training images."""
+"""The augmentation of training images."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Images [..., 3, H, W] in [0, 1] -> the same, normalised with the ImageNet mean and standard deviation."""
-    mean, std = _mean_and_std(images.device, images.dtype)
-    return (images - mean).div_(std)
-
-
-@lru_cache
-def _mean_and_std(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[3, 1, 1] each. Cached: recreating them per batch would force a host-device synchronisation."""
-    with torch.inference_mode(False):
-        mean, std = (torch.tensor(v, dtype=dtype, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        return mean, std
 
 
 def training_transform(size: tuple[int, int], randaugment_ops: int = 3) -> Callable[[Image.Image], Tensor]:

@@ -4,12 +4,8 @@ from PIL import Image
 from torch import Tensor, stack
 
 from datasets.resizing import resize_image
+from model.config import MAX_IMAGE_SIDE, PATCH_SIZE
 from model.errors import InputError
-from model.network import MAX_IMAGE_SIDE
-from model.vision_transformer import PATCH_SIZE
-
-CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
-TEST_METHODS = ("hard_resize", "single_query", "central_crop", *CROP_METHODS)
 
 
 def image_view(image: Image.Image, method: str, size: tuple[int, int], antialias: bool = True) -> Tensor:

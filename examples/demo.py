@@ -38,6 +38,11 @@ class Recipe:
     stage_one: list[str]
     stage_two: list[str]
 
+    @property
+    def all_scripts(self) -> list[str]:
+        """The flags that trainings and evaluations share."""
+        return [*COMMON, *self.common]
+
 
 QUICK = Recipe(
     folder=Path("demo"),
@@ -66,7 +71,8 @@ INDOORS = Recipe(
     stage_one=["--epochs_num=5", "--lr=0.002"],
     stage_two=["--epochs_num=2", "--lr=0.002"],
 )
-CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed=1 --cities={len(CITIES)}".split()
+CITY_SEED = 1
+CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed={CITY_SEED} --cities={len(CITIES)}".split()
 COMMON = "--aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu".split()
 SYNTHETIC = ["--datasets_folder=city", "--dataset_name=synthetic"]
 TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
@@ -87,28 +93,19 @@ def main() -> None:
     if args.indoors and not args.real_photos:
         parser.error("--indoors needs --real_photos")
     recipe = INDOORS if args.indoors else LONG if args.real_photos else QUICK
-    common = [*COMMON, *recipe.common]
-    training = [*common, *SYNTHETIC, *TRAINING, *recipe.training, f"--seed={args.seed}"]
+    common = recipe.all_scripts
     test = SYNTHETIC
     if args.real_photos:
         test = [f"--datasets_folder={Path(args.real_photos[0]).resolve()}", f"--dataset_name={args.real_photos[1]}"]
     folder = recipe.folder
-    folder.mkdir(exist_ok=True)
     started = time.perf_counter()
 
-    # ---- A city: places to train on, and others to validate and test on
-    if not (folder / "city").exists():
-        run(folder, "-m", "datasets.synthetic", "city", *recipe.city, *CITY, "--contact_sheet=contact_sheet.png")
-
-    # ---- Before training. Each run of a training script ends with a test of its best model
-    run(folder, "train.py", *training, "--train_backbone", "--epochs_num=0", "--save_dir=start")
-
-    # ---- Stage one: the float branch, and the backbone, which has no published weights
-    run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
-
-    # ---- Stage two: the binary branch beside the float one, which stays as it is
-    resume = best_model(folder, "stage_one")
-    run(folder, "train_rerank.py", *training, *recipe.stage_two, resume, "--save_dir=stage_two")
+    # ---- A city, the model before training, and the training. Each run of a training script ends with a test of its
+    # best model
+    draw_city(recipe)
+    start = ["--train_backbone", "--epochs_num=0", "--save_dir=start"]
+    run(folder, "train.py", *training_flags(recipe, args.seed), *start)
+    train(recipe, args.seed)
 
     # ---- Evaluation, with a report. On real photos, also of the models before
     names = ["start", "stage_one", "two_stage"]
@@ -125,8 +122,33 @@ def main() -> None:
     print(f"The demo took {time.perf_counter() - started:.0f} s.")
 
 
+def draw_city(recipe: Recipe) -> None:
+    """Draws the recipe's city, unless it is there: places to train on, and others to validate and test on."""
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    if not (recipe.folder / "city").exists():
+        sheet = "--contact_sheet=contact_sheet.png"
+        run(recipe.folder, "-m", "datasets.synthetic", "city", *recipe.city, *CITY, sheet)
+
+
+def train(recipe: Recipe, seed: int) -> None:
+    """Trains the two-branch model, in logs/stage_one and logs/stage_two of the recipe's folder."""
+    folder, training = recipe.folder, training_flags(recipe, seed)
+
+    # ---- Stage one: the float branch, and the backbone, which has no published weights
+    run(folder, "train.py", *training, *recipe.stage_one, "--train_backbone", "--save_dir=stage_one")
+
+    # ---- Stage two: the binary branch beside the float one, which stays as it is
+    resume = best_model(folder, "stage_one")
+    run(folder, "train_rerank.py", *training, *recipe.stage_two, resume, "--save_dir=stage_two")
+
+
+def training_flags(recipe: Recipe, seed: int) -> list[str]:
+    """The flags of both trainings."""
+    return [*recipe.all_scripts, *SYNTHETIC, *TRAINING, *recipe.training, f"--seed={seed}"]
+
+
 def run(folder: Path, *command: str) -> None:
-    """Prints a command and runs it in the demo's folder: a script or module of the repository. Exits with its status
+    """Prints a command and runs it in a folder: a script or module of the repository. Exits with its status
     if it fails.
     """
     print(f"\n$ python {shlex.join(command)}", flush=True)

@@ -12,7 +12,7 @@ import torch
 
 from datasets.images import load_image
 from datasets.resizing import resize_image
-from datasets.transforms import normalize
+from model.images import normalize
 from model.weights import load_any_model
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.flags import ArgumentParser

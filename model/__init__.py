@@ -1,27 +1,59 @@
-"""SelaVPR++ models. Needs only torch and the standard library.
+"""SelaVPR++ models. Needs PyTorch and NumPy; the recogniser also Pillow, for files and PIL images.
 
 Imports within this package are relative: hubconf.py loads it under a name of its own, and `pip install` calls it
-selavprplusplus.
+selavprplusplus. What needs torch, which takes seconds to import, is imported when it is first asked for.
 """
 
-from .aggregation import AGGREGATIONS
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .config import BACKBONES, ModelChoice, ModelConfig
 from .errors import InputError
-from .inference import InferenceModel, prepare_for_inference
-from .network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
-from .weights import load_any_model
+
+if TYPE_CHECKING:
+    from .aggregation import AGGREGATIONS
+    from .inference import InferenceModel, prepare_for_inference
+    from .network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
+    from .recognizer import Loop, Match, PlaceRecognizer
+    from .rows import Description
+    from .weights import load_any_model
+
+_MODULES = {  # {name: the module that has it}
+    "AGGREGATIONS": "aggregation",
+    "CODE_BITS": "network",
+    "Description": "rows",
+    "GeoLocalizationNet": "network",
+    "HashingOutput": "network",
+    "InferenceModel": "inference",
+    "Loop": "recognizer",
+    "Match": "recognizer",
+    "PlaceRecognizer": "recognizer",
+    "TwoBranchOutput": "network",
+    "load_any_model": "weights",
+    "prepare_for_inference": "inference",
+}
 
 __all__ = [
     "AGGREGATIONS",
     "BACKBONES",
     "CODE_BITS",
+    "Description",
     "GeoLocalizationNet",
     "HashingOutput",
     "InferenceModel",
     "InputError",
+    "Loop",
+    "Match",
     "ModelChoice",
     "ModelConfig",
+    "PlaceRecognizer",
     "TwoBranchOutput",
     "load_any_model",
     "prepare_for_inference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -2,8 +2,12 @@
 
 from dataclasses import asdict, dataclass
 
-from .aggregation import AGGREGATIONS
 from .errors import InputError
+
+PATCH_SIZE = 14
+MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
+MAX_TRIAL_PATCHES = 1024
+AGGREGATION_NAMES = ("gem", "boq", "salad")  # the keys of AGGREGATIONS, which needs torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,7 @@ BACKBONES = {
     ),
     "vit-tiny": ViTConfig(embed_dim=192, depth=12, num_heads=3, num_adapters=12, gem_dim=512),
     "vit-nano": ViTConfig(embed_dim=128, depth=6, num_heads=2, num_adapters=6, gem_dim=512),
+    "vit-pico": ViTConfig(embed_dim=96, depth=6, num_heads=3, num_adapters=6, gem_dim=512),
 }
 
 
@@ -39,7 +44,7 @@ BACKBONES = {
 class ModelConfig:
     """Which model to build.
 
-    backbone: a key of BACKBONES. aggregation: a key of AGGREGATIONS, for the float branch. Neither `hashing` nor
+    backbone: a key of BACKBONES. aggregation: one of AGGREGATION_NAMES, for the float branch. Neither `hashing` nor
     `rerank`: the float model; `hashing` alone: the hashing-only model; both: the two-branch model. Raises InputError
     for anything else.
     """
@@ -52,7 +57,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for what, value, choices in (
             ("backbone", self.backbone, BACKBONES),
-            ("aggregation", self.aggregation, AGGREGATIONS),
+            ("aggregation", self.aggregation, AGGREGATION_NAMES),
         ):
             if value not in choices:
                 raise InputError(f"Unknown {what} {value!r}. Choose from: {', '.join(choices)}.")
@@ -101,3 +106,33 @@ class ModelChoice:
         if fields.get("hashing") and not fields.get("rerank") and self.aggregation is None:
             fields.pop("aggregation", None)  # hashing-only models always use GeM, whatever the checkpoint is
         return ModelConfig(**fields)
+
+
+def patch_grid(height: int, width: int) -> tuple[int, int]:
+    """Number of patches (h, w) of an image. Raises InputError if a side is not a multiple of 14 pixels."""
+    if height < PATCH_SIZE or width < PATCH_SIZE or height % PATCH_SIZE or width % PATCH_SIZE:
+        near = [max(1, round(side / PATCH_SIZE)) * PATCH_SIZE for side in (height, width)]
+        raise InputError(
+            f"Image size {height} x {width} (height x width): both sides must be multiples of {PATCH_SIZE}, the "
+            f"patch size. The nearest valid size is {near[0]} x {near[1]}."
+        )
+    return height // PATCH_SIZE, width // PATCH_SIZE
+
+
+def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises InputError if the model cannot take images of size (H, W), or if a side exceeds MAX_IMAGE_SIDE."""
+    h, w = patch_grid(*size)
+    if max(size) > MAX_IMAGE_SIDE:
+        raise InputError(
+            f"Image size {size[0]} x {size[1]} (height x width): no side may exceed {MAX_IMAGE_SIDE} pixels. The "
+            "memory needed grows with the number of pixels. Use smaller images."
+        )
+    # An aggregation refuses grids that are too small. Trying a large one would take minutes.
+    if config.has_float_branch and config.aggregation != "gem" and h * w <= MAX_TRIAL_PATCHES:
+        import torch
+
+        from .aggregation import AGGREGATIONS
+
+        dim = BACKBONES[config.backbone].embed_dim
+        with torch.no_grad():
+            AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

@@ -8,13 +8,10 @@ from torch import Tensor, nn
 
 from .aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
 from .config import BACKBONES, ModelConfig
-from .errors import InputError
 from .versions import check_torch_version
-from .vision_transformer import VisionTransformer, patch_grid
+from .vision_transformer import VisionTransformer
 
 CODE_BITS = 512
-MAX_TRIAL_PATCHES = 1024
-MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 
 
 class HashingOutput(NamedTuple):
@@ -126,18 +123,3 @@ class GeoLocalizationNet(nn.Module):
     def _binary_head(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         pooled = self.aggregation_hashing(patch_map(self.linear3(tokens), grid))
         return F.normalize(self.linear4(pooled.to(self.linear4.weight.dtype)).float(), dim=1)
-
-
-def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
-    """Raises InputError if the model cannot take images of size (H, W), or if a side exceeds MAX_IMAGE_SIDE."""
-    h, w = patch_grid(*size)
-    if max(size) > MAX_IMAGE_SIDE:
-        raise InputError(
-            f"Image size {size[0]} x {size[1]} (height x width): no side may exceed {MAX_IMAGE_SIDE} pixels. The "
-            "memory needed grows with the number of pixels. Use smaller images."
-        )
-    # An aggregation refuses grids that are too small. Trying a large one would take minutes.
-    if config.has_float_branch and config.aggregation != "gem" and h * w <= MAX_TRIAL_PATCHES:
-        dim = BACKBONES[config.backbone].embed_dim
-        with torch.no_grad():
-            AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

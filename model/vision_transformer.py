@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import MulConvAdapter
-from .config import ViTConfig
+from .config import PATCH_SIZE, ViTConfig, patch_grid
 from .errors import InputError
 
-PATCH_SIZE = 14
 POSITION_GRID = 37  # DINOv2 was trained at 518 x 518, that is 37 x 37 patches
 
 
@@ -195,17 +194,6 @@ class VisionTransformer(nn.Module):
             self.norm(binary_tokens) if binary_tokens is not None else None,
             (h, w),
         )
-
-
-def patch_grid(height: int, width: int) -> tuple[int, int]:
-    """Number of patches (h, w) of an image. Raises InputError if a side is not a multiple of 14 pixels."""
-    if height < PATCH_SIZE or width < PATCH_SIZE or height % PATCH_SIZE or width % PATCH_SIZE:
-        near = [max(1, round(side / PATCH_SIZE)) * PATCH_SIZE for side in (height, width)]
-        raise InputError(
-            f"Image size {height} x {width} (height x width): both sides must be multiples of {PATCH_SIZE}, the "
-            f"patch size. The nearest valid size is {near[0]} x {near[1]}."
-        )
-    return height // PATCH_SIZE, width // PATCH_SIZE
 
 
 def _adapters(vit: ViTConfig) -> nn.ModuleList:

@@ -23,6 +23,7 @@ from .zoo import FOUNDATIONS, MODEL_ZOO, find_published
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEFTOVER_SECONDS = 3600  # a download that wrote nothing for so long was killed
+ACCEPT = "SELAVPR_ACCEPT_SHA256"  # environment variable: checksums, separated by spaces, that count as the published
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -274,15 +275,13 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
     """The file in torch.hub's cache, downloaded from the first reachable address if it is not there yet.
 
     It is moved into place only once it is complete and readable. Raises InputError, which names the addresses, the
-    file and the flag that takes a local file; and if the file has another checksum than `sha256`.
+    file and the flag that takes a local file; and if the file has another checksum than `sha256`, unless the
+    environment variable SELAVPR_ACCEPT_SHA256 contains it.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / urls[0].rsplit("/", 1)[-1]
     if path.is_file():
-        if sha256 and (actual := _sha256(path)) != sha256:
-            raise InputError(
-                f"{path} has the SHA-256 {actual}, but the published file has {sha256}. Delete it, so that it is "
-                f"downloaded again. To use it as it is, pass its path with {flag}."
-            )
+        if problem := _checksum_problem(path, sha256):
+            raise InputError(f"{path}: {problem} Or delete it, so that it is downloaded again.")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -293,11 +292,11 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
             logging.info("Downloading %s", url)
             torch.hub.download_url_to_file(url, str(partial))
             read_checkpoint(partial)
-            if not sha256 or (actual := _sha256(partial)) == sha256:
+            problem = _checksum_problem(partial, sha256)
+            if not problem:
                 os.replace(partial, path)
                 return path
-            use = f"to use it as it is, download it yourself and pass its path with {flag}"
-            reasons.append(f"{url} (its SHA-256 is {actual} instead of {sha256}; {use})")
+            reasons.append(f"{url} ({problem})")
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reasons.append(f"{url} ({error or type(error).__name__})")
         except InputError:
@@ -307,6 +306,19 @@ def download(urls: list[str], *, flag: str, sha256: str | None = None) -> Path:
     raise InputError(
         f"Cannot download {' or '.join(reasons)}.\n"
         f"If you are offline, fetch the file on another machine and save it as {path}, or pass its path with {flag}."
+    )
+
+
+def _checksum_problem(path: Path, expected: str | None) -> str:
+    """What is wrong with a file's SHA-256, with both sums and how to accept it; "" if nothing is, or none is known."""
+    if expected is None or (actual := _sha256(path)) == expected:
+        return ""
+    if actual in os.environ.get(ACCEPT, "").split():
+        logging.warning("Accepting a file with the SHA-256 %s instead of %s, as %s says.", actual, expected, ACCEPT)
+        return ""
+    return (
+        f"the SHA-256 is {actual}, but that of the published file is {expected}. If you trust this file, accept it "
+        f"with the environment variable {ACCEPT}={actual}."
     )
 
 

@@ -12,7 +12,7 @@ import torch
 pytest.register_assert_rewrite("helpers")  # before any of its modules is imported
 
 from helpers.checkpoints import save_published
-from helpers.models import MODES, build, filled
+from helpers.models import MODES, reference_model
 from PIL import Image
 
 from datasets.synthetic import CityConfig, make_city
@@ -26,21 +26,24 @@ def pytest_addoption(parser) -> None:
 
 
 SLOWEST_FILES = [  # these start first, so that no process ends the run alone with one of them
-    "test_milvus.py",
-    "test_golden_training.py",
-    "test_train_scripts.py",
-    "test_distributed.py",
-    "test_endings.py",
-    "test_index.py",
-    "test_onnx.py",
-    "test_claims.py",
+    *("test_train_scripts.py", "test_milvus.py", "test_golden_training.py", "test_eval.py", "test_weights.py"),
+    *("test_hub.py", "test_index.py", "test_eval_options.py", "test_pca_index.py", "test_onnx.py"),
 ]
 
 
 PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of what the remaining tests show
-    "test_three_steps[dinov2-base:gem:float]",
-    "test_three_steps[dinov2-base:gem:hashing]",
-    "test_three_steps[dinov2-base:salad:float]",
+    "test_steps_of_training[3-",
+    "test_pickles_copies_and_traces_of_a_loaded_model",
+    "test_a_program_keeps_its_own_modules[theirs]",
+    "test_what_is_loaded_twice_or_in_several_threads_is_one_package",
+    "test_names_that_a_terminal_cannot_show_do_not_end_a_run",
+    "test_a_stopped_run_says_how_to_continue[2-130]",
+    *(f"test_methods_run_in_every_script[{case}]" for case in ("five_crops-float", "five_crops-hashing")),
+    "test_methods_run_in_every_script[maj_voting-hashing]",
+    *(f"test_a_database_image_finds_itself_and_reduced_descriptors_are_exported[{case}]" for case in ("fp16", "int8")),
+    *(f"test_onnxruntime_gives_the_models_outputs_for_any_batch_size[{name}]" for name in ("float", "half")),
+    *(f"test_shapes_are_fixed_but_for_the_batch_and_nothing_is_resized[{name}]" for name in ("float", "half")),
+    *(f"test_a_model_with_it_gives_unit_vectors_in_float32[{name}]" for name in ("boq", "gem")),
     "test_reference_outputs[dinov2-large:gem:rerank:1:224]",
     "test_evaluation_on_a_system_without_unix_modules",
     "test_training_on_a_system_without_unix_modules",
@@ -48,19 +51,19 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_killed_while_it_writes_and_resumed_is_uninterrupted",
     "test_stopped_and_resumed_is_uninterrupted[train_rerank.py",
     "test_the_python_examples_of_the_readme",
-    "test_kills_and_a_resumption_give_the_same_bytes",
-    "test_two_builders_at_once_do_no_harm",
     "test_distributed.py::test_train",
     "test_the_frozen_backbone_gives_the_losses_of_the_model_alone",
     "test_each_image_size_has_its_own_position_embedding[True]",
     "test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was_made[float]",
     "test_a_late_rank_that_sees_no_file_but_the_images_trains_and_resumes",
     "test_the_command_goes_on_after_a_kill_without_repeating_runs",
-    "test_a_model_with_it_gives_unit_vectors_in_float32[boq]",
-    "test_a_model_with_it_gives_unit_vectors_in_float32[gem]",
     "test_saved_and_loaded_it_gives_the_predictions_without_an_index[float",
-    "test_faiss_need_not_come_from_the_package_faiss_cpu",
-    "test_killed_while_it_appends_and_gone_on_with",
+    "test_stage_two_can_select_by_the_codes_alone",
+    "test_the_files_are_those_of_an_evaluation[hashing]",
+    "test_the_metadata_names_the_model_and_how_to_prepare_images[half]",
+    "test_pca[float]",
+    "test_a_program_loads_a_checkpoint_with_it",
+    "test_a_dataset_that_fails_does_not_lose_the_others[missing]",
     "test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without",
 ]
 
@@ -108,9 +111,7 @@ def draw_image(place: int, view: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_benchmark(tmp_path_factory) -> Path:
-    """A datasets folder with the benchmark "tiny": 16 database images of 8 places 50 m apart, 10 queries, 2 of them
-    of no place near.
-    """
+    """A datasets folder with the benchmark "tiny": 16 database images of 8 places, 10 queries, 2 of them elsewhere."""
     datasets = tmp_path_factory.mktemp("datasets")
     for folder, views in (("database", (0, 1)), ("queries", (2,))):
         target = datasets / "tiny" / "images" / "test" / folder
@@ -124,24 +125,19 @@ def tiny_benchmark(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Checkpoints in the published form, vit-tiny with reference parameters: "float", "hashing", "two_branch", and
-    "salad", a float one.
-    """
+    """vit-tiny with reference parameters in the published form: "float", "hashing", "two_branch", "salad" (float)."""
     folder = tmp_path_factory.mktemp("checkpoints")
     models = {**{mode: ("gem", flags) for mode, flags in MODES.items()}, "salad": ("salad", {})}
     paths = {}
     for name, (aggregation, flags) in models.items():
-        with torch.device("meta"):
-            model = build("vit-tiny", aggregation, **flags)
-        paths[name] = save_published(filled(model).state_dict(), folder / f"{name}.pth")
+        state = reference_model("vit-tiny", aggregation, **flags).state_dict()
+        paths[name] = save_published(state, folder / f"{name}.pth")
     return paths
 
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory):
-    """A datasets folder: 2 cities x 13 places x 4 images to train on, and "synthetic" with 3 places in val and 4 in
-    test.
-    """
+    """A datasets folder: 2 cities x 13 places x 4 images, and "synthetic" with 3 places in val and 4 in test."""
     folder = tmp_path_factory.mktemp("city") / "city"
     config = CityConfig(
         cities=("Alder", "Birch"), places=26, photos_per_place=4, val_places=3, test_places=4, size=(64, 64)
@@ -153,7 +149,7 @@ def city(tmp_path_factory):
 @pytest.fixture(scope="session")
 def foundation(tmp_path_factory):
     """DINOv2-like weights for vit-tiny: the reference parameters of its backbone."""
-    state = filled(build("vit-tiny")).backbone.state_dict()
+    state = reference_model("vit-tiny").backbone.state_dict()
     path = tmp_path_factory.mktemp("foundation") / "vit_tiny.pth"
     torch.save({name: value for name, value in state.items() if not name.startswith("adapters")}, path)
     return path

@@ -11,26 +11,24 @@ import pytest
 import torch
 from helpers import trainings
 from helpers.evaluations import SCRIPTS, run_mode
-from helpers.models import MODES, build, filled, image_batch
+from helpers.models import MODES, image_batch, reference_model
 from helpers.processes import run_python, run_script
 
 from datasets.benchmark import ImageSet
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from model import prepare_for_inference
 from utils.retrieval import gpu_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.search import search_hamming
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import PRECISIONS, dtype_of
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 
 
 @contextmanager
@@ -53,12 +51,9 @@ def one_rank():
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
-# ---- Descriptors
-
-
 @pytest.mark.parametrize("aggregation", ["gem", "boq", "salad"])
 def test_descriptors(aggregation):
-    model = filled(build("vit-tiny", aggregation)).eval()
+    model = reference_model("vit-tiny", aggregation).eval()
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
@@ -69,11 +64,11 @@ def test_descriptors(aggregation):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_prepared_models(precision, compiled):
-    model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     images = torch.from_numpy(image_batch(5, 4, 126, 140))
     with torch.inference_mode():
         expected = model(images)
-    prepared = prepare_for_inference(model, PRECISIONS[precision], device="cuda", compiled=compiled)
+    prepared = prepare_for_inference(model, dtype_of(precision), device="cuda", compiled=compiled)
     assert (prepared.network._compiled_call_impl is not None) == compiled
     actual = prepared(images.cuda())
     bound = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}[precision]
@@ -90,15 +85,12 @@ def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, pre
     assert all(abs(actual[n] - expected[n]) <= 10 for n in expected)  # one of ten queries
 
 
-# ---- Training
-
-
 @pytest.mark.parametrize("branch", ["float", "binary"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_steps(precision, branch):
     losses = {}
     for device, used in (("cpu", "fp32"), ("cuda", precision)):
-        model = filled(build("vit-tiny", **MODES["float" if branch == "float" else "two_branch"]))
+        model = reference_model("vit-tiny", **MODES["float" if branch == "float" else "two_branch"])
         config = TrainingConfig(optim="adam", lr=4e-4, device=device, precision=used)
         criterion = float_losses if branch == "float" else hashing_losses
         step = TrainingStep(model, config, criterion=criterion, branch=branch)
@@ -113,7 +105,7 @@ def test_training_steps(precision, branch):
 def test_a_compiled_training_step():
     losses = {}
     for compiled in (False, True):
-        model = filled(build("vit-tiny"))
+        model = reference_model("vit-tiny")
         config = TrainingConfig(lr=4e-4, device="cuda", precision="bf16", compile=compiled)
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
         assert (model._compiled_call_impl is not None) == compiled
@@ -160,11 +152,8 @@ print("done")
     assert result.stdout == "done\n", result.stderr
 
 
-# ---- Memory
-
-
 def test_batches_that_do_not_fit_are_halved(caplog):
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     config = ExtractionConfig(resize=(322, 322), batch_size=256, device="cuda")
     images = torch.rand(256, 3, 322, 322)
     forward = Forward(prepare(model, replace(config, batch_size=16)), config)
@@ -208,14 +197,11 @@ def test_images_are_copied_from_pinned_memory(tiny_benchmark, city, monkeypatch)
     loader = PlaceLoader(places, TrainingConfig(batch_size=4, device="cuda"), num_workers=1)
     monkeypatch.setattr(torch.Tensor, "to", watched)
     config = ExtractionConfig(resize=(56, 56), batch_size=4, device="cuda", num_workers=1)
-    extractor = Extractor(model=prepare(filled(build("vit-tiny")), config), config=config)
+    extractor = Extractor(model=prepare(reference_model("vit-tiny"), config), config=config)
     extract(extractor, ImageSet.without_positions(paths))
     assert pinned == [True] * 4
     next(loader.batches(0, 0))
     assert pinned[4:] == [True, True]  # images and labels
-
-
-# ---- Search
 
 
 @pytest.mark.parametrize("values", [2, 256])  # of a byte; with 2 there are many ties

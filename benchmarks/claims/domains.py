@@ -4,7 +4,8 @@ from pathlib import Path
 
 from benchmarks.claims.settings import Settings
 from datasets.benchmark import Benchmark
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from datasets.layouts import BenchmarkConfig
 from datasets.synthetic import CityConfig, Domain, make_city
 from utils.runtime.atomic_files import atomic_folder

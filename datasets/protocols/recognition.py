@@ -71,11 +71,10 @@ def _difference(protocol: Protocol, database: ImageSet, queries: ImageSet, *, th
                 else f"within {frames} frame{'' if frames == 1 else 's'}"
             )
             return f"{found} instead of within {protocol.frames}"
-    for which, images, season in zip(
-        ("database", "queries"), (database, queries), protocol.seasons or (None, None), strict=True
-    ):
+    parts = (("database", database), ("queries", queries))
+    for (which, images), season in zip(parts, protocol.seasons or (), strict=False):
         others = _seasons(images) - {season}
-        if season and others:
+        if others:
             return f"{which} of {', '.join(sorted(others))} instead of {season}"
     return ""
 

@@ -11,7 +11,7 @@ def about(count: int) -> range:
     return range(count * 95 // 100, count * 105 // 100 + 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Protocol:
     """A protocol, and how to recognise it.
 
@@ -37,75 +37,64 @@ SF_XL = about(2_800_000)
 SF_XL_NOTE = "the database's count is approximate"
 PAIRS = "positions are made up; each query has one positive"
 PROTOCOLS = (
-    Protocol(name="Pitts30k train", database=10_000, queries=7_416, verified=False),
-    Protocol(name="Pitts30k val", database=10_000, queries=7_608),
-    Protocol(name="Pitts30k test", database=10_000, queries=6_816),
-    Protocol(name="Pitts250k test", database=83_952, queries=8_280, verified=False),
+    Protocol("Pitts30k train", 10_000, 7_416, verified=False),
+    Protocol("Pitts30k val", 10_000, 7_608),
+    Protocol("Pitts30k test", 10_000, 6_816),
+    Protocol("Pitts250k test", 83_952, 8_280, verified=False),
     Protocol(
-        name="MSLS val, all 11,084 queries",
-        database=18_871,
-        queries=11_084,
+        "MSLS val, all 11,084 queries",
+        18_871,
+        11_084,
         note="what VPR-datasets-downloader writes, without panoramas; the paper uses the official 740 instead",
     ),
     Protocol(
-        name="MSLS val, official 740 queries",
-        database=18_871,
-        queries=740,
+        "MSLS val, official 740 queries",
+        18_871,
+        740,
         keys_sha256=MSLS_740_SHA256,
         note="the queries are recognised by the checksum of their keys",
     ),
-    Protocol(name="MSLS challenge", database=38_770, queries=27_092, verified=False),
+    Protocol("MSLS challenge", 38_770, 27_092, verified=False),
+    Protocol("Nordland, 27,592 queries, within 10 frames", 27_592, 27_592, frames=10, seasons=("summer", "winter")),
     Protocol(
-        name="Nordland, 27,592 queries, within 10 frames",
-        database=27_592,
-        queries=27_592,
-        frames=10,
-        seasons=("summer", "winter"),
-    ),
-    Protocol(
-        name="Nordland*, 2,760 queries, within 1 frame",
-        database=27_592,
-        queries=2_760,
+        "Nordland*, 2,760 queries, within 1 frame",
+        27_592,
+        2_760,
         frames=1,
         seasons=("winter", "summer"),
         note="query i belongs to database image 10 i",
     ),
-    Protocol(name="Nordland (SelaVPR), 3,450 queries, within 2 frames", database=3_450, queries=3_450, frames=2),
+    Protocol("Nordland (SelaVPR), 3,450 queries, within 2 frames", 3_450, 3_450, frames=2),
+    Protocol("Tokyo 24/7", 75_984, 315, note="most papers resize the queries' shorter side to 480 pixels"),
+    Protocol("SF-XL test v1", SF_XL, 1_000, note=SF_XL_NOTE),
+    Protocol("SF-XL test v2", SF_XL, 598, note=SF_XL_NOTE),
+    Protocol("SF-XL test night", SF_XL, 466, note=SF_XL_NOTE),
+    Protocol("SF-XL test occlusion", SF_XL, 76, note=SF_XL_NOTE),
     Protocol(
-        name="Tokyo 24/7",
-        database=75_984,
-        queries=315,
-        note="most papers resize the queries' shorter side to 480 pixels",
-    ),
-    Protocol(name="SF-XL test v1", database=SF_XL, queries=1_000, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test v2", database=SF_XL, queries=598, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test night", database=SF_XL, queries=466, note=SF_XL_NOTE),
-    Protocol(name="SF-XL test occlusion", database=SF_XL, queries=76, note=SF_XL_NOTE),
-    Protocol(
-        name="SF Landmark",
-        database=about(1_046_587),
-        queries=598,
+        "SF Landmark",
+        about(1_046_587),
+        598,
         verified=False,
         note="the queries are those of SF-XL test v2, but the database is another one",
     ),
     *(
-        Protocol(name=f"SF-XL small test, {name}", database=about(27_000), queries=queries, note=SF_XL_NOTE)
+        Protocol(f"SF-XL small test, {name}", about(27_000), queries, note=SF_XL_NOTE)
         for name, queries in (("v1", 1_000), ("v2", 598), ("night", 466), ("occlusion", 76))
     ),
-    Protocol(name="SVOX night", database=17_166, queries=823),
-    Protocol(name="SVOX overcast", database=17_166, queries=872, verified=False),
-    Protocol(name="SVOX rain", database=17_166, queries=937, verified=False),
-    Protocol(name="SVOX snow", database=17_166, queries=870, verified=False),
-    Protocol(name="SVOX sun", database=17_166, queries=854, verified=False),
-    Protocol(name="St Lucia", database=1_549, queries=1_464, verified=False),
-    Protocol(name="Eynsham", database=23_935, queries=about(24_000), note="the number of queries is approximate"),
-    Protocol(name="AmsterTime", database=1_231, queries=1_231, note=PAIRS),
-    Protocol(name="SPED", database=607, queries=607, note=PAIRS),
+    Protocol("SVOX night", 17_166, 823),
+    Protocol("SVOX overcast", 17_166, 872, verified=False),
+    Protocol("SVOX rain", 17_166, 937, verified=False),
+    Protocol("SVOX snow", 17_166, 870, verified=False),
+    Protocol("SVOX sun", 17_166, 854, verified=False),
+    Protocol("St Lucia", 1_549, 1_464, verified=False),
+    Protocol("Eynsham", 23_935, about(24_000), note="the number of queries is approximate"),
+    Protocol("AmsterTime", 1_231, 1_231, note=PAIRS),
+    Protocol("SPED", 607, 607, note=PAIRS),
     *(
         Protocol(
-            name=f"Baidu Mall, {threshold:g} m",
-            database=5_207,
-            queries=3_208,
+            f"Baidu Mall, {threshold:g} m",
+            5_207,
+            3_208,
             threshold=threshold,
             verified=False,
             note="papers use 10 m and 25 m",

@@ -5,22 +5,9 @@
 """
 
 from datasets.synthetic.city import contact_sheet, make_city
-from datasets.synthetic.config import CITIES, CityConfig
-from datasets.synthetic.domain import Domain
-from datasets.synthetic.photo import ROLES, Photo, draw_photo
+from datasets.synthetic.config import CityConfig, Domain
+from datasets.synthetic.photo import draw_photo
 from datasets.synthetic.randomness import PlaceId
-from datasets.synthetic.scene import Scene, draw_place
+from datasets.synthetic.scene import draw_place
 
-__all__ = [
-    "CITIES",
-    "ROLES",
-    "CityConfig",
-    "Domain",
-    "Photo",
-    "PlaceId",
-    "Scene",
-    "contact_sheet",
-    "draw_photo",
-    "draw_place",
-    "make_city",
-]
+__all__ = ["CityConfig", "Domain", "PlaceId", "contact_sheet", "draw_photo", "draw_place", "make_city"]

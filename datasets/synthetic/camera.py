@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.synthetic.randomness import Purpose, between, pick, random_stream
+from datasets.synthetic.randomness import between, pick
 from datasets.synthetic.scene import Scene, focal_length
 
 EYE_HEIGHT = 1.7  # metres
@@ -130,8 +130,7 @@ def draw_fisheye(rng: np.random.Generator, scene: Scene, movement: float) -> Fis
 
     Its circle may be smaller or larger than the photo, and shows 150 to 184 degrees. Each photo moves it a little.
     """
-    place = scene.place
-    own = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=4)
+    own = scene.place.street_stream(4)
     if pick(own, scene.domain.lenses) != "fisheye":
         return None
     width, height = scene.size

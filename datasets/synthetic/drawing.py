@@ -86,13 +86,16 @@ class Tile(NamedTuple):
 class Sheet:
     """A picture of `width` x `height` metres with a label map beside it. x runs to the right, y up.
 
-    colour: RGBA image of `scale` pixels per metre. label: L image of the same size.
+    colour: RGBA image of `scale` pixels per metre, transparent unless there is a `fill`. label: L image of the same
+    size.
     """
 
-    def __init__(self, width: float, height: float, scale: float) -> None:
+    def __init__(self, width: float, height: float, scale: float, *, fill: Colour | None = None) -> None:
         self.width, self.height, self.scale = width, height, scale
         size = (max(2, round(width * scale)), max(2, round(height * scale)))
         self._use(Image.new("RGBA", size), Image.new("L", size))
+        if fill:
+            self.rect((0, 0, width, height), fill)
 
     def _use(self, colour: Image.Image, label: Image.Image) -> None:
         self.colour, self.label = colour, label

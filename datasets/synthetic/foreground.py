@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.synthetic.camera import Camera
+from datasets.synthetic.camera import Camera, Projected
 from datasets.synthetic.drawing import Colour, fill_rounded_rectangle, hsv, planes, tone, vivid
 from datasets.synthetic.light import Light
 from datasets.synthetic.randomness import between, pick
@@ -23,14 +23,6 @@ class Figure(NamedTuple):
     person: bool
 
 
-class Foot(NamedTuple):
-    """Where a figure stands in the picture: pixel (x, y), at `scale` pixels per metre."""
-
-    x: float
-    y: float
-    scale: float
-
-
 def draw_traffic(
     canvas: np.ndarray, rng: np.random.Generator, scene: Scene, *, camera: Camera, light: Light, movement: float
 ) -> None:
@@ -43,7 +35,7 @@ def draw_traffic(
         seen = camera.project(np.array((figure.x, 0, figure.z)))
         if seen is None or seen.depth <= MIN_DEPTH:
             continue
-        foot = Foot(2 * seen.x, 2 * seen.y, scale=2 * seen.scale)
+        foot = Projected(2 * seen.x, 2 * seen.y, seen.depth, scale=2 * seen.scale)
         if figure.person:
             draw_person(draw, rng, foot)
         else:
@@ -67,9 +59,9 @@ def draw_figure(rng: np.random.Generator, scene: Scene) -> Figure:
     return Figure(half * math.tan(scene.yaw) + between(rng, -11, 11), depth, person)
 
 
-def draw_car(draw: ImageDraw.ImageDraw, rng: np.random.Generator, foot: Foot, *, rear: bool) -> None:
+def draw_car(draw: ImageDraw.ImageDraw, rng: np.random.Generator, foot: Projected, *, rear: bool) -> None:
     """A car, seen from its side or its rear."""
-    x, y, s = foot
+    x, y, _, s = foot
     body = hsv(rng.random(), pick(rng, (0.05, 0.1, 0.7)), between(rng, 0.2, 0.85))
     length = 1.8 if rear else between(rng, 3.8, 4.8)  # what is seen of it, in metres
     tall = pick(rng, (1.45, 1.5, 2.1))
@@ -92,7 +84,7 @@ def draw_car(draw: ImageDraw.ImageDraw, rng: np.random.Generator, foot: Foot, *,
         draw.ellipse((end - 0.1 * s, y - 0.8 * s, end + 0.1 * s, y - 0.62 * s), lamp)
 
 
-def draw_person(draw: ImageDraw.ImageDraw, rng: np.random.Generator, foot: Foot) -> None:
+def draw_person(draw: ImageDraw.ImageDraw, rng: np.random.Generator, foot: Projected) -> None:
     """A person, tall or short."""
     coat, legs = vivid(rng), tone(vivid(rng), 0.5)
     x, y, s = foot.x, foot.y, foot.scale * between(rng, 0.9, 1.1)

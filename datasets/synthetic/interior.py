@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.synthetic.drawing import Box, Colour, Sheet, hsv, tone, vivid
-from datasets.synthetic.randomness import PlaceId, Purpose, between, pick, random_stream
+from datasets.synthetic.randomness import PlaceId, between, pick
 
 DOOR_HEIGHT = 2.1  # metres
 WOOD: Colour = (140, 105, 70)
@@ -29,7 +29,7 @@ class Decor:
 
 def draw_decor(place: PlaceId) -> Decor:
     """The decor of the building that the place lies in, which takes the place of a street."""
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=3)
+    rng = place.street_stream(3)
     accent = hsv(rng.random(), between(rng, 0.3, 0.9), between(rng, 0.3, 0.8))
     plain = hsv(between(rng, 0.05, 0.17), between(rng, 0.0, 0.2), between(rng, 0.7, 0.95))
     return Decor(
@@ -46,8 +46,7 @@ def draw_decor(place: PlaceId) -> Decor:
 
 def draw_wall(rng: np.random.Generator, decor: Decor, *, length: float, scale: float) -> Sheet:
     """A wall of `length` metres, at `scale` pixels per metre: doors, windows, notices and much else in a row."""
-    sheet, x = Sheet(length, decor.height, scale), 0.0
-    sheet.rect((0, 0, length, decor.height), decor.wall)
+    sheet, x = Sheet(length, decor.height, scale, fill=decor.wall), 0.0
     if rng.random() < 0.3:  # a band along the wall
         y = between(rng, 0.8, 1.2)
         sheet.rect((0, y, length, y + between(rng, 0.1, 0.3)), decor.accent)
@@ -171,8 +170,7 @@ def draw_grille(sheet: Sheet, rng: np.random.Generator, decor: Decor, span: Span
 def draw_floor(rng: np.random.Generator, decor: Decor, *, size: tuple[float, float], scale: float) -> Sheet:
     """A floor, seen from above: carpet or tiles, some with a strip along the walls. size: (width, length) in metres."""
     width, length = size
-    sheet = Sheet(width, length, scale)
-    sheet.rect((0, 0, width, length), decor.floor)
+    sheet = Sheet(width, length, scale, fill=decor.floor)
     tile = pick(rng, (0, 0.6, 1.2))
     if tile:
         for upright in (False, True):
@@ -188,8 +186,7 @@ def draw_floor(rng: np.random.Generator, decor: Decor, *, size: tuple[float, flo
 def draw_ceiling(rng: np.random.Generator, decor: Decor, *, size: tuple[float, float], scale: float) -> Sheet:
     """A ceiling with lamps and vents in tiles. size: (width, length) in metres."""
     width, length = size
-    sheet = Sheet(width, length, scale)
-    sheet.rect((0, 0, width, length), decor.ceiling)
+    sheet = Sheet(width, length, scale, fill=decor.ceiling)
     for left, upright in ((0, False), (0.3, True)):
         sheet.stripes((left, 0, width, length), 0.6, 0.03, tone(decor.ceiling, 0.88), upright=upright)
     spacing, x = between(rng, 1.8, 4.5), between(rng, 0.2, max(0.3, width - 0.9))
@@ -236,9 +233,8 @@ def draw_block(rng: np.random.Generator, decor: Decor, *, span: Span, side: int,
     top = decor.height if pillar else between(rng, 1.8, 2.2)  # above the camera: blocks have no upper face
     depth = between(rng, 0.15, 0.45)
     colour = pick(rng, (decor.wall, tone(decor.wall, 0.9)) if pillar else (decor.metal, decor.door, WOOD))
-    front, end = (Sheet(extent, top, scale) for extent in (span[1] - span[0], depth))
-    front.rect((0, 0, front.width, top), colour)
-    end.rect((0, 0, depth, top), tone(colour, 0.85))
+    front = Sheet(span[1] - span[0], top, scale, fill=colour)
+    end = Sheet(depth, top, scale, fill=tone(colour, 0.85))
     if not pillar:
         for widest, upright in ((0.6, True), (0.9, False)):
             box, step = (0, 0, front.width, top), between(rng, 0.3, widest)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.synthetic.camera import Camera
-from datasets.synthetic.domain import Domain
+from datasets.synthetic.config import Domain
 from datasets.synthetic.drawing import ROOF, SHOP, SIGN, Colour, hsv, planes
 from datasets.synthetic.randomness import between, pick
 from datasets.synthetic.scene import Scene
@@ -67,9 +67,14 @@ def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Dom
     elevation = between(rng, 0.15, 0.35) if kind == "evening" else between(rng, 0.6, 1.1)
     flat = math.cos(elevation)
     ambient, sun, zenith, horizon = SKIES[kind]
-    dark, weather = 0.0, kind
-    if kind in ("dusk", "night"):
-        dark, weather = 1.0 if kind == "night" else 0.7, pick(rng, ("clear", "clear", "rain"))
+    dark = {"dusk": 0.7, "night": 1.0}.get(kind, 0.0)
+    weather = pick(rng, ("clear", "clear", "rain")) if dark else kind
+    haze = between(rng, 0.012, 0.035) if kind == "fog" else between(rng, 0.001, 0.005)
+    leaf: Colour | None = hsv(between(rng, 0.22, 0.34), between(rng, 0.4, 0.7), between(rng, 0.4, 0.65))
+    if month in AUTUMN:
+        leaf = hsv(between(rng, 0.02, 0.14), 0.75, between(rng, 0.5, 0.8))
+    if month in WINTER or kind == "snow":
+        leaf = None
     return Light(
         ambient=planes(ambient),
         sun=planes(sun),
@@ -78,8 +83,8 @@ def draw_light(rng: np.random.Generator, hard: float, *, month: int, domain: Dom
         horizon=planes(horizon),
         dark=dark,
         weather=weather,
-        haze=between(rng, 0.012, 0.035) if kind == "fog" else between(rng, 0.001, 0.005),
-        leaf=draw_leaf_colour(rng, month, snow=kind == "snow"),
+        haze=haze,
+        leaf=leaf,
     )
 
 
@@ -93,14 +98,6 @@ def draw_indoor_light(rng: np.random.Generator) -> Light:
         zenith=planes((150, 150, 150)),
         horizon=planes((150, 150, 150)),
     )
-
-
-def draw_leaf_colour(rng: np.random.Generator, month: int, *, snow: bool) -> Colour | None:
-    """The colour of the leaves in a month (1 to 12), None if the trees are bare."""
-    leaf = hsv(between(rng, 0.22, 0.34), between(rng, 0.4, 0.7), between(rng, 0.4, 0.65))
-    if month in AUTUMN:
-        leaf = hsv(between(rng, 0.02, 0.14), 0.75, between(rng, 0.5, 0.8))
-    return None if month in WINTER or snow else leaf
 
 
 def draw_glow(rng: np.random.Generator, light: Light) -> list[int]:

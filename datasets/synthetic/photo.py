@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from datasets.synthetic.camera import Camera, draw_camera
+from datasets.synthetic.camera import draw_camera
 from datasets.synthetic.drawing import planes
 from datasets.synthetic.foreground import draw_falling, draw_traffic
 from datasets.synthetic.light import draw_glow, draw_indoor_light, draw_light, lamp_light
-from datasets.synthetic.randomness import Purpose, between, pick, random_stream
+from datasets.synthetic.randomness import between, pick
 from datasets.synthetic.rendering import Shot, draw_background, paint
 from datasets.synthetic.scene import Scene
 
@@ -50,8 +50,7 @@ def draw_photo(scene: Scene, number: int, role: str = "train") -> Photo:
     The photo depends on these arguments only, not on what was drawn before.
     """
     movement, hard_light = ROLES[role]
-    seed, city, place = scene.place
-    rng = random_stream(seed, city, purpose=Purpose.PHOTO, number=place, part=number)
+    rng = scene.place.photo_stream(number)
     year, month = 2008 + int(rng.random() * 15), pick(rng, scene.domain.months)
     camera = draw_camera(rng, scene, movement)
     light = (
@@ -65,20 +64,16 @@ def draw_photo(scene: Scene, number: int, role: str = "train") -> Photo:
     draw_falling(canvas, rng, light)
     circle = None if camera.fisheye is None else camera.fisheye.circle()
     pixels, quality = develop(canvas, rng, light.dark, circle), int(between(rng, 45, 95))
+    turn, (right, _, ahead) = math.radians(scene.heading), camera.position
+    east, north = right * math.cos(turn) + ahead * math.sin(turn), ahead * math.cos(turn) - right * math.sin(turn)
     return Photo(
         pixels=pixels,
-        offset=compass_offset(camera, scene.heading),
+        offset=(east, north),
         heading=round(scene.heading + math.degrees(camera.yaw)) % 360,
         year=year,
         month=month,
         quality=quality,
     )
-
-
-def compass_offset(camera: Camera, heading: float) -> tuple[float, float]:
-    """(east, north) of the camera from its place, in metres. `heading` (degrees) is that of the scene's z axis."""
-    turn, (right, _, ahead) = math.radians(heading), camera.position
-    return right * math.cos(turn) + ahead * math.sin(turn), ahead * math.cos(turn) - right * math.sin(turn)
 
 
 def develop(canvas: np.ndarray, rng: np.random.Generator, dark: float, circle: np.ndarray | None) -> np.ndarray:
@@ -97,18 +92,12 @@ def develop(canvas: np.ndarray, rng: np.random.Generator, dark: float, circle: n
         image *= circle
     image = 1 - np.exp(-1.1 * image - 0.5 * image * image)  # a shoulder like film's: lamps do not clip hard
     image **= np.float32(math.exp(between(rng, -0.25, 0.25)))
-    image = add_noise(image * 255, rng, between(rng, 1.0, 3.0) * (1 + 1.2 * dark))
+    sigma = between(rng, 1.0, 3.0) * (1 + 1.2 * dark)  # of grey noise; that of the colours is coarser
+    image = image * 255 + sigma * rng.standard_normal((height, width), np.float32)
+    tint = rng.standard_normal((3, height // 2 + 1, width // 2 + 1), np.float32) * np.float32(0.6 * sigma)
+    image += tint.repeat(2, 1).repeat(2, 2)[:, :height, :width]
     pixels = np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0)
     if rng.random() < 0.2:
         blur = ImageFilter.BoxBlur(between(rng, 0.3, 0.8) * height / 120)
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).filter(blur))
     return np.ascontiguousarray(pixels)
-
-
-def add_noise(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Adds grey noise, and coarser colour noise, to an image [3, H, W]; `sigma` is in its units."""
-    height, width = image.shape[1:]
-    image = image + sigma * rng.standard_normal((height, width), np.float32)
-    tint = rng.standard_normal((3, height // 2 + 1, width // 2 + 1), np.float32) * np.float32(0.6 * sigma)
-    image += tint.repeat(2, 1).repeat(2, 2)[:, :height, :width]
-    return image

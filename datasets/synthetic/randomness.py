@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -12,33 +11,31 @@ PLACES_PER_STREET = 8
 Option = TypeVar("Option")
 
 
-class Purpose(IntEnum):
-    """What a random stream is for."""
-
-    STREET = 0
-    PLACE = 1
-    PHOTO = 2
-
-
 class PlaceId(NamedTuple):
-    """Identifies a place. `city` names a training city, or is "val" or "test"; `number` counts from 0 in it."""
+    """Identifies a place. `city` names a training city, or is "val" or "test"; `number` counts from 0 in it. Eight
+    places in a row share a street.
+
+    Its random streams do not depend on what was drawn before. `part` separates those of one street or place.
+    """
 
     seed: int
     city: str
     number: int
 
-    @property
-    def street(self) -> int:
-        """Number of the street that the place lies in. Eight places in a row share a street."""
-        return self.number // PLACES_PER_STREET
+    def street_stream(self, part: int = 0) -> np.random.Generator:
+        """A random stream of the street that the place lies in."""
+        return self._stream(0, self.number // PLACES_PER_STREET, part)
 
+    def place_stream(self, part: int = 0) -> np.random.Generator:
+        """A random stream of the place."""
+        return self._stream(1, self.number, part)
 
-def random_stream(seed: int, city: str, *, purpose: Purpose, number: int, part: int = 0) -> np.random.Generator:
-    """The random stream of street, place or photo series `number`. It does not depend on what was drawn before.
+    def photo_stream(self, photo: int) -> np.random.Generator:
+        """The random stream of a photo of the place."""
+        return self._stream(2, self.number, photo)
 
-    `part` separates the streams that serve the same purpose; of a photo series it is the number of the photo.
-    """
-    return np.random.default_rng([seed, zlib.crc32(city.encode()), int(purpose), number, part])
+    def _stream(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(self.city.encode()), *key])
 
 
 def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:

@@ -3,8 +3,9 @@
 A canvas is float32 [3, H, W]: red, green and blue, about 0 to 255 and not clipped.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -34,64 +35,46 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint(ABC):
+class Footprint:
     """Where a surface lies in a photo.
 
-    box: x0, y0, x1, y1 in pixels, all that it may cover. in_front: whether `warp` finds only what lies in front of the
-    camera. near: 1 / depth of the box's pixels (fisheye: 1 / distance), in 1/m: float32 [h, w], negative behind the
-    camera.
+    view: selects its box, all that it may cover, from a canvas. near: 1 / depth of the box's pixels (fisheye:
+    1 / distance), in 1/m: float32 [h, w], negative behind the camera. warp: (texture, its size relative to the
+    surface's) -> the box's pixels, looked up in it: float32 [h, w] or [h, w, channels]. in_front: whether `warp` finds
+    only what lies in front of the camera.
     """
 
-    box: tuple[int, int, int, int]
-    in_front: bool
+    view: tuple[slice, slice, slice]
     near: np.ndarray
-
-    @property
-    def view(self) -> tuple[slice, slice, slice]:
-        """Selects the box from a canvas."""
-        x0, y0, x1, y1 = self.box
-        return slice(None), slice(y0, y1), slice(x0, x1)
-
-    @abstractmethod
-    def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
-        """The box's pixels, looked up in a texture: float32 [h, w] or [h, w, channels].
-
-        `scale` is the texture's size relative to the surface's.
-        """
+    warp: Callable[[Image.Image, float], np.ndarray]
+    in_front: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class PinholeFootprint(Footprint):
-    """Where a pinhole camera sees a surface. backward: float64 [3, 3], from photo to texture."""
-
-    backward: np.ndarray
-
-    def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
-        x0, y0, x1, y1 = self.box
-        backward = self.backward if scale == 1 else np.diag((scale, scale, 1.0)) @ self.backward
-        matrix = backward @ np.array(((1, 0, x0), (0, 1, y0), (0, 0, 1)))
-        coefficients = (matrix / matrix[2, 2]).ravel()[:8].tolist()
-        size, method = (x1 - x0, y1 - y0), Image.Transform.PERSPECTIVE
-        return np.asarray(image.transform(size, method, coefficients, Image.Resampling.BILINEAR), np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FisheyeFootprint(Footprint):
-    """Where a fisheye lens sees a surface. lookup: float32 [2, h, w]: s / d and t / d, where (s, t) is what a pixel
-    sees of the texture and d its distance in metres.
+def warp_straight(
+    image: Image.Image, scale: float, *, box: tuple[int, int, int, int], backward: np.ndarray
+) -> np.ndarray:
+    """Footprint.warp of a pinhole. box: x0, y0, x1, y1. backward: float64 [3, 3], from photo to texture, both in
+    pixels.
     """
+    x0, y0, x1, y1 = box
+    matrix = np.diag((scale, scale, 1.0)) @ backward @ np.array(((1, 0, x0), (0, 1, y0), (0, 0, 1)))
+    coefficients = (matrix / matrix[2, 2]).ravel()[:8].tolist()
+    size, method = (x1 - x0, y1 - y0), Image.Transform.PERSPECTIVE
+    return np.asarray(image.transform(size, method, coefficients, Image.Resampling.BILINEAR), np.float32)
 
-    lookup: np.ndarray
 
-    def warp(self, image: Image.Image, scale: float = 1.0) -> np.ndarray:
-        texture = np.asarray(image)
-        seen = self.near > MIN_INVERSE_DEPTH
-        s, t = scale * self.lookup[:, seen] / self.near[seen] - 0.5  # pixels of the texture, from its centres
-        inside = (s > -1) & (s < texture.shape[1]) & (t > -1) & (t < texture.shape[0])
-        seen[seen] = inside
-        pixels = np.zeros((*seen.shape, *texture.shape[2:]), np.float32)
-        pixels[seen] = bilinear(texture, s[inside], t[inside])
-        return pixels
+def warp_fisheye(image: Image.Image, scale: float, *, near: np.ndarray, lookup: np.ndarray) -> np.ndarray:
+    """Footprint.warp of a fisheye lens. lookup: float32 [2, h, w]: s / d and t / d, where (s, t) is what a pixel sees
+    of the texture and d = 1 / near its distance in metres.
+    """
+    texture = np.asarray(image)
+    seen = near > MIN_INVERSE_DEPTH
+    s, t = scale * lookup[:, seen] / near[seen] - 0.5  # pixels of the texture, from its centres
+    inside = (s > -1) & (s < texture.shape[1]) & (t > -1) & (t < texture.shape[0])
+    seen[seen] = inside
+    pixels = np.zeros((*seen.shape, *texture.shape[2:]), np.float32)
+    pixels[seen] = bilinear(texture, s[inside], t[inside])
+    return pixels
 
 
 def bilinear(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -125,17 +108,24 @@ def paint(canvas: np.ndarray, rng: np.random.Generator, surface: Surface, *, sho
     if footprint is None:
         return
     view, near = footprint.view, footprint.near
-    rgb, alpha = look_up(surface, light, footprint)
+    image = surface.colour
+    if light.weather == "snow" and surface.label is not None:
+        image = image.copy()
+        image.paste((228, 232, 240, 255), mask=surface.label.point([0] * ROOF + [230] * (256 - ROOF)))
+    pixels = np.ascontiguousarray(footprint.warp(image, 1.0).transpose(2, 0, 1))
+    rgb, alpha = tree_colours(pixels, light) if surface.kind == "tree" else (pixels[:3], pixels[3] / 255)
     if not footprint.in_front:  # the lookup also finds what lies behind the camera
         rgb, alpha = rgb * (near > MIN_INVERSE_DEPTH), alpha * (near > MIN_INVERSE_DEPTH)
-    if surface.kind == "ground":
-        rgb = wet_or_snowed(rgb, alpha, light)
+    if surface.kind == "ground" and light.weather == "snow":
+        rgb = rgb + (225 - rgb) * alpha * 0.75
+    if surface.kind == "ground" and light.weather == "rain":  # it reflects the sky
+        rgb = 0.6 * rgb + alpha * 0.18 * light.horizon
     illumination = light.ambient + shot.lamps[view] if light.dark else light.ambient
     if light.sun.any():
         illumination = illumination + light.sun * sunlit(rng, surface, light, footprint=footprint)
     shaded = rgb * illumination
     if surface.label is not None and surface.kind != "ground":
-        glow = footprint.warp(surface.label.point(shot.glow)) / 255
+        glow = footprint.warp(surface.label.point(shot.glow), 1.0) / 255
         shaded += glow * (0.6 * rgb + (planes((190, 154, 98)) if light.dark else 0.75 * light.horizon))
     if light.haze > CLEAR_HAZE or surface.kind == "skyline":
         hazed = 1 - np.exp(-light.haze / np.maximum(near, MIN_INVERSE_DEPTH))
@@ -164,7 +154,9 @@ def find_footprint(surface: Surface, camera: Camera, canvas: np.ndarray) -> Foot
     backward = np.linalg.inv(forward)
     x, y = np.arange(box[0], box[2]) + 0.5, np.arange(box[1], box[3])[:, None] + 0.5
     near = (backward[2, 0] * x + backward[2, 1] * y + backward[2, 2]).astype(np.float32)
-    return PinholeFootprint(box=box, in_front=in_front, near=near, backward=backward)
+    view = (slice(None), slice(box[1], box[3]), slice(box[0], box[2]))
+    warp = partial(warp_straight, box=box, backward=backward)
+    return Footprint(view=view, near=near, warp=warp, in_front=in_front)
 
 
 def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Footprint | None:
@@ -177,17 +169,10 @@ def fisheye_footprint(surface: Surface, camera: Camera, fisheye: Fisheye) -> Foo
     if not seen.any():
         return None
     (y0, y1), (x0, x1) = (np.flatnonzero(seen.any(axis))[[0, -1]] + (0, 1) for axis in (1, 0))
-    part = lookup[:, y0:y1, x0:x1]
-    return FisheyeFootprint(box=(int(x0), int(y0), int(x1), int(y1)), in_front=True, near=part[2], lookup=part[:2])
-
-
-def look_up(surface: Surface, light: Light, footprint: Footprint) -> tuple[np.ndarray, np.ndarray]:
-    """The surface's colours in the box, premultiplied, [3, h, w] of 0 to 255, and its alpha [h, w]: float32."""
-    image = surface.colour
-    if light.weather == "snow" and surface.label is not None:
-        image = snow_on_roofs(image, surface.label)
-    pixels = np.ascontiguousarray(footprint.warp(image).transpose(2, 0, 1))
-    return tree_colours(pixels, light) if surface.kind == "tree" else (pixels[:3], pixels[3] / 255)
+    view = (slice(None), slice(y0, y1), slice(x0, x1))
+    part = lookup[view]
+    warp = partial(warp_fisheye, near=part[2], lookup=part[:2])
+    return Footprint(view=view, near=part[2], warp=warp, in_front=True)
 
 
 def tree_colours(masks: np.ndarray, light: Light) -> tuple[np.ndarray, np.ndarray]:
@@ -197,22 +182,6 @@ def tree_colours(masks: np.ndarray, light: Light) -> tuple[np.ndarray, np.ndarra
     if light.leaf is None:
         return wood * trunk, wood
     return leaf * (0.4 + 1.2 * shade) * planes(light.leaf) + (1 - leaf) * wood * trunk, np.maximum(wood, leaf)
-
-
-def snow_on_roofs(colour: Image.Image, label: Image.Image) -> Image.Image:
-    """A texture (RGBa) with snow on all that the label map (L) marks as ROOF."""
-    image = colour.copy()
-    image.paste((228, 232, 240, 255), mask=label.point([0] * ROOF + [230] * (256 - ROOF)))
-    return image
-
-
-def wet_or_snowed(rgb: np.ndarray, alpha: np.ndarray, light: Light) -> np.ndarray:
-    """The ground's colours [3, h, w] in the weather: white in snow, reflecting the sky in rain."""
-    if light.weather == "snow":
-        return rgb + (225 - rgb) * alpha * 0.75
-    if light.weather == "rain":
-        return 0.6 * rgb + alpha * 0.18 * light.horizon
-    return rgb
 
 
 def sunlit(rng: np.random.Generator, surface: Surface, light: Light, *, footprint: Footprint) -> float | np.ndarray:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from datasets.synthetic.buildings import SHEET_HEIGHT, draw_row
-from datasets.synthetic.domain import DEFAULT_DOMAIN, Domain
+from datasets.synthetic.config import DEFAULT_DOMAIN, Domain
 from datasets.synthetic.drawing import Box, Sheet
 from datasets.synthetic.interior import draw_blocks, draw_ceiling, draw_decor, draw_floor, draw_wall
-from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, Purpose, between, random_stream
-from datasets.synthetic.style import Style, draw_heading, draw_style
+from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, between
+from datasets.synthetic.style import Style, draw_style
 from datasets.synthetic.surroundings import draw_ground, draw_skyline, draw_tree
 
 TEXTURE_DETAIL = 1.35  # texture pixels per photo pixel, at the nearest wall
@@ -72,22 +72,28 @@ def focal_length(size: tuple[int, int]) -> float:
 def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = DEFAULT_DOMAIN) -> Scene:
     """Draws a place of the domain for photos of `size` = (width, height) pixels."""
     style = draw_style(place, domain)
-    rng = random_stream(place.seed, place.city, purpose=Purpose.PLACE, number=place.number)
+    rng = place.place_stream()
     focal = focal_length(size)
     yaw = between(rng, -0.12, 0.12) if style.along else between(rng, -0.45, 0.45)
     scale = TEXTURE_DETAIL * focal / (9.0 if style.along else style.distance)
-    spots: list[Vector] = []
+    spots: list[Vector] = []  # for trees and lamps
     if style.indoors:
         surfaces = draw_view_indoors(place, style, focal=focal)
-    elif style.along:
-        surfaces, spots = draw_view_along(rng, style, scale=scale, focal=focal)
     else:
-        surfaces, spots = draw_view_across(rng, style, scale=scale, yaw=yaw)
-    if not style.indoors:
-        surfaces.insert(0, place_skyline(draw_skyline(rng, (400.0, 45.0), TEXTURE_DETAIL * focal / 150), yaw))
+        if style.along:
+            surfaces, spots = draw_view_along(rng, style, scale=scale, focal=focal)
+        else:
+            surfaces, spots = draw_view_across(rng, style, scale=scale, yaw=yaw)
+        skyline = draw_skyline(rng, (400.0, 45.0), TEXTURE_DETAIL * focal / 150)  # 150 m away, square to the view
+        towards, right = np.array((math.sin(yaw), 0, math.cos(yaw))), np.array((math.cos(yaw), 0, -math.sin(yaw)))
+        surfaces.insert(0, hang("skyline", skyline, origin=150 * towards - 200 * right + (0, 45, 0), right=right))
     order = rng.permutation(len(spots))
     for spot in sorted((spots[i] for i in order[: style.trees]), key=lambda spot: -spot[2]):
-        surfaces.append(plant_tree(rng, spot, scale))
+        tree = draw_tree(rng, scale)
+        grown = between(rng, 0.8, 1.25) / scale  # metres per pixel
+        origin = np.array(spot) + grown * np.array((-0.5 * tree.width, tree.height, 0))
+        right, down = np.array((grown, 0, 0)), np.array((0, -grown, 0))
+        surfaces.append(Surface(kind="tree", colour=tree, label=None, origin=origin, right=right, down=down))
     lit = [spots[i] for i in order[style.trees : style.trees + 2]]
     return Scene(
         place=place,
@@ -97,14 +103,14 @@ def draw_place(place: PlaceId, size: tuple[int, int], domain: Domain = DEFAULT_D
         lamps=np.array(lit).reshape(-1, 3) + (0, 5.0, 0),
         yaw=yaw,
         size=size,
-        heading=draw_heading(place),
+        heading=360 * place.street_stream(1).random(),
     )
 
 
 def draw_view_along(
     rng: np.random.Generator, style: Style, *, scale: float, focal: float
 ) -> tuple[list[Surface], list[Vector]]:
-    """A view along a street that a row of houses closes: its surfaces, and spots for trees and lamps."""
+    """A view along a street that a row of houses closes: its surfaces and spots."""
     length, half = between(rng, 26, 48), style.distance
     row = draw_row(rng, style, length=40.0, scale=TEXTURE_DETAIL * focal / length)
     depth = length + 4
@@ -113,23 +119,13 @@ def draw_view_along(
     surfaces = [
         hang("wall", row, origin=(-20, SHEET_HEIGHT, length + 6)),
         hang("ground", ground, origin=(-half, 0, length + 1), down=(0, 0, -1)),
-        *draw_side_walls(rng, style, scale=scale, length=length),
     ]
+    for side in (-1, 1):
+        wall = draw_row(rng, style, length=length, scale=scale)
+        parts = {(15.0, length): (3, 2), (0.0, 15.0): (1, 1)}
+        surfaces += hang_side_wall(wall, side, x=half, z=1.0, parts=parts)
     spots = [(side * (half - 1.5), 0.0, z) for side in (-1, 1) for z in (9.0, 17.0, 25.0)]
     return surfaces, spots
-
-
-def draw_side_walls(rng: np.random.Generator, style: Style, *, scale: float, length: float) -> list[Surface]:
-    """Both sides of a street that runs away from the camera, the far part at less detail."""
-    surfaces, near = [], 15.0
-    for side in (-1, 1):
-        row = draw_row(rng, style, length=length, scale=scale)
-        for start, end, reduce in ((near, length, (3, 2)), (0.0, near, (1, 1))):
-            # The x axis of the left wall's sheet runs away from the camera, that of the right wall's towards it.
-            part = row.crop(start, end) if side < 0 else row.crop(length - end, length - start)
-            origin = (side * style.distance, SHEET_HEIGHT, 1.0 + (start if side < 0 else end))
-            surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
-    return surfaces
 
 
 def draw_view_indoors(place: PlaceId, style: Style, *, focal: float) -> list[Surface]:
@@ -138,7 +134,7 @@ def draw_view_indoors(place: PlaceId, style: Style, *, focal: float) -> list[Sur
     The places of a street lie along one corridor, STEP apart. Walls, floor and ceiling overlap a little, so that no
     gaps show between them.
     """
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=5)
+    rng = place.street_stream(5)
     decor, half, edge = draw_decor(place), style.distance, style.distance + OVERLAP
     ahead = between(rng, 12, 36)  # of the last place
     here = BEHIND + place.number % PLACES_PER_STREET * STEP  # from the beginning of the corridor
@@ -154,10 +150,8 @@ def draw_view_indoors(place: PlaceId, style: Style, *, focal: float) -> list[Sur
     ]
     for side in (-1, 1):
         wall = draw_wall(rng, decor, length=length, scale=scale)
-        for start, stop, reduce in ((here + 6.0 - OVERLAP, length, (4, 2)), (here - BEHIND, here + 6.0, (1, 1))):
-            part = wall.crop(start, stop) if side < 0 else wall.crop(length - stop, length - start)
-            origin = (side * half, decor.height, (start if side < 0 else stop) - here)
-            surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
+        parts = {(here + 6.0 - OVERLAP, length): (4, 2), (here - BEHIND, here + 6.0): (1, 1)}
+        surfaces += hang_side_wall(wall, side, x=half, z=-here, parts=parts)
     for block in draw_blocks(rng, decor, length=length, scale=scale):
         near, far = block.near - here, block.far - here
         if far < -BEHIND:
@@ -172,7 +166,7 @@ def draw_view_indoors(place: PlaceId, style: Style, *, focal: float) -> list[Sur
 def draw_view_across(
     rng: np.random.Generator, style: Style, *, scale: float, yaw: float
 ) -> tuple[list[Surface], list[Vector]]:
-    """A view of the houses on the other side of a street: its surfaces, and spots for trees and lamps."""
+    """A view of the houses on the other side of a street: its surfaces and spots."""
     far = style.distance
     left = far * math.tan(min(max(yaw - 0.85, -1.2), 1.2)) - 3
     right = far * math.tan(min(max(yaw + 0.85, -1.2), 1.2)) + 3
@@ -186,6 +180,22 @@ def draw_view_across(
     middle = far * math.tan(yaw)
     spots = [(middle + x + between(rng, -1.5, 1.5), 0.0, far - 2.3) for x in (-9.0, -3.0, 3.0, 9.0)]
     return surfaces, spots
+
+
+def hang_side_wall(
+    sheet: Sheet, side: int, *, x: float, z: float, parts: dict[tuple[float, float], tuple[int, int]]
+) -> list[Surface]:
+    """Parts of a wall `x` metres to the left (side -1) or right (1) of the camera, which begins at `z` metres ahead.
+
+    parts: {(start, end), in metres from the beginning: `reduce` of hang}.
+    """
+    surfaces = []
+    for (start, end), reduce in parts.items():
+        # The x axis of the left wall's sheet runs away from the camera, that of the right wall's towards it.
+        part = sheet.crop(start, end) if side < 0 else sheet.crop(sheet.width - end, sheet.width - start)
+        origin = (side * x, sheet.height, z + (start if side < 0 else end))
+        surfaces.append(hang("wall", part, origin=origin, right=(0, 0, -side), reduce=reduce))
+    return surfaces
 
 
 def hang(
@@ -213,24 +223,4 @@ def hang(
         origin=np.array(origin, float),
         right=metres[0] * np.array(right, float),
         down=metres[1] * np.array(down, float),
-    )
-
-
-def place_skyline(sheet: Sheet, yaw: float) -> Surface:
-    """The skyline, 150 m away and square to the usual view."""
-    towards, right = np.array((math.sin(yaw), 0, math.cos(yaw))), np.array((math.cos(yaw), 0, -math.sin(yaw)))
-    return hang("skyline", sheet, origin=150 * towards - 200 * right + (0, 45, 0), right=right)
-
-
-def plant_tree(rng: np.random.Generator, spot: Vector, scale: float) -> Surface:
-    """A tree that stands at `spot` (metres), drawn at `scale` pixels per metre."""
-    image = draw_tree(rng, scale)
-    grown = between(rng, 0.8, 1.25) / scale  # metres per pixel
-    return Surface(
-        kind="tree",
-        colour=image,
-        label=None,
-        origin=np.array(spot) + grown * np.array((-0.5 * image.width, image.height, 0)),
-        right=np.array((grown, 0, 0)),
-        down=np.array((0, -grown, 0)),
     )

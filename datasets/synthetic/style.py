@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from datasets.synthetic.domain import Domain
+from datasets.synthetic.config import Domain
 from datasets.synthetic.drawing import Colour, hsv
-from datasets.synthetic.randomness import PlaceId, Purpose, between, pick, random_stream
+from datasets.synthetic.randomness import PlaceId, between, pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Style:
 
 def draw_style(place: PlaceId, domain: Domain) -> Style:
     """The style of the street that the place lies in."""
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street)
+    rng = place.street_stream()
+    indoors = "indoors" in domain.views and place.street_stream(2).random() * len(domain.views) < 1
     grey = between(rng, 0.28, 0.45)
-    indoors = draw_indoors(place, domain)
     view = "along" if rng.random() < 0.4 else "across"
     along = indoors or "across" not in domain.views or (view == "along" and "along" in domain.views)
     # The arguments draw their random numbers in this order. Another order gives other cities.
@@ -70,15 +70,3 @@ def draw_style(place: PlaceId, domain: Domain) -> Style:
         distance=between(rng, 5.0, 8.0) if along else between(rng, 11, 17),
     )
     return replace(style, distance=between(rng, 0.9, 2.0)) if indoors else style
-
-
-def draw_indoors(place: PlaceId, domain: Domain) -> bool:
-    """Whether the street that the place lies in is a corridor: its chance is 1 / the number of the domain's views."""
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=2)
-    return "indoors" in domain.views and rng.random() * len(domain.views) < 1
-
-
-def draw_heading(place: PlaceId) -> float:
-    """The compass heading (degrees) in which the photos of the place's street look."""
-    rng = random_stream(place.seed, place.city, purpose=Purpose.STREET, number=place.street, part=1)
-    return 360 * rng.random()

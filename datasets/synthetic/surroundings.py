@@ -18,40 +18,24 @@ def draw_ground(
     `kerbs` gives the pavements as boxes in metres. The road runs along the longer side of the first one.
     """
     width, depth = size
-    sheet = Sheet(width, depth, scale)
-    sheet.rect((0, 0, width, depth), style.road)
+    sheet = Sheet(width, depth, scale, fill=style.road)
     across = kerbs[0][2] - kerbs[0][0] > kerbs[0][3] - kerbs[0][1]
-    draw_centre_line(sheet, across)
-    if rng.random() < 0.5:
-        draw_crossing(sheet, rng, across)
+    x, y = width / 2, depth / 2 - 1.0
+    line = (0, y, width, y + 0.18) if across else (x, 0, x + 0.18, depth)  # dashed, in the middle of the road
+    sheet.stripes(line, 3.0, 1.6, (215, 212, 200), upright=across)
+    if rng.random() < 0.5:  # a zebra crossing
+        at = between(rng, 0.35, 0.65) * (width if across else 14.0)
+        colour = pick(rng, ((225, 225, 220), (220, 190, 60)))
+        box = (at, 0, at + 3.0, depth) if across else (0, at, width, at + 3.0)
+        sheet.stripes(box, 1.0, 0.5, colour, upright=not across)
     for kerb in kerbs:
-        draw_pavement(sheet, style, kerb)
+        x0, z0, x1, z1 = kerb
+        sheet.rect(kerb, tone(style.paving, 1.2))
+        sheet.rect((x0 + 0.2, z0 + 0.2, x1 - 0.2, z1 - 0.2), style.paving)
+        for upright in (True, False):  # slabs
+            sheet.stripes(kerb, 1.5, 0.1, tone(style.paving, 0.85), upright=upright)
     sheet.weather(rng, 40)
     return sheet
-
-
-def draw_centre_line(sheet: Sheet, across: bool) -> None:
-    """The dashed line in the middle of the road, which runs across the sheet or from its bottom to its top."""
-    x, y = sheet.width / 2, sheet.height / 2 - 1.0
-    line = (0, y, sheet.width, y + 0.18) if across else (x, 0, x + 0.18, sheet.height)
-    sheet.stripes(line, 3.0, 1.6, (215, 212, 200), upright=across)
-
-
-def draw_crossing(sheet: Sheet, rng: np.random.Generator, across: bool) -> None:
-    """A zebra crossing over the whole width of the road."""
-    at = between(rng, 0.35, 0.65) * (sheet.width if across else 14.0)
-    colour = pick(rng, ((225, 225, 220), (220, 190, 60)))
-    box = (at, 0, at + 3.0, sheet.height) if across else (0, at, sheet.width, at + 3.0)
-    sheet.stripes(box, 1.0, 0.5, colour, upright=not across)
-
-
-def draw_pavement(sheet: Sheet, style: Style, kerb: Box) -> None:
-    """Slabs with a lighter kerb around them."""
-    x0, z0, x1, z1 = kerb
-    sheet.rect(kerb, tone(style.paving, 1.2))
-    sheet.rect((x0 + 0.2, z0 + 0.2, x1 - 0.2, z1 - 0.2), style.paving)
-    for upright in (True, False):
-        sheet.stripes(kerb, 1.5, 0.1, tone(style.paving, 0.85), upright=upright)
 
 
 def draw_skyline(rng: np.random.Generator, size: tuple[float, float], scale: float) -> Sheet:
@@ -75,9 +59,14 @@ def draw_tree(rng: np.random.Generator, scale: float) -> Image.Image:
     """A tree of 4 x 7 metres as an RGB image whose channels are wood, leaves and the leaves' brightness."""
     size = (round(4 * scale), round(7 * scale))
     wood, leaf, shade = (Image.new("L", size, fill) for fill in (0, 0, 128))
-    fork, crown = between(rng, 2.0, 2.8), between(rng, 1.2, 1.8)
-    draw_wood(ImageDraw.Draw(wood), rng, fork=fork, crown=crown, scale=scale)
-    draw_leaf, draw_shade = ImageDraw.Draw(leaf), ImageDraw.Draw(shade)
+    draw_wood, draw_leaf, draw_shade = (ImageDraw.Draw(image) for image in (wood, leaf, shade))
+    fork, crown = 7 - between(rng, 2.0, 2.8), between(rng, 1.2, 1.8)  # metres, from the top and to the sides
+    draw_wood.line((2 * scale, 7 * scale, 2 * scale, fork * scale), 255, max(1, round(0.28 * scale)))
+    for _ in range(9):  # bent branches
+        x, y = 2 + between(rng, -1, 1) * 0.85 * crown, fork - between(rng, 0.8, 3.2)
+        middle = ((2 + (x - 2) * 0.3) * scale, (y + (fork - y) * 0.45) * scale)
+        draw_wood.line((2 * scale, (fork + 0.2) * scale, *middle), 255, max(1, round(0.13 * scale)))
+        draw_wood.line((*middle, x * scale, y * scale), 255, max(1, round(0.07 * scale)))
     for _ in range(80):
         angle, reach = between(rng, 0, 2 * math.pi), math.sqrt(rng.random())
         x, y = 2 + crown * reach * math.cos(angle), 2.9 + 1.9 * reach * math.sin(angle)
@@ -86,13 +75,3 @@ def draw_tree(rng: np.random.Generator, scale: float) -> Image.Image:
         draw_leaf.ellipse(box, 255)
         draw_shade.ellipse(box, int(between(rng, 110, 190) - 18 * (y - 2.9)))
     return Image.merge("RGB", (wood, leaf, shade))
-
-
-def draw_wood(draw: ImageDraw.ImageDraw, rng: np.random.Generator, *, fork: float, crown: float, scale: float) -> None:
-    """The trunk, up to `fork` metres, and nine bent branches that reach about `crown` metres to the sides."""
-    draw.line((2 * scale, 7 * scale, 2 * scale, (7 - fork) * scale), 255, max(1, round(0.28 * scale)))
-    for _ in range(9):
-        x, y = 2 + between(rng, -1, 1) * 0.85 * crown, 7 - fork - between(rng, 0.8, 3.2)
-        middle = ((2 + (x - 2) * 0.3) * scale, (y + (7 - fork - y) * 0.45) * scale)
-        draw.line((2 * scale, (7 - fork + 0.2) * scale, *middle), 255, max(1, round(0.13 * scale)))
-        draw.line((*middle, x * scale, y * scale), 255, max(1, round(0.07 * scale)))

@@ -34,7 +34,12 @@ def build(config: UnifiedConfig) -> tuple[list[CitySummary], int]:
         for folder in ("Images", "Dataframes"):
             remove_leftovers(config.output / folder)
         pending = [plan for plan in plans if not is_complete(plan, config.output)]
-        _build_cities(pending, config)
+        if not config.symlink:
+            _check_space(pending, config)
+        total = sum(len(plan.images) for plan in pending)
+        with tqdm(total=total, desc="Linking" if config.symlink else "Copying", unit=" images", disable=None) as bar:
+            for plan in pending:
+                _build_city(plan, config, bar)
     finally:
         lock.release()
     return summaries, len(pending)
@@ -66,15 +71,6 @@ def is_complete(plan: CityPlan, output: Path) -> bool:
 def _paths(plan: CityPlan, output: Path) -> tuple[Path, Path]:
     """The folder of the city's images, and its CSV file, which is written last and marks a complete city."""
     return output / "Images" / plan.name, output / "Dataframes" / f"{plan.name}.csv"
-
-
-def _build_cities(plans: Sequence[CityPlan], config: UnifiedConfig) -> None:
-    if not config.symlink:
-        _check_space(plans, config)
-    total = sum(len(plan.images) for plan in plans)
-    with tqdm(total=total, desc="Linking" if config.symlink else "Copying", unit=" images", disable=None) as bar:
-        for plan in plans:
-            _build_city(plan, config, bar)
 
 
 def _check_space(plans: Sequence[CityPlan], config: UnifiedConfig) -> None:

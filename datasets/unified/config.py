@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets.cities import GROUPED_CITIES, GROUPS, TRAINING_DATASETS
 from model.errors import InputError
+from utils.runtime.flags import flag, switch
 
 PITTS30K, SF_XL = "pitts30k", "sf_xl"
 OUTPUT_NAMES = {city.lower(): city for city in GROUPED_CITIES}  # {source: what its output cities are called}
@@ -12,30 +14,37 @@ MSLS_CITIES = tuple(city for city in OUTPUT_NAMES if city != PITTS30K)
 CITIES = (*MSLS_CITIES, PITTS30K, SF_XL)
 
 
+def source_flag(content: str) -> Any:
+    """A field with the folder of a source."""
+    return flag(f"folder that contains {content}", metavar="DIR", default=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnifiedConfig:
-    """What to build, and where.
+    """What to build, and where. `cities` are kept in the order of CITIES; a source is needed only for its cities.
 
-    output: the dataset's folder, which may hold GSV-Cities already. msls, pitts30k, sf_xl: folders of the sources,
-    needed only for the cities chosen. cities: some of CITIES, kept in that order. symlink: link to the images instead
-    of copying them. workers: threads that copy. allow_name_collisions: let images of SF-XL share a file name, as the
-    original builder does. Raises InputError for unknown cities and values out of range.
+    Raises InputError for unknown cities and values out of range.
     """
 
-    output: Path
-    msls: Path | None = None
-    pitts30k: Path | None = None
-    sf_xl: Path | None = None
-    cities: tuple[str, ...] = CITIES
-    symlink: bool = False
-    workers: int = 4
-    allow_name_collisions: bool = False
+    output: Path = flag("gets Dataframes/ and Images/; may hold GSV-Cities already", metavar="OUTPUT", positional=True)
+    msls: Path | None = source_flag("train_val/<city>/{database,query}/{raw.csv,images/}")
+    pitts30k: Path | None = source_flag("images/train/{database,queries}/")
+    sf_xl: Path | None = source_flag("images/train/")
+    cities: tuple[str, ...] = flag("what to build", default=CITIES, metavar="CITY")
+    copy: bool = switch("copy the images, which is the default")
+    symlink: bool = switch("link to the images, which must then stay in place")
+    workers: int = flag("threads that copy", type=int, default=4)
+    allow_name_collisions: bool = switch(
+        "as the original builder: list every image of SF-XL, even where a later one replaces its file"
+    )
 
     def __post_init__(self) -> None:
         unknown = [city for city in self.cities if city not in CITIES]
         if unknown or not self.cities:
             problem = f"Unknown city {', '.join(unknown)}" if unknown else "No city"
             raise InputError(f"--cities: {problem}. Choose from: {', '.join(CITIES)}.")
+        if self.copy and self.symlink:
+            raise InputError("--copy and --symlink exclude each other. Give one of them.")
         if self.workers < 1:
             raise InputError(f"--workers {self.workers}: expected 1 or more.")
         object.__setattr__(self, "cities", tuple(city for city in CITIES if city in self.cities))

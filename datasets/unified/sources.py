@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,16 +51,21 @@ class Source:
 def check_sources(config: UnifiedConfig) -> None:
     """Raises one InputError that names everything that is missing."""
     problems = []
+    for flag, root, folders, cities in (
+        ("--msls", config.msls, (".",), MSLS_CITIES),
+        ("--pitts30k", config.pitts30k, PITTS30K_FOLDERS, (PITTS30K,)),
+        ("--sf_xl", config.sf_xl, (SF_XL_FOLDER,), (SF_XL,)),
+    ):
+        if not set(cities) & set(config.cities):
+            continue
+        if root is None:
+            problems.append(f"{flag} is not given")
+        else:
+            problems += [f"there is no folder {root / folder}" for folder in folders if not (root / folder).is_dir()]
     msls_cities = [city for city in config.cities if city in MSLS_CITIES]
-    if msls_cities:
-        problems += _missing_folders("--msls", config.msls, (".",))
-        missing = [city for city in msls_cities if config.msls and not _msls_folder(config.msls, city)]
-        if missing:
-            problems.append(f"{config.msls} lacks {MSLS_TABLES} for {', '.join(missing)}")
-    if PITTS30K in config.cities:
-        problems += _missing_folders("--pitts30k", config.pitts30k, PITTS30K_FOLDERS)
-    if SF_XL in config.cities:
-        problems += _missing_folders("--sf_xl", config.sf_xl, (SF_XL_FOLDER,))
+    missing = [city for city in msls_cities if config.msls and not _msls_folder(config.msls, city)]
+    if missing:
+        problems.append(f"{config.msls} lacks {MSLS_TABLES} for {', '.join(missing)}")
     if problems:
         raise InputError(f"Missing sources: {'; '.join(problems)}. Provide them, or choose other cities with --cities.")
 
@@ -77,13 +82,6 @@ def read_sources(config: UnifiedConfig) -> Iterator[Source]:
             yield read_sf_xl(root)
         else:
             yield read_msls_city(root, city, moved)
-
-
-def _missing_folders(flag: str, root: Path | None, folders: Sequence[str]) -> list[str]:
-    """What is wrong with the source folder that `flag` names: it must contain the folders."""
-    if root is None:
-        return [f"{flag} is not given"]
-    return [f"there is no folder {root / folder}" for folder in folders if not (root / folder).is_dir()]
 
 
 # ---- MSLS
@@ -103,7 +101,10 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
         available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
         prefix = images_folder.relative_to(root).as_posix()
         for row in read_csv(table, MSLS_COLUMNS, exact=True)[1]:
-            if _is_panorama(row):
+            is_panorama = row.text("pano").strip()
+            if is_panorama not in ("True", "False"):
+                raise row.error(f"pano is {is_panorama!r}. Expected True or False.")
+            if is_panorama == "True":
                 panoramas += 1
                 continue
             key, name = row.text("key"), _msls_name(row)
@@ -147,13 +148,6 @@ def _moved_images(root: Path) -> dict[str, str]:
             if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX) and not is_system_name(name):
                 files[fields[IMAGE_ID]] = f"train/{part}/{name}"
     return files
-
-
-def _is_panorama(row: CsvRow) -> bool:
-    text = row.text("pano").strip()
-    if text not in ("True", "False"):
-        raise row.error(f"pano is {text!r}. Expected True or False.")
-    return text == "True"
 
 
 def _msls_name(row: CsvRow) -> str:

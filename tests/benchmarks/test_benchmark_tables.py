@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import common, machine
-from benchmarks.common import DEFAULT_FILE, RESULTS, Row, count_gflop, json_file, write_json
-from benchmarks.machine import cpu_features, kind, matrix_gflops
+from benchmarks.common import RESULTS, Row, count_gflop, write_json
+from benchmarks.machine import kind, matrix_gflops
 from benchmarks.readme import README, TEMPLATE, render
 from model import InputError
 
 EPYC = {"cpu": "AMD EPYC", "features": ["AVX512-BF16", "AVX2"], "gpu": None}
-XEON = {"cpu": "Intel(R) Xeon(R) Processor", "features": ["AMX", "AVX512-BF16"], "gpu": None}
 SETTINGS = {"cores": 2, "threads": 1, "versions": {"torch": "2.14"}}
 
 
@@ -23,9 +22,6 @@ def write_results(folder, *names):
     rows = [asdict(Row(name=name, baseline=10, ours=5, unit="ms", ratio=2)) for name in names]
     write_json(folder / kind(EPYC) / "extract.json", "Extraction", {**EPYC, **SETTINGS}, rows=rows)
     return folder
-
-
-# ---- The page
 
 
 def test_the_page_is_what_the_command_writes_from_the_committed_measurements():
@@ -52,53 +48,6 @@ def test_measurements_that_are_neither_shown_nor_left_out_are_refused(tmp_path):
 def test_a_table_without_measurements_is_refused(tmp_path):
     with pytest.raises(InputError, match="train"):
         render("<!-- results: extract -->\n\n<!-- results: train -->\n", write_results(tmp_path, "attention"))
-
-
-# ---- The machine
-
-
-def test_the_features_come_from_pytorch(monkeypatch):
-    capabilities = {"avx2": True, "amx_bf16": True, "avx512_f": False, "cpu_name": "avx512_bf16"}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert cpu_features() == ["AMX", "AVX2"]
-
-
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("flags\t\t: fpu avx2 avx512f avx512_bf16", ["AVX512-BF16", "AVX-512", "AVX2"]),
-        ("Features\t: fp asimd bf16", ["ARM-BF16"]),
-        ("flags\t\t: fpu sse2", []),
-    ],
-)
-def test_the_features_come_from_the_system_where_pytorch_is_older(monkeypatch, tmp_path, line, expected):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    machine.CPUINFO.write_text(f"processor\t: 0\nmodel name\t: Some CPU\n{line}\n")
-    assert cpu_features() == expected
-    assert machine.cpu_name() == "Some CPU"
-
-
-@pytest.mark.parametrize(
-    "this, expected",
-    [
-        (EPYC, "epyc-avx512bf16"),
-        (XEON, "xeon-amx"),
-        ({"cpu": "Intel(R) Xeon(R) Processor", "gpu": None}, "xeon"),
-        ({"cpu": "Intel(R) Core(TM) i7-1185G7", "features": ["AVX-512"], "gpu": None}, "intel-core-i7-1185g7-avx512"),
-        ({**XEON, "gpu": "NVIDIA H100 80GB HBM3"}, "nvidia-h100-80gb-hbm3"),
-    ],
-)
-def test_a_kind_of_machine_is_named_after_cpu_and_instructions_or_gpu(this, expected):
-    assert kind(this) == expected
-
-
-def test_without_a_file_the_table_goes_to_the_folder_of_the_machine():
-    assert json_file(DEFAULT_FILE, "input") == RESULTS / kind(machine.machine(measured=False)) / "input.json"
-    assert json_file(None, "input") is None and json_file(README, "input") == README
-
-
-# ---- The limit
 
 
 def test_the_share_is_that_of_the_best_matrix_product(monkeypatch):

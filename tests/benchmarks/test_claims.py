@@ -23,14 +23,11 @@ from benchmarks.claims.variants import (
     HASHING_LOSSES,
     NETWORKS,
     PlainNet,
-    hashing,
     pooled_backbone,
-    random_start,
 )
 from model import HashingOutput, InputError
 from model.adapter import MulConvAdapter
 from model.network import STE_binary
-from utils.retrieval.extraction import pack_codes
 from utils.training.losses import float_losses, hashing_losses, mine_pairs
 from utils.training.step import set_training_mode
 
@@ -74,9 +71,6 @@ def output(bits: int = 16) -> HashingOutput:
     return HashingOutput(logits, STE_binary.apply(logits))
 
 
-# ---- Adapters
-
-
 @pytest.mark.parametrize("dim", [192, 768])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_have_the_size_of_multiconv_and_start_at_zero(name, dim):
@@ -98,30 +92,6 @@ def test_the_plain_adapter_mixes_no_patches_and_the_other_ones_do():
         moved = (adapter(changed, (4, 5)) - adapter(tokens, (4, 5))).abs().sum(dim=2)[0] > 1e-5
         assert set((moved[1:].nonzero().flatten()).tolist()) == reach
         assert not moved[0]
-
-
-@pytest.mark.parametrize("network, branch", [("multiconv", "branch3"), ("conv3", "branch")])
-def test_channels_that_start_equal_stay_equal(network, branch):
-    """Why there are variants with a random start: from a constant one, a reduced branch has one channel in effect."""
-    for name, equal in ((network, True), (f"{network}_random", False)):
-        model, before = trained(name, steps=3)
-        entry = f"backbone.adapters.5.{branch}.0.conv.weight"
-        weight = model.state_dict()[entry].flatten(1)
-        assert not torch.equal(weight, before[entry].flatten(1))
-        spread_of_channels = float((weight - weight[:1]).abs().max() / weight.abs().max())
-        assert (spread_of_channels < 1e-3) == equal  # rounding makes up to 2e-5, a random start about 1
-
-
-def test_a_random_start_changes_the_convolutions_only():
-    torch.manual_seed(0)
-    constant = MulConvAdapter(192)
-    start = {name: value.clone() for name, value in constant.state_dict().items()}
-    changed = {name for name, value in random_start(constant).state_dict().items() if not value.equal(start[name])}
-    assert changed == {name for name in start if ".conv." in name}
-    assert all(float(start[name].max()) == pytest.approx(1e-5) for name in changed)
-
-
-# ---- Networks
 
 
 @torch.no_grad()
@@ -159,19 +129,6 @@ def test_each_variant_trains_what_its_name_says(network, parts):
     assert changed == parts
 
 
-@pytest.mark.parametrize("bits", [128, 512])
-def test_codes_have_their_length_and_are_the_signs_of_the_logits(bits):
-    with torch.no_grad():
-        logits, code = hashing(bits).eval()(images())
-    assert logits.shape == code.shape == (12, bits)
-    assert torch.equal(code, torch.where(logits >= 0, 1.0, -1.0))
-    assert pack_codes(code).shape == (12, bits // 8)
-    assert np.array_equal(pack_codes(code).numpy(), np.packbits(code.numpy() > 0, axis=1))
-
-
-# ---- Losses
-
-
 def gradient(loss, result: HashingOutput) -> torch.Tensor:
     """The gradient of a loss with respect to the logits."""
     return torch.autograd.grad(loss.total, result.logits)[0]
@@ -201,24 +158,13 @@ def test_the_constraint_alone_pulls_the_logits_to_the_codes_and_passes_no_gradie
     losses = HASHING_LOSSES["constraint"](result, LABELS)
     logits, codes = result.logits.detach(), result.code.detach()
     positives, negatives = mine_pairs(logits @ logits.T, LABELS)
-    differences = [
-        float(logits[i] @ logits[j] - codes[i] @ codes[j] / 16) ** 2
-        for i in range(12)
-        for j in range(12)
-        if positives[i, j] or negatives[i, j]
-    ]
+    pairs = (positives | negatives).nonzero().tolist()
+    differences = [float(logits[i] @ logits[j] - codes[i] @ codes[j] / 16) ** 2 for i, j in pairs]
     assert float(losses.constraint.detach()) == pytest.approx(np.mean(differences), rel=1e-5)
     assert torch.equal(losses.total, losses.multi_similarity + 0.1 * losses.constraint)
     assert losses.multi_similarity == float_losses(logits, LABELS).total
     constant = HASHING_LOSSES["constraint"](HashingOutput(result.logits, codes), LABELS)
     torch.testing.assert_close(gradient(losses, result), gradient(constant, result))
-
-
-def test_both_is_the_loss_of_the_model():
-    assert HASHING_LOSSES["both"] is hashing_losses
-
-
-# ---- Cities and runs
 
 
 def test_training_on_all_domains_takes_a_third_of_the_places_of_each(cities):
@@ -261,9 +207,6 @@ def test_a_folder_with_experiments_of_other_sizes_is_refused(tmp_path):
         Laboratory(tmp_path, Settings())
 
 
-# ---- Tables
-
-
 def test_spread_and_verdict():
     assert spread([70.0, 72.0, 74.0]) == "72.0 ± 2.0"
     assert spread([-0.01, 0.0], sign=True) == "+0.0 ± 0.0"
@@ -276,9 +219,6 @@ def test_spread_and_verdict():
     assert "do not agree" in verdict([1.0, 3.0], [2.0, 2.0], "+5")
     assert verdict([2.0], [1.0], "+5").endswith("One seed only.")
     assert verdict([1.0], [2.0], "near or above") == "-1.0 points; paper: near or above."
-
-
-# ---- The command
 
 
 @pytest.mark.slow

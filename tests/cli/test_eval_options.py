@@ -1,8 +1,7 @@
-"""Several datasets in a run, conditions, mAP, test methods, PCA, EXIF orientation and the reference's flags, through
-the scripts.
-"""
+"""Several datasets in a run, conditions, mAP, test methods, PCA, EXIF orientation, through the scripts."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -10,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluations import SCRIPTS, expect_refusal, flags_for, run_mode
-from helpers.processes import run_script
+from helpers.oracles import mapillary_apk
+from helpers.processes import run_here, run_script
 from PIL import Image
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
+from model.images import normalize
 from model.weights import load_model
-from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
+from utils.runtime.parser import NO_EFFECT_IN_REFERENCE
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +28,6 @@ pytestmark = pytest.mark.slow
 def evaluate(mode, datasets, checkpoints, cwd, *more):
     cwd.mkdir(exist_ok=True)
     return run_script(SCRIPTS[mode], *flags_for(datasets, checkpoints[mode], *more), cwd=cwd)
-
-
-# ---- Several datasets
 
 
 @pytest.fixture
@@ -63,9 +60,7 @@ def test_several_datasets_end_with_a_table(two_datasets, checkpoints, tmp_path):
         assert [row[f"R@{n}"] for n in recalls[name]] == [f"{value:.1f}" for value in recalls[name].values()]
     lines = result.stdout.splitlines()
     assert lines[-4].startswith("| dataset | protocol | database | queries | R@1 |")
-    assert (
-        lines[-3].replace(" --- |", "") == "|" and lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
-    )
+    assert lines[-2].startswith("| tiny |") and lines[-1].startswith("| msls |")
     alone = run_mode("two_branch", two_datasets, checkpoints, tmp_path / "alone", "--dataset_name=msls")
     assert alone.results["recalls"] == recalls["msls"]
 
@@ -88,22 +83,9 @@ def test_a_dataset_that_fails_does_not_lose_the_others(two_datasets, checkpoints
 
 
 def test_if_all_datasets_are_missing_nothing_is_loaded(two_datasets, checkpoints, tmp_path):
-    result = evaluate("float", two_datasets, checkpoints, tmp_path / "run", "--dataset_name", "rome", "oslo")
-    expect_refusal(result, tmp_path / "run", "rome", "oslo")
-    assert not (tmp_path / "run/logs").exists()
-
-
-# ---- Conditions and mAP
-
-
-def average_precision(ranked, positives, n):
-    """MSLS's definition, as a loop over the ranks."""
-    score, hits = 0.0, 0
-    for rank, image in enumerate(ranked[:n], 1):
-        if image in positives:
-            hits += 1
-            score += hits / rank
-    return score / min(n, len(positives)) if positives else 0.0
+    flags = flags_for(two_datasets, checkpoints["float"], "--dataset_name", "rome", "oslo")
+    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "rome", "oslo")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints, tmp_path):
@@ -113,12 +95,8 @@ def test_conditions_and_map_agree_with_the_predictions(two_datasets, checkpoints
         ranked.setdefault(row["query"], []).append(row["database_photo"])
         correct.setdefault(row["query"], []).append(row["correct"] == "1")
     for n, value in outcome.results["mean_average_precision"].items():
-        scores = [
-            average_precision(
-                ranked[query], {image for image, ok in zip(ranked[query], correct[query], strict=True) if ok}, int(n)
-            )
-            for query in ranked
-        ]
+        right = {query: set(itertools.compress(ranked[query], correct[query])) for query in ranked}
+        scores = [mapillary_apk(ranked[query], right[query], int(n)) for query in ranked]
         assert value == pytest.approx(100 * np.mean(scores))
     conditions = outcome.results["conditions"]
     assert list(conditions) == ["day", "night", "forward", "cph", "sf"]
@@ -144,9 +122,6 @@ def test_query_folders_are_conditions_with_a_protocol_of_their_own(tiny_benchmar
     assert outcome.results["queries"] == 20 and list(conditions) == ["queries_sun", "queries_night"]
     assert conditions["queries_sun"] == conditions["queries_night"]
     assert conditions["queries_sun"]["protocol"] == "unrecognised protocol"
-
-
-# ---- Test methods and PCA
 
 
 @pytest.mark.parametrize(
@@ -227,9 +202,6 @@ def test_pca(tiny_benchmark, checkpoints, tmp_path, mode):
         assert [float(row["distance"]) for row in rows] == pytest.approx(np.sort(distances[i]), abs=1e-5)
 
 
-# ---- EXIF orientation
-
-
 def test_exif_orientation_is_ignored_unless_asked_for(tmp_path):
     """Phones store the sensor's image, and how it was held: 6 means that it must be turned clockwise."""
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8))
@@ -255,9 +227,9 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     ignored = run_mode("float", datasets, checkpoints, tmp_path / "ignored", f"--save_index={index}")
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
     flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
-    expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
+    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
     flags = flags_for(datasets, checkpoints["float"], f"--load_index={index}")
-    refused = run_script("eval.py", *flags, "--exif_orientation", cwd=tmp_path)
+    refused = run_here("eval.py", *flags, "--exif_orientation", cwd=tmp_path)
     expect_refusal(refused, tmp_path / "none", "were read as they are stored, and so are queries. Leave --exif_orie")
     loaded = run_mode("float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}")
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
@@ -274,9 +246,6 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     assert found.rows == applied.rows and found.results["arguments"]["exif_orientation"] is True
 
 
-# ---- Flags that are refused
-
-
 @pytest.mark.parametrize(
     ("mode", "flags", "words"),
     [
@@ -284,26 +253,13 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
         ("float", ["--pca_dim=4"], ["both --pca_dim and --pca_dataset_folder"]),
         ("float", ["--pca_dim=17", "--pca_dataset_folder=tiny/images/test/database"], ["--pca_dim 17", "16", "512"]),
         ("float", ["--pca_dim=4", "--pca_dataset_folder=nowhere"], ["No folder", "nowhere", "tiny"]),
-        ("float", ["--pca_dim=4", "--save_index=index"], ["both --pca_dim and --pca_dataset_folder"]),
-        (
-            "two_branch",
-            ["--pca_dim=4", "--pca_dataset_folder=tiny", "--load_index=index"],
-            ["--pca_dim does not apply to --load_index"],
-        ),
+        ("two_branch", ["--pca_dim=4", "--pca_dataset_folder=t", "--load_index=i"], ["not apply to --load_index"]),
         ("hashing", ["--pca_dim=4"], ["--pca_dim applies to float descriptors"]),
         ("float", ["--dataset_name", "tiny", "tiny"], ["more than once"]),
-        (
-            "float",
-            ["--dataset_name", "a", "b", "--queries_subfolder=c"],
-            ["--queries_subfolder applies to one dataset"],
-        ),
+        ("float", ["--dataset_name", "a", "b", "--queries_subfolder=c"], ["--queries_subfolder applies to one"]),
         ("float", ["--dataset_name", "a", "b", "--save_index=index"], ["--save_index applies to one dataset"]),
         ("float", ["--database_folder=a", "--queries_folder=b"], ["--dataset_name", "--queries_folder"]),
-        (
-            "float",
-            ["--val_positive_dist_threshold=10", "--no_labels"],
-            ["--val_positive_dist_threshold", "--no_labels"],
-        ),
+        ("float", ["--val_positive_dist_threshold=10", "--no_labels"], ["--val_positive_dist_threshold"]),
         ("float", ["--positions_csv=/dev/null", "--no_labels"], ["--positions_csv", "--no_labels"]),
         ("float", ["--queries_list=missing.txt"], ["--queries_list: no file missing.txt"]),
         ("float", ["--positions_csv=missing.csv"], ["--positions_csv: no file missing.csv"]),
@@ -311,19 +267,20 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tiny_benchmark, checkpoints, tmp_path, mode, flags, words):
-    expect_refusal(evaluate(mode, tiny_benchmark, checkpoints, tmp_path / "run", *flags), tmp_path / "run", *words)
+    command = flags_for(tiny_benchmark, checkpoints[mode], *flags)
+    expect_refusal(run_here(SCRIPTS[mode], *command, cwd=tmp_path), tmp_path, *words)
 
 
 def test_salad_with_crops_that_have_few_patches_is_refused(tiny_benchmark, checkpoints, tmp_path):
     flags = ["--aggregation=salad", "--resize", 112, 140, "--test_method=nearest_crop"]
     command = flags_for(tiny_benchmark, checkpoints["salad"], *flags)
-    expect_refusal(run_script("eval.py", *command, cwd=tmp_path), tmp_path, "SALAD", "64")
+    expect_refusal(run_here("eval.py", *command, cwd=tmp_path), tmp_path, "SALAD", "64")
 
 
 @pytest.mark.parametrize("script", ["eval.py", "eval_rerank.py", "train.py", "train_hashing.py"])
 def test_flags_without_effect_in_the_reference_say_so(tmp_path, script):
     for name in NO_EFFECT_IN_REFERENCE if script == "train.py" else ["margin"]:
-        result = run_script(script, f"--{name}", "0.1", cwd=tmp_path)
+        result = run_here(script, f"--{name}", "0.1", cwd=tmp_path)
         assert result.status == 2
         assert result.stderr.splitlines()[-1] == f"{script}: error: --{name} had no effect in the reference; remove it."
 

@@ -1,4 +1,4 @@
-"""Flags that settings declare: each fills its field, or the parser is not built; and those of the eight scripts."""
+"""Flags that settings declare: each fills its field, or the parser is not built; and those of the commands."""
 
 import argparse
 import copy
@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT, last_of_each
 
-from datasets.folder import PositionConfig
 from datasets.layouts import find_images
+from datasets.synthetic.__main__ import CityArguments
+from datasets.unified import UnifiedConfig
 from datasets.unified.__main__ import main as unified_main
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.export import parse_export
-from utils.cli.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
 from utils.retrieval.config import index_folder, index_location
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_int, switch
+from utils.runtime.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 
 SCRIPTS = {
     "eval.py": FloatEvaluation,
@@ -35,6 +36,7 @@ SCRIPTS = {
     "build_index.py": BuildIndexArguments,
     "search.py": SearchArguments,
 }
+COMMANDS = {**SCRIPTS, "datasets.synthetic": CityArguments, "datasets.unified": UnifiedConfig}
 TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
 REQUIRED = {  # with a value for each flag that a script needs
     **dict.fromkeys(("eval.py", "eval_hashing.py", "eval_rerank.py"), ["--datasets_folder=data", "--resume=model.pth"]),
@@ -42,6 +44,7 @@ REQUIRED = {  # with a value for each flag that a script needs
     "train_rerank.py": ["--datasets_folder=data", "--resume=model.pth"],
     "build_index.py": ["images", "--index=index", f"--resume={os.devnull}"],
     "search.py": ["image.jpg", "--index=index"],
+    **dict.fromkeys(("datasets.synthetic", "datasets.unified"), ["output"]),
 }
 MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "
@@ -62,9 +65,6 @@ def refusal(settings, capsys, *argv):
         settings_of(settings, *argv)
     assert error.value.code == 2
     return capsys.readouterr().err.rpartition("error: ")[2]
-
-
-# ---- Declarations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,28 +226,15 @@ def test_values_are_converted_and_all_of_them_are_kept_as_plain_ones():
     assert settings.flags == {"folder": "data", "pair": [3, 4], "top": [5, True, "cpu"]}
 
 
-# ---- The scripts
-
-
-@pytest.mark.parametrize(
-    ("script", "headings"),
-    [
-        ("eval.py", "data model images descriptors index report speed other"),
-        ("eval_hashing.py", "data model images index search report speed other"),
-        ("eval_rerank.py", "data model images descriptors index search report speed other"),
-        ("train.py", "data model training images report speed other"),
-        ("train_hashing.py", "data model training images report speed other"),
-        ("train_rerank.py", "data model training images search report speed other"),
-        ("build_index.py", "data model images index speed other"),
-        ("search.py", "images index search report speed other"),
-    ],
-)
-def test_the_help_shows_every_flag_in_a_group(script, headings):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_shows_every_flag_in_a_group(script):
     settings = SCRIPTS[script]
     text = build_parser(settings, "A test.").format_help()
     general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
     assert general.split() == "-h, --help show this help message and exit".split()
-    assert re.findall(r"^(\w+):$", groups, re.MULTILINE) == headings.split()
+    order = "data model training images descriptors index search report speed other".split()
+    headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
+    assert headings == [name for name in order if name in headings] and {"images", "speed", "other"} <= set(headings)
     shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
     assert sorted(shown) == sorted(
         "IMAGES" if name == "folder" else "IMAGE" if name == "images" else name
@@ -272,7 +259,7 @@ def command_lines_of(declared):
     if options.get("action") == "store_true":
         return [[f"--{declared.name}"]]
     if "choices" in options:
-        return [[f"--{declared.name}", value] for value in options["choices"]]
+        return [[f"--{declared.name}", str(value)] for value in options["choices"]]
     value = next(value for value in VALUES if accepts(options.get("type", str), value))
     return [[f"--{declared.name}", *[value] * (options["nargs"] if isinstance(options.get("nargs"), int) else 1)]]
 
@@ -292,10 +279,10 @@ def without_checks(settings, monkeypatch):
             monkeypatch.setattr(kind, "__post_init__", lambda self: None)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_every_flag_fills_a_field(script, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # so that --device=cpu is not the default
-    settings = SCRIPTS[script]
+    settings = COMMANDS[script]
     without_checks(settings, monkeypatch)
     parser = build_parser(settings, "A test.")
 
@@ -339,11 +326,6 @@ def test_what_a_resumed_run_may_change(script):
     [
         ("eval.py", ["--pretrained"], "Give either a checkpoint with --resume FILE, or --pretrained"),
         ("eval.py", ["--queries_folder=q"], "Give both --database_folder and --queries_folder"),
-        (
-            "eval.py",
-            ["--queries_folder=q", "--database_folder=d", "--queries_subfolder=x"],
-            "--queries_subfolder applies to a dataset",
-        ),
         ("eval.py", ["--hashing", "--rerank"], "--hashing --rerank does not apply to eval.py; use eval_rerank.py."),
         ("train_hashing.py", ["--rerank"], "--rerank does not apply to train_hashing.py; use train_rerank.py."),
         ("eval_rerank.py", ["--ivf", "3", "4"], "--ivf 3 4: NPROBE must not exceed NLIST"),
@@ -355,11 +337,6 @@ def test_what_a_resumed_run_may_change(script):
 def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [script])
     assert words in refusal(SCRIPTS[script], capsys, *last_of_each([*REQUIRED[script], *flags]))
-
-
-def test_positions_of_a_file_take_the_place_of_other_sources():
-    args = settings_of(BuildIndexArguments, *REQUIRED["build_index.py"], f"--positions_csv={os.devnull}")
-    assert args.position_config == PositionConfig(csv=Path(os.devnull))
 
 
 def test_the_reason_against_a_flag_that_a_user_may_expect(monkeypatch, capsys):

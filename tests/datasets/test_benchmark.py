@@ -79,18 +79,7 @@ def test_position(tmp_path, name, position):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "photo.jpg",
-        "@12@.jpg",
-        "@12.jpg",
-        "@here@there@.jpg",
-        "@1@two@.jpg",
-        "@@2@.jpg",
-        "@nan@1@.jpg",
-        "@1@inf@.jpg",
-        "@1@-inf@.jpg",
-    ],
+    "name", "photo.jpg @12@.jpg @12.jpg @1@two@.jpg @@2@.jpg @nan@1@.jpg @1@inf@.jpg @1@-inf@.jpg".split()
 )
 def test_a_file_name_without_position_is_named(tmp_path, name):
     split = make_split(tmp_path / "@3@4@", queries=["@1@2@.jpg", name])  # the folder's numbers are not the file's

@@ -1,6 +1,4 @@
-"""The fast ways from files to input tensors against plain ways: resizing, decoding at a fraction of the size, the
-training transform.
-"""
+"""The fast ways from files to input tensors against plain ways."""
 
 import resource
 import sys
@@ -15,14 +13,17 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datasets import resizing
-from datasets.gsv_cities import GSVCities, PlacesConfig
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities
 from datasets.images import load_image
 from datasets.randaugment import RandAugment
-from datasets.resizing import resize_image, resize_image_reference, resizing_matrix, row_bands
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, training_transform
+from datasets.resizing import resize_image, resize_image_reference
+from datasets.transforms import training_transform
 from model import InputError
-from utils.cli.parser import parse
+from model.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from model.resizing import resizing_matrix, row_bands
 from utils.cli.training import FloatTraining
+from utils.runtime.parser import parse
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 
@@ -43,23 +44,12 @@ def saved(image, path, **options):
     return path
 
 
-# ---- Resizing
-
-
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ((480, 640), (322, 322)),
-        ((481, 639), (322, 322)),
-        ((60, 80), (224, 210)),
-        ((70, 90), (70, 90)),
-        ((70, 90), (70, 42)),
-        ((90, 70), (42, 70)),
-        ((301, 17), (33, 98)),
-        ((1, 1), (14, 28)),
-        ((5, 900), (14, 14)),
-        ((200, 300), (1, 1)),
+        *(((481, 639), (322, 322)), ((60, 80), (224, 210)), ((70, 90), (70, 90)), ((70, 90), (70, 42))),
+        *(((90, 70), (42, 70)), ((301, 17), (33, 98)), ((1, 1), (14, 28)), ((5, 900), (14, 14)), ((200, 300), (1, 1))),
     ],
 )
 def test_resizing_is_torchvisions_of_the_float_image(old, new, antialias):
@@ -69,12 +59,9 @@ def test_resizing_is_torchvisions_of_the_float_image(old, new, antialias):
     assert resized.shape == (3, *new) and resized.dtype == torch.float32 and resized.is_contiguous()
     torch.testing.assert_close(resized, expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(resized, resize_image_reference(image, new, antialias), rtol=0, atol=2e-6)
-    torch.testing.assert_close(
-        resize_image(image, new, not antialias),
-        TF.resize(TF.pil_to_tensor(image) / 255, list(new), antialias=not antialias),
-        rtol=0,
-        atol=2e-6,
-    )  # matrices kept for one are not taken for the other
+    # Matrices kept for one are not taken for the other.
+    expected = TF.resize(TF.pil_to_tensor(image) / 255, list(new), antialias=not antialias)
+    torch.testing.assert_close(resize_image(image, new, not antialias), expected, rtol=0, atol=2e-6)
 
 
 def interpolated_identity(old, new, antialias):
@@ -82,26 +69,12 @@ def interpolated_identity(old, new, antialias):
     return F.interpolate(torch.eye(old)[None, None], (new, old), mode="bilinear", antialias=antialias)[0, 0]
 
 
-SIDES = [
-    (1, 1),
-    (1, 14),
-    (2, 14),
-    (3, 7),
-    (900, 1),
-    (900, 14),
-    (14, 900),
-    (480, 322),
-    (640, 322),
-    (322, 322),
-    (4032, 98),
-]
+SIDES = [(1, 1), (1, 14), (2, 14), (3, 7), (900, 1), (900, 14), (14, 900), (640, 322), (322, 322), (4032, 98)]
 SIDES += [tuple(map(int, pair)) for pair in np.random.default_rng(0).integers(1, 500, (60, 2))]
 
 
 def test_the_resizing_matrix_is_pytorchs_interpolation_of_the_identity():
-    """Bit for bit with antialiasing. Without it, kernels of PyTorch 2.6 round coordinates differently among themselves,
-    by at most 3e-5 of a pixel here.
-    """
+    """Bit for bit with antialiasing; without it, kernels of PyTorch 2.6 differ by at most 3e-5 of a pixel here."""
     for old, new in SIDES:
         expected = interpolated_identity(old, new, True)
         assert torch.equal(resizing_matrix(old, new, True).to_dense(), expected), (old, new)
@@ -166,22 +139,11 @@ def test_normalizing(dtype):
     )
 
 
-# ---- Decoding at a fraction of the size
-
-
 @pytest.mark.parametrize(
     ("draft_size", "decoded"),
     [
-        ((224, 224), (240, 320)),
-        ((240, 320), (240, 320)),
-        ((241, 320), (480, 640)),
-        ((240, 321), (480, 640)),
-        ((60, 80), (60, 80)),
-        ((14, 14), (60, 80)),
-        ((100, 320), (240, 320)),
-        ((320, 100), (480, 640)),
-        ((120, 14), (120, 160)),
-        ((481, 641), (480, 640)),
+        *(((224, 224), (240, 320)), ((240, 320), (240, 320)), ((241, 320), (480, 640)), ((240, 321), (480, 640))),
+        *(((14, 14), (60, 80)), ((100, 320), (240, 320)), ((120, 14), (120, 160)), ((481, 641), (480, 640))),
     ],
 )
 def test_a_jpeg_is_decoded_no_smaller_than_asked_for(tmp_path, draft_size, decoded):
@@ -210,9 +172,6 @@ def test_a_grey_jpeg_becomes_an_rgb_image(tmp_path):
     assert load_image(path, (224, 224)).mode == "RGB" and load_image(path, (224, 224)).size == (320, 240)
 
 
-# ---- The training transform
-
-
 @pytest.mark.parametrize(
     ("old", "size", "ops"),
     [((60, 80), (42, 56), 3), ((42, 56), (42, 56), 1), ((31, 45), (71, 29), 4), ((60, 80), (42, 28), 0)],
@@ -235,29 +194,20 @@ def test_the_training_transform_is_torchvisions(old, size, ops):
 def test_torchvision_still_calls_the_private_method_that_is_overridden(monkeypatch):
     """Otherwise translations would silently be slow again."""
     assert RandAugment._apply_image_or_video_transform is not v2.RandAugment._apply_image_or_video_transform
-    torchvisions, called = [], []
-    method, ours = (
-        v2.RandAugment._apply_image_or_video_transform,
-        RandAugment._apply_image_or_video_transform,
-    )
-    monkeypatch.setattr(
-        v2.RandAugment,
-        "_apply_image_or_video_transform",
-        lambda self, image, name, *rest, **more: torchvisions.append(name) or method(self, image, name, *rest, **more),
-    )
-    monkeypatch.setattr(
-        RandAugment,
-        "_apply_image_or_video_transform",
-        lambda self, image, name, *rest, **more: called.append(name) or ours(self, image, name, *rest, **more),
-    )
+    calls = {RandAugment: [], v2.RandAugment: []}
+    for kind, names in calls.items():
+
+        def spy(self, image, name, *rest, names=names, method=kind._apply_image_or_video_transform, **more):
+            names.append(name)
+            return method(self, image, name, *rest, **more)
+
+        monkeypatch.setattr(kind, "_apply_image_or_video_transform", spy)
     for seed in range(80):
         torch.manual_seed(seed)
         training_transform((28, 28), 1)(image_of(30, 30))
+    called = calls[RandAugment]
     assert {"TranslateX", "TranslateY"} < set(called) and len(called) == 80
-    assert torchvisions == [name for name in called if not name.startswith("Translate")]
-
-
-# ---- Training data with and without exact decoding
+    assert calls[v2.RandAugment] == [name for name in called if not name.startswith("Translate")]
 
 
 @pytest.fixture

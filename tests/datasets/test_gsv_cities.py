@@ -1,6 +1,4 @@
-"""Training data: which images make up places and batches, what is random and from what it is drawn, and every kind of
-bad input.
-"""
+"""Training data: the images of places and batches, what is random and from what it is drawn, bad input."""
 
 import numpy as np
 import pytest
@@ -10,7 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.cities import COLUMNS, GROUPED_CITIES, TRAINING_DATASETS, training_order
-from datasets.gsv_cities import GSVCities, PlaceBatches, PlacesConfig, collate_places
+from datasets.config import PlacesConfig
+from datasets.gsv_cities import GSVCities, PlaceBatches, collate_places
 from model import InputError
 
 SIZE = (28, 42)
@@ -23,9 +22,7 @@ CITIES = {  # photos of each place
 
 @pytest.fixture
 def folder(tmp_path):
-    """The cities above. Red, green and blue of a photo are 50 x number of the city, 20 x place id and 25 x number in
-    its place.
-    """
+    """The cities above. Red, green, blue of a photo: 50 x number of the city, 20 x place id, 25 x its own number."""
     for c, (city, places) in enumerate(CITIES.items()):
         (tmp_path / "Images" / city).mkdir(parents=True)
         numbers = [(place, number) for place, photos in places.items() for number in range(photos)]
@@ -69,23 +66,13 @@ def load(data, batches, num_workers=0):
     return list(DataLoader(data, batch_sampler=batches, num_workers=num_workers, collate_fn=collate_places))
 
 
-# ---- Places
-
-
 def test_names_of_the_images(tmp_path):
     (tmp_path / "Images" / "Oslo").mkdir(parents=True)
-    write_csv(
-        tmp_path,
-        "Oslo",
-        [
-            [12, 2013, 5, 7, "Oslo", "59.910", "-10.70", "a_b-c"],
-            [12, 987, 11, 359, "Oslo", "60", "1e1", "d"],
-        ],
-    )
+    first = [12, 2013, 5, 7, "Oslo", "59.910", "-10.70", "a_b-c"]
+    write_csv(tmp_path, "Oslo", [first, [12, 987, 11, 359, "Oslo", "60", "1e1", "d"]])
     data = dataset(tmp_path, ["Oslo"], images_per_place=2)
-    assert data.places == [
-        ["Oslo/Oslo_0000012_2013_05_007_59.91_-10.7_a_b-c.jpg", "Oslo/Oslo_0000012_0987_11_359_60.0_10.0_d.jpg"]
-    ]
+    names = ["Oslo/Oslo_0000012_2013_05_007_59.91_-10.7_a_b-c.jpg", "Oslo/Oslo_0000012_0987_11_359_60.0_10.0_d.jpg"]
+    assert data.places == [names]
 
 
 def test_columns_in_another_order_and_more_of_them(tmp_path):
@@ -114,9 +101,8 @@ def test_places_with_too_few_images_are_left_out_and_numbers_are_distinct_over_c
     expected = [
         (city, place, photos) for city, places in CITIES.items() for place, photos in places.items() if photos >= 4
     ]
-    assert data.places == [
-        [image_name(city, place, number) for number in range(photos)] for city, place, photos in expected
-    ]
+    names = [[image_name(city, place, number) for number in range(photos)] for city, place, photos in expected]
+    assert data.places == names
     assert len(data) == len(expected) == 10
     assert data.num_images == sum(photos for _, _, photos in expected)
     assert data.city_places == [range(0, 4), range(4, 7), range(7, 10)]
@@ -148,9 +134,6 @@ def test_an_item_depends_on_seed_epoch_and_place_alone(folder, data):
     assert torch.equal(torch.get_rng_state(), state)  # nor does it change what others draw
     for other in (data[4, 5], dataset(folder, seed=1)[3, 5]):
         assert not torch.equal(other.images, first)
-
-
-# ---- Batches
 
 
 def order_of(batches, epoch):
@@ -221,9 +204,6 @@ def test_samples_do_not_depend_on_workers_nor_on_a_restart(data, num_workers):
     assert same_batches(load(data, batches, num_workers), expected[3:])
 
 
-# ---- Unreadable images
-
-
 def test_an_unreadable_image_is_replaced_by_another_of_its_place(folder, data):
     without_augmentation(data)
     broken, missing = image_name("Bergen", 8, 2), image_name("Bergen", 8, 5)
@@ -248,9 +228,6 @@ def test_a_place_with_too_few_readable_images_is_skipped(folder, data):
     assert len(batch.unreadable) == 1 and image_name("Rome", 1, 3) in batch.unreadable[0]
     nothing = collate_places([data[0, 5]])
     assert len(nothing.images) == len(nothing.labels) == 0 and len(nothing.unreadable) == 1
-
-
-# ---- The datasets' cities
 
 
 def test_cities_of_the_datasets():
@@ -280,11 +257,8 @@ def test_the_order_of_the_unified_dataset_is_the_references():
     """SFXL, the 23 cities of GSV-Cities, then all cities' group 0, all cities' group 1, ..."""
     unified = TRAINING_DATASETS["unified_dataset"]
     assert unified[:24] == ["SFXL", *TRAINING_DATASETS["gsv_cities"]]
-    assert unified[24:28] == ["Trondheim0", "Amsterdam0", "Helsinki0", "Tokyo0"] and unified[46:48] == [
-        "Pitts30k0",
-        "Trondheim1",
-    ]
-    assert unified[-1] == "Pitts30k17"
+    assert unified[24:28] == ["Trondheim0", "Amsterdam0", "Helsinki0", "Tokyo0"]
+    assert unified[46:48] == ["Pitts30k0", "Trondheim1"] and unified[-1] == "Pitts30k17"
     groups = [int(name.removeprefix(base_city(name))) for name in unified[24:]]
     assert groups == sorted(groups)
 
@@ -304,17 +278,9 @@ def test_no_batch_holds_two_groups_of_one_city_where_that_can_be_avoided(batch_s
 
 
 def test_chosen_cities_come_in_the_order_of_the_unified_dataset():
-    assert training_order(["Tokyo1", "Rome", "Tokyo0", "SFXL", "Paris1", "Rome"]) == [
-        "SFXL",
-        "Rome",
-        "Tokyo0",
-        "Tokyo1",
-        "Paris1",
-    ]
+    chosen = ["Tokyo1", "Rome", "Tokyo0", "SFXL", "Paris1", "Rome"]
+    assert training_order(chosen) == ["SFXL", "Rome", "Tokyo0", "Tokyo1", "Paris1"]
     assert training_order(["Cedar", "Alder", "Cedar", "Bangkok"]) == ["Cedar", "Alder", "Bangkok"]
-
-
-# ---- Bad input
 
 
 def refuse(*words, make):
@@ -368,22 +334,19 @@ def test_a_number_that_is_none(folder, broken):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (",".join(COLUMNS).encode("utf-16"), ["line 1", "a NUL byte", "Expected a CSV file in UTF-8"]),
-        ("1,2013,5,90,Malmö,1,2,x".encode("latin-1"), ["line 3", "bytes that are not UTF-8", "Expected a CSV file"]),
-        (b"1,2013,5,90,Rome,1,2,a\0b", ["line 3", "a NUL byte"]),
-        (b"1,2013,5,90,Rome,1,2," + b"x" * 140_000, ["line 3", "field larger than field limit", "Expected a CSV file"]),
-        (b'1,2013,5,90,Rome,1,2,"x\n2,2013,5,90,Rome,1,2,y\n', ["line 3", "Check its quotes"]),
-        (b"1" * 400 + b",2013,5,90,Rome,1,2,x", ["line 3", "a file name has at most 255"]),
-        (b"1" * 5000 + b",2013,5,90,Rome,1,2,x", ["line 3", "number is missing or invalid: 1111"]),
-        (b"1,2013,5,90,Rome,1,2," + b"x" * 300, ["line 3", "has 3", "at most 255"]),
+        (b"1,2013,5,90,Rome,1,2,a\0b", "a NUL byte"),
+        (b'1,2013,5,90,Rome,1,2,"x\n2,2013,5,90,Rome,1,2,y\n', "Check its quotes"),
+        (b"1" * 400 + b",2013,5,90,Rome,1,2,x", "a file name has at most 255"),
+        (b"1" * 5000 + b",2013,5,90,Rome,1,2,x", "number is missing or invalid: 1111"),
+        (b"1,2013,5,90,Rome,1,2," + b"x" * 300, "at most 255"),
     ],
-    ids=["utf-16", "latin-1", "nul", "long field", "open quote", "400 digits", "5000 digits", "long name"],
+    ids=["nul", "open quote", "400 digits", "5000 digits", "long name"],
 )
 def test_a_csv_file_that_is_none(folder, content, words):
     path = folder / "Dataframes" / "Rome.csv"
     start = ",".join(COLUMNS) + "\n1,2013,5,90,Rome,1.0,2.0,x\n"
-    path.write_bytes(content if words[0] == "line 1" else start.encode() + content)
-    refuse(path, *words, make=lambda: dataset(folder))
+    path.write_bytes(start.encode() + content)
+    refuse(path, "line 3", words, make=lambda: dataset(folder))
 
 
 def test_a_byte_order_mark_and_quotes_are_read(folder):

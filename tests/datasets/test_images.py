@@ -1,6 +1,4 @@
-"""Image files: which kinds are read and to which pixels, what is refused before anything is decoded, and whether their
-EXIF orientation is noticed.
-"""
+"""Image files: the kinds that are read and their pixels, what is refused before decoding, EXIF orientation."""
 
 import contextlib
 import io
@@ -18,19 +16,12 @@ import torch
 from helpers.processes import ROOT
 from PIL import EpsImagePlugin, Image, ImageOps
 
+from datasets import images
 from datasets.benchmark import ImageSet
-from datasets.images import (
-    MAX_PIXELS,
-    MAX_SCANS,
-    MAX_SIDE,
-    ImageBatch,
-    ImageDataset,
-    collate_images,
-    load_image,
-    to_rgb,
-)
+from datasets.config import TEST_METHODS
+from datasets.images import MAX_SCANS, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
 from datasets.jpeg_files import jpeg_structure
-from datasets.views import TEST_METHODS
+from datasets.layouts import list_images
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract_chunks
@@ -65,9 +56,6 @@ def refusal(path):
         load_image(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
-
-
-# ---- Kinds of pixels
 
 
 def with_alpha(mode):
@@ -105,13 +93,6 @@ def test_pixels_of_8_bits_are_those_of_pillows_conversion(tmp_path, kind):
     assert np.array_equal(pixels(path), expected)
 
 
-def test_transparency_is_dropped(tmp_path):
-    image = Image.fromarray(COLOURS)
-    image.putalpha(0)
-    image.save(tmp_path / "image.png")
-    assert np.array_equal(pixels(tmp_path / "image.png"), COLOURS)
-
-
 def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     (tmp_path / "image.png").write_bytes(png(256, 256, 16, GREY, values.astype(">u2").tobytes()))
@@ -139,9 +120,6 @@ def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path, suffix, kind)
     with Image.open(path) as image:
         assert image.n_frames == 2
     assert np.abs(pixels(path).astype(int) - (250, 0, 0)).max() < 5
-
-
-# ---- What is refused
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF", "BMP"])
@@ -176,15 +154,6 @@ def test_an_eps_file_does_not_start_ghostscript(tmp_path, monkeypatch):
 def test_too_large_images_are_refused_by_their_header(tmp_path, size, message):
     (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))
     assert message in refusal(tmp_path / "image.png")
-
-
-@pytest.mark.parametrize("size", [(16_384, 8_192), (MAX_SIDE, 2_730)])
-def test_panoramas_are_below_the_limit(tmp_path, size):
-    assert size[0] * size[1] <= MAX_PIXELS
-    (tmp_path / "image.png").write_bytes(png(*size, 8, RGB))  # without pixels
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nor does Pillow warn
-        assert "damaged or truncated" in refusal(tmp_path / "image.png")
 
 
 def test_a_long_thin_image_is_read(tmp_path):
@@ -304,6 +273,53 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path):
     assert time.perf_counter() - start < 1
 
 
+# ---- HEIC
+
+
+@pytest.fixture
+def heic(tmp_path):
+    """heic(orientation): a HEIC file of one colour, 64 x 48 before it is turned."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="requirements-heic.txt is not installed")
+    pillow_heif.register_heif_opener()
+
+    def save(orientation):
+        path = tmp_path / "photo.heic"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (64, 48), (200, 30, 40)).save(path, "HEIF", exif=exif.tobytes())
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_heic_is_read_upright_in_any_case(heic, applied):
+    for orientation, size in ((1, (64, 48)), (3, (64, 48)), (6, (48, 64))):
+        path = heic(orientation)
+        assert load_image(path, exif_orientation=applied).size == size
+        assert np.abs(pixels(path).astype(int) - (200, 30, 40)).max() < 4
+        assert ImageDataset([path], (14, 14), exif_orientation=applied)[0].turned is False
+        assert list_images(path.parent) == [str(path)]
+
+
+def test_a_damaged_heic_file_is_refused_with_its_name(heic, tmp_path):
+    whole = heic(1).read_bytes()
+    for i in range(0, len(whole), 3):
+        path = tmp_path / f"{i}.heic"
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
+        with contextlib.suppress(InputError):  # no other error; some bytes change nothing, or pixels
+            load_image(path)
+        path.write_bytes(whole[:i])
+        assert str(path) in refusal(path)
+
+
+def test_without_the_package_a_heic_file_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", ("JPEG", "PNG"))
+    monkeypatch.setattr(images, "NO_HEIC", images.NO_HEIC or "For HEIC: pip install -r requirements-heic.txt.")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert "pip install -r requirements-heic.txt" in refusal(tmp_path / "photo.heic")
+
+
 # ---- EXIF orientation
 
 
@@ -328,13 +344,6 @@ def test_whether_an_image_is_turned(tmp_path, kind):
     path.write_bytes(encoded(8, "PNG", grey))
     assert ImageDataset([path], (14, 14))[0].turned
     assert load_image(path, exif_orientation=True).size == (4, 6)
-
-
-def test_an_orientation_that_was_applied_is_not_counted(tmp_path, monkeypatch):
-    (tmp_path / "image.jpg").write_bytes(encoded(6))
-    monkeypatch.setattr("datasets.images.exif_orientation_of", lambda image: 6)
-    for applied in (False, True):
-        assert ImageDataset([tmp_path / "image.jpg"], (14, 14), exif_orientation=applied)[0].turned is not applied
 
 
 @pytest.mark.parametrize("orientation", range(10))

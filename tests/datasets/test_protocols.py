@@ -70,12 +70,6 @@ def test_unverified_protocols_say_so():
             assert found.protocol == protocol and "counts unverified" in str(found)
 
 
-def test_every_verified_protocol_is_tested():
-    assert {name for name, *_ in COUNTS} | {"MSLS val, official 740 queries"} >= {
-        protocol.name for protocol in PROTOCOLS if protocol.verified and "small test" not in protocol.name
-    }
-
-
 @pytest.mark.parametrize(
     ("database", "queries", "threshold", "spacing", "reason"),
     [
@@ -135,19 +129,10 @@ def test_conditions_come_from_the_notes_in_the_names(tmp_path):
             (split / part / f"@{i}@0@32@V@55@12@KEY{i}@@90@@@@201901@{note}@.jpg").touch()
     config = BenchmarkConfig(name="msls", datasets_folder=tmp_path, split="val")
     conditions = Benchmark(config).conditions
-    assert {name: indices.tolist() for name, indices in conditions.items()} == {
-        "day": [0, 2],
-        "night": [1],
-        "forward": [0, 1],
-        "sideways": [2],
-        "cph": [0, 1],
-        "sf": [2],
-    }
+    expected = {"day": [0, 2], "night": [1], "forward": [0, 1], "sideways": [2], "cph": [0, 1], "sf": [2]}
+    assert {name: indices.tolist() for name, indices in conditions.items()} == expected
     (split / "queries" / "@9@0@.jpg").touch()  # without a note
     assert Benchmark(config).conditions == {}
-
-
-# ---- The official MSLS queries from the CSV files of MSLS
 
 
 def write_msls(raw, city, part, rows):
@@ -156,9 +141,7 @@ def write_msls(raw, city, part, rows):
     folder.mkdir(parents=True)
     tables = {
         "raw": [["", "key", "lon", "lat", "ca", "captured_at", "pano"]],
-        "postprocessed": [
-            ["", "key", "easting", "northing", "unique_cluster", "night", "control_panel", "view_direction"]
-        ],
+        "postprocessed": [",key,easting,northing,unique_cluster,night,control_panel,view_direction".split(",")],
         "subtask_index": [["", "all", "s2w", "w2s"]],
     }
     for i, (key, easting, northing, panorama, member) in enumerate(rows):
@@ -174,13 +157,8 @@ def write_msls(raw, city, part, rows):
 def raw(tmp_path):
     """Of six queries, three are official: one is a panorama, one not in the subtask, one without a positive."""
     database = [("d0", 0, 0, False, True), ("d1", 500, 0, True, True)]
-    queries = [
-        ("near", 20, 15, False, True),  # exactly 25 m
-        ("panorama", 0, 0, True, True),
-        ("other", 0, 0, False, False),
-        ("far", 0, 25.01, False, True),
-        ("beside a panorama", 500, 0, False, True),
-    ]
+    queries = [("near", 20, 15, False, True), ("panorama", 0, 0, True, True)]  # near: exactly 25 m
+    queries += [("other", 0, 0, False, False), ("far", 0, 25.01, False, True), ("lonely", 500, 0, False, True)]
     for city in ("cph", "sf"):
         write_msls(tmp_path, city, "database", database)
         write_msls(tmp_path, city, "query", [(f"{city} {key}", *row) for key, *row in queries])
@@ -221,10 +199,4 @@ def test_damaged_csv_files_are_named(raw, tmp_path, file, old, new, message):
     assert old in text
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(InputError, match=message):
-        run(raw, tmp_path)
-
-
-def test_a_missing_csv_file_is_named(raw, tmp_path):
-    (raw / "train_val/cph/database/raw.csv").unlink()
-    with pytest.raises(InputError, match="train_val/cph/database/raw.csv"):
         run(raw, tmp_path)

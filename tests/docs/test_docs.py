@@ -4,6 +4,7 @@ quotes are those of the code.
 
 import ast
 import contextlib
+import csv
 import json
 import re
 import shlex
@@ -20,16 +21,16 @@ from helpers.evaluations import SCRIPTS
 from helpers.evaluations import flags_for as evaluation_flags
 from helpers.models import MODES, build
 from helpers.pages import FENCE, blocks
-from helpers.processes import ROOT, run_script
+from helpers.processes import ROOT, run_here, run_script
 
 from datasets import layouts
 from datasets.layouts import BenchmarkConfig, find_layout
 from datasets.protocols import PROTOCOLS
-from model import AGGREGATIONS, aggregation
+from model import AGGREGATIONS, aggregation, config, zoo
 from utils.cli import search as search_flags
-from utils.cli.parser import NO_EFFECT_IN_REFERENCE
 from utils.retrieval.index import Index
 from utils.runtime.flags import positive_float
+from utils.runtime.parser import NO_EFFECT_IN_REFERENCE, parse
 
 PAGES = [
     ROOT / "README.md",
@@ -93,6 +94,31 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
     assert not broken
 
 
+# ---- Published models
+
+
+def test_the_published_models_have_the_figures_and_checksums_of_the_project():
+    page = (ROOT / "docs/models.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.M)]
+    with open(ROOT / "benchmarks/published_recalls.csv", newline="") as file:
+        figures = list(csv.DictReader(file))
+    stated: dict[tuple[str, str], list[str]] = {}
+    for figure in figures:
+        mark = {"first-hand": "¹", "second-hand": "²"}[figure["kind"]]
+        stated.setdefault((figure["model"], figure["protocol"]), []).append(f"{figure['recall']} {mark}")
+    protocols = list(dict.fromkeys(figure["protocol"] for figure in figures))
+    assert {protocol.name for protocol in PROTOCOLS} >= set(protocols)
+    table = {row[0]: row[1:] for row in rows if len(row) == 1 + len(protocols)}
+    for model in {figure["model"] for figure in figures}:
+        for protocol, cell in zip(protocols, table[model], strict=True):
+            first, *others = stated.get((model, protocol), [""])
+            assert cell == (f"{first} ({others[0][:-2]}, {others[1]})" if others else first), (model, protocol)
+    sums = {row[0].partition("]")[0][1:]: (row[0].partition("(")[2][:-1], row[3]) for row in rows if len(row) == 4}
+    published = {entry.file: (entry.urls[0], entry.sha256) for entry in zoo.MODEL_ZOO}
+    published |= {Path(entry.url).name: (entry.url, entry.sha256) for entry in zoo.FOUNDATIONS.values() if entry.sha256}
+    assert {file: each for file, each in sums.items() if file.startswith(("Sela", "dino"))} == published
+
+
 # ---- Commands
 
 
@@ -143,7 +169,7 @@ def known_flags(tmp_path_factory) -> Callable[[str], set[str]]:
         if script not in known:
             path, *subcommand = script.split()
             assert (ROOT / path).is_file(), f"there is no {path}"
-            result = run_script(path, *subcommand, "--help", cwd=folder)
+            result = run_here(path, *subcommand, "--help", cwd=folder)
             assert result.status == 0, result.stderr
             known[script] = set(re.findall(r"^ +(?:-\w[^\n-]*, )?(--[\w-]+)", result.stdout, re.MULTILINE))
         return known[script]
@@ -250,7 +276,7 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     def distances(*flags):
         command = ["search.py", str(image), f"--index={indexes['float']}", "--device=cpu", "--json", *flags]
         monkeypatch.setattr(sys, "argv", command)
-        script.main()
+        script.main(parse(settings.SearchArguments, None))
         return [match["distance"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]]
 
     every = distances()
@@ -260,13 +286,14 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
     assert "argument --max_distance: '0' is not a number above 0." in capsys.readouterr().err
 
 
-def test_the_example_aggregation_obeys_the_rules(monkeypatch):
+def test_the_example_aggregation_obeys_the_rules(monkeypatch, shallow_vit):
     _, _, _, code, entry, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     names = dict(vars(aggregation))
     exec(code, names)
     for name, module in eval("{" + entry + "}", names).items():
         assert name not in AGGREGATIONS
         monkeypatch.setitem(AGGREGATIONS, name, module)
+        monkeypatch.setattr(config, "AGGREGATION_NAMES", (*config.AGGREGATION_NAMES, name))
         assert_unit_vectors(name)
         assert_distinct_entries()
         assert build("vit-tiny", name).descriptor_dim == 512

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.processes import ROOT, run_script
+from helpers.processes import ROOT, run_here, run_script
 
 import model
 from datasets.layouts import list_images
@@ -66,7 +66,7 @@ def test_describe_image(images, checkpoints, tmp_path, mode, parts):
 )
 def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
-    result = run_script("examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
+    result = run_here("examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
     assert result.status == 2 and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 

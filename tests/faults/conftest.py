@@ -2,10 +2,9 @@
 
 import functools
 import random
-import re
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -121,9 +120,6 @@ def metadata() -> IndexMetadata:
     return IndexMetadata.of(build(**MODES["two_branch"]), ExtractionConfig(resize=(56, 56)))
 
 
-# ---- The table
-
-
 def pytest_report_header() -> str:
     return f"faults: SEED={SEED} TRIALS={TRIALS}"
 
@@ -140,31 +136,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.section(f"faults: SEED={SEED} TRIALS={TRIALS}")
     terminalreporter.write_line("| fault | tried | survived | defects |\n| --- | --- | --- | --- |")
     for name, reports in rows.items():
-        terminalreporter.write_line(table_row(name.removeprefix("test_").replace("_", " "), reports))
-
-
-def table_row(name: str, reports: list[pytest.TestReport]) -> str:
-    """A line of the table: equal defects are counted, and the first of them is described."""
-    tried, defects = 0, []
-    for report in reports:
-        properties = dict(report.user_properties)
-        if report.skipped:
-            defects.append((f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}", ""))
-            continue
-        tried += properties.get("tries", 1)
-        if report.failed:
-            defects += properties.get("defects") or [(f"the test failed: {str(report.longrepr)[-300:]}", report.nodeid)]
-    kinds = Counter(kind_of(problem) for problem, _ in defects)
-    first = {kind_of(problem): (problem, fault) for problem, fault in reversed(defects)}
-    failed = sum(count for kind, count in kinds.items() if not kind.startswith("skipped"))
-    cells = [
-        f"{count} x {first[kind][0]}" + (f" (first after: `{first[kind][1]}`)" if first[kind][1] else "")
-        for kind, count in kinds.most_common()
-    ]
-    text = " <br> ".join(cells).replace("|", "\\|").replace("\n", " ")
-    return f"| {name} | {tried} | {tried - failed} | {text or 'none'} |"
-
-
-def kind_of(problem: str) -> str:
-    """The problem without what differs from trial to trial: numbers, paths, quoted values."""
-    return re.sub(r"'[^']*'|\S*/\S+|0x[0-9a-f]+|\d+", "*", problem)
+        properties = [dict(report.user_properties) for report in reports]
+        tried = sum(values.get("tries", 1) for values in properties)
+        defects = [f"{text} (after: `{fault}`)" for values in properties for text, fault in values.get("defects", [])]
+        defects += [report.outcome for report in reports if not report.passed and not report.user_properties]
+        cells = [name.removeprefix("test_").replace("_", " "), tried, tried - len(defects), "; ".join(defects[:3])]
+        terminalreporter.write_line("| " + " | ".join(str(cell).replace("\n", " ") for cell in cells) + " |")

@@ -31,5 +31,12 @@ def differences(folder: Path, expected: Path) -> list[str]:
     return problems + ["metrics.csv differs from an undisturbed run's"] * (rows != expected_rows)
 
 
+def problems_of_an_end(status: int | None, errors: str) -> list[str]:
+    """What is wrong with the end of a script that got odd input: it may run, or refuse it with a message."""
+    if "Traceback" in errors or status not in (0, 2) or (status == 2 and "error: " not in errors):
+        return [f"status {status}: {(errors.strip() or 'nothing on stderr').splitlines()[-1][:200]}"]
+    return []
+
+
 def last_checkpoint(cwd: Path) -> Path | None:
     return next(iter(cwd.glob("logs/*/*/last_model.pth")), None)

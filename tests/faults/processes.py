@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -15,11 +14,7 @@ from pathlib import Path
 from helpers.processes import ROOT, start_script
 
 MARK = "FAULT_TRIAL"  # environment variable by which the ranks of torchrun, in sessions of their own, are recognised
-PRELUDE = """
-import faulthandler, signal
-faulthandler.enable()  # to see where a script hangs
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
-"""
+PRELUDE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it\n"
 GRACE = 10.0  # seconds in which everything must be gone
 
 
@@ -73,21 +68,12 @@ class Subject:
         """The ranks of torchrun, without their workers."""
         return [pid for pid in self.workers() if parent_of(pid) == self.pid and b"\0RANK=" in environment_of(pid)]
 
-    def place(self) -> str:
-        """Where a script hangs. It does not survive the question."""
-        self.signal(signal.SIGABRT, [self.pid])
-        self.wait(2)
-        stack = self.stderr.rpartition("Current thread")[2].partition("\n\n")[0]
-        frames = re.findall(r'File "([^"]+)", line (\d+) in (\w+)', stack)
-        shown = frames[:1] + [frame for frame in frames[1:] if frame[0].startswith(str(ROOT))][:2]
-        return "in " + " < ".join(f"{Path(file).name}:{line} {name}" for file, line, name in shown)
-
     def end(self, seconds: float = GRACE) -> list[str]:
         """Waits for the end of all its processes, and kills the rest. The problems, if any were left."""
         deadline = time.monotonic() + seconds
         problems = []
         if self.wait(seconds) is None:
-            problems.append(f"still ran after {seconds:g} seconds, {self.place()}")
+            problems.append(f"still ran after {seconds:g} seconds")
         elif not wait_until(lambda: not self.processes(), max(deadline - time.monotonic(), 0.5)):
             problems.append(f"left processes behind for {seconds:g} seconds")
         self.signal(signal.SIGKILL, self.processes())
@@ -111,17 +97,12 @@ def start_command(command: Sequence[object], cwd: Path) -> Subject:
     """Starts a command in a fresh process, as a user does."""
     cwd.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key != "DATASETS_FOLDER"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", MARK: str(cwd)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), MARK: str(cwd)}
     with open(cwd / "stdout.captured", "w") as out, open(cwd / "stderr.captured", "w") as err:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=cwd,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
-        )
+        options = {"cwd": cwd, "stdout": out, "stderr": err, "env": environment, "start_new_session": True}
+        # Background jobs ignore SIGINT.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(list(map(str, command)), **options)
 
     def wait(seconds: float) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):

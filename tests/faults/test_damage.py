@@ -10,7 +10,7 @@ from helpers.indexes import content, features_of, make_chunk, writer_of
 from helpers.models import build
 from helpers.processes import run_script
 from helpers.trainings import load, same
-from outcomes import REFUSALS
+from outcomes import REFUSALS, problems_of_an_end
 from trials import TRIALS, trials
 
 from model.weights import load_weights
@@ -98,9 +98,6 @@ def test_a_damaged_checkpoint_is_refused_or_the_same(rng, saved, tally, tmp_path
     tally.finish()
 
 
-# ---- Indexes
-
-
 @pytest.fixture
 def folder(tmp_path, metadata) -> Path:
     """A complete index of three chunks."""
@@ -177,9 +174,6 @@ def test_appending_to_a_damaged_index_is_refused_or_gives_the_undamaged_one(rng,
     tally.finish()
 
 
-# ---- By the scripts
-
-
 @trials()
 def test_scripts_end_with_a_message_or_the_same_predictions(rng, commands, undisturbed, index, tally, tmp_path):
     """Of an index, search.py's and eval_rerank.py's; of a run, its resuming."""
@@ -197,15 +191,7 @@ def test_scripts_end_with_a_message_or_the_same_predictions(rng, commands, undis
         flags = [*commands(script), *loaded]
         fault = damage_any(rng, tmp_path / "index", content(tmp_path / "index"))
     result = run_script(script, *flags, cwd=tmp_path, timeout=60)
-    problems = []
-    if (
-        "Traceback" in result.stderr
-        or result.status not in (0, 2)
-        or (result.status == 2 and "error: " not in result.stderr)
-    ):
-        problems.append(
-            f"status {result.status}: {(result.stderr.strip() or 'nothing on stderr').splitlines()[-1][:200]}"
-        )
+    problems = problems_of_an_end(result.status, result.stderr)
     if result.status == 0:
         good = undisturbed(script)
         if kind == "search":

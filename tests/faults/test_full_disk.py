@@ -1,6 +1,4 @@
-"""A disk that is full at any write: a message that names the file, no unfinished files, and a run that goes on once
-there is space.
-"""
+"""A disk that is full at any write: a message, no unfinished files, and a run that goes on once there is space."""
 
 import re
 import shutil
@@ -51,12 +49,10 @@ def cases(commands, undisturbed, tmp_path) -> dict[str, Callable[[], Case]]:
                 shutil.rmtree(tmp_path / "logs" / "train", ignore_errors=True)
             return [*flags, f"--resume={last}"] if last else flags
 
-        return Case(
-            script="train.py",
-            flags=again(),
-            again=again,
-            problems=lambda: differences(last_checkpoint(tmp_path).parent, undisturbed("train.py").folder),
-        )
+        def problems() -> list[str]:
+            return differences(last_checkpoint(tmp_path).parent, undisturbed("train.py").folder)
+
+        return Case("train.py", again(), again, problems)
 
     def index() -> Case:
         more = ["--save_index=logs/index"]
@@ -66,36 +62,28 @@ def cases(commands, undisturbed, tmp_path) -> dict[str, Callable[[], Case]]:
             expected = undisturbed("eval_rerank.py", *more, prelude=SMALL_CHUNKS).cwd / "logs" / "index"
             return [] if content(folder) == content(expected) else ["the index differs from an undisturbed one"]
 
-        return Case(
-            script="eval_rerank.py",
-            flags=[*commands("eval_rerank.py"), *more],
-            again=lambda: [*commands("eval_rerank.py"), *more, *["--append"] * (folder / "metadata.json").exists()],
-            problems=problems,
-            prelude=SMALL_CHUNKS,
-            most_bytes=2e5,
-        )
+        def again() -> list[object]:
+            return [*commands("eval_rerank.py"), *more, *["--append"] * (folder / "metadata.json").exists()]
+
+        return Case("eval_rerank.py", again(), again, problems, prelude=SMALL_CHUNKS, most_bytes=2e5)
 
     def pictures() -> Case:
         flags = [*commands("search.py"), "--save_pictures=logs/pictures"]
         folder = tmp_path / "logs" / "pictures"
-        return Case(
-            script="search.py",
-            flags=flags,
-            again=lambda: flags,
-            problems=lambda: [] if len(list(folder.iterdir())) == 10 else ["not every picture was drawn"],
-            most_bytes=2e6,
-        )
+
+        def problems() -> list[str]:
+            return [] if len(list(folder.iterdir())) == 10 else ["not every picture was drawn"]
+
+        return Case("search.py", flags, lambda: flags, problems, most_bytes=2e6)
 
     def made() -> Case:
         flags = ["logs/made", *commands("datasets.synthetic")[1:]]
         expected = undisturbed("datasets.synthetic").cwd / "made"
-        return Case(
-            script="datasets.synthetic",
-            flags=flags,
-            again=lambda: flags,
-            problems=lambda: [] if contents(tmp_path / "logs" / "made") == contents(expected) else ["other images"],
-            most_bytes=3e5,
-        )
+
+        def problems() -> list[str]:
+            return [] if contents(tmp_path / "logs" / "made") == contents(expected) else ["other images"]
+
+        return Case("datasets.synthetic", flags, lambda: flags, problems, most_bytes=3e5)
 
     return {
         "a new training": lambda: training(False),

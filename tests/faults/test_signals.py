@@ -108,9 +108,6 @@ def test_search_and_builders_stop_at_a_signal_and_continue(rng, commands, undist
     tally.finish()
 
 
-# ---- Two ranks
-
-
 @pytest.mark.distributed
 @trials(-(-TRIALS // 4))
 def test_two_ranks_stop_at_a_signal(rng, commands, seconds_of_two_ranks, tally, tmp_path):

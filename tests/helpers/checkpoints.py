@@ -10,17 +10,10 @@ import torch
 
 def save_published(state: dict[str, torch.Tensor], path: Path, numpy_version: int = 2) -> Path:
     """Saves a checkpoint as the published ones are: `module.` before each name, NumPy objects beside the model."""
-    torch.save(
-        {
-            "epoch_num": 3,
-            "model_state_dict": {f"module.{name}": value for name, value in state.items()},
-            "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 4e-4, "params": [0]}]},
-            "recalls": np.array([90.5, 95.25, 96.5]),
-            "best_r5": np.float64(95.25),
-            "not_improved_num": 0,
-        },
-        path,
-    )
+    entries = {f"module.{name}": value for name, value in state.items()}
+    beside = {"epoch_num": 3, "recalls": np.array([90.5, 95.25, 96.5]), "best_r5": np.float64(95.25)}
+    optimizer = {"state": {}, "param_groups": [{"lr": 4e-4, "params": [0]}]}
+    torch.save({**beside, "model_state_dict": entries, "optimizer_state_dict": optimizer, "not_improved_num": 0}, path)
     old, new = (b"numpy._core.", b"numpy.core.") if numpy_version == 1 else (b"numpy.core.", b"numpy._core.")
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}

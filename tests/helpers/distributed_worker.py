@@ -1,11 +1,9 @@
-"""What test_distributed.py runs, in one process and on two ranks: training steps on a split batch. Argument: a file
-to write.
-"""
+"""Training steps on a split batch, for test_distributed.py: in one process and on two ranks. Argument: a file."""
 
 import sys
 
 import torch
-from helpers.models import build, filled, image_batch
+from helpers.models import image_batch, reference_model
 
 from model import InputError
 from utils.runtime import distributed
@@ -29,7 +27,7 @@ def train(binary_branch, sizes):
     BatchNorm is in eval mode, so that its statistics are not those of a rank's share. SGD, since Adam turns gradients
     that are 0 but for rounding into full steps.
     """
-    model = filled(build("vit-tiny", "gem", hashing=binary_branch))
+    model = reference_model("vit-tiny", "gem", hashing=binary_branch)
     criterion, branch = (hashing_losses, "binary") if binary_branch else (float_losses, "float")
     step = TrainingStep(
         model, TrainingConfig(optim="sgd", lr=2.0 if binary_branch else 0.1), criterion=criterion, branch=branch
@@ -46,9 +44,7 @@ def train(binary_branch, sizes):
 
 
 def gather(sizes):
-    """What gather_batch makes of the rows of [16, 3], and the gradient of this rank's rows for a sum weighted by
-    their numbers.
-    """
+    """What gather_batch makes of rows of [16, 3], and this rank's gradient for a sum weighted by their numbers."""
     rows = torch.arange(48.0).reshape(16, 3)[share(sizes)].requires_grad_()
     gathered = distributed.gather_batch(rows, sizes)
     (gathered * torch.arange(16.0)[:, None]).sum().backward()

@@ -8,23 +8,13 @@ from helpers.processes import run_script
 
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
 FILES = ["log.txt", "predictions.csv", "report.html", "results.json"]
-SIZE = ["--resize", 56, 56, "--num_workers=0", "--device=cpu"]  # of other scripts that read images
+SIZE = ["--resize", 56, 56, "--num_workers=0", "--device=cpu"]
 
 
 def flags_for(datasets, checkpoint, *more):
     """A command line for the tiny benchmark; `more` comes last and overrides."""
-    return [
-        f"--datasets_folder={datasets}",
-        "--dataset_name=tiny",
-        "--backbone=vit-tiny",
-        f"--resume={checkpoint}",
-        "--resize",
-        56,
-        56,
-        "--num_workers=0",
-        "--device=cpu",
-        *more,
-    ]
+    data = [f"--datasets_folder={datasets}", "--dataset_name=tiny"]
+    return [*data, "--backbone=vit-tiny", f"--resume={checkpoint}", *SIZE, *more]
 
 
 class Outcome:

@@ -1,5 +1,6 @@
 """Models with reference parameters, and reference images."""
 
+import functools
 import zlib
 from pathlib import Path
 
@@ -9,12 +10,24 @@ import torch
 from model import GeoLocalizationNet, ModelConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+MOST_KEPT = 300_000  # numbers
 MODES = {"float": {}, "hashing": {"hashing": True}, "two_branch": {"hashing": True, "rerank": True}}
 
 
 def build(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
     """A model at the start of training."""
     return GeoLocalizationNet(ModelConfig(backbone=backbone, aggregation=aggregation, **flags))
+
+
+def sketched(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
+    """A model of shapes without values, on the device "meta"."""
+    with torch.device("meta"):
+        return build(backbone, aggregation, **flags)
+
+
+def reference_model(backbone: str = "vit-tiny", aggregation: str = "gem", **flags: bool) -> GeoLocalizationNet:
+    """A model with reference parameters, in eval mode."""
+    return filled(sketched(backbone, aggregation, **flags))
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -30,17 +43,9 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = random.standard_normal(shape)
     if kind == "weight" and len(shape) == 1:
         kind = "norm"
-    spread = {
-        "running_mean": (0, 0.1),
-        "gamma": (0.3, 0.05),
-        "bias": (0, 0.02),
-        "in_proj_bias": (0, 0.02),
-        "norm": (1, 0.1),
-        "cls_token": (0, 0.3),
-        "pos_embed": (0, 0.3),
-        "mask_token": (0, 0.3),
-        "queries": (0, 0.3),
-    }
+    spread = {"running_mean": (0, 0.1), "gamma": (0.3, 0.05), "norm": (1, 0.1)}
+    spread |= dict.fromkeys(("bias", "in_proj_bias"), (0, 0.02))
+    spread |= dict.fromkeys(("cls_token", "pos_embed", "mask_token", "queries"), (0, 0.3))
     if kind in spread:
         mean, deviation = spread[kind]
         return (mean + deviation * normal).astype(np.float32)
@@ -55,15 +60,20 @@ def image_batch(seed: int, batch: int, height: int, width: int) -> np.ndarray:
     return (mosaic[..., :height, :width] + 0.3 * random.standard_normal((batch, 3, height, width))).astype(np.float32)
 
 
+@functools.cache
+def small_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The reference value of an entry that is kept for the next model: those of vit-tiny take 25 MB."""
+    return torch.from_numpy(fill(name, shape))
+
+
 def filled(model: torch.nn.Module, cache: dict | None = None) -> torch.nn.Module:
-    """The model, one built on the "meta" device too, with reference parameters and in eval mode; `cache` keeps them
-    for the next model.
-    """
+    """The model (also one on "meta") with reference parameters in eval mode; `cache` keeps them for the next."""
     cache = {} if cache is None else cache
     for name, value in model.state_dict().items():
         key = name, tuple(value.shape)
         if key not in cache:
-            cache[key] = torch.from_numpy(fill(*key))
+            is_small = value.numel() < MOST_KEPT
+            cache[key] = small_value(*key).clone() if is_small else torch.from_numpy(fill(*key))
     state = {name: cache[name, tuple(value.shape)] for name, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model.eval()

@@ -31,3 +31,13 @@ def naive_l2(database, queries, k):
         lengths = [naive_length(query, row) for row in database]
         rows.append(sorted(zip(lengths, range(len(database)), strict=True))[:k])
     return np.array(rows)[..., 0], np.array(rows)[..., 1].astype(int)
+
+
+def mapillary_apk(predictions, positives, n):
+    """Average precision as Mapillary Street-level Sequences' `apk` has it: a loop over one query's predictions."""
+    score, hits = 0.0, 0
+    for rank, prediction in enumerate(predictions[:n], start=1):
+        if prediction in positives:
+            hits += 1
+            score += hits / rank
+    return score / min(len(positives), n) if len(positives) else 0.0

@@ -16,12 +16,8 @@ def dms(degrees):
 
 
 def gps_tags(latitude, longitude):
-    return {
-        LAT_LETTER: "N" if latitude >= 0 else "S",
-        LAT: dms(latitude),
-        LON_LETTER: "E" if longitude >= 0 else "W",
-        LON: dms(longitude),
-    }
+    letters = {LAT_LETTER: "N" if latitude >= 0 else "S", LON_LETTER: "E" if longitude >= 0 else "W"}
+    return {**letters, LAT: dms(latitude), LON: dms(longitude)}
 
 
 def save_photo(path, tags=None, orientation=None, image=None):

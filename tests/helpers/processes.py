@@ -1,5 +1,8 @@
 """Runs the project's code apart from the tests: forked scripts, two ranks, torchrun, fresh interpreters."""
 
+import contextlib
+import io
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -14,12 +17,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from model import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = [  # in the process that scripts are forked from
     *("torch", "torchvision.transforms.v2.functional", "faiss", "sklearn.neighbors", "PIL.Image", "tqdm"),
-    *("utils.cli.evaluation", "utils.cli.search", "utils.cli.training", "utils.training.curves"),
+    *("utils.cli.evaluate", "utils.cli.search", "utils.cli.train", "utils.training.curves"),
 ]
-NOT_TORCH = ("faiss", "matplotlib", "numpy", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
+NOT_TORCH = ("faiss", "matplotlib", "PIL", "pytorch_metric_learning", "sklearn", "torchvision")
 
 
 class Result(NamedTuple):
@@ -114,6 +119,34 @@ def run_script(
     return start_script(script, *flags, cwd=cwd, env=env, prelude=prelude, threads=threads).result(timeout)
 
 
+def run_here(script: str, *flags: object, cwd: Path, env: dict[str, str] | None = None) -> Result:
+    """Runs a script in this process, a second less than in one of its own: where it refuses what it is given."""
+    out, err, logger = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers = logger.handlers[:]
+    printed = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with pytest.MonkeyPatch.context() as patch, printed[0], printed[1]:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(ROOT / script), *last_of_each(flags)])
+        patch.delenv("DATASETS_FOLDER", raising=False)
+        patch.setattr("utils.runtime.script.cli_main", lambda main, **_: main())  # which would end this process
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        try:
+            run = runpy.run_path if script.endswith(".py") else runpy.run_module
+            run(str(ROOT / script) if script.endswith(".py") else script, run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        except (InputError, OSError) as error:
+            status = 2
+            print(f"error: {error}", file=sys.stderr)
+        finally:
+            for handler in set(logger.handlers).difference(handlers):
+                handler.close()
+            logger.handlers[:] = handlers
+    return Result(status, out.getvalue(), err.getvalue())
+
+
 def run_two_ranks(script: str | Path, *flags: object, cwd: Path, prelude: str = "") -> list[Result]:
     """Runs a script to its end in two processes that work together, as torchrun would start them, but sooner."""
     with socket.socket() as free:
@@ -133,7 +166,7 @@ def run_python(
     """Runs Python code in a fresh interpreter in which the packages `without` cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
     process = subprocess.run(
-        [sys.executable, "-c", blocked + code, *map(str, flags)],
+        [sys.executable, "-c", blocked + code, *last_of_each(flags)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -170,18 +203,7 @@ def torchrun(script, *flags, cwd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        f"--master_port={port}",
-        script,
-        *last_of_each(flags),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stderr
+    code = "import runpy; runpy.run_module('torch.distributed.run', run_name='__main__')"
+    result = run_python(code, "--nproc_per_node=2", f"--master_port={port}", script, *last_of_each(flags), cwd=cwd)
+    assert result.status == 0, result.stderr
     return result.stdout

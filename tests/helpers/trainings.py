@@ -3,33 +3,15 @@
 import csv
 
 import torch
+from helpers.evaluations import SIZE
 from helpers.processes import run_script
 
 
 def flags_for(city, *more):
     """A command line for two epochs of six batches; `more` comes last and overrides."""
-    return [
-        f"--datasets_folder={city}",
-        "--dataset_name=synthetic",
-        "--val_datasets",
-        "synthetic",
-        "--cities",
-        "Alder",
-        "Birch",
-        "--backbone=vit-tiny",
-        "--image_size",
-        56,
-        56,
-        "--resize",
-        56,
-        56,
-        "--train_batch_size=4",
-        "--images_per_place=2",
-        "--epochs_num=2",
-        "--num_workers=0",
-        "--device=cpu",
-        *more,
-    ]
+    data = [f"--datasets_folder={city}", "--dataset_name=synthetic", "--val_datasets", "synthetic"]
+    data += ["--cities", "Alder", "Birch", "--image_size", 56, 56, "--train_batch_size=4", "--images_per_place=2"]
+    return [*data, "--backbone=vit-tiny", "--epochs_num=2", *SIZE, *more]
 
 
 def run_well(script, flags, cwd):

@@ -11,18 +11,20 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+import torch
 from helpers.evaluations import SCRIPTS, flags_for
 from helpers.models import MODES, build
-from helpers.processes import run_script
-from PIL import Image
+from helpers.processes import run_here, run_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.weights import load_any_model
 from utils.cli.export import parse_export
 from utils.integrations.hloc import export_hloc
 from utils.integrations.msls import export_msls
 from utils.integrations.numpy_files import export_npy
 from utils.integrations.pairs import Pairs, export_pairs, nearest_others, predicted_pairs
+from utils.integrations.safetensors_file import export_safetensors
 from utils.integrations.shared import common_folder, relative_name
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
@@ -89,9 +91,6 @@ def file_name(key):
     return f"@1@2@33@U@3@4@{key}@@0@@@@2020@note@.jpg"
 
 
-# ---- The other programs' readers
-
-
 def hloc_names(path):
     """As hloc/utils/io.py lists the images of a file."""
     h5py = pytest.importorskip("h5py")
@@ -129,9 +128,6 @@ def colmap_pairs(path):
     return [tuple(line.strip().split(" ")) for line in lines if line.strip() and not line.startswith("#")]
 
 
-# ---- Features
-
-
 @pytest.mark.parametrize(("dtype", "block"), [("fp16", 3), ("fp32", 1024)])
 def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, block):
     pytest.importorskip("h5py")
@@ -149,8 +145,6 @@ def test_hloc_reads_the_descriptors(make_index, tmp_path, monkeypatch, dtype, bl
     ("mode", "stored", "dtype"),
     [
         ("two_branch", "fp32", None),
-        ("two_branch", "fp32", "fp16"),
-        ("float", "fp16", None),
         ("float", "fp16", "fp32"),
         ("two_branch", "int8", None),
         ("float", "int8", "fp16"),
@@ -173,9 +167,6 @@ def test_numpy_reads_what_the_index_has(make_index, tmp_path, monkeypatch, mode,
         np.testing.assert_array_equal(array, expected[name][:].astype(kind))
     lines = (tmp_path / "npy" / "database_paths.txt").read_bytes().decode().split("\n")
     assert lines == [*(relative_name(path, ROOT) for path in index.images.paths), ""]
-
-
-# ---- Pairs
 
 
 def naive_neighbours(index, count, rerank_num):
@@ -219,41 +210,6 @@ def test_an_image_among_equal_ones_is_not_its_own_neighbour(make_index):
     assert [[int(path[len(ROOT) + 1]) for path in images] for _, images in matches] == [[1, 2], [0, 2]] + [[0, 1]] * 7
 
 
-def test_hlocs_own_retrieval_gives_the_pairs_of_a_float_index(make_index, tmp_path):
-    pytest.importorskip("h5py")
-    names = [f"{i}.jpg" for i in range(30)]
-    index = make_index(names, "float")
-    export_hloc(index, tmp_path / "features.h5", ROOT, dtype="fp32")
-    export_pairs(nearest_others(index, 4, rerank_num=0), tmp_path / "pairs.txt", ROOT)
-    descriptors = hloc_descriptors(tmp_path / "features.h5", names)
-    similarity = np.einsum("id,jd->ij", descriptors, descriptors)
-    np.fill_diagonal(similarity, -np.inf)
-    expected = {names[i]: [names[j] for j in np.argsort(-row)[:4]] for i, row in enumerate(similarity)}
-    assert hloc_pairs(tmp_path / "pairs.txt") == expected
-
-
-def test_colmap_imports_the_pairs(make_index, tmp_path):
-    pycolmap = pytest.importorskip("pycolmap")
-    names = [f"{folder}/{i}.jpg" for folder in ("database", "été") for i in range(3)]
-    for name in names:
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "images" / name)
-    matches = nearest_others(make_index(names), 2, rerank_num=100)
-    export_pairs(matches, tmp_path / "pairs.txt", ROOT)
-    pycolmap.Database.open(tmp_path / "colmap.db").close()
-    pycolmap.import_images(tmp_path / "colmap.db", tmp_path / "images")
-    options = pycolmap.ImportedPairingOptions()
-    options.match_list_path = tmp_path / "pairs.txt"
-    with pycolmap.Database.open(tmp_path / "colmap.db") as database:
-        known = {image.image_id: image.name for image in database.read_all_images()}
-        imported = pycolmap.ImportedPairGenerator(options, database).all_pairs()
-    assert {frozenset((known[a], known[b])) for a, b in imported} == {
-        frozenset(pair) for pair in colmap_pairs(tmp_path / "pairs.txt")
-    }
-    assert len(imported) >= len(names)
-
-
 def test_pairs_of_a_run_are_its_first_predictions(make_run, tmp_path):
     rows = [("q/1.jpg", 1, "d/b.jpg"), ("q/1.jpg", 2, "d/a.jpg"), ("q/1.jpg", 3, "d/c.jpg")]
     rows += [("q/2.jpg", 1, "/data/images/d/c.jpg"), ("q/2.jpg", 2, "d/b.jpg"), ("q/2.jpg", 3, "d/a.jpg")]
@@ -262,9 +218,6 @@ def test_pairs_of_a_run_are_its_first_predictions(make_run, tmp_path):
     expected = {"images/q/1.jpg": ["images/d/b.jpg", "images/d/a.jpg"]}
     expected["images/q/2.jpg"] = ["images/d/c.jpg", "images/d/b.jpg"]
     assert hloc_pairs(tmp_path / "pairs.txt") == expected
-
-
-# ---- Mapillary Street-Level Sequences
 
 
 def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
@@ -278,9 +231,6 @@ def test_the_msls_evaluation_reads_the_predictions(make_run, tmp_path):
     table = np.loadtxt(tmp_path / "predictions.txt", dtype=str, ndmin=2)
     assert table.shape == (15, 21)
     assert table.tolist() == [[KEYS[q], *(KEYS[20 + (q + rank) % 20] for rank in range(20))] for q in range(15)]
-
-
-# ---- Names
 
 
 @pytest.mark.parametrize(
@@ -332,9 +282,6 @@ def test_an_index_that_holds_an_image_twice_is_refused(make_index, tmp_path):
     pytest.importorskip("h5py")
     with pytest.raises(InputError, match="holds a.jpg twice"):
         export_hloc(make_index(["a.jpg", "a.jpg"]), tmp_path / "features.h5", ROOT, dtype="fp16")
-
-
-# ---- Bad input
 
 
 def test_an_index_without_descriptors_is_refused_where_they_are_wanted(make_index, tmp_path):
@@ -434,9 +381,6 @@ def test_flags_without_a_meaning_are_refused(monkeypatch, tmp_path, capsys, flag
     assert caught.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
 
 
-# ---- Complete or absent
-
-
 @contextlib.contextmanager
 def full_disk(size):
     """Files that are written in the block have at most `size` bytes, as if the disk were full after them."""
@@ -476,44 +420,6 @@ def test_a_full_disk_leaves_nothing(make_index, tmp_path, kind, size):
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "output"])
 
 
-STOPPED = """
-import os, signal, sys
-from pathlib import Path
-from utils.integrations import hloc, numpy_files, pairs
-from utils.retrieval.index import Index
-from utils.runtime.script import cli_main
-
-names = iter(range(1000))
-original = hloc.relative_name
-def relative_name(path, root):
-    if next(names) == 20:
-        os.kill(os.getpid(), signal.{signal})
-    return original(path, root)
-hloc.relative_name = numpy_files.relative_name = pairs.relative_name = relative_name
-
-index, output = Index(Path(sys.argv[1])), Path(sys.argv[2])
-exports = {{
-    "hloc": lambda: hloc.export_hloc(index, output, "/data/images", dtype="fp16"),
-    "npy": lambda: numpy_files.export_npy(index, output, "/data/images", dtype=None),
-    "pairs": lambda: pairs.export_pairs(pairs.nearest_others(index, 5, rerank_num=5), output, "/data/images"),
-}}
-cli_main(exports[{kind!r}])
-"""
-
-
-@pytest.mark.parametrize(("kind", "name"), [("hloc", "SIGINT"), ("npy", "SIGTERM"), ("pairs", "SIGINT")])
-def test_a_stop_signal_ends_an_export_and_leaves_nothing(make_index, tmp_path, kind, name):
-    if kind == "hloc":
-        pytest.importorskip("h5py")
-    make_index([f"{i}.jpg" for i in range(40)])
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(signal=name, kind=kind))
-    before = sorted(tmp_path.iterdir())
-    result = run_script(script, tmp_path / "index", tmp_path / "output", cwd=tmp_path)
-    assert result.status == {"SIGINT": 130, "SIGTERM": 143}[name], result.stderr
-    assert sorted(tmp_path.iterdir()) == before
-
-
 def test_the_folder_of_a_killed_export_is_removed_with_other_leftovers(tmp_path):
     with pytest.raises(InputError, match="Cannot write"), atomic_folder(tmp_path / "npy") as temporary:
         (temporary / "database_codes.npy").touch()
@@ -522,9 +428,6 @@ def test_the_folder_of_a_killed_export_is_removed_with_other_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [copy]
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-# ---- The script
 
 
 @pytest.fixture(scope="module")
@@ -570,34 +473,31 @@ def test_the_features_of_an_index_have_the_names_of_the_pairs(evaluated, tiny_be
     assert np.load(evaluated / "npy" / "database_descriptors.npy").shape == (16, 512)
 
 
-def test_the_script_ends_with_status_2_for_what_an_index_has_not(evaluated):
-    result = run_script("export.py", "pairs", f"--index={evaluated / 'index'}", "--output=x", cwd=evaluated)
-    assert result.status == 2 and "--num_matched is 20" in result.stderr and "Traceback" not in result.stderr
-    assert not [path for path in evaluated.iterdir() if path.name == "x" or path.name.endswith(".tmp")]
-
-
 def test_a_safetensors_file_is_a_new_one(checkpoints, tmp_path):
-    checkpoint = shutil.copy(checkpoints["two_branch"], tmp_path / "model.pth")
-    before = checkpoint.read_bytes()
-    for output, words in ((checkpoint, "exists already"), (tmp_path / "nowhere" / "a", "No folder")):
-        flags = f"--resume={checkpoint}", f"--output={output}"
-        result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
-        assert result.status == 2 and words in result.stderr
-    assert checkpoint.read_bytes() == before
-
-
-def test_a_model_as_a_safetensors_file_evaluates_to_the_same(tiny_benchmark, checkpoints, tmp_path):
     pytest.importorskip("safetensors")
-    path = tmp_path / "model.safetensors"
-    flags = f"--resume={checkpoints['two_branch']}", f"--output={path}"
-    result = run_script("export.py", "safetensors", *flags, cwd=tmp_path)
+    flags = f"--resume={checkpoints['two_branch']}", f"--output={tmp_path / 'model.safetensors'}"
+    result = run_here("export.py", "safetensors", *flags, cwd=tmp_path)
+    assert result.status == 0 and "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
+    before = (tmp_path / "model.safetensors").read_bytes()
+    for output, words in ((flags[1], "exists already"), ("--output=nowhere/a", "No folder")):
+        result = run_here("export.py", "safetensors", flags[0], output, cwd=tmp_path)
+        assert result.status == 2 and words in result.stderr
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_safetensors_file_in_half_precision(checkpoints, tmp_path):
+    pytest.importorskip("safetensors")
+    flags = f"--resume={checkpoints['two_branch']}", "--fp16", "--output=model.safetensors"
+    result = run_here("export.py", "safetensors", *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    assert "--backbone=vit-tiny --aggregation=gem --hashing --rerank" in result.stdout
-    predictions = []
-    for resume in (checkpoints["two_branch"], path):
-        flags = [flag for flag in flags_for(tiny_benchmark, resume) if flag != "--backbone=vit-tiny"]
-        result = run_script("eval_rerank.py", *flags, f"--save_dir={resume.suffix[1:]}", cwd=tmp_path)
-        assert result.status == 0, result.stderr
-        (folder,) = (tmp_path / "logs" / resume.suffix[1:]).iterdir()
-        predictions.append((folder / "predictions.csv").read_bytes())
-    assert predictions[0] == predictions[1]
+    model, loaded = (load_any_model(str(path)) for path in (checkpoints["two_branch"], tmp_path / "model.safetensors"))
+    assert loaded.config == model.config
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().to(value.dtype)), name
+    entries = sum(value.numel() for value in model.state_dict().values())
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.1 * entries + 50_000  # 2 bytes each, and their names
+    with torch.no_grad():
+        model.linear1.weight[0, 0] = -65520.0  # the smallest number that is rounded to infinity
+    with pytest.raises(InputError, match=r"'linear1.weight' has values up to 6.55e\+04.*65504.*--fp16"):
+        export_safetensors(model, tmp_path / "again.safetensors", half=True)
+    assert not (tmp_path / "again.safetensors").exists()

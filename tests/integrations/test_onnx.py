@@ -3,6 +3,7 @@
 The vision transformer has a single block here, because the exporter takes seconds for each.
 """
 
+import functools
 import importlib.util
 import re
 import sys
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import save_published
-from helpers.models import MODES, build, filled, image_batch
+from helpers.models import MODES, image_batch, reference_model
 from helpers.pages import blocks
 from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
 
 import export
 from datasets.resizing import resize_image
-from datasets.transforms import normalize
-from model import BACKBONES, InputError, ModelChoice
+from model import BACKBONES, InputError
 from model.config import ViTConfig
+from model.images import normalize
 from model.versions import VERSION
 from utils.cli.export import parse_export
 from utils.integrations import onnx_export
@@ -40,24 +41,29 @@ EXPORTS = {  # name: (aggregation, mode, (H, W), flags)
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    """(folder with <name>.pth and <name>.onnx, {name: model}) of EXPORTS; the files are written by the script."""
-    folder, models = tmp_path_factory.mktemp("onnx"), {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, (aggregation, mode, size, flags) in EXPORTS.items():
+def exported(tmp_path_factory):
+    """exported(name): the file and the model of one of EXPORTS; the file is written by the script."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    @functools.cache
+    def export(name):
+        aggregation, mode, size, flags = EXPORTS[name]
+        with pytest.MonkeyPatch.context() as patch:
             registers = 4 if mode == "two_branch" else 0
             patch.setitem(BACKBONES, "vit-tiny", replace(ONE_BLOCK, num_registers=registers))
-            models[name] = filled(build("vit-tiny", aggregation, **MODES[mode]))
-            save_published(models[name].state_dict(), folder / f"{name}.pth")
+            model = reference_model("vit-tiny", aggregation, **MODES[mode])
+            save_published(model.state_dict(), folder / f"{name}.pth")
             run_main(patch, folder / f"{name}.pth", size, folder / f"{name}.onnx", *flags)
-    return folder, models
+        return folder / f"{name}.onnx", model
+
+    return export
 
 
 def run_main(patch, checkpoint, size, output, *flags):
     """Runs the script in this process."""
     resize = ["--resize", *map(str, size)]
     patch.setattr("sys.argv", ["export.py", "onnx", f"--resume={checkpoint}", *resize, f"--output={output}", *flags])
-    export.main()
+    export.main(parse_export(None))
 
 
 def session_of(path):
@@ -66,17 +72,14 @@ def session_of(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-# ---- What the files give
-
-
 @needs_packages
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
-def test_onnxruntime_gives_the_models_outputs_for_any_batch_size(exports, name):
-    folder, models = exports
+def test_onnxruntime_gives_the_models_outputs_for_any_batch_size(exported, name):
+    file, model = exported(name)
     _, mode, size, flags = EXPORTS[name]
     tolerance = 5e-3 if "--fp16" in flags else 1e-4
-    session = session_of(folder / f"{name}.onnx")
+    session = session_of(file)
     outputs = [output.name for output in session.get_outputs()]
     assert outputs == (["descriptor"] if mode == "float" else ["code", "logits", "descriptor"])
     for batch in (1, 2, 5):
@@ -85,7 +88,7 @@ def test_onnxruntime_gives_the_models_outputs_for_any_batch_size(exports, name):
         images = normalised if "--no_normalization" in flags else normalised * std + mean
         actual = dict(zip(outputs, session.run(None, {"images": images.numpy()}), strict=True))
         with torch.inference_mode():
-            expected = models[name](normalised)
+            expected = model(normalised)
         if mode != "float":
             logits = expected.logits.numpy()
             assert np.linalg.norm(actual["logits"] - logits, axis=1).max() <= tolerance
@@ -100,11 +103,11 @@ def test_onnxruntime_gives_the_models_outputs_for_any_batch_size(exports, name):
 @needs_packages
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
-def test_shapes_are_fixed_but_for_the_batch_and_nothing_is_resized(exports, name):
+def test_shapes_are_fixed_but_for_the_batch_and_nothing_is_resized(exported, name):
     import onnx
 
     _, mode, size, flags = EXPORTS[name]
-    file = onnx.load(exports[0] / f"{name}.onnx")
+    file = onnx.load(exported(name)[0])
     for value in [*file.graph.input, *file.graph.output]:
         batch, *others = value.type.tensor_type.shape.dim
         assert batch.dim_param == "batch" and all(dim.dim_value for dim in others)
@@ -118,48 +121,49 @@ def test_shapes_are_fixed_but_for_the_batch_and_nothing_is_resized(exports, name
 
 @needs_packages
 @pytest.mark.slow
-def test_the_metadata_names_the_model_and_how_to_prepare_images(exports):
-    metadata = {name: session_of(exports[0] / f"{name}.onnx").get_modelmeta().custom_metadata_map for name in EXPORTS}
-    assert metadata["two_branch"] == {
+@pytest.mark.parametrize("name", ["two_branch", "half"])
+def test_the_metadata_names_the_model_and_how_to_prepare_images(exported, name):
+    metadata = session_of(exported(name)[0]).get_modelmeta().custom_metadata_map
+    expected = {
         "project": f"SelaVPR++ {VERSION}",
         "model": "--backbone=vit-tiny --aggregation=gem --hashing --rerank",
         "precision": "fp32",
         "resize": "84 56",
         "interpolation": "bilinear, antialiased",
-        "input": "RGB in [0, 1]",
         "outputs": "code logits descriptor",
     }
-    assert metadata["half"]["precision"] == "fp16"
-    assert metadata["half"]["interpolation"] == "bilinear, not antialiased"
-    assert metadata["half"]["input"].endswith("minus mean 0.485 0.456 0.406, divided by std 0.229 0.224 0.225")
+    if name == "two_branch":
+        assert metadata["input"] == "RGB in [0, 1]"
+    else:
+        expected |= {"precision": "fp16", "interpolation": "bilinear, not antialiased", "resize": "70 56"}
+        expected |= {"model": "--backbone=vit-tiny --aggregation=boq", "outputs": "descriptor"}
+        assert metadata["input"].endswith("minus mean 0.485 0.456 0.406, divided by std 0.229 0.224 0.225")
+    assert metadata == {"input": metadata["input"], **expected}
 
 
 @needs_packages
 @pytest.mark.slow
-def test_the_code_in_the_documentation_describes_an_image_file_without_pytorch(exports, tiny_benchmark, tmp_path):
-    folder, models = exports
+def test_the_code_in_the_documentation_describes_an_image_file_without_pytorch(exported, tiny_benchmark, tmp_path):
+    file, model = exported("two_branch")
     (code,) = (code for code in blocks(ROOT / "docs" / "integrations.md", "python") if "onnxruntime" in code)
     image = sorted((tiny_benchmark / "tiny/images/test/queries").iterdir())[0]
-    code = code.replace('"model.onnx"', repr(str(folder / "two_branch.onnx")))
+    code = code.replace('"model.onnx"', repr(str(file)))
     code = code.replace('"street.jpg"', repr(str(image))) + "\nnp.savez('outputs.npz', **outputs)"
     without = ("torch", "onnx", "onnxscript", "model", *(name for name in NOT_TORCH if name not in ("numpy", "PIL")))
     result = run_python(code, cwd=tmp_path, without=without)
     assert result.status == 0, result.stderr
     with torch.inference_mode():
         pixels = resize_image(Image.open(image).convert("RGB"), (84, 56))
-        logits, code, descriptor = models["two_branch"](normalize(pixels)[None])
+        logits, code, descriptor = model(normalize(pixels)[None])
     outputs = np.load(tmp_path / "outputs.npz")
     assert np.linalg.norm(outputs["descriptor"] - descriptor.numpy()) <= 1e-4
     certain = logits.abs().numpy() > 1e-4
     assert (np.unpackbits(outputs["code"], axis=1)[certain] == (code.numpy() > 0)[certain]).all()
 
 
-# ---- Parts of the export
-
-
 def test_a_fixed_position_embedding_changes_nothing():
     grid = (5, 8)
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     images = torch.from_numpy(image_batch(0, 1, 14 * grid[0], 14 * grid[1]))
     with torch.inference_mode():
         expected = model(images)
@@ -208,17 +212,14 @@ def test_larger_errors_are_refused(name, index, change):
 @needs_packages
 @pytest.mark.slow
 @pytest.mark.parametrize("i", range(3))
-def test_every_checked_image_counts(exports, i):
-    folder, models = exports
-    images = checked_images((126, 140))
-    expected = reference_outputs(models["float"], images)
-    assert compare(folder / "float.onnx", images, expected, precision="fp32")["descriptor"] <= 1e-5
+def test_every_checked_image_counts(exported, i):
+    file, model = exported("two_branch")
+    images = checked_images((84, 56))
+    expected = reference_outputs(model, images)
+    assert compare(file, images, expected, precision="fp32")["descriptor"] <= 1e-5
     expected["descriptor"][i] += 1e-3
     with pytest.raises(InputError, match="another descriptor"):
-        compare(folder / "float.onnx", images, expected, precision="fp32")
-
-
-# ---- Nothing half-written, and what is refused
+        compare(file, images, expected, precision="fp32")
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def ready(monkeypatch, tmp_path):
     monkeypatch.setattr(onnx_export, "check_packages", lambda: None)
     monkeypatch.setattr(onnx_export, "build_proto", lambda *_, **__: File())
     monkeypatch.setattr(onnx_export, "compare", lambda *_, **__: {"descriptor": 0.0})
-    return save_published(filled(build("vit-tiny")).state_dict(), tmp_path / "model.pth")
+    return save_published(reference_model("vit-tiny").state_dict(), tmp_path / "model.pth")
 
 
 def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypatch, tmp_path):
@@ -250,26 +251,6 @@ def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypat
     assert (tmp_path / "model.onnx").stat().st_size == 100_000
 
 
-def test_a_full_disk_leaves_nothing(ready, monkeypatch, tmp_path):
-    resource = pytest.importorskip("resource")
-    before = sorted(path.name for path in tmp_path.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        with pytest.raises(InputError, match=r"Cannot write .*model\.onnx"):
-            run_main(monkeypatch, ready, (56, 56), tmp_path / "model.onnx")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-def test_an_existing_file_is_refused(ready, monkeypatch, tmp_path, capsys):
-    """It may be the checkpoint itself."""
-    with pytest.raises(SystemExit):
-        run_main(monkeypatch, ready, (56, 56), ready)
-    assert f"{ready} exists already. Delete it, or choose another name." in capsys.readouterr().err
-
-
 def test_a_file_that_differs_from_the_model_is_not_kept(ready, monkeypatch, tmp_path):
     def differs(*_, **__):
         return output_errors(arrays(logits=np.zeros((2, 512), np.float32)), arrays(), 1e-4)
@@ -281,7 +262,7 @@ def test_a_file_that_differs_from_the_model_is_not_kept(ready, monkeypatch, tmp_
 
 
 def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(monkeypatch):
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     monkeypatch.setattr(onnx_export, "MAX_FILE_BYTES", 10**6)
     with pytest.raises(InputError, match="0.0 GB.*at most 2 GB.*--fp16"):
         onnx_export.build_proto(model, onnx_export.ExtractionConfig(resize=(56, 56)), normalize=True)
@@ -292,7 +273,6 @@ def test_weights_beyond_the_limit_of_the_format_are_refused_before_the_export(mo
     [
         ("float", ["--resize", "100", "322"], ["100 x 322", "multiples of 14", "98 x 322"]),
         ("salad", ["--resize", "112", "112"], ["SALAD", "64", "8 x 8 = 64"]),
-        ("float", ["--rerank"], ["rerank", "hashing"]),
         ("float", ["--hashing", "--backbone=vit-tiny"], ["does not fit the model", "eval.py"]),
         ("float", ["--output=nowhere/model.onnx"], ["No folder nowhere for the file model.onnx"]),
         ("float", ["--resume=none.pth"], ["No checkpoint at none.pth"]),
@@ -315,20 +295,3 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=f"{name}.*Install them with: pip install -r requirements-onnx.txt"):
         onnx_export.check_packages()
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (["--resume=a.pth"], ModelChoice()),
-        (["--resume=a.pth", "--hashing"], ModelChoice(hashing=True, rerank=False)),
-        (["--pretrained"], ModelChoice()),
-        (
-            ["--pretrained", "--backbone=dinov2-base", "--hashing", "--rerank"],
-            ModelChoice(backbone="dinov2-base", hashing=True, rerank=True),
-        ),
-    ],
-)
-def test_which_model_the_flags_name(monkeypatch, flags, expected):
-    monkeypatch.setattr("sys.argv", ["export.py", "onnx", "--output=model.onnx", *flags])
-    assert parse_export(None).model.choice == expected

@@ -7,7 +7,7 @@ from model import AGGREGATIONS
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_a_model_with_it_gives_unit_vectors_in_float32(name):
+def test_a_model_with_it_gives_unit_vectors_in_float32(shallow_vit, name):
     assert_unit_vectors(name)
 
 

@@ -2,11 +2,10 @@
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
-from helpers.models import MODES, build, filled, image_batch
+from helpers.models import MODES, image_batch, reference_model
 
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
 
@@ -19,9 +18,9 @@ def outputs(model, images):
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def model(request):
+def model(request, shallow_vit):
     aggregation, mode = request.param
-    return filled(build("vit-tiny", aggregation, **MODES[mode])).eval()
+    return reference_model("vit-tiny", aggregation, **MODES[mode]).eval()
 
 
 @pytest.fixture
@@ -41,18 +40,10 @@ def test_in_half_precision_the_outputs_stay_float32_and_nearly_the_same(model, i
             torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
 
 
-def test_copies_and_pickles_give_the_same_outputs(model, images):
-    expected = outputs(model, images)
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied.config == model.config
-        for actual, exact in zip(outputs(copied, images), expected, strict=True):
-            torch.testing.assert_close(actual, exact)
-
-
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("aggregation", "mode"), [("boq", "float"), ("salad", "float"), ("gem", "two_branch")])
 def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, images, aggregation, mode):
-    model, file = filled(build("vit-tiny", aggregation, **MODES[mode])), io.BytesIO()
+    model, file = reference_model("vit-tiny", aggregation, **MODES[mode]), io.BytesIO()
     with torch.inference_mode():
         torch.jit.save(torch.jit.trace(model, images[:2]), file)
     file.seek(0)
@@ -63,6 +54,6 @@ def test_a_saved_trace_gives_the_same_outputs_for_any_batch_size(shallow_vit, im
 
 
 def test_training_still_passes_gradients_through_the_codes(images):
-    model = filled(build("vit-tiny", **MODES["hashing"])).train()
+    model = reference_model("vit-tiny", **MODES["hashing"]).train()
     model(images).code.sum().backward()
     assert float(model.linear4.weight.grad.abs().max()) > 0

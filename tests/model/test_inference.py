@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import MODES, build, filled, image_batch
+from helpers.models import MODES, build, image_batch, reference_model
 
 from model import BACKBONES, InputError, prepare_for_inference
 from model.inference import KEPT_GRIDS, prepare_frozen_backbone
@@ -16,6 +16,7 @@ from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
 
+pytestmark = pytest.mark.usefixtures("shallow_vit")
 KINDS = [("gem", "float"), ("boq", "float"), ("salad", "float"), ("gem", "hashing"), ("gem", "two_branch")]
 
 
@@ -33,7 +34,7 @@ def images():
 
 @pytest.mark.parametrize(("aggregation", "mode"), KINDS)
 def test_the_outputs_are_the_same_up_to_rounding(images, aggregation, mode):
-    model = filled(build("vit-tiny", aggregation, **MODES[mode]))
+    model = reference_model("vit-tiny", aggregation, **MODES[mode])
     prepared = prepare_for_inference(model)
     assert not any(isinstance(part, torch.nn.BatchNorm2d | LayerScale) for part in prepared.network.modules())
     assert (prepared.config, prepared.descriptor_dim) == (model.config, model.descriptor_dim)
@@ -50,7 +51,7 @@ def test_the_outputs_are_the_same_up_to_rounding(images, aggregation, mode):
 
 def test_a_model_with_registers(images, monkeypatch):
     monkeypatch.setitem(BACKBONES, "vit-tiny", replace(BACKBONES["vit-tiny"], num_registers=4))
-    model = filled(build("vit-tiny", "salad"))
+    model = reference_model("vit-tiny", "salad")
     expected = outputs(model, images)["descriptor"]
     for dtype, most in ((torch.float32, 2e-6), (torch.bfloat16, 0.1)):
         found = outputs(prepare_for_inference(model, dtype), images)["descriptor"]
@@ -66,7 +67,7 @@ def test_a_model_with_registers(images, monkeypatch):
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
 @pytest.mark.parametrize(("aggregation", "mode"), KINDS)
 def test_half_precision_takes_and_returns_float32(images, aggregation, mode, dtype, most):
-    model = filled(build("vit-tiny", aggregation, **MODES[mode]))
+    model = reference_model("vit-tiny", aggregation, **MODES[mode])
     expected, found = outputs(model, images), outputs(prepare_for_inference(model, dtype), images)
     for name, value in found.items():
         assert value.dtype == torch.float32
@@ -75,7 +76,7 @@ def test_half_precision_takes_and_returns_float32(images, aggregation, mode, dty
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_each_image_size_has_its_own_position_embedding(shallow_vit, monkeypatch, compiled):
+def test_each_image_size_has_its_own_position_embedding(monkeypatch, compiled):
     compile_module, compilations = torch.nn.Module.compile, []
 
     def backend(graph, _inputs):
@@ -83,7 +84,7 @@ def test_each_image_size_has_its_own_position_embedding(shallow_vit, monkeypatch
         return graph
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     prepared = prepare_for_inference(model, compiled=compiled)
     torch._dynamo.reset()
     for i in range(2):
@@ -97,16 +98,16 @@ def test_each_image_size_has_its_own_position_embedding(shallow_vit, monkeypatch
     assert len(compilations) == first == (3 if compiled else 0)
 
 
-def test_no_more_position_embeddings_are_kept_than_said(shallow_vit):
-    model = filled(build("vit-tiny"))
+def test_no_more_position_embeddings_are_kept_than_said():
+    model = reference_model("vit-tiny")
     prepared = prepare_for_inference(model)
     for patches in range(1, KEPT_GRIDS + 3):
         prepared(torch.zeros(1, 3, 14, 14 * patches))
     assert list(prepared.kept_positions) == [(1, patches) for patches in range(3, KEPT_GRIDS + 3)]
 
 
-def test_a_prepared_model_frees_its_memory_at_once(shallow_vit):
-    prepared = prepare_for_inference(filled(build("vit-tiny")), torch.bfloat16)
+def test_a_prepared_model_frees_its_memory_at_once():
+    prepared = prepare_for_inference(reference_model("vit-tiny"), torch.bfloat16)
     prepared(torch.zeros(1, 3, 14, 14))
     network = weakref.ref(prepared.network)
     gc.disable()
@@ -118,7 +119,7 @@ def test_a_prepared_model_frees_its_memory_at_once(shallow_vit):
 
 
 def test_position_embeddings_are_computed_in_full_precision():
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     images = torch.from_numpy(image_batch(3, 1, 56, 70))
     prepared = prepare_for_inference(model, torch.bfloat16)
     outputs(prepared, images)
@@ -128,7 +129,7 @@ def test_position_embeddings_are_computed_in_full_precision():
         torch.testing.assert_close(backbone.position_embedding(4, 5), expected, rtol=0, atol=0)
 
 
-def test_weights_are_constants_while_a_prepared_model_compiles(shallow_vit, images, monkeypatch):
+def test_weights_are_constants_while_a_prepared_model_compiles(images, monkeypatch):
     from torch._inductor import config
 
     frozen = []
@@ -139,7 +140,7 @@ def test_weights_are_constants_while_a_prepared_model_compiles(shallow_vit, imag
         return graph
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     found = outputs(prepare_for_inference(model, compiled=True), images)["descriptor"]
     torch._dynamo.reset()
     assert frozen == [True] and not config.freezing
@@ -147,7 +148,7 @@ def test_weights_are_constants_while_a_prepared_model_compiles(shallow_vit, imag
 
 
 def test_the_original_stays_as_it_is_and_shares_its_weights(images):
-    model = filled(build("vit-tiny", **MODES["two_branch"]))
+    model = reference_model("vit-tiny", **MODES["two_branch"])
     state, before = copy.deepcopy(model.state_dict()), outputs(model, images)
     prepared = prepare_for_inference(model)
     half = prepare_for_inference(model, torch.bfloat16)
@@ -165,14 +166,14 @@ def test_the_original_stays_as_it_is_and_shares_its_weights(images):
 def test_a_step_takes_the_backbone_from_a_checkpoint_that_is_loaded_after_it_was_made(images, mode):
     labels, images = torch.tensor([0, 0, 1, 1]), images.repeat(2, 1, 1, 1)[:4]
     branch, criterion = ("float", float_losses) if mode == "float" else ("binary", hashing_losses)
-    filled_model = filled(build("vit-tiny", **MODES[mode]))
+    filled_model = reference_model("vit-tiny", **MODES[mode])
     losses = []
     for model in (filled_model, build("vit-tiny", **MODES[mode])):
         step = TrainingStep(model, TrainingConfig(precision="bf16"), criterion=criterion, branch=branch)
         model.load_state_dict(copy.deepcopy(filled_model.state_dict()))
         set_training_mode(model)
         losses.append(step(images, labels))
-        model.load_state_dict(filled(build("vit-tiny", **MODES[mode])).state_dict())
+        model.load_state_dict(reference_model("vit-tiny", **MODES[mode]).state_dict())
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
@@ -180,7 +181,7 @@ def test_the_frozen_backbone_gives_the_losses_of_the_model_alone(images):
     labels, images = torch.tensor([0, 0, 1, 1]), images.repeat(2, 1, 1, 1)[:4]
     losses = []
     for with_copy in (True, False):
-        model = filled(build("vit-tiny"))
+        model = reference_model("vit-tiny")
         config = TrainingConfig(optim="sgd", lr=1.0, precision="bf16")
         step = TrainingStep(model, config, criterion=float_losses, branch="float")
         assert step.copies_backbone
@@ -195,10 +196,10 @@ def test_the_frozen_backbone_gives_the_losses_of_the_model_alone(images):
 
 
 def test_a_frozen_backbone_keeps_its_precision_under_autocast(images):
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     frozen = prepare_frozen_backbone(model.backbone, torch.float16, (9, 10))
     seen = []
-    frozen.blocks[3].norm1.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    frozen.blocks[1].norm1.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     with torch.autocast("cpu", torch.bfloat16):
         tokens = model.backbone(images, frozen_backbone=frozen).float_tokens
     ((before, after),) = seen
@@ -208,7 +209,7 @@ def test_a_frozen_backbone_keeps_its_precision_under_autocast(images):
 
 def test_a_model_that_trains_is_prepared_between_steps(images):
     """Whatever is compiled, and left in the gradients."""
-    model = filled(build("vit-tiny"))
+    model = reference_model("vit-tiny")
     step = TrainingStep(model, TrainingConfig(lr=0.1), criterion=float_losses, branch="float")
     set_training_mode(model)
     step(images.repeat(2, 1, 1, 1)[:4], torch.tensor([0, 0, 1, 1]))

@@ -1,4 +1,4 @@
-"""`pip install .`: the package selavprplusplus, which needs torch alone."""
+"""`pip install .`: the package selavprplusplus, which needs PyTorch and NumPy alone."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from helpers.models import build, filled
+from helpers.models import reference_model
 from helpers.processes import NOT_TORCH, ROOT, run_python
 
 from model.versions import VERSION
@@ -32,18 +32,19 @@ def wheel(tmp_path_factory):
     return folder / f"selavprplusplus-{VERSION}-py3-none-any.whl"
 
 
-def test_it_contains_the_files_of_model_alone_and_needs_torch_alone(wheel):
+def test_it_contains_the_files_of_model_alone_and_needs_torch_and_numpy_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f"selavprplusplus-{VERSION}.dist-info/"
         names = {name for name in archive.namelist() if not name.startswith(info)}
         metadata = archive.read(info + "METADATA").decode()
     assert names == {f"selavprplusplus/{path.name}" for path in (ROOT / "model").glob("*.py")}
-    assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == ["Requires-Dist: torch>=2.6"]
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
+    assert needed == ["Requires-Dist: torch>=2.6", "Requires-Dist: numpy>=1.26.4"]
 
 
 def test_a_program_loads_a_checkpoint_with_it(wheel, tmp_path):
     pip("install", "--target", tmp_path / "installed", wheel)
-    model = filled(build("vit-tiny", hashing=True, rerank=True))
+    model = reference_model("vit-tiny", hashing=True, rerank=True)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     code = """
 import importlib.metadata, torch, selavprplusplus

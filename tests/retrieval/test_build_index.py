@@ -20,16 +20,17 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 import build_index
+from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import common_utm_zone
-from datasets.folder import PositionConfig, locate_images
+from datasets.folder import locate_images
 from datasets.images import load_image
 from datasets.layouts import list_images
 from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
+from utils.cli.search import BuildIndexArguments
 from utils.retrieval.index import Index
-
-# ---- EXIF
+from utils.runtime.parser import parse
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -310,11 +311,8 @@ def test_degrees_and_utm_across_the_equator():
     np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
 
 
-# ---- The script
-
-
-def build(folder, checkpoint, cwd, *more, index="index"):
-    return run_script("build_index.py", folder, f"--index={index}", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
+def build(folder, checkpoint, cwd, *more):
+    return run_script("build_index.py", folder, "--index=index", f"--resume={checkpoint}", *SIZE, *more, cwd=cwd)
 
 
 def database_of(datasets):
@@ -399,7 +397,7 @@ def refusal(tmp_path, checkpoints, monkeypatch, capsys):
         defaults = ["build_index.py", "--index=index", f"--resume={checkpoints['float']}", *SIZE]
         monkeypatch.setattr(sys, "argv", last_of_each([*defaults, *flags]))
         with pytest.raises((InputError, SystemExit)) as caught:
-            build_index.main()
+            build_index.main(parse(BuildIndexArguments, None))
         text = capsys.readouterr().err.splitlines()[-1] if caught.type is SystemExit else str(caught.value)
         assert "\n" not in text
         return text
@@ -443,7 +441,7 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
     save_photo(tmp_path / "images" / "a.jpg")
     flags = ["images", "--index=index", "--append", f"--resume={checkpoints['float']}", *SIZE]
     monkeypatch.setattr(sys, "argv", list(map(str, ["build_index.py", *flags])))
-    build_index.main()  # as with --save_index DIR --append, the index need not exist
+    build_index.main(parse(BuildIndexArguments, None))  # as with --save_index DIR --append, the index need not exist
     for index, (more, words) in enumerate(
         (
             ([f"--resume={checkpoints['two_branch']}"], "hashing False (now True)"),
@@ -454,10 +452,3 @@ def test_an_index_of_another_model_or_size_is_refused(tmp_path, checkpoints, ref
         shutil.copytree("index", str(index))  # the error may keep an index locked for a while
         message = refusal("images", "--append", f"--index={index}", *more)
         assert message.startswith(f"--append: the index {index} was built differently: ") and words in message
-
-
-def test_append_needs_the_folder_of_an_index(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["build_index.py", "images", "--append", "--resume=model.pth"])
-    with pytest.raises(SystemExit):
-        build_index.main()
-    assert "the following arguments are required: --index" in capsys.readouterr().err

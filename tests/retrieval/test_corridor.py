@@ -1,14 +1,11 @@
-"""The three scripts on real photos: Milford's corridor, with reference parameters. A few minutes; needs
-CORRIDOR_DATASETS_FOLDER.
-"""
+"""The three scripts on real photos, Milford's corridor, in minutes; needs CORRIDOR_DATASETS_FOLDER."""
 
 import json
 import os
 
 import pytest
-import torch
 from helpers.checkpoints import save_published
-from helpers.models import MODES, build, filled
+from helpers.models import MODES, reference_model
 from helpers.processes import run_script
 
 pytestmark = pytest.mark.slow
@@ -27,24 +24,11 @@ EXPECTED = {
 )
 @pytest.mark.parametrize(("mode", "numpy_version"), [("float", 1), ("hashing", 2), ("two_branch", 2)])
 def test_recalls(tmp_path, mode, numpy_version):
-    with torch.device("meta"):
-        model = build("dinov2-base", **MODES[mode])
-    checkpoint = save_published(filled(model).state_dict(), tmp_path / "model.pth", numpy_version)
+    state = reference_model("dinov2-base", **MODES[mode]).state_dict()
+    checkpoint = save_published(state, tmp_path / "model.pth", numpy_version)
     flags = ["--rerank_num=20"] if mode == "two_branch" else []
-    flags += [
-        f"--datasets_folder={DATASETS}",
-        "--dataset_name=corridor",
-        "--backbone=dinov2-base",
-        f"--resume={checkpoint}",
-        "--resize",
-        224,
-        224,
-        "--recall_values",
-        1,
-        5,
-        10,
-        20,
-    ]
+    flags += [f"--datasets_folder={DATASETS}", "--dataset_name=corridor", "--backbone=dinov2-base"]
+    flags += [f"--resume={checkpoint}", "--resize", 224, 224, "--recall_values", 1, 5, 10, 20]
     result = run_script(SCRIPTS[mode], *flags, cwd=tmp_path, threads=os.cpu_count() or 1, timeout=900)
     assert result.status == 0, result.stderr
     (path,) = tmp_path.glob("logs/eval/*/results.json")

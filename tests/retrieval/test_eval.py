@@ -1,7 +1,6 @@
-"""The three evaluation scripts on a tiny benchmark: what they print and write, their flags, and every kind of bad
-input.
-"""
+"""The three evaluation scripts on a tiny benchmark: what they print and write, their flags, bad input."""
 
+import importlib.metadata
 import math
 import re
 import shutil
@@ -10,10 +9,11 @@ import faiss
 import pytest
 import torch
 from helpers.evaluations import SCRIPTS, Outcome, expect_refusal, flags_for, run_mode
-from helpers.processes import ROOT, run_python, run_script, start_script
+from helpers.processes import ROOT, run_here, run_python, run_script, start_script
 
 from utils.cli.export import COMMANDS
 from utils.runtime.devices import warn_if_slow
+from utils.runtime.run_dir import library_versions
 
 pytestmark = pytest.mark.slow
 
@@ -38,20 +38,13 @@ def is_correct(row):
 
 def recalls_of(rows, values, queries=10):
     """Recall@N in percent, counted from the rows of predictions.csv."""
-    recalls = {}
-    for n in values:
-        recalls[str(n)] = (
-            100 * len({row["query"] for row in rows if is_correct(row) and int(row["rank"]) <= n}) / queries
-        )
-    return recalls
+    found = {n: {row["query"] for row in rows if is_correct(row) and int(row["rank"]) <= n} for n in values}
+    return {str(n): 100 * len(found[n]) / queries for n in values}
 
 
 def line_of(recalls):
     """The line that a script prints for these recalls."""
     return ", ".join(f"R@{n}: {value:.1f}" for n, value in recalls.items())
-
-
-# ---- Runs that end well
 
 
 @pytest.mark.parametrize("mode", SCRIPTS)
@@ -62,17 +55,6 @@ def test_last_line_results_and_predictions_agree(outcomes, mode):
     assert list(results["recalls"]) == [str(n) for n in VALUES]
     assert outcome.lines[-1] == line_of(results["recalls"])
     assert results["recalls"]["100"] == 80  # two of the ten queries have no positive
-    assert {
-        "recalls",
-        "first_stage_recalls",
-        "database",
-        "queries",
-        "queries_without_positives",
-        "descriptor_dim",
-        "seconds",
-        "arguments",
-        "versions",
-    } <= results.keys()
     assert (results["database"], results["queries"], results["queries_without_positives"]) == (16, 10, 2)
     assert results["descriptor_dim"] == 512
     assert all(seconds >= 0 for seconds in results["seconds"].values())
@@ -106,9 +88,7 @@ def test_predictions(outcomes, mode, tiny_benchmark):
 
 
 def test_the_first_stage_is_the_hashing_models_result(outcomes):
-    """The parameters are the same, so the two-branch model's codes are the hashing model's, and its re-ranked photos
-    the float model's.
-    """
+    """With the same parameters, the codes are the hashing model's, and the re-ranked photos the float model's."""
     two_branch, hashing, single = (outcomes[mode] for mode in ("two_branch", "hashing", "float"))
     first_stage = two_branch.results["first_stage_recalls"]
     assert first_stage == hashing.results["recalls"]
@@ -126,11 +106,6 @@ def test_the_first_stage_is_the_hashing_models_result(outcomes):
         for row in two_branch.rows[i : i + 4]:
             assert float(row["distance"]) == pytest.approx(lengths[row["query"], row["database_photo"]], abs=1e-4)
     assert [row["database_photo"] for row in two_branch.rows] != [row["database_photo"] for row in hashing.rows]
-
-
-def test_images_of_the_same_place_are_found_first(outcomes):
-    """Even untrained models tell these places apart; a mix-up of rows would not."""
-    assert outcomes["float"].results["recalls"]["1"] > 50
 
 
 def test_recall_values_in_any_order(outcomes, tiny_benchmark, checkpoints, tmp_path):
@@ -190,11 +165,6 @@ def test_bf16_on_a_cpu_without_instructions_for_it_warns(capability, monkeypatch
         assert len(caplog.records) == (precision == "fp16" or (precision == "bf16" and True not in capability.values()))
 
 
-def test_flags_of_the_scripts_that_change_nothing(outcomes, tiny_benchmark, checkpoints, tmp_path):
-    for mode, more in (("hashing", ["--hashing"]), ("two_branch", ["--hashing", "--rerank", "--rerank_num=4"])):
-        assert run_mode(mode, tiny_benchmark, checkpoints, tmp_path / mode, *more).rows == outcomes[mode].rows
-
-
 def test_a_script_started_the_way_a_user_does(outcomes, tiny_benchmark, checkpoints, tmp_path):
     """A new interpreter and no PYTHONPATH; the other tests fork one that has the libraries loaded."""
     code = "import subprocess\nsys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"
@@ -223,31 +193,19 @@ def test_pictures_instead_of_a_page(outcomes, tiny_benchmark, checkpoints, tmp_p
     assert sorted(path.stem for path in (folder / "preds").glob("*.txt")) == wrong
 
 
-# ---- Bad input
-
-
 @pytest.fixture
 def refuse(tiny_benchmark, checkpoints, tmp_path):
-    """refuse(script, flags, words): runs the script with flags added to a good command line, and expects a refusal
-    with these words.
-    """
+    """refuse(script, flags, words): expects a refusal with these words of flags added to a good command line."""
 
-    def run(script, flags, words, datasets=tiny_benchmark, checkpoint=None, env=None, file_limit=None):
+    def run(script, flags, words, datasets=tiny_benchmark, checkpoint=None):
         cwd = tmp_path / "run"
         cwd.mkdir()
         mode = next(mode for mode in SCRIPTS if SCRIPTS[mode] == script)
         command = flags_for(datasets, checkpoint or checkpoints[mode], *flags)
-        expect_refusal(run_script(script, *command, cwd=cwd, env=env, file_limit=file_limit), cwd, *words)
+        expect_refusal(run_here(script, *command, cwd=cwd), cwd, *words)
         return cwd
 
     return run
-
-
-@pytest.fixture
-def copied(tiny_benchmark, tmp_path):
-    """A copy of the tiny benchmark to break: (datasets folder, split folder)."""
-    shutil.copytree(tiny_benchmark, tmp_path / "copied")
-    return tmp_path / "copied", tmp_path / "copied" / "tiny" / "images" / "test"
 
 
 @pytest.mark.parametrize(
@@ -264,66 +222,29 @@ def test_folder_or_split_missing(refuse, script, flags, words):
 
 
 def test_no_datasets_folder_at_all(checkpoints, tmp_path):
-    result = run_script("eval.py", *flags_for("", checkpoints["float"])[1:], cwd=tmp_path)
+    result = run_here("eval.py", *flags_for("", checkpoints["float"])[1:], cwd=tmp_path)
     expect_refusal(result, tmp_path, "--datasets_folder", "DATASETS_FOLDER")
 
 
-@pytest.mark.parametrize("which", ["database", "queries"])
-def test_empty(refuse, copied, which):
-    datasets, split = copied
-    shutil.rmtree(split / which)
-    (split / which).mkdir()
-    refuse("eval.py", [], ["No images", split / which], datasets)
-
-
-@pytest.mark.parametrize("name", ["photo.jpg", "@east@6950000.00@7@.jpg"])
-def test_file_name_without_position(refuse, copied, name):
-    datasets, split = copied
-    path = next((split / "queries").iterdir())
-    path.rename(split / "queries" / name)
-    refuse("eval.py", [], ["UTM", split / "queries" / name], datasets)
-
-
-@pytest.mark.parametrize(("damage", "workers"), [("text", 0), ("empty", 0), ("truncated", 0), ("truncated", 2)])
-def test_unreadable_image(refuse, copied, damage, workers):
-    datasets, split = copied
-    path = sorted((split / "database").iterdir())[7]
-    path.write_bytes({"text": b"no photo", "empty": b"", "truncated": path.read_bytes()[:800]}[damage])
-    refuse("eval.py", [f"--num_workers={workers}"], ["Cannot read the image", path], datasets)
-
-
-def test_image_that_claims_to_be_enormous(refuse, copied):
-    """A damaged header: 65000 x 65000 pixels. Pillow refuses it with an error of its own kind."""
-    datasets, split = copied
-    path = sorted((split / "queries").iterdir())[2]
-    content = bytearray(path.read_bytes())
-    start = content.index(b"\xff\xc0")  # start of frame: length, precision, height, width
-    content[start + 5 : start + 9] = (65000).to_bytes(2, "big") * 2
-    path.write_bytes(content)
-    refuse("eval.py", [], ["Cannot read the image", path], datasets)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image(tiny_benchmark, checkpoints, tmp_path, workers):
+    shutil.copytree(tiny_benchmark, tmp_path / "copied")
+    path = sorted((tmp_path / "copied/tiny/images/test/database").iterdir())[7]
+    path.write_bytes(path.read_bytes()[:800])
+    cwd = tmp_path / "run"
+    cwd.mkdir()
+    flags = flags_for(tmp_path / "copied", checkpoints["float"], f"--num_workers={workers}")
+    expect_refusal(run_script("eval.py", *flags, cwd=cwd), cwd, "Cannot read the image", path)
 
 
 def test_checkpoint_missing(refuse, tmp_path):
     refuse("eval.py", [], ["does not exist", tmp_path / "none.pth"], checkpoint=tmp_path / "none.pth")
 
 
-def test_checkpoint_that_is_none(refuse, tmp_path):
-    (tmp_path / "notes.pth").write_text("remember the milk\n")
-    refuse("eval.py", [], ["not a checkpoint", tmp_path / "notes.pth"], checkpoint=tmp_path / "notes.pth")
-
-
-@pytest.mark.parametrize("size", [40, 20000, 1000000])
-def test_checkpoint_that_is_truncated(refuse, checkpoints, tmp_path, size):
-    (tmp_path / "cut.pth").write_bytes(checkpoints["float"].read_bytes()[:size])
-    refuse("eval.py", [], ["truncated", tmp_path / "cut.pth"], checkpoint=tmp_path / "cut.pth")
-
-
 @pytest.mark.parametrize(
     ("script", "of", "words"),
     [
-        ("eval.py", "two_branch", ["backbone.adapters_hashing.0", "--hashing --rerank"]),
         ("eval.py", "salad", ["aggregation.dust_bin", "--aggregation=salad"]),
-        ("eval_hashing.py", "float", ["backbone.adapters_hashing.0", "--backbone=vit-tiny"]),
         ("eval_rerank.py", "hashing", ["backbone.adapters.0", "--hashing", "eval_hashing.py"]),
     ],
 )
@@ -335,30 +256,15 @@ def test_the_size_of_images_is_checked_for_the_model_of_the_checkpoint(refuse, c
     refuse("eval.py", [], ["SALAD", "4 x 4 = 16"], checkpoint=checkpoints["salad"])
 
 
-class Trap:
-    """Unpickling it creates the file "trace"."""
-
-    def __reduce__(self):
-        return open, ("trace", "w")
-
-
-def test_checkpoint_with_pickled_code(refuse, tmp_path):
-    torch.save({"model_state_dict": {}, "recalls": Trap()}, tmp_path / "trap.pth")
-    refuse(
-        "eval.py", [], ["pickled code", tmp_path / "trap.pth"], checkpoint=tmp_path / "trap.pth"
-    )  # "trace" would be a file left
-
-
 def test_no_published_weights(checkpoints, tiny_benchmark, tmp_path):
     flags = [flag for flag in flags_for(tiny_benchmark, "none") if flag != "--resume=none"]
-    expect_refusal(
-        run_script("eval.py", *flags, "--pretrained", cwd=tmp_path), tmp_path, "vit-tiny", "dinov2-base gem float"
-    )
+    result = run_here("eval.py", *flags, "--pretrained", cwd=tmp_path)
+    expect_refusal(result, tmp_path, "vit-tiny", "dinov2-base gem float")
 
 
 def test_neither_resume_nor_pretrained(tiny_benchmark, tmp_path):
     flags = [flag for flag in flags_for(tiny_benchmark, "none") if flag != "--resume=none"]
-    expect_refusal(run_script("eval.py", *flags, cwd=tmp_path), tmp_path, "--resume", "--pretrained")
+    expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path, "--resume", "--pretrained")
 
 
 @pytest.mark.parametrize(
@@ -368,17 +274,12 @@ def test_neither_resume_nor_pretrained(tiny_benchmark, tmp_path):
         ("eval_rerank.py", ["--resize", 322, 7], ["322", "7", "14"]),
         ("eval_hashing.py", ["--resize", 0, 322], ["0", "--resize"]),
         ("eval.py", ["--recall_values", 1, 0], ["--recall_values", "'0'"]),
-        ("eval_hashing.py", ["--recall_values", -5], ["--recall_values"]),
         ("eval_rerank.py", ["--rerank_num=0"], ["--rerank_num", "'0'"]),
-        ("eval.py", ["--infer_batch_size=0"], ["--infer_batch_size", "'0'"]),
-        ("eval.py", ["--num_workers=-1"], ["--num_workers", "'-1'"]),
-        ("eval.py", ["--val_positive_dist_threshold=nan"], ["--val_positive_dist_threshold", "'nan'"]),
         ("eval.py", ["--precision=fp8"], ["--precision", "fp8", "bf16"]),
         ("eval.py", ["--backbone=resnet50"], ["--backbone", "resnet50", "dinov2-base"]),
         # Flags that a script would ignore, and branch flags that contradict it
         ("eval.py", ["--rerank_num=5"], ["--rerank_num"]),
         ("eval_hashing.py", ["--rerank_num=5"], ["--rerank_num"]),
-        ("eval.py", ["--hashing"], ["--hashing", "eval.py", "use eval_hashing.py"]),
         ("eval.py", ["--rerank"], ["--rerank", "use eval_rerank.py"]),
         ("eval.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
         ("eval_hashing.py", ["--hashing", "--rerank"], ["--hashing --rerank", "use eval_rerank.py"]),
@@ -390,34 +291,28 @@ def test_arguments(refuse, script, flags, words):
     assert list(cwd.iterdir()) == []
 
 
-def test_cuda_asked_for_and_absent(refuse):
-    refuse("eval.py", ["--device=cuda"], ["--device", "no device 'cuda'", "cpu"], env={"CUDA_VISIBLE_DEVICES": ""})
-
-
-def test_salad_with_few_patches(refuse, checkpoints):
-    refuse("eval.py", ["--aggregation=salad"], ["SALAD", "64", "4 x 4 = 16"], checkpoint=checkpoints["salad"])
+def test_cuda_asked_for_and_absent(refuse, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refuse("eval.py", ["--device=cuda"], ["--device", "no device 'cuda'", "cpu"])
 
 
 @pytest.mark.parametrize(
     ("mode", "flags", "words"),
     [
         ("float", [], ["predictions.csv"]),
-        ("hashing", [], ["predictions.csv"]),
         ("float", ["--memory_share=1e-12"], ["temporary file in logs", "--memory_share"]),
     ],
 )
-def test_disk_full(outcomes, refuse, checkpoints, mode, flags, words):
+def test_disk_full(outcomes, tiny_benchmark, checkpoints, tmp_path, mode, flags, words):
     """As if the disk were full after 8 KiB: enough for the log, too little for descriptors and predictions.csv."""
     sizes = {path.name: path.stat().st_size for path in outcomes[mode].folder.iterdir()}
     assert sizes["log.txt"] < 8192 < sizes["predictions.csv"]
-    cwd = refuse(SCRIPTS[mode], flags, words, checkpoint=checkpoints[mode], file_limit=8192)
-    assert [path.name for path in cwd.rglob("*") if path.is_file()] == ["log.txt"]
-
-
-def test_recalls_are_printed_even_if_no_file_can_be_written(tiny_benchmark, checkpoints, outcomes, tmp_path):
-    result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path, file_limit=8192)
-    assert result.status == 2
-    assert result.stdout.splitlines()[-1] == outcomes["float"].lines[-1]
+    command = flags_for(tiny_benchmark, checkpoints[mode], *flags)
+    result = run_script(SCRIPTS[mode], *command, cwd=tmp_path, file_limit=8192)
+    expect_refusal(result, tmp_path, *words)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["log.txt"]
+    if not flags:  # the recalls are printed even so
+        assert result.stdout.splitlines()[-1] == outcomes[mode].lines[-1]
 
 
 def test_a_page_that_cannot_be_written_costs_nothing_else(tiny_benchmark, checkpoints, outcomes, tmp_path):
@@ -432,30 +327,15 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(tiny_benchmark, checkp
 
 
 def test_descriptors_in_a_temporary_file_change_nothing(outcomes, tiny_benchmark, checkpoints, tmp_path):
-    for mode, more in (("float", []), ("two_branch", ["--rerank_num=4"])):
-        outcome = run_mode(mode, tiny_benchmark, checkpoints, tmp_path / mode, "--memory_share=1e-12", *more)
-        assert outcome.rows == outcomes[mode].rows
-        assert sorted(path.name for path in (tmp_path / mode / "logs").iterdir()) == ["eval"]
+    flags = ["--memory_share=1e-12", "--rerank_num=4"]
+    assert run_mode("two_branch", tiny_benchmark, checkpoints, tmp_path, *flags).rows == outcomes["two_branch"].rows
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["eval"]
 
 
-WITHOUT_METADATA = """
-import importlib.metadata, runpy, sys
-version = importlib.metadata.version
-def without_faiss(name):
-    if "faiss" in name:
-        raise importlib.metadata.PackageNotFoundError(name)
-    return version(name)
-importlib.metadata.version = without_faiss
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_faiss_need_not_come_from_the_package_faiss_cpu(outcomes, tiny_benchmark, checkpoints, tmp_path):
-    flags = flags_for(tiny_benchmark, checkpoints["float"])
-    outcome = Outcome(run_python(WITHOUT_METADATA, ROOT / "eval.py", *flags, cwd=tmp_path), tmp_path)
-    assert outcome.rows == outcomes["float"].rows
-    assert outcome.results["versions"]["faiss"] == faiss.__version__
+def test_faiss_need_not_come_from_the_package_faiss_cpu(monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name.replace("faiss", "no such package")))
+    assert library_versions()["faiss"] == faiss.__version__
 
 
 SHOWS_THE_DEVICE = """
@@ -468,41 +348,42 @@ search.search_hamming = spy
 """
 
 
-@pytest.mark.parametrize("mode", ["hashing", "two_branch"])
-def test_codes_are_searched_on_the_device_of_the_extraction(mode, tiny_benchmark, checkpoints, tmp_path):
-    flags = flags_for(tiny_benchmark, checkpoints[mode])
-    result = start_script(SCRIPTS[mode], *flags, cwd=tmp_path, prelude=SHOWS_THE_DEVICE).result()
+def test_codes_are_searched_on_the_device_of_the_extraction(tiny_benchmark, checkpoints, tmp_path):
+    flags = flags_for(tiny_benchmark, checkpoints["two_branch"])
+    result = start_script("eval_rerank.py", *flags, cwd=tmp_path, prelude=SHOWS_THE_DEVICE).result()
     assert result.status == 0 and "device: cpu" in result.stdout.splitlines(), result
 
 
-def test_help_is_quick(tmp_path):
-    """No script loads libraries that it does not need. One after the other, because loading PyTorch takes seconds."""
-    scripts = sorted(str(path) for path in ROOT.glob("*.py") if path.name not in ("hubconf.py", "export.py"))
+def test_help_and_unknown_flags_are_answered_at_once(tmp_path):
+    """No script imports PyTorch, which takes seconds, or what it does not need, before it has parsed its flags."""
+    scripts = sorted(str(path) for path in ROOT.glob("*.py") if path.name != "hubconf.py")
     commands = [[script] for script in scripts] + [[str(ROOT / "export.py"), name] for name in COMMANDS]
-    slow = {"faiss", "sklearn", "matplotlib", "onnx", "onnxruntime", "pymilvus", "safetensors", "tensorboard"}
+    slow = {"torch", "torchvision", "numpy", "faiss", "sklearn", "matplotlib", "onnx", "pymilvus", "safetensors"}
     code = f"""
 import runpy
 for command in {commands}:
-    sys.argv = [*command, "--help"]
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as end:
-        print("ended:", end.code, "loaded:", *sorted({slow} & sys.modules.keys()))
+    for flag in ("--help", "--no_such_flag"):
+        sys.argv = [*command, flag]
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            print("ended:", end.code, "loaded:", *sorted({slow} & sys.modules.keys()))
 """
     result = run_python(code, cwd=tmp_path)
     assert result.status == 0, result.stderr
-    assert len(commands) >= 15 and result.stdout.count("usage: ") == len(commands)
+    assert len(commands) >= 16 and result.stdout.count("usage: ") == len(commands)
     ends = [line for line in result.stdout.splitlines() if line.startswith("ended:")]
-    assert ends == ["ended: 0 loaded:"] * len(commands)
+    assert ends == ["ended: 0 loaded:", "ended: 2 loaded:"] * len(commands)
 
 
-def test_disk_full_from_the_start(refuse):
-    refuse("eval.py", [], [], file_limit=500)
+def test_disk_full_from_the_start(tiny_benchmark, checkpoints, tmp_path):
+    flags = flags_for(tiny_benchmark, checkpoints["float"])
+    expect_refusal(run_script("eval.py", *flags, cwd=tmp_path, file_limit=500), tmp_path)
 
 
 def test_logs_folder_that_cannot_be_made(tiny_benchmark, checkpoints, tmp_path):
     (tmp_path / "logs").write_text("a file\n")
-    result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path)
+    result = run_here("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path)
     assert result.status == 2 and "logs" in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.models import MODES, build, filled
+from helpers.models import MODES, reference_model
 
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
 from datasets.resizing import resize_image
-from datasets.transforms import normalize
 from model import InputError
+from model.images import normalize
 from model.network import TwoBranchOutput, sign
 from utils.retrieval import extraction
 from utils.retrieval.config import ExtractionConfig
@@ -28,9 +28,7 @@ SETTINGS = ExtractionConfig(resize=(56, 70), batch_size=3)
 
 @pytest.fixture(scope="module")
 def model():
-    with torch.device("meta"):
-        model = build("vit-tiny", "gem", **MODES["two_branch"])
-    return filled(model)
+    return reference_model("vit-tiny", "gem", **MODES["two_branch"])
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +47,7 @@ def images(tiny_benchmark):
     return ImageSet.without_positions([str(path) for path in paths])
 
 
+@pytest.fixture(scope="module")
 def plain_features(model, images):
     """Codes and descriptors of one image after the other."""
     codes, descriptors = [], []
@@ -62,9 +61,9 @@ def plain_features(model, images):
 
 @pytest.mark.parametrize("size", [16, 5, 1])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_chunks_of_one_stream(model, prepared, images, size, num_workers, monkeypatch):
+def test_chunks_of_one_stream(plain_features, prepared, images, size, num_workers, monkeypatch):
     monkeypatch.setattr(extraction, "CHUNK_SIZE", size)
-    codes, descriptors = plain_features(model, images)
+    codes, descriptors = plain_features
     chunks = list(extract_chunks(prepared, images, replace(SETTINGS, num_workers=num_workers)))
     assert [len(chunk.images) for chunk in chunks] == [min(size, 16 - start) for start in range(0, 16, size)]
     assert [path for chunk in chunks for path in chunk.images.paths] == images.paths
@@ -108,13 +107,13 @@ class SmallMemory(torch.nn.Module):
         return self.model(images, float_branch)
 
 
-def test_out_of_memory_halves_the_batch_once_and_for_all(model, prepared, images, caplog, monkeypatch):
+def test_out_of_memory_halves_the_batch_once_and_for_all(plain_features, prepared, images, caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     small = SmallMemory(prepared, 2)
     found = extract_with(small, images, replace(SETTINGS, batch_size=7))
     assert small.sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1, 2]
     assert [record.args for record in caplog.records] == [(7, 4), (4, 2)]
-    codes, descriptors = plain_features(model, images)
+    codes, descriptors = plain_features
     np.testing.assert_array_equal(found.codes, codes)
     np.testing.assert_allclose(found.descriptors, descriptors, atol=1e-5, rtol=0)
 
@@ -127,9 +126,7 @@ def test_out_of_memory_for_a_single_image_is_an_error(prepared, monkeypatch):
 
 @pytest.mark.parametrize("name", ["linear2.weight", "linear4.weight"])
 def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
-    with torch.device("meta"):
-        model = build("vit-tiny", "gem", **MODES["two_branch"])
-    filled(model, {})
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     dict(model.named_parameters())[name].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
         extract_with(prepare(model, SETTINGS), images[:2])
@@ -197,9 +194,7 @@ def test_bf16_is_near_fp32(model, images):
 
 @pytest.fixture(autouse=True)
 def a_compiler_without_code(monkeypatch):
-    """Compiling as far as the graph of the forward pass, which is where what is frozen or saved could go wrong;
-    kernels would take minutes.
-    """
+    """Compiling as far as the graph of the forward pass, where what is frozen could go wrong; kernels take minutes."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
     yield
@@ -207,7 +202,7 @@ def a_compiler_without_code(monkeypatch):
 
 
 def test_a_compiled_model_extracts_the_same(shallow_vit, images):
-    model = filled(build("vit-tiny", "gem", **MODES["two_branch"]))
+    model = reference_model("vit-tiny", "gem", **MODES["two_branch"])
     plain = extract_with(prepare(model, SETTINGS), images[:7])
     compiled = prepare(model, replace(SETTINGS, compile=True))
     fast = extract_with(compiled, images[:7])  # batches of 3, 3 and 1
@@ -223,10 +218,9 @@ def test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without(sha
     images = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     runs = []
     for compiled in (False, True):
-        with torch.device("meta"):
-            model = build("vit-tiny", "gem", **MODES[mode])
+        model = reference_model("vit-tiny", "gem", **MODES[mode])
         config = TrainingConfig(optim="sgd", lr=0.1, compile=compiled)
-        step = TrainingStep(filled(model), config, criterion=criterion, branch=branch)
+        step = TrainingStep(model, config, criterion=criterion, branch=branch)
         set_training_mode(model)
         runs.append((model, [step(images, labels) for _ in range(2)], step))
     for plain, fast in zip(runs[0][1], runs[1][1], strict=True):

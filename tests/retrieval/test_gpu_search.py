@@ -1,6 +1,4 @@
-"""The search by codes with matrix products, on the CPU: against naive loops and faiss. tests/test_gpu.py runs it on a
-GPU.
-"""
+"""The search by codes with matrix products, on the CPU (tests/test_gpu.py: on a GPU), against loops and faiss."""
 
 import numpy as np
 import pytest

@@ -99,10 +99,3 @@ def test_long_rows_are_broken_and_long_names_are_cut(tmp_path, predictions, rows
     picture = Image.open(path)
     assert picture.format == "PNG" and picture.width == columns * WIDTH + GAP
     assert len(arranged) == rows and len(frames(picture, WRONG, rows)) == predictions
-
-
-def test_a_column_without_images_is_narrow_and_a_note_makes_the_picture_higher(tmp_path):
-    shown = Shown(None, ["0.5"], "wrong", heading="Matches")
-    picture = Painter().draw([[shown, None, shown], [shown, None, shown]])
-    assert picture.width == 2 * WIDTH + 2 * GAP
-    assert Painter().draw([[shown, None, shown]] * 2, note="5 $ or 6 $\nmore").height > picture.height

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.evaluations import SCRIPTS, evaluate, flags_for
-from helpers.indexes import SETTINGS, content, make_chunk, write, writer_of
+from helpers.evaluations import evaluate
+from helpers.indexes import SETTINGS, make_chunk, write, writer_of
 from helpers.models import build
 from helpers.processes import run_script
 
@@ -74,9 +74,6 @@ def test_search_and_reranking_are_those_of_the_rows_as_floats(quantized):
         np.testing.assert_array_equal(actual.distances, expected.distances)
 
 
-# ---- In an index
-
-
 @pytest.fixture(scope="module")
 def metadata():
     torch.manual_seed(0)
@@ -94,12 +91,6 @@ def test_what_was_written_comes_back(tmp_path, metadata):
     np.testing.assert_array_equal(descriptors[:], codes * scales)
 
 
-def test_an_index_with_other_descriptors_has_no_scales(tmp_path, metadata):
-    write(tmp_path / "int8", metadata, [3])
-    write(tmp_path / "fp32", replace(metadata, descriptor_dtype="fp32"), [3])
-    assert content(tmp_path / "int8").keys() - content(tmp_path / "fp32").keys() == {"scales.bin"}
-
-
 @pytest.mark.parametrize("damage", ["flip", "cut", "lengthen", "remove"])
 @pytest.mark.parametrize("read", ["load", "append"])
 def test_damaged_scales_are_refused_and_named(tmp_path, metadata, damage, read):
@@ -115,17 +106,6 @@ def test_damaged_scales_are_refused_and_named(tmp_path, metadata, damage, read):
     if damage != "flip":
         with pytest.raises(InputError, match="scales.bin"):
             Index(folder, verify=False)
-
-
-@pytest.mark.parametrize("types", [("int8", "fp32"), ("fp32", "int8")])
-def test_appending_another_type_is_refused(tmp_path, metadata, types):
-    saved, other = (replace(metadata, descriptor_dtype=dtype) for dtype in types)
-    folder = write(tmp_path / "index", saved, [3])
-    with pytest.raises(InputError, match=f"descriptor_dtype {types[0]} .now {types[1]}"):
-        writer_of(folder, other, append=True)
-
-
-# ---- By the scripts
 
 
 @pytest.mark.slow
@@ -151,12 +131,3 @@ def rows(text):
 def results(cwd):
     """results.json of the last run in this folder."""
     return json.loads(max(cwd.glob("logs/eval/*/results.json"), key=lambda path: path.stat().st_mtime).read_text())
-
-
-@pytest.mark.slow
-def test_the_type_is_one_of_an_index_and_no_type_of_exports(tmp_path, tiny_benchmark, checkpoints):
-    flags = flags_for(tiny_benchmark, checkpoints["two_branch"], "--descriptor_dtype=int8")
-    result = run_script(SCRIPTS["two_branch"], *flags, cwd=tmp_path)
-    assert result.status == 2 and "--save_index" in result.stderr
-    result = run_script("export.py", "npy", "--index=i", "--output=new", "--descriptor_dtype=int8", cwd=tmp_path)
-    assert result.status == 2 and "invalid choice: 'int8'" in result.stderr

@@ -13,7 +13,6 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.processes import ROOT
 from helpers.reports import STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
 from PIL import Image
 from sklearn.metrics import auc, precision_recall_curve
@@ -21,21 +20,18 @@ from sklearn.metrics import auc, precision_recall_curve
 from datasets.file_names import utm_position
 from model import InputError
 from utils.cli.evaluation import FloatEvaluation
-from utils.cli.parser import parse
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.metrics import precision_recall
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
-from utils.retrieval.report.charts import MAP_HEIGHT, MAP_WIDTH, Axis, MapFrame, line_chart, success_map
+from utils.retrieval.report.charts import Axis, MapFrame, line_chart, success_map
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.evaluation_page import choose_queries
-from utils.retrieval.report.pictures import CORRECT, POSITIVE, WRONG
 from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
+from utils.runtime.parser import parse
 from utils.runtime.run_dir import RunDir
-
-# ---- Precision and recall over the match distance
 
 
 def random_matches(seed):
@@ -83,15 +79,6 @@ def test_without_a_correct_match_there_is_no_area_and_no_threshold():
     assert curve.auc is None and curve.at_precision(0.95) is None
 
 
-def test_with_correct_matches_only_everything_is_accepted():
-    curve = precision_recall(np.array([0.3, 0.1, 0.1]), np.array([True, True, True]))
-    assert curve.auc == 1
-    assert curve.at_precision(0.99) == {"distance": 0.3, "precision": 1, "recall": 1, "accepted": 1}
-
-
-# ---- The choice of queries, charts
-
-
 @pytest.mark.parametrize(
     ("failures", "successes", "count", "expected"),
     [(3, 5, 10, (3, 5)), (3, 50, 10, (3, 7)), (50, 50, 10, (8, 2)), (50, 1, 10, (9, 1)), (50, 0, 10, (10, 0))],
@@ -115,14 +102,6 @@ def test_the_map_has_one_scale_and_north_is_up():
     assert text == "100 m" and length == pytest.approx(math.dist(east, origin) / 4)
 
 
-@pytest.mark.parametrize("utms", [[[5, 5]], [[0, 0], [1000, 0]], [[0, 0], [0, 1000]], [[0, 0], [1e6, 1e6]]])
-def test_every_position_is_on_the_map(utms):
-    utms = np.array(utms, float)
-    frame = MapFrame(utms)
-    places = frame(utms)
-    assert (places >= 0).all() and (places <= [MAP_WIDTH, frame.height]).all() and frame.height <= MAP_HEIGHT
-
-
 def test_the_map_marks_each_query_and_a_large_database_stays_small():
     random = np.random.default_rng(0)
     database, queries, correct = (
@@ -141,9 +120,6 @@ def test_a_chart_escapes_its_texts():
     lines = {"<a>": (np.array([0, 1]), np.array([0, 1])), "b": (np.array([0.5]), np.array([0.5]))}
     chart = line_chart("<n>", lines, x=axis, y=axis)
     assert not re.search(r"<[xtan]>", chart) and chart.count("&lt;") == 6
-
-
-# ---- The files of a run
 
 
 @pytest.fixture
@@ -293,12 +269,6 @@ def test_at_most_so_many_queries_have_pictures(run, tiny_benchmark):
     assert len(data["queries"]) == 4 and "3 of 5 failures and 1 of 5 successes" in page
 
 
-def test_no_queries_with_pictures(run, tiny_benchmark):
-    write_report(run, read_tiny(tiny_benchmark), page_queries=0)
-    _, data = read_page(run)
-    assert data["queries"] == data["images"] == []
-
-
 def test_without_labels_the_page_shows_predictions_only(run, tiny_benchmark):
     write_report(run, read_tiny(tiny_benchmark, labels=False), num_pictures=2)
     page, data = read_page(run)
@@ -322,15 +292,6 @@ def test_the_page_is_written_last_and_only_if_wanted(run, tiny_benchmark, monkey
     with pytest.raises(InputError):
         write_report(run, benchmark, num_pictures=1)
     assert {"results.json", "predictions.csv", "preds"} <= {path.name for path in run.folder.iterdir()}
-
-
-def test_right_and_wrong_have_the_same_colours_in_pictures_and_page():
-    style = (ROOT / "utils/retrieval/report/page.css").read_text()
-    for name, color in (("correct", CORRECT), ("wrong", WRONG), ("positive", POSITIVE)):
-        assert f"--{name}: {color.lower()};" in style
-
-
-# ---- Flags
 
 
 def parsed(monkeypatch, *flags):
@@ -359,9 +320,6 @@ def test_flags_without_effect_are_refused(monkeypatch, capsys, flags, words):
     with pytest.raises(SystemExit) as caught:
         parsed(monkeypatch, *flags)
     assert caught.value.code == 2 and words in capsys.readouterr().err
-
-
-# ---- Comparisons
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import utm
 from helpers.evaluations import SCRIPTS, SIZE, flags_for
 from helpers.photos import gps_tags, save_photo
-from helpers.processes import run_script
+from helpers.processes import run_here, run_script
 from PIL import Image
 
 from datasets.layouts import find_images
@@ -33,15 +33,8 @@ def indexes(tiny_benchmark, checkpoints, tmp_path_factory):
 @pytest.mark.parametrize("mode", SCRIPTS)
 def test_a_database_image_finds_itself(tmp_path, tiny_benchmark, indexes, mode):
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())[3:5]
-    result = run_script(
-        "search.py",
-        f"--index={indexes[mode]}",
-        *photos,
-        "--results=3",
-        "--save_pictures=pictures",
-        "--device=cpu",
-        cwd=tmp_path,
-    )
+    flags = [f"--index={indexes[mode]}", "--results=3", "--save_pictures=pictures", "--device=cpu"]
+    result = run_script("search.py", *photos, *flags, cwd=tmp_path)
     assert result.status == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert [row[0] for row in rows] == ["1", "2", "3"] * 2
@@ -79,12 +72,10 @@ def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):
         ([f"--index={indexes['float']}", photo, "--results=0"], ["'0'"]),
         ([f"--index={indexes['float']}", "*.png"], ["No images match *.png"]),
     ):
-        result = run_script("search.py", *flags, "--device=cpu", cwd=tmp_path)
+        result = run_here("search.py", *flags, "--device=cpu", cwd=tmp_path)
         assert result.status == 2 and all(word in result.stderr for word in words), (flags, result.stderr)
         assert "Traceback" not in result.stderr
 
-
-# ---- Phone images: stored turned, with EXIF data that says so, and GPS
 
 PLACES = {"a": (37.78, -122.41), "b": (37.781, -122.411), "c": None}
 
@@ -175,12 +166,9 @@ def test_the_captions_of_a_match():
     assert match._replace(easting=None, latitude=None).captions == ["2: 0.1235"]
 
 
-# ---- Names of queries
-
-
 def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    for name in ("b.jpg", "a.JPG", "notes.txt", "c.heic", "sub/d.png", "sub/deep/e.jpeg", "[x]*.jpg"):
+    for name in ("b.jpg", "a.JPG", "notes.txt", "c.webp", "sub/d.png", "sub/deep/e.jpeg", "[x]*.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for names, expected in (
@@ -196,7 +184,7 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
         assert find_images(names) == expected, names
     assert not caplog.messages
     assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
-    assert caplog.messages == ["1 files in ?.* are ignored, such as c.heic. Convert them to JPEG or PNG."]
+    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG."]
     with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
         find_images(["b.jpg", "missing.jpg"])
     (tmp_path / "empty").mkdir()

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import distributed_worker
-from helpers.models import build, filled
+from helpers.evaluations import flags_for
+from helpers.indexes import content
+from helpers.models import reference_model
 from helpers.processes import ROOT, run_script, run_two_ranks, torchrun
+from helpers.trainings import flags_for as flags_for_training
+from helpers.trainings import metrics_of, the_folder
 
 from datasets.synthetic import CityConfig, make_city
 
@@ -37,11 +41,9 @@ def alone():
 @pytest.mark.parametrize("branch", ["float", "hashing"])
 def test_two_ranks_are_one(found, alone, branch, split):
     losses, state = alone[branch]
-    start = filled(build("vit-tiny", "gem", hashing=branch == "hashing")).state_dict()
+    start = reference_model("vit-tiny", "gem", hashing=branch == "hashing").state_dict()
     assert losses[-1, 0] < losses[0, 0]
-    assert (
-        sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20
-    )  # there is something to compare
+    assert sum(not torch.allclose(state[name], start[name], atol=1e-4) for name in state) > 20
     for rank in found:
         assert torch.allclose(rank[split][branch][0], losses, rtol=1e-5, atol=1e-7)
         assert rank[split][branch][1].keys() == state.keys()
@@ -69,51 +71,16 @@ def test_the_error_of_the_main_rank_is_that_of_all(found):
     assert [rank["error"] for rank in found] == ["no such file"] * 2
 
 
-# ---- The scripts
-
-
 def test_train(tmp_path):
     city = tmp_path / "city"
     config = CityConfig(cities=("Alder",), places=13, photos_per_place=2, val_places=3, test_places=3, size=(64, 64))
     make_city(city, config, progress=False)
-    printed = torchrun(
-        ROOT / "train.py",
-        f"--datasets_folder={city}",
-        "--dataset_name=synthetic",
-        "--val_datasets",
-        "synthetic",
-        "--cities",
-        "Alder",
-        "--backbone=vit-tiny",
-        "--train_backbone",
-        "--image_size",
-        56,
-        56,
-        "--resize",
-        56,
-        56,
-        "--train_batch_size=4",
-        "--images_per_place=2",
-        "--epochs_num=2",
-        "--schedule=cosine",
-        "--ema=0.9",
-        "--num_workers=0",
-        "--device=cpu",
-        cwd=tmp_path,
-    )
-    (folder,) = tmp_path.glob("logs/*/*")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock",
-        "best_model.pth",
-        "curves.png",
-        "last_model.pth",
-        "log.txt",
-        "metrics.csv",
-        "predictions.csv",
-        "results.json",
-    ]
-    with open(folder / "metrics.csv", newline="") as file:
-        assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [("1", "3"), ("2", "6")]
+    flags = flags_for_training(city, "--cities", "Alder", "--train_backbone", "--schedule=cosine", "--ema=0.9")
+    printed = torchrun(ROOT / "train.py", *flags, cwd=tmp_path)
+    folder = the_folder(tmp_path)
+    files = ".lock best_model.pth curves.png last_model.pth log.txt metrics.csv predictions.csv results.json"
+    assert sorted(path.name for path in folder.iterdir()) == files.split()
+    assert [(row["epoch"], row["step"]) for row in metrics_of(folder)] == [("1", "3"), ("2", "6")]
     lines = printed.splitlines()
     assert sum(line.startswith("R@1: ") for line in lines) == 1 and lines[-1].startswith("R@1: ")
 
@@ -143,25 +110,12 @@ def test_build_index(tiny_benchmark, checkpoints, tmp_path):
     assert main.stdout.count("16 images") == 2 and not other.stdout
     result = run_script("build_index.py", *flags, "--index=one", cwd=tmp_path)
     assert result.status == 0, result.stderr
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
 def test_eval(tiny_benchmark, checkpoints, tmp_path):
-    flags = [
-        f"--datasets_folder={tiny_benchmark}",
-        "--dataset_name=tiny",
-        "--backbone=vit-tiny",
-        f"--resume={checkpoints['two_branch']}",
-        "--resize",
-        56,
-        56,
-        "--num_workers=0",
-        "--device=cpu",
-        "--rerank_num=5",
-        "--infer_batch_size=4",
-        "--save_index=index",
-    ]
+    more = ["--rerank_num=5", "--infer_batch_size=4", "--save_index=index"]
+    flags = flags_for(tiny_benchmark, checkpoints["two_branch"], *more)
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
     main, other = run_two_ranks("eval_rerank.py", *flags, cwd=tmp_path / "two")
@@ -173,7 +127,4 @@ def test_eval(tiny_benchmark, checkpoints, tmp_path):
     for left, right in zip(two, one, strict=True):
         assert float(left.pop("distance")) == pytest.approx(float(right.pop("distance")), abs=1e-5)
         assert left == right
-    for name in ("codes.bin", "descriptors.bin", "utms.bin", "paths.txt", "manifest.jsonl", "metadata.json"):
-        assert (tmp_path / "two" / "index" / name).read_bytes() == (tmp_path / "one" / "index" / name).read_bytes(), (
-            name
-        )
+    assert content(tmp_path / "two" / "index") == content(tmp_path / "one" / "index")

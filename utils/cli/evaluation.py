@@ -1,30 +1,16 @@
 """The flags of the evaluation scripts."""
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
 from model import InputError
-from model.network import check_image_size
+from model.config import check_image_size
 from utils.cli.model import TrainedModel
-from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
-from utils.retrieval.evaluation import (
-    Pipeline,
-    Search,
-    evaluate_each,
-    find_pca,
-    load_extractor,
-    read_benchmarks,
-    settings_of_index,
-)
-from utils.runtime import distributed
+from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
 from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
-from utils.runtime.run_dir import RunDir
 
 DEFAULT_THRESHOLD = 25  # metres; an int, as results.json shows it
 FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
@@ -179,26 +165,3 @@ def require_file(name: str, path: Path | None) -> None:
     """Raises InputError if a flag names a file that does not exist."""
     if path and (path.is_dir() or not path.exists()):
         raise InputError(f"--{name}: no file {path}.")
-
-
-def with_extraction(args: EvaluationArguments, extraction: ExtractionConfig) -> EvaluationArguments:
-    """The same command line with other settings of extraction, as its flags then state them."""
-    if extraction == args.extraction:
-        return args
-    exif = extraction.exif_orientation
-    flags = {"resize": list(extraction.resize), "no_antialias": not extraction.antialias, "exif_orientation": exif}
-    report = replace(args.report, exif_orientation=exif)
-    return replace(args, extraction=extraction, report=report, flags=args.flags | flags)
-
-
-def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
-    """What every evaluation script does: features, search and report of each dataset, usually one."""
-    distributed.init(args.extraction.device)
-    torch.manual_seed(args.seed)
-    args = with_extraction(args, distributed.run_on_main(partial(settings_of_index, args.index, args.extraction)))
-    weights, index = args.model.resume, args.index
-    benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
-    extractor = load_extractor(args.model.choice, weights, args.extraction, sizes=args.image_sizes)
-    extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
-    run = RunDir(args.save_dir, args.flags | asdict(extractor.model.config))
-    evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=weights).evaluate)

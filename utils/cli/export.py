@@ -6,9 +6,10 @@ from pathlib import Path
 
 from model import InputError
 from utils.cli.model import TrainedModel
-from utils.cli.parser import add_flags, settings_from
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.flags import ArgumentParser, flag, part, positive_int, switch
+from utils.runtime.parser import add_flags, settings_from
+from utils.runtime.terminal import accept_any_text, show_warnings
 
 INDEX_HELP = "an index built by build_index.py or eval*.py --save_index"
 RUN_HELP = "the folder of an evaluation, with predictions.csv"
@@ -178,6 +179,7 @@ class SafetensorsExport(Export):
     """A model as a safetensors file, with the model's configuration in its metadata."""
 
     model: TrainedModel = part("model")
+    half: bool = switch("store the weights in float16, in half the bytes; they load as float32", name="fp16")
 
 
 AnyExport = HlocExport | NpyExport | PairsExport | MslsExport | MilvusExport | OnnxExport | SafetensorsExport
@@ -194,6 +196,8 @@ COMMANDS: dict[str, type[AnyExport]] = {
 
 def parse_export(description: str | None) -> AnyExport:
     """The settings of the sub-command that the command line states. Exits with status 2 if they are not valid."""
+    accept_any_text()
+    show_warnings()
     parser = ArgumentParser(description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {}

@@ -4,7 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from model import AGGREGATIONS, BACKBONES, InputError, ModelChoice, ModelConfig
+from model import BACKBONES, InputError, ModelChoice, ModelConfig
+from model.config import AGGREGATION_NAMES
 from utils.runtime.flags import fixed, flag, switch
 
 KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
@@ -25,7 +26,7 @@ class Architecture:
     )
     aggregation: str | None = flag(
         f"aggregation of the float descriptor (default: that of the checkpoint, otherwise {ModelConfig.aggregation})",
-        choices=tuple(AGGREGATIONS),
+        choices=AGGREGATION_NAMES,
         default=None,
     )
     hashing: bool = switch("a model with binary codes; implied by the hashing and rerank scripts")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.folder import POSITION_SOURCES, PositionConfig
+from datasets.config import POSITION_SOURCES, PositionConfig
 from model import InputError
 from utils.cli.evaluation import require_file
 from utils.cli.model import TrainedModel

@@ -1,43 +1,22 @@
 """The flags of the training scripts."""
 
 import importlib.util
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from datasets.benchmark import Benchmark
 from datasets.cities import TRAINING_DATASETS
-from datasets.gsv_cities import GSVCities, PlacesConfig
-from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
-from model import GeoLocalizationNet, InputError
-from model.network import check_image_size
+from datasets.config import PlacesConfig
+from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
+from model import InputError
+from model.config import check_image_size
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
-from utils.cli.parser import changeable_flags
-from utils.models import model_on_all_ranks
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
-from utils.runtime import distributed
 from utils.runtime.devices import PRECISIONS, warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive_float
-from utils.training.checkpoints import (
-    RunCheckpoint,
-    TrainState,
-    initial_model,
-    open_run,
-    read_run_checkpoint,
-    read_two_branch_checkpoint,
-    restore,
-    two_branch_model,
-)
+from utils.runtime.parser import changeable_flags
 from utils.training.config import TrainingConfig
-from utils.training.loader import PlaceLoader
-from utils.training.losses import Loss
-from utils.training.step import TrainingStep
-from utils.training.trainer import Trainer, TrainingData
-from utils.training.validation import Validator, validation_sets
 
 NO_PAGE = {"num_pictures": 0, "only_wrong": False, "no_page": True, "page_queries": None, "exif_orientation": False}
 
@@ -114,16 +93,6 @@ class TrainingArguments:
             warn_if_slow(self.training.device, precision)
 
     @property
-    def validation(self) -> list[BenchmarkConfig]:
-        """The validation datasets."""
-        return [self._benchmark(name, "val") for name in self.val_datasets]
-
-    @property
-    def test(self) -> BenchmarkConfig:
-        """The test dataset."""
-        return self._benchmark(self.dataset_name, "test")
-
-    @property
     def evaluation(self) -> EvaluationConfig:
         """The evaluation of the test dataset."""
         return EvaluationConfig(extraction=self.extraction, search=self.search, report=self.report)
@@ -133,9 +102,6 @@ class TrainingArguments:
         """The flags that a resumed run must repeat."""
         may_change = changeable_flags(type(self))
         return {name: value for name, value in self.flags.items() if name not in may_change}
-
-    def _benchmark(self, name: str, split: str) -> BenchmarkConfig:
-        return BenchmarkConfig(name=name, datasets_folder=self.datasets_folder, split=split, threshold=self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,68 +161,3 @@ class TwoBranchTraining(TrainingArguments):
         default="reranked",
     )
     search: SearchConfig = part("search", fixed={"ivf": None})
-
-
-class StartModel(NamedTuple):
-    """The model at the start, and the run to resume, whose weights it does not have yet; None for a new run."""
-
-    model: GeoLocalizationNet
-    checkpoint: RunCheckpoint | None
-
-
-def stage_one_model(args: StageOneArguments) -> StartModel:
-    """DINOv2's backbone with new adapters, or a trained model (--init_from), or that of the run to resume.
-
-    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
-    """
-    _start(args)
-    checkpoint = distributed.run_on_main(partial(read_run_checkpoint, args.resume)) if args.resume else None
-    build = partial(
-        initial_model,
-        args.model.choice,
-        init_from=args.init_from,
-        foundation=args.foundation_model_path,
-        train_backbone=args.training.train_backbone,
-    )
-    return _start_model(args, checkpoint, build)
-
-
-def stage_two_model(args: TwoBranchTraining) -> StartModel:
-    """The float model with a copy of its adapters as the binary branch, or that of the run to resume.
-
-    Joins the ranks and sets the seed first, as everything random in a model is drawn from it.
-    """
-    _start(args)
-    checkpoint = distributed.run_on_main(partial(read_two_branch_checkpoint, args.resume))
-    return _start_model(args, checkpoint, partial(two_branch_model, args.model.choice, args.resume))
-
-
-def _start(args: TrainingArguments) -> None:
-    distributed.init(args.training.device)
-    torch.manual_seed(args.training.seed)
-
-
-def _start_model(args: TrainingArguments, checkpoint: RunCheckpoint | None, build: Any) -> StartModel:
-    model = checkpoint.new_model(args.model.choice) if checkpoint else model_on_all_ranks(build)
-    for size in (args.places.image_size, args.extraction.resize):
-        check_image_size(model.config, size)
-    return StartModel(model, checkpoint)
-
-
-def read_data(args: TrainingArguments, *, rerank_num: int = 0) -> TrainingData:
-    """The data of a training, which the main rank lists. rerank_num: of validation."""
-    places = distributed.run_on_main(partial(GSVCities, args.gsv_cities_folder, args.places))
-    loader = PlaceLoader(places, args.training, args.extraction.num_workers)
-    validation = distributed.run_on_main(partial(validation_sets, args.validation))
-    validate = Validator(validation, args.extraction, rerank_num=rerank_num)
-    return TrainingData(loader, validate, distributed.run_on_main(partial(Benchmark, args.test)))
-
-
-def open_trainer(args: TrainingArguments, start: StartModel, data: TrainingData, loss: Loss) -> Trainer:
-    """The trainer of a new run, or that of the run to resume, where it ended."""
-    training_step = TrainingStep(start.model, args.training, **loss._asdict())
-    model_fields = asdict(start.model.config)
-    must_match, checkpoint = args.must_match | model_fields, start.checkpoint
-    state = restore(checkpoint, training_step, must_match) if checkpoint else TrainState(arguments=must_match)
-    run = open_run(args.save_dir, args.flags | model_fields, checkpoint)
-    return Trainer(training_step, data, args.training, run=run, state=state)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets import transforms
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from model import GeoLocalizationNet, InputError, prepare_for_inference
+from model.images import IMAGENET_MEAN, IMAGENET_STD
+from model.images import normalize as normalized
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import pack_codes
 from utils.runtime.atomic_files import atomic_write
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -43,11 +43,6 @@ def check_packages() -> None:
                 f"The export to ONNX needs {', '.join(PACKAGES)}: {error}. Install them with: pip install -r "
                 "requirements-onnx.txt"
             ) from error
-
-
-def output_names(model: GeoLocalizationNet) -> list[str]:
-    """The outputs of the ONNX file, in order."""
-    return ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
 
 
 def named_outputs(model: GeoLocalizationNet, images: Tensor) -> dict[str, Tensor]:
@@ -76,7 +71,7 @@ class ExportedModel(nn.Module):
         self.model = prepare_for_inference(model).network
         grid = patch_grid(*settings.resize)
         self.model.backbone.fix_positions(nn.Parameter(model.backbone.position_embedding(*grid).detach()), grid)
-        self.dtype = PRECISIONS[settings.precision]
+        self.dtype = dtype_of(settings.precision)
         self.model.to(self.dtype).requires_grad_()  # PyTorch 2.6 cannot convert BoQ's encoder otherwise
         self.normalize = normalize
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
@@ -96,7 +91,7 @@ def checked_images(size: tuple[int, int]) -> Tensor:
 def reference_outputs(model: GeoLocalizationNet, images: Tensor) -> Outputs:
     """The outputs of the model in PyTorch for images [B, 3, H, W] in [0, 1]."""
     with torch.inference_mode():
-        return {name: value.numpy() for name, value in named_outputs(model, transforms.normalize(images)).items()}
+        return {name: value.numpy() for name, value in named_outputs(model, normalized(images)).items()}
 
 
 def export_onnx(
@@ -113,7 +108,7 @@ def export_onnx(
     with atomic_write(output, "wb", interruptible=True) as file:
         file.write(proto.SerializeToString())
         file.flush()
-        inputs = images if normalize else transforms.normalize(images)
+        inputs = images if normalize else normalized(images)
         return compare(file.name, inputs, expected, precision=settings.precision)
 
 
@@ -123,7 +118,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     Input: `images`, float32 [batch, 3, H, W] with (H, W) = settings.resize; outputs: see named_outputs. precision
     "fp16": weights and computation are in half precision. Raises InputError if the file would be too large.
     """
-    names = output_names(model)
+    names = ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
     exported = ExportedModel(model, settings, normalize=normalize).eval()
     size = sum(value.numel() * value.element_size() for value in exported.state_dict().values())
     if size > MAX_FILE_BYTES:
@@ -149,23 +144,19 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for key, value in metadata(model, settings, normalize=normalize).items():
-        proto.metadata_props.add(key=key, value=value)
-    return proto
-
-
-def metadata(model: GeoLocalizationNet, settings: ExtractionConfig, *, normalize: bool) -> dict[str, str]:
-    """What the file says about itself: the model, and how its images must be prepared."""
     mean, std = (" ".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return {
+    metadata = {
         "project": f"SelaVPR++ {VERSION}",
         "model": model.config.flags,
         "precision": settings.precision,
         "resize": " ".join(map(str, settings.resize)),  # height, width
         "interpolation": "bilinear, antialiased" if settings.antialias else "bilinear, not antialiased",
         "input": "RGB in [0, 1]" if normalize else f"RGB in [0, 1], minus mean {mean}, divided by std {std}",
-        "outputs": " ".join(output_names(model)),
+        "outputs": " ".join(names),
     }
+    for key, value in metadata.items():  # how images must be prepared
+        proto.metadata_props.add(key=key, value=value)
+    return proto
 
 
 def compare(file: str | Path, images: Tensor, expected: Outputs, *, precision: str) -> dict[str, float]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from datasets.views import CROP_METHODS, TEST_METHODS
+from model.config import patch_grid
 from model.errors import InputError
-from model.vision_transformer import patch_grid
 from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
 from utils.runtime.flags import (
     fixed,

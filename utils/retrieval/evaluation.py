@@ -11,7 +11,7 @@ import numpy as np
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import InputError, ModelChoice
-from model.network import check_image_size
+from model.config import check_image_size
 from model.weights import load_model
 from utils.models import model_on_all_ranks
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, IndexFlags, IVFConfig, PCAConfig

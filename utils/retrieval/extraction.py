@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
-from datasets.transforms import normalize
 from model import GeoLocalizationNet, InferenceModel, InputError, prepare_for_inference
+from model.images import normalize
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
@@ -24,7 +24,7 @@ from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
 from utils.retrieval.pca import PCA
 from utils.runtime import distributed
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 from utils.runtime.memory import memory_bytes
 from utils.runtime.workers import start_worker
 
@@ -45,7 +45,7 @@ IGNORED_ORIENTATION = (
 
 def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceModel:
     """A model in eval mode as the functions below take it, on the device and in the precision of the settings."""
-    return prepare_for_inference(model, PRECISIONS[config.precision], device=config.device, compiled=config.compile)
+    return prepare_for_inference(model, dtype_of(config.precision), device=config.device, compiled=config.compile)
 
 
 @dataclass(frozen=True, kw_only=True)

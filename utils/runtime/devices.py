@@ -3,13 +3,14 @@
 import argparse
 import logging
 import os
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from utils.runtime.flags import Values, flag
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # {name: PyTorch's}
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
@@ -18,11 +19,20 @@ CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one 
 }
 
 
+def dtype_of(precision: str) -> "torch.dtype":
+    """PyTorch's number format, of a key of PRECISIONS."""
+    import torch
+
+    return getattr(torch, PRECISIONS[precision])
+
+
 def device(name: str) -> str:
     """An argparse type: the device for a --device; under torchrun, cuda is this rank's GPU.
 
     Raises ArgumentTypeError if there is no such device.
     """
+    import torch
+
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device in available if available[device])
@@ -54,7 +64,11 @@ def cpu_supports(precision: str) -> bool:
 
     True if PyTorch is too old to tell (2.8 is).
     """
-    if precision == "fp32" or not hasattr(torch.cpu, "get_capabilities"):
+    if precision == "fp32":
+        return True
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):
         return True
     return any(torch.cpu.get_capabilities().get(name, False) for name in CPU_INSTRUCTIONS[precision])
 

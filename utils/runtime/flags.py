@@ -4,7 +4,7 @@
     class SearchConfig:
         results: int = flag("matches to print for each image", type=positive_int, default=5)
 
-`utils.cli.parser` builds the command line of a script from such a class, and the settings from the command line. In
+`utils.runtime.parser` builds the command line of a script from such a class, and the settings from the command line. In
 Python, `SearchConfig(results=3)` works as for any other dataclass.
 """
 
@@ -18,7 +18,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-FLAG, FIXED, PART, ALL_FLAGS = "flag", "fixed", "part", "all flags"  # keys of a field's metadata
+SOURCE = "source"  # key of a field's metadata: where its value comes from, a Flag, a Part or one of these
+FIXED, ALL_FLAGS = "fixed", "all flags"
 MAX_INT = 2**31 - 1
 Values = Mapping[str, Any]  # {flag, without dashes: value}
 
@@ -89,7 +90,7 @@ def flag(help: str, **options: Any) -> Any:
     """
     own = {name: options.pop(name) for name in Flag.__dataclass_fields__.keys() & options.keys()}
     default = options.get("default", None if "default_from" in own else MISSING)
-    return field(default=default, metadata={FLAG: Flag(help=help, options=options, **own)})
+    return field(default=default, metadata={SOURCE: Flag(help=help, options=options, **own)})
 
 
 def switch(help: str, **options: Any) -> Any:
@@ -99,19 +100,19 @@ def switch(help: str, **options: Any) -> Any:
 
 def fixed(value: Any) -> Any:
     """A field without a flag: on the command line it always has this value, which is its default too."""
-    return field(default=value, metadata={FIXED: True})
+    return field(default=value, metadata={SOURCE: FIXED})
 
 
 def part(
     title: str, *, default: Any = MISSING, fixed: dict[str, Any] | None = None, changed: dict[str, Any] | None = None
 ) -> Any:
     """A field whose type is a class of settings, with the flags of that class: see Part."""
-    return field(default=default, metadata={PART: Part(title=title, fixed=fixed or {}, changed=changed or {})})
+    return field(default=default, metadata={SOURCE: Part(title=title, fixed=fixed or {}, changed=changed or {})})
 
 
 def all_flags() -> Any:
     """A field that gets the values of all flags, {flag: value}, as JSON and checkpoints can hold them."""
-    return field(metadata={ALL_FLAGS: True})
+    return field(metadata={SOURCE: ALL_FLAGS})
 
 
 def _number(kind: Callable[[str], Any], least: float, expected: str, most: float) -> Callable[[str], Any]:

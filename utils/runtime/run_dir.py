@@ -115,5 +115,5 @@ def _start_logging(path: Path) -> None:
     file = _StrictFileHandler(path, encoding="utf-8")
     file.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG, handlers=[terminal, file], force=True)
-    for library in ("PIL", "matplotlib", "faiss"):
+    for library in ("PIL", "matplotlib", "faiss", "filelock"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -14,7 +14,7 @@ from model.errors import InputError
 from utils.runtime import distributed
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.signals import EXIT_STATUS, Stopped, ignore_stop_signals, stop_signals
-from utils.runtime.terminal import PrintableFormatter, accept_any_text, printable
+from utils.runtime.terminal import accept_any_text, printable, show_warnings
 from utils.runtime.workers import kill_workers
 
 WORKER_DIED = (
@@ -32,7 +32,7 @@ def cli_main(main: Callable[[], None], *, when_stopped: str = "") -> None:
     any other error, whose traceback is in the run's log. No temporary files or processes are left behind.
     """
     accept_any_text()
-    _show_warnings()
+    show_warnings()
     stop_signals.install()
     keep_freed_memory()
     try:
@@ -46,13 +46,6 @@ def cli_main(main: Callable[[], None], *, when_stopped: str = "") -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _show_warnings() -> None:
-    """Prints warnings on standard error, until a run starts its log."""
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(PrintableFormatter("warning: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[terminal])
 
 
 def _run(main: Callable[[], None], when_stopped: str) -> int:

@@ -33,3 +33,10 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's or a test's stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def show_warnings() -> None:
+    """Prints warnings on standard error, until a run starts its log."""
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(PrintableFormatter("warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal])

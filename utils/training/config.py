@@ -21,15 +21,10 @@ SCHEDULES = ("step", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained.
+    """How a model is trained. The learning rate is `lr` at the start, and `schedule` lowers it after the warm-up.
 
-    batch_size: places per batch, over all ranks; epochs_num; patience: epochs without a better model before training
-    ends; optim: adam, adamw or sgd; lr: learning rate at the start, before `schedule` lowers it: "step" halves it
-    every 3 epochs, "cosine" lets it fall to 0 over epochs_num epochs; warmup_steps: steps at the start in which it
-    rises from 0; weight_decay; ema: decay of the moving average of the weights, which is validated, saved and tested in
-    place of the latest weights (None: no average); precision: of the forward pass; train_backbone: train the backbone
-    too; compile: compile the model; tensorboard: also write the curves for TensorBoard; device; seed. Raises InputError
-    for other values.
+    `ema` is the decay of a moving average of the weights, which takes the place of the latest weights (None: no
+    average).
     """
 
     batch_size: int = flag("places per batch, over all ranks", name="train_batch_size", type=positive_int, default=120)

@@ -14,21 +14,17 @@ DPI = 110
 
 def draw_curves(path: Path, history: list[dict]) -> None:
     """A PNG of losses and validation recalls over the epochs, from the rows of metrics.csv, {column: value}."""
-    epochs = [row["epoch"] for row in history]
-    recalls = [column for column in history[-1] if "_R@" in column]
-    size = (11 if recalls else 6, 4)
-    figure, axes = plt.subplots(1, 2 if recalls else 1, figsize=size, squeeze=False, layout="constrained")
     losses = {"loss": "loss"}
     if any(row["constraint"] for row in history):
         losses |= {"multi_similarity": "multi-similarity", "constraint": "similarity constraint"}
-    for column, label in losses.items():
-        axes[0, 0].plot(epochs, [row[column] for row in history], marker=".", label=label)
-    axes[0, 0].set(xlabel="epoch", ylabel="mean over the epoch", title="Training loss", ylim=(0, None))
-    for column in recalls:
-        axes[0, 1].plot(epochs, [row[column] for row in history], marker=".", label=column.replace("_R@", ", R@"))
-    if recalls:
-        axes[0, 1].set(xlabel="epoch", ylabel="%", title="Validation recall", ylim=(0, 100))
-    for axis in axes.flat:
+    recalls = {column: column.replace("_R@", ", R@") for column in history[-1] if "_R@" in column}
+    plots = [("Training loss", "mean over the epoch", losses, None), ("Validation recall", "%", recalls, 100)]
+    plots = [plot for plot in plots if plot[2]]
+    figure, axes = plt.subplots(1, len(plots), figsize=(1 + 5 * len(plots), 4), squeeze=False, layout="constrained")
+    for axis, (title, unit, columns, top) in zip(axes.flat, plots, strict=True):
+        for column, label in columns.items():
+            axis.plot([row["epoch"] for row in history], [row[column] for row in history], marker=".", label=label)
+        axis.set(xlabel="epoch", ylabel=unit, title=title, ylim=(0, top))
         axis.legend()
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)

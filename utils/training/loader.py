@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.gsv_cities import GSVCities, PlaceBatches, collate_places
-from datasets.transforms import normalize
 from model import InputError
+from model.images import normalize
 from utils.runtime import distributed
 from utils.runtime.workers import start_worker
 from utils.training.config import TrainingConfig

@@ -13,7 +13,7 @@ from model import GeoLocalizationNet, HashingOutput
 from model.inference import prepare_frozen_backbone
 from model.vision_transformer import VisionTransformer, patch_grid
 from utils.runtime import distributed
-from utils.runtime.devices import PRECISIONS
+from utils.runtime.devices import dtype_of
 from utils.training.average import WeightAverage
 from utils.training.config import TrainingConfig
 from utils.training.losses import Losses
@@ -58,7 +58,11 @@ class TrainingStep:
             self.model.compile()  # in place, so that the names in checkpoints stay the same
         optimizer = OPTIMIZERS[config.optim]
         self.optimizer = optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.scaler = make_scaler(config.device, config.precision)
+        # Beside fp16 the scale is always 1: the scaler then skips non-finite steps, and nothing else.
+        constant: dict[str, Any] = (
+            {} if config.precision == "fp16" else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
+        )
+        self.scaler = torch.amp.GradScaler(torch.device(config.device).type, **constant)
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.copies_backbone = config.precision != "fp32" and not config.train_backbone
         self.frozen_backbone: VisionTransformer | None = None
@@ -68,8 +72,8 @@ class TrainingStep:
         float_branch = self.branch == "float"
         if self.copies_backbone and self.frozen_backbone is None:  # not earlier: a checkpoint may be loaded before
             grid = patch_grid(*images.shape[-2:])
-            self.frozen_backbone = prepare_frozen_backbone(self.model.backbone, PRECISIONS[self.precision], grid)
-        with torch.autocast(images.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            self.frozen_backbone = prepare_frozen_backbone(self.model.backbone, dtype_of(self.precision), grid)
+        with torch.autocast(images.device.type, dtype_of(self.precision), enabled=self.precision != "fp32"):
             output = self.model(images, float_branch, self.frozen_backbone)
         if rank_sizes is not None and len(rank_sizes) > 1:
             labels = distributed.gather_batch(labels, rank_sizes)
@@ -115,11 +119,3 @@ def learning_rate(step: int, config: TrainingConfig, batches_per_epoch: int) -> 
         total = config.epochs_num * batches_per_epoch
         return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / total))
     return config.lr * warmup * 0.5 ** (step // (EPOCHS_PER_HALVING * batches_per_epoch))
-
-
-def make_scaler(device: str, precision: str) -> torch.amp.GradScaler:
-    """A scaler for fp16 or, for other precisions, one of constant scale 1, which skips non-finite steps."""
-    kind = torch.device(device).type
-    if precision == "fp16":
-        return torch.amp.GradScaler(kind)
-    return torch.amp.GradScaler(kind, init_scale=1.0, growth_interval=2**31 - 1)

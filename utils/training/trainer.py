@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -143,16 +142,17 @@ class Trainer:
         with self.interruptible(), self.training_step.averaged_weights():  # everything is saved by now
             results = self.data.validate(self.training_step.model)
         state, sums = self.state, self.state.sums
-        steps = max(sums.get("steps", 0), 1)
-        losses = {"loss": "total", **{name: name for name in ("multi_similarity", "constraint", "mined_pair_fraction")}}
+        steps, device = max(sums.get("steps", 0), 1), self.config.device
+        on_gpu = device.startswith("cuda")
         row = {
             "epoch": state.epoch + 1,
             "step": state.step,
-            **{column: sums.get(name, 0.0) / steps for column, name in losses.items()},
+            "loss": sums.get("total", 0.0) / steps,
+            **{name: sums.get(name, 0.0) / steps for name in ("multi_similarity", "constraint", "mined_pair_fraction")},
             "learning_rate": self.training_step.optimizer.param_groups[0]["lr"],
             "seconds": sums.get("seconds", 0.0),
             "unreadable_images": len(self.loader.unreadable),
-            "peak_memory_mb": peak_memory_mb(self.config.device),
+            "peak_memory_mb": (torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory_bytes()) / 1e6,
         }
         score = None
         for result in results:
@@ -168,7 +168,7 @@ class Trainer:
         state.history.append(row)
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         if distributed.is_main():
-            write_metrics(self.run.folder, state.history)
+            self._write_metrics()
         if self.board:
             self.board.add_epoch(row, self.run.folder / CURVES)
         self._save()
@@ -214,6 +214,17 @@ class Trainer:
             images_per_s=f"{images * sums['steps'] / sums['seconds']:.0f}",
         )
 
+    def _write_metrics(self) -> None:
+        """Writes metrics.csv, one row per epoch, and curves.png."""
+        from utils.training.curves import draw_curves  # loads matplotlib
+
+        history = self.state.history
+        with atomic_write(self.run.folder / "metrics.csv") as file:
+            rows = csv.DictWriter(file, history[-1].keys())
+            rows.writeheader()
+            rows.writerows(history)
+        draw_curves(self.run.folder / CURVES, history)
+
     def _save(self) -> None:
         if self.board:
             self.board.flush()  # before the checkpoint, after which a resumed run goes on; it replaces what is beyond
@@ -239,21 +250,3 @@ class Trainer:
             done = self.state.batch == self.loader.num_batches
             where = "validation" if done else f"batch {self.state.batch + 1}"
             logging.info(f"Resuming at epoch {self.state.epoch + 1}, {where}")
-
-
-def write_metrics(folder: Path, history: list[dict]) -> None:
-    """Writes metrics.csv, one row per epoch, and curves.png."""
-    from utils.training.curves import draw_curves  # loads matplotlib
-
-    with atomic_write(folder / "metrics.csv") as file:
-        rows = csv.DictWriter(file, history[-1].keys())
-        rows.writeheader()
-        rows.writerows(history)
-    draw_curves(folder / CURVES, history)
-
-
-def peak_memory_mb(device: str) -> float:
-    """The most memory in use at once so far: the GPU's, or this process's. In MB."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return peak_memory_bytes() / 1e6

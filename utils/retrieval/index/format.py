@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from datasets.positions import UTM_ZONE
 from model import CODE_BITS, GeoLocalizationNet, InputError, ModelConfig
-from model.network import check_image_size
+from model.config import check_image_size
 from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.pca import PCA

@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from model.errors import InputError
-from utils.runtime.flags import ALL_FLAGS, FIXED, FLAG, PART, ArgumentParser, Flag, Part
+from utils.runtime.flags import ALL_FLAGS, FIXED, SOURCE, ArgumentParser, Flag, Part
+from utils.runtime.terminal import accept_any_text, show_warnings
 
 T = TypeVar("T")
 NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
@@ -28,24 +29,40 @@ class DeclaredFlag(NamedTuple):
     kind: Any
 
 
-def parse(settings: type[T], description: str | None, *, refused: dict[str, str] | None = None) -> T:
+def parse(
+    settings: type[T],
+    description: str | None,
+    *,
+    argv: Sequence[str] | None = None,
+    module: str | None = None,
+    refused: dict[str, str] | None = None,
+) -> T:
     """The settings that the command line of a script states. Exits with status 2 if they are not valid.
 
+    argv: the command line, if it is not that of the process. module: what `python -m` runs, if it is no script.
     refused: {flag: why it is an error}, for flags that a user may expect. Raises TypeError if the class does not say
     for each field where its value comes from.
     """
-    parser = build_parser(settings, description, refused=refused)
-    return settings_from(parser, settings, parser.parse_args())
+    accept_any_text()
+    show_warnings()
+    parser = build_parser(settings, description, module=module, refused=refused)
+    return settings_from(parser, settings, parser.parse_args(argv))
 
 
-def build_parser(settings: type, description: str | None, *, refused: dict[str, str] | None = None) -> ArgumentParser:
+def build_parser(
+    settings: type, description: str | None, *, module: str | None = None, refused: dict[str, str] | None = None
+) -> ArgumentParser:
     """A parser with the flags of a class of settings, in groups. Raises TypeError as `parse` does."""
-    parser = ArgumentParser(description=description)
+    parser = ArgumentParser(
+        prog=module and f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_flags(parser, settings)
-    for name in NO_EFFECT_IN_REFERENCE:
-        _refuse(parser, f"--{name}", "had no effect in the reference; remove it.")
-    for name, reason in (refused or {}).items():
-        _refuse(parser, name, reason)
+    no_effect = {f"--{name}": "had no effect in the reference; remove it." for name in NO_EFFECT_IN_REFERENCE}
+    hidden = argparse.SUPPRESS
+    for name, reason in {**no_effect, **(refused or {})}.items():
+        parser.add_argument(name, action=_Refused, nargs="*", const=reason, help=hidden, default=hidden)
     return parser
 
 
@@ -65,7 +82,8 @@ def add_flags(parser: ArgumentParser, settings: type) -> None:
         elif "default" not in options:
             options |= {} if is_positional else {"required": True}
         elif not any(options["default"] is value for value in (None, False, ())):
-            text += f" (default: {_shown(options['default'])})"
+            default = options["default"]
+            text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
         if "choices" in options or options.get("action"):
             options.pop("metavar", None)
         groups[title].add_argument(name if is_positional else f"--{name}", help=text, **options)
@@ -94,7 +112,7 @@ def settings_from(parser: ArgumentParser, settings: type[T], args: argparse.Name
     """The settings of the flags in `args`. Exits with status 2, as argparse does, if they are not valid."""
     try:
         return _build(settings, _Values(args, declared_flags(settings, "other")))
-    except InputError as error:
+    except (InputError, OSError) as error:
         parser.error(str(error))
 
 
@@ -130,15 +148,19 @@ def declared_flags(settings: type, title: str) -> list[DeclaredFlag]:
 
 
 def _walk(settings: type, title: str, within: Part | None) -> Iterator[DeclaredFlag]:
-    _check_sources(settings, within)
-    types = get_type_hints(settings)
-    for item in dataclasses.fields(settings):
-        metadata = _metadata(item, within)
-        if PART in metadata:
-            yield from _walk(types[item.name], metadata[PART].title, metadata[PART])
-        elif FLAG in metadata:
-            declared = metadata[FLAG]
-            yield DeclaredFlag(declared.name or item.name, declared, declared.group or title, types[item.name])
+    """Raises TypeError if a field's value comes from nowhere, or if a part names a field that there is not."""
+    fields, types = {item.name: item for item in dataclasses.fields(settings)}, get_type_hints(settings)
+    unknown = {*within.fixed, *within.changed} - fields.keys() if within else set()
+    if unknown:
+        raise TypeError(f"{settings.__name__} has no field {', '.join(sorted(unknown))}.")
+    for name, item in fields.items():
+        source = _source(item, within)
+        if isinstance(source, Part):
+            yield from _walk(types[name], source.title, source)
+        elif isinstance(source, Flag):
+            yield DeclaredFlag(source.name or name, source, source.group or title, types[name])
+        elif source not in (FIXED, ALL_FLAGS):
+            raise TypeError(f"{settings.__name__}.{name} has neither a flag nor a fixed value.")
 
 
 def changeable_flags(settings: type) -> set[str]:
@@ -146,43 +168,28 @@ def changeable_flags(settings: type) -> set[str]:
     return {name for name, declared, *_ in declared_flags(settings, "") if declared.may_change}
 
 
-def _check_sources(settings: type, within: Part | None) -> None:
-    """Raises TypeError if a field's value comes from nowhere, or if a part names a field that there is not."""
-    names = {item.name for item in dataclasses.fields(settings)}
-    unknown = {*within.fixed, *within.changed} - names if within else set()
-    if unknown:
-        raise TypeError(f"{settings.__name__} has no field {', '.join(sorted(unknown))}.")
-    for item in dataclasses.fields(settings):
-        if not _metadata(item, within).keys() & {FLAG, FIXED, PART, ALL_FLAGS}:
-            raise TypeError(f"{settings.__name__}.{item.name} has neither a flag nor a fixed value.")
-
-
-def _metadata(item: dataclasses.Field, within: Part | None) -> Any:
-    """What decides the value of a field: its metadata, unless the part that it is in says otherwise."""
+def _source(item: dataclasses.Field, within: Part | None) -> Any:
+    """Where a field's value comes from: its own metadata, unless the part that it is in says otherwise."""
     if within and item.name in within.fixed:
-        return {FIXED: True}
-    return within.changed[item.name].metadata if within and item.name in within.changed else item.metadata
+        return FIXED
+    changed = within.changed.get(item.name) if within else None
+    return (changed or item).metadata.get(SOURCE)
 
 
 def _build(settings: type[T], values: _Values, within: Part | None = None) -> T:
     types = get_type_hints(settings)
     built: dict[str, Any] = dict(within.fixed) if within else {}
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
-        metadata = _metadata(item, within)
-        if PART in metadata:
-            built[item.name] = _build(types[item.name], values, metadata[PART])
-        elif FLAG in metadata:
-            value = values[metadata[FLAG].name or item.name]
-            if isinstance(value, list):
-                value = tuple(value)
-            built[item.name] = not value if metadata[FLAG].inverse else value
-        elif ALL_FLAGS in metadata:
+        source = _source(item, within)
+        if isinstance(source, Part):
+            built[item.name] = _build(types[item.name], values, source)
+        elif isinstance(source, Flag):
+            value = values[source.name or item.name]
+            value = tuple(value) if isinstance(value, list) else value
+            built[item.name] = not value if source.inverse else value
+        elif source == ALL_FLAGS:
             built[item.name] = values.plain()
     return settings(**built)
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _plain(value: Any) -> Any:
@@ -195,13 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Refused(argparse.Action):
-    """A flag that is an error, which `const` explains: that the flag is unknown would not be helpful."""
+    """A flag that is an error whatever its values, as `const` explains: that it is unknown would not be helpful."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         parser.error(f"{self.option_strings[0]} {self.const}")
-
-
-def _refuse(parser: ArgumentParser, flag: str, reason: str) -> None:
-    """Makes a flag an error with this reason, whatever its values."""
-    hidden = argparse.SUPPRESS
-    parser.add_argument(flag, action=_Refused, nargs="*", const=reason, help=hidden, default=hidden)

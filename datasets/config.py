@@ -1,0 +1,68 @@
+"""Settings of training data, of positions, and of how queries are cut to size. Importing them needs no torch."""
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from datasets.cities import TRAINING_DATASETS, training_order
+from model.config import patch_grid
+from model.errors import InputError
+from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
+
+POSITION_SOURCES = ("auto", "names", "exif", "none")
+CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
+TEST_METHODS = ("hard_resize", "single_query", "central_crop", *CROP_METHODS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacesConfig:
+    """How training batches are made of places: of one city after the other, in the order of `cities`.
+
+    Raises InputError for values out of range.
+    """
+
+    cities: tuple[str, ...] = flag(
+        "train on these cities instead of those of --training_dataset",
+        nargs="+",
+        default=MISSING,
+        default_from=lambda flags: TRAINING_DATASETS[flags["training_dataset"]],
+        convert=training_order,
+        metavar="CITY",
+    )
+    image_size: tuple[int, int] = flag(
+        "size of training images in pixels (height width), multiples of 14",
+        type=positive_int,
+        nargs=2,
+        default=(224, 224),
+        metavar=("H", "W"),
+    )
+    images_per_place: int = flag("images per place; smaller places are skipped", type=positive_int, default=4)
+    randaugment_ops: int = flag("RandAugment operations per image", type=non_negative_int, default=3)
+    exact_decoding: bool = switch("decode JPEGs at full, not at reduced size; slower", group="speed")
+    seed: int = seed_flag()
+
+    def __post_init__(self) -> None:
+        try:
+            patch_grid(*self.image_size)
+        except InputError as error:
+            raise InputError(f"--image_size: {error}") from None
+        if self.images_per_place < 2:
+            raise InputError(
+                f"--images_per_place {self.images_per_place}: a positive pair needs at least 2 images of a place."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """Where positions come from: one of POSITION_SOURCES, or a CSV file instead, which lists all images.
+
+    "auto": file names, or EXIF GPS where the names hold none.
+    """
+
+    source: str = "auto"
+    csv: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in POSITION_SOURCES:
+            raise InputError(
+                f"Unknown source of positions {self.source!r}. Choose from: {', '.join(POSITION_SOURCES)}."
+            )

@@ -1,0 +1,87 @@
+"""Images as a program has them, and as the model takes them."""
+
+import os
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # of Pillow; convert("RGB") keeps their colours
+EXPECTED = (
+    "Expected a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]; or a list of "
+    "these."
+)
+
+
+def rgb_pixels(image: Any, *, bgr: bool = False) -> np.ndarray:
+    """An image as a program has it -> RGB pixels [H, W, 3] uint8, upright as its EXIF data says, where it has any.
+
+    image: a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W] (grey), or a tensor uint8 [3, H, W] on any
+    device. bgr: the channels of arrays and tensors are in OpenCV's order. Pillow is needed for paths and its own images
+    only. Raises InputError, which says what came, for anything else, and for files that cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read(os.fspath(image))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            raise InputError(f"A tensor {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        is_grey = image.ndim == 2
+        if image.dtype != np.uint8 or not (is_grey or image.ndim == 3 and image.shape[2] == 3) or not image.size:
+            raise InputError(f"An array {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")
+        pixels = np.repeat(image[:, :, None], 3, axis=2) if is_grey else image
+    elif hasattr(image, "getexif"):  # without an import of Pillow
+        return _from_pillow(image)
+    else:
+        raise InputError(f"An object of type {type(image).__name__} is not an image. {EXPECTED}")
+    return np.ascontiguousarray(pixels[:, :, ::-1] if bgr else pixels)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images [..., 3, H, W] in [0, 1] -> the same, normalised with the ImageNet mean and standard deviation."""
+    mean, std = _mean_and_std(images.device, images.dtype)
+    return (images - mean).div_(std)
+
+
+def _read(path: str) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return _from_pillow(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"Cannot read the image {path}: {error}") from error
+
+
+def _from_pillow(image: Any) -> np.ndarray:
+    from PIL import ImageOps
+
+    if image.mode not in MODES_8_BIT:
+        raise InputError(f"its pixels have the type {image.mode}. Expected 8 bits per channel. Convert it.")
+    upright = ImageOps.exif_transpose(image)
+    upright.info.pop("transparency", None)  # Pillow would warn that it is lost
+    return np.array(upright.convert("RGB"))
+
+
+def _hint(image: Any) -> str:
+    """What to do with the arrays that come most often."""
+    if "float" in str(image.dtype):
+        return " Multiply values from 0 to 1 by 255, round them, and convert them to uint8."
+    if image.ndim == 4:
+        return " Of a batch, give a list."
+    return ""
+
+
+@lru_cache
+def _mean_and_std(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] each. Cached: recreating them per batch would force a host-device synchronisation."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(v, dtype=dtype, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return mean, std

@@ -1,0 +1,247 @@
+"""A place recogniser that a program holds: images in, places or "unknown" out."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .config import check_image_size
+from .errors import InputError
+from .images import normalize, rgb_pixels
+from .inference import prepare_for_inference
+from .network import GeoLocalizationNet
+from .resizing import resize_pixels
+from .rows import Description, Rows, search
+from .weights import load_any_model
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH = 8  # images that are described at a time
+
+
+class Match(NamedTuple):
+    """An image that was found. id: from `add`; metric: of the distance, "l2" or "hamming"; and what `add` was given."""
+
+    id: int
+    distance: float
+    metric: str
+    name: str | None
+    position: tuple[float, float] | None
+    time: float | None
+
+
+class Loop(NamedTuple):
+    """The same place at two moments: ids of a later and an earlier image, and the distance of the two."""
+
+    id: int
+    earlier: int
+    distance: float
+
+
+class Entry(NamedTuple):
+    """What a program says about an image: a name, a position in metres, a time in seconds."""
+
+    name: str | None
+    position: tuple[float, float] | None
+    time: float | None
+
+
+class PlaceRecognizer:
+    """Describes images, remembers them, and finds the places of others among them.
+
+    recognizer = PlaceRecognizer("SelaVPRplusplus_base_rerank")
+    recognizer.add(["street.jpg", "square.jpg"], names=["street", "square"])
+    [matches] = recognizer.search(frame, k=1, max_distance=0.9)  # no match: an unknown place
+
+    model: the name of a published model, a checkpoint file, or a model. device and precision ("fp32", "bf16" or "fp16")
+    of the computation. resize: (H, W) that images are resized to, bilinearly; None for 322 x 322, the paper's. Models
+    with both branches search by codes, and re-rank the first `rerank_num` by descriptors.
+
+    An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
+    `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
+    call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image.
+
+    Raises InputError for models that do not exist, and settings and images that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | GeoLocalizationNet = "SelaVPRplusplus_base_rerank",
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        resize: tuple[int, int] | None = None,
+        rerank_num: int = 100,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"Unknown precision {precision!r}. Choose from: {', '.join(PRECISIONS)}.")
+        if rerank_num < 1:
+            raise InputError(f"rerank_num is {rerank_num}. Expected 1 or more.")
+        network = model if isinstance(model, GeoLocalizationNet) else load_any_model(str(model))
+        self.resize = (322, 322) if resize is None else (int(resize[0]), int(resize[1]))
+        check_image_size(network.config, self.resize)
+        self.device = torch.device(device)
+        self.rerank_num = rerank_num
+        self._model = prepare_for_inference(network, PRECISIONS[precision], device=self.device)
+        self._computing, self._adding = threading.Lock(), threading.Lock()
+        self._rows = Rows()
+        self._entries: list[Entry] = []
+
+    def describe(self, images: Any, *, bgr: bool = False) -> Description:
+        """The features of images. bgr: the channels of arrays and tensors are in OpenCV's order.
+
+        Raises InputError, which says which image of a list it is, if one cannot be used.
+        """
+        several = isinstance(images, (list, tuple))
+        given: Sequence[Any] = images if several else [images]
+        if not given:
+            raise InputError("An empty list of images. Give at least one.")
+        parts, batch = [], list[torch.Tensor]()
+        for i, image in enumerate(given):
+            try:
+                batch.append(resize_pixels([rgb_pixels(image, bgr=bgr)], self.resize))
+            except InputError as error:
+                raise InputError(f"Image {i} of {len(given)}: {error}") from error if several else error
+            if len(batch) == BATCH or i == len(given) - 1:
+                parts.append(self._forward(torch.stack(batch)))
+                batch.clear()
+        code, descriptor = (
+            None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        )
+        return Description(code, descriptor)
+
+    def add(
+        self,
+        images: Any,
+        *,
+        names: Any = None,
+        positions: Any = None,
+        times: Any = None,
+        bgr: bool = False,
+    ) -> list[int]:
+        """Remembers images, or a Description of them, and returns their ids: numbers in the order of addition.
+
+        names: [N] strings; positions: [N, 2], easting and northing in metres; times: [N], in seconds. If one of the
+        images cannot be used, none is added, and InputError says which.
+        """
+        features = images if isinstance(images, Description) else self.describe(images, bgr=bgr)
+        entries = _entries(len(features), names, positions, times)
+        with self._adding:
+            self._entries += entries  # before the rows, so that what a search finds has an entry
+            return list(self._rows.append(features))
+
+    def search(
+        self,
+        images: Any,
+        k: int = 5,
+        *,
+        max_distance: float | None = None,
+        among: Sequence[int] | None = None,
+        bgr: bool = False,
+    ) -> list[list[Match]]:
+        """The k nearest of the remembered images to each image, or to each row of a Description; nearest first.
+
+        There are fewer matches if fewer images are remembered, or within max_distance: none means an unknown place.
+        among: ids to search among. Equal distances are in the order of ids.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}. Expected 1 or more.")
+        features = images if isinstance(images, Description) else self.describe(images, bgr=bgr)
+        snapshot = self._rows.snapshot()
+        mask = None if among is None else self._mask(among, len(snapshot.removed))
+        return [
+            [
+                Match(row, distance, found.metric, *self._entries[row])
+                for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
+                if max_distance is None or distance <= max_distance
+            ]
+            for found in (
+                search(snapshot, query, k, rerank_num=self.rerank_num, among=mask) for query in _each(features)
+            )
+        ]
+
+    def find_loops(
+        self, ids: Sequence[int], *, max_distance: float, min_gap: int = 50, suppress: int = 25, k: int = 1
+    ) -> list[Loop]:
+        """Images of a sequence that show a place of an earlier one: the k nearest of each, at least min_gap ids before
+        it and within max_distance. Of loops whose ids both differ by less than `suppress`, the nearest one stays.
+
+        ids: of the images to compare with the earlier ones; the latest one alone for a program that runs. In the order
+        of ids. Raises InputError for an id that is unknown, or removed.
+        """
+        snapshot = self._rows.snapshot()
+        self._mask(ids, len(snapshot.removed))
+        loops = []
+        for i in ids:
+            code = None if snapshot.words is None else np.ascontiguousarray(snapshot.words[:, i]).view(np.uint8)[None]
+            descriptor = None if snapshot.descriptors is None else snapshot.descriptors[i : i + 1]
+            earlier = np.arange(len(snapshot.removed)) <= i - min_gap
+            found = search(snapshot, Description(code, descriptor), k, rerank_num=self.rerank_num, among=earlier)
+            loops += [
+                Loop(i, row, distance)
+                for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
+                if distance <= max_distance
+            ]
+        kept = list[Loop]()
+        for loop in sorted(loops, key=lambda loop: loop.distance):
+            if all(abs(loop.id - o.id) >= suppress or abs(loop.earlier - o.earlier) >= suppress for o in kept):
+                kept.append(loop)
+        return sorted(kept)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
+        self._rows.remove(list(ids))
+
+    def __len__(self) -> int:
+        """The number of images that are remembered."""
+        return len(self._rows)
+
+    def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Codes and descriptors of images [B, 3, H, W] in [0, 1]."""
+        with self._computing:  # a prepared model must not be entered by two threads
+            output = self._model(normalize(images.to(self.device)))
+        parts = {"descriptor": output} if isinstance(output, torch.Tensor) else output._asdict()
+        arrays = {name: part.cpu().numpy() for name, part in parts.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise InputError("The model's output contains NaN or infinity. Check the weights, or try precision='bf16'.")
+        code = arrays.get("code")
+        return None if code is None else np.packbits(code > 0, axis=1), arrays.get("descriptor")
+
+    def _mask(self, ids: Sequence[int], count: int) -> np.ndarray:
+        """Bool [count], true at these ids. Raises InputError for an id that is unknown."""
+        mask = np.zeros(count, bool)
+        for i in ids:
+            if not 0 <= i < count:
+                raise InputError(f"There is no image {i}. Give ids that `add` returned.")
+            mask[i] = True
+        return mask
+
+
+def _concatenate(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    return None if arrays[0] is None else np.concatenate([array for array in arrays if array is not None])
+
+
+def _each(features: Description) -> list[Description]:
+    """The rows of a Description, one by one."""
+    return [Description(*(None if a is None else a[i : i + 1] for a in features)) for i in range(len(features))]
+
+
+def _entries(count: int, names: Any, positions: Any, times: Any) -> list[Entry]:
+    """Raises InputError if there is not one of each for each image, or a number is not finite."""
+    columns: list[list[Any]] = [[None] * count] * 3
+    for i, (what, given, shape) in enumerate(
+        (("names", names, (count,)), ("positions", positions, (count, 2)), ("times", times, (count,)))
+    ):
+        if given is None:
+            continue
+        values = np.asarray(given, str if what == "names" else np.float64)
+        if count == 1:  # given for a single image, not in a list
+            values = values.reshape(shape) if values.size == np.prod(shape) else values
+        if values.shape != shape:
+            raise InputError(f"{what} {list(values.shape)} for {count} images. Expected {list(shape)}: one per image.")
+        if what != "names" and not np.isfinite(values).all():
+            raise InputError(f"{what} contains NaN or infinity. Expected metres and seconds.")
+        columns[i] = [tuple(row) for row in values.tolist()] if what == "positions" else values.tolist()
+    return list(map(Entry, *columns))

@@ -1,0 +1,170 @@
+"""Codes and descriptors in memory that grow, and the exact two-stage search among them."""
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+
+CODE_WORDS = 8  # of 64 bits
+BLOCK = 16384  # codes that are compared at a time: what one pass writes stays in the cache
+L2_MARGIN = 64  # further candidates of the fast comparison of descriptors, whose order is exact up to rounding
+
+
+class Description(NamedTuple):
+    """Features of N images. code: [N, 64] uint8, 512 bits in np.packbits order; descriptor: [N, dim] float32, each of
+    length 1. None for the branch that a model does not have.
+    """
+
+    code: np.ndarray | None
+    descriptor: np.ndarray | None
+
+    def __len__(self) -> int:
+        (rows, *_) = (array for array in self if array is not None)
+        return len(rows)
+
+
+class Found(NamedTuple):
+    """The nearest rows of a query, best first: rows [K] int64, distances [K] float32, and what these are."""
+
+    rows: np.ndarray
+    distances: np.ndarray
+    metric: str
+
+
+class Snapshot(NamedTuple):
+    """The rows at one moment. words: [8, N] uint64, the codes column by column; removed: [N] bool."""
+
+    words: np.ndarray | None
+    descriptors: np.ndarray | None
+    removed: np.ndarray
+
+
+class Rows:
+    """Rows of features, numbered from 0. A removed row's number is not used again.
+
+    Safe in threads: one may add while others search a snapshot. Adding takes amortised constant time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._codes: np.ndarray | None = None
+        self._descriptors: np.ndarray | None = None
+        self._removed = np.zeros(0, bool)
+
+    def append(self, features: Description) -> range:
+        """Adds rows, and returns their numbers."""
+        with self._lock:
+            start, end = self._count, self._count + len(features)
+            if features.code is not None:
+                self._codes = _with_room(self._codes, features.code.view(np.uint64).T, start, axis=1)
+            if features.descriptor is not None:
+                self._descriptors = _with_room(self._descriptors, features.descriptor, start, axis=0)
+            self._removed = _with_room(self._removed, np.zeros(len(features), bool), start, axis=0)
+            self._count = end
+            return range(start, end)
+
+    def remove(self, rows: list[int]) -> None:
+        """Marks rows as removed. Raises InputError, and removes none, if one is unknown, or removed already."""
+        with self._lock:
+            for row in rows:
+                if not 0 <= row < self._count or self._removed[row]:
+                    raise InputError(f"There is no image {row}. Give ids of images that were added, and not removed.")
+            removed = self._removed.copy()  # searches that have begun keep theirs
+            removed[rows] = True
+            self._removed = removed
+
+    def snapshot(self) -> Snapshot:
+        """The rows as they are now; what is added or removed later does not change it."""
+        with self._lock:
+            n = self._count
+            return Snapshot(
+                None if self._codes is None else self._codes[:, :n],
+                None if self._descriptors is None else self._descriptors[:n],
+                self._removed[:n],
+            )
+
+    def __len__(self) -> int:
+        snapshot = self.snapshot()
+        return len(snapshot.removed) - int(snapshot.removed.sum())
+
+
+def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, among: np.ndarray | None) -> Found:
+    """The k nearest rows to one query: by Hamming distance, re-ranked by the L2 distance of descriptors if there are
+    both (paper, section III-D); else by the one that there is. Among equal distances the smaller row comes first.
+
+    among: bool [N], the rows to search; None for all that are not removed.
+    """
+    allowed = ~snapshot.removed if among is None else among & ~snapshot.removed
+    k = min(k, int(allowed.sum()))
+    if k == 0:
+        return Found(np.zeros(0, np.int64), np.zeros(0, np.float32), "l2" if query.code is None else "hamming")
+    if query.code is None:
+        assert query.descriptor is not None and snapshot.descriptors is not None
+        rows = _nearest_by_product(snapshot.descriptors, query.descriptor[0], k + L2_MARGIN, allowed)
+        return _by_l2(snapshot.descriptors, query.descriptor[0], rows, k)
+    assert snapshot.words is not None
+    distances = hamming_distances(snapshot.words, query.code[0].view(np.uint64))
+    distances[~allowed] = 64 * CODE_WORDS + 1
+    rows = _smallest(distances, max(k, rerank_num) if query.descriptor is not None else k)[: int(allowed.sum())]
+    if query.descriptor is None:
+        return Found(rows, distances[rows].astype(np.float32), "hamming")
+    assert snapshot.descriptors is not None
+    return _by_l2(snapshot.descriptors, query.descriptor[0], rows[: max(k, rerank_num)], k)
+
+
+def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """The Hamming distances [N] uint16 of codes [8, N] uint64 to a code [8] uint64."""
+    distances = np.empty(words.shape[1], np.uint16)
+    for start in range(0, len(distances), BLOCK):
+        bits = _count_bits(words[:, start : start + BLOCK] ^ query[:, None])
+        bits.sum(axis=0, dtype=np.uint16, out=distances[start : start + BLOCK])
+    return distances
+
+
+def _count_bits(words: np.ndarray) -> np.ndarray:
+    """The number of bits that are 1 in each of [8, N] uint64."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        return np.bitwise_count(words)
+    return np.unpackbits(words.view(np.uint8).reshape(CODE_WORDS, -1, 8), axis=2).sum(axis=2, dtype=np.uint8)
+
+
+def _nearest_by_product(descriptors: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
+    """The k rows whose descriptors, all of length 1, have the largest product with the query; in ascending order."""
+    products = descriptors @ query
+    products[~allowed] = -np.inf
+    k = min(k, int(allowed.sum()))
+    return np.sort(np.argpartition(-products, k - 1)[:k])
+
+
+def _smallest(distances: np.ndarray, k: int) -> np.ndarray:
+    """The rows of the k smallest distances [N] uint16, smallest first; among equal ones in their order."""
+    bound = np.searchsorted(np.cumsum(np.bincount(distances)), k)
+    rows = np.flatnonzero(distances <= bound)
+    return rows[np.argsort(distances[rows], kind="stable")][:k]
+
+
+def _by_l2(descriptors: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int) -> Found:
+    squares = np.square(descriptors[rows] - query).sum(axis=1)
+    order = np.argsort(squares, kind="stable")[:k]
+    return Found(rows[order], np.sqrt(squares[order]), "l2")
+
+
+def _with_room(array: np.ndarray | None, added: np.ndarray, start: int, *, axis: int) -> np.ndarray:
+    """The array with `added` from `start` on, along an axis. It is copied to twice its size where it is too small."""
+    end = start + added.shape[axis]
+    if array is None or array.shape[axis] < end:
+        shape = list(added.shape)
+        shape[axis] = max(2 * start, end, 64)
+        larger = np.zeros(shape, added.dtype)
+        if array is not None:
+            larger[_span(axis, 0, start)] = array[_span(axis, 0, start)]
+        array = larger
+    array[_span(axis, start, end)] = added
+    return array
+
+
+def _span(axis: int, start: int, end: int) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (slice(start, end),)

@@ -1,0 +1,263 @@
+"""PlaceRecognizer against naive loops, the scripts' extraction and the scripts' search."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import MODES, build, filled
+from helpers.processes import NOT_TORCH, ROOT, run_python
+from PIL import Image
+
+from datasets.benchmark import ImageSet
+from model import Description, InputError, Loop, PlaceRecognizer
+from model.rows import hamming_distances
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.extraction import Extractor, extract, prepare
+from utils.retrieval.features import Features
+from utils.retrieval.search import search_and_rerank
+
+SIZE = (56, 70)
+MODELS = {mode: filled(build("vit-nano", **flags)) for mode, flags in MODES.items()}
+
+
+def recognizer_of(mode="two_branch", **settings):
+    return PlaceRecognizer(MODELS[mode], resize=SIZE, **settings)
+
+
+def photo(seed, height=90, width=120):
+    """A made-up photo [H, W, 3] uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return coarse.repeat(height // 9, axis=0).repeat(width // 12, axis=1)
+
+
+def made_up(count, seed=0, mode="two_branch"):
+    """A Description of images that do not exist, with many equal codes and some equal descriptors."""
+    random = np.random.default_rng(seed)
+    code = random.integers(0, 4, (count, 64), dtype=np.uint8) // 3 * 255
+    descriptor = random.standard_normal((count, 8)).astype(np.float32).round(1)
+    descriptor /= np.linalg.norm(descriptor, axis=1, keepdims=True).clip(1e-3)
+    return Description(None if mode == "float" else code, None if mode == "hashing" else descriptor)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_description_is_what_the_scripts_extract(tmp_path, mode):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.fromarray(photo(i)).save(path)
+    settings = ExtractionConfig(resize=SIZE, exif_orientation=True)
+    expected = extract(
+        Extractor(model=prepare(MODELS[mode], settings), config=settings), ImageSet.without_positions(paths)
+    )
+    description = recognizer_of(mode).describe(paths)
+    for ours, theirs in zip(description, (expected.codes, expected.descriptors), strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or np.array_equal(ours, theirs)
+
+
+def test_one_image_in_every_form(tmp_path):
+    pixels, recognizer = photo(0), recognizer_of()
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "turned.png", exif=exif)
+    forms = [
+        tmp_path / "upright.png",
+        str(tmp_path / "turned.png"),
+        Image.open(tmp_path / "turned.png"),
+        Image.fromarray(pixels).convert("RGBA"),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        pixels[::-1][::-1],
+    ]
+    expected = recognizer.describe(pixels)
+    for code, descriptor in zip(*recognizer.describe(forms), strict=True):
+        assert np.array_equal(code, expected.code[0])
+        np.testing.assert_allclose(descriptor, expected.descriptor[0], atol=1e-6)
+    assert np.array_equal(recognizer.describe(pixels[:, :, ::-1], bgr=True).descriptor, expected.descriptor)
+    grey = recognizer.describe([pixels[:, :, 0], pixels[:, :, :1].repeat(3, axis=2)]).descriptor
+    np.testing.assert_allclose(grey[0], grey[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (photo(0) / 255, ["float64 [90, 120, 3]", "Multiply"]),
+        (photo(0)[None], ["[1, 90, 120, 3]", "give a list"]),
+        (np.zeros((9, 9, 4), np.uint8), ["uint8 [9, 9, 4]"]),
+        (np.zeros((0, 9, 3), np.uint8), ["[0, 9, 3]"]),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), ["[9, 9, 3]", "[3, H, W]"]),
+        ("no_such_file.jpg", ["no_such_file.jpg"]),
+        (Image.new("F", (9, 9)), ["type F"]),
+        ({"image": 1}, ["dict"]),
+    ],
+)
+def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
+    recognizer = recognizer_of()
+    for given, place in ((image, ""), ([photo(0), image], "Image 1 of 2: ")):
+        with pytest.raises(InputError) as caught:
+            recognizer.add(given)
+        assert str(caught.value).startswith(place) and all(word in str(caught.value) for word in words), caught.value
+    assert len(recognizer) == 0 and recognizer.search(photo(0)) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda r: r.describe([]), "empty list"),
+        (lambda r: r.search(photo(0), k=0), "k is 0"),
+        (lambda r: r.search(photo(0), among=[7]), "no image 7"),
+        (lambda r: r.remove([0, 7]), "no image 7"),
+        (lambda r: r.find_loops([7], max_distance=1), "no image 7"),
+        (lambda r: r.add(photo(0), names=["a", "b"]), r"names \[2\] for 1 images"),
+        (lambda r: r.add(photo(0), positions=[[1, 2, 3]]), r"Expected \[1, 2\]"),
+        (lambda r: r.add(photo(0), positions=[np.nan, 2]), "positions contains NaN"),
+        (lambda r: PlaceRecognizer("no_such_model"), "SelaVPRplusplus_base_rerank"),
+        (lambda r: recognizer_of(precision="fp8"), "bf16"),
+        (lambda r: recognizer_of(rerank_num=0), "rerank_num"),
+    ],
+)
+def test_wrong_use_is_explained_and_changes_nothing(call, words):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(1))
+    with pytest.raises(InputError, match=words):
+        call(recognizer)
+    assert len(recognizer) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_searches_are_those_of_the_scripts(mode):
+    recognizer, database, queries = recognizer_of(mode, rerank_num=20), made_up(3000, 1, mode), made_up(5, 2, mode)
+    recognizer.add(database)
+    images = ImageSet.without_positions([""] * 3000)
+    rerank_num = 20 if mode == "two_branch" else 0
+    *_, expected = search_and_rerank(
+        Features(images, *database), Features(images[:5], *queries), 10, rerank_num=rerank_num
+    )
+    for found, rows, distances in zip(
+        recognizer.search(queries, k=10), expected.indices, expected.distances, strict=True
+    ):
+        np.testing.assert_allclose([match.distance for match in found], distances[:10], atol=2e-6)
+        if mode == "hashing":
+            assert [match.id for match in found] == rows[:10].tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_history_gives_what_a_dictionary_gives(mode):
+    """A dictionary of images, and a search that sorts all of them."""
+    random, recognizer, known = np.random.default_rng(5), recognizer_of(mode, rerank_num=15), {}
+    for step in range(300):
+        action = random.choice(["add", "remove", "search"], p=[0.4, 0.2, 0.4])
+        if action == "add":
+            features = made_up(int(random.integers(1, 40)), step, mode)
+            names, positions = [f"{step}/{i}" for i in range(len(features))], random.random((len(features), 2))
+            ids = recognizer.add(features, names=names, positions=positions, times=positions[:, 0])
+            columns = [[None] * len(ids) if part is None else part for part in features]
+            known |= dict(zip(ids, zip(names, positions.tolist(), *columns, strict=True), strict=True))
+        elif action == "remove" and known:
+            chosen = random.choice(list(known), size=min(len(known), 5), replace=False).tolist()
+            recognizer.remove(chosen)
+            for i in chosen:
+                del known[i]
+        else:
+            k, query = int(random.integers(1, 30)), made_up(1, 1000 + step, mode)
+            among = None if step % 3 else [i for i in known if i % 2]
+            (found,) = recognizer.search(query, k, among=among)
+            allowed = [i for i in known if among is None or i in among]
+            expected = naive_search({i: known[i] for i in allowed}, query, k, max(k, 15))
+            assert [(m.id, m.name) for m in found] == [(i, known[i][0]) for _, i in expected]
+            np.testing.assert_allclose([m.distance for m in found], [d for d, _ in expected], atol=1e-6)
+            assert all(list(m.position) == known[m.id][1] and m.time == known[m.id][1][0] for m in found)
+    assert len(recognizer) == len(known) > 100
+
+
+def naive_search(known, query, k, rerank_num):
+    """(distance, id) of the k nearest images {id: (name, position, code, descriptor)} to a query."""
+    order = list(known)
+    if query.code is not None:
+        bits = {i: int(np.unpackbits(known[i][2] ^ query.code[0]).sum()) for i in order}
+        order = sorted(order, key=lambda i: (bits[i], i))[:rerank_num]
+        if query.descriptor is None:
+            return [(bits[i], i) for i in order[:k]]
+    distances = {i: np.sqrt(np.square(known[i][3] - query.descriptor[0]).sum()) for i in order}
+    return [(distances[i], i) for i in sorted(order, key=lambda i: distances[i])[:k]]
+
+
+@pytest.mark.parametrize("has_count", [True, False])
+def test_hamming_distances(monkeypatch, has_count):
+    if not has_count:
+        monkeypatch.delattr(np, "bitwise_count", raising=False)
+    codes = np.random.default_rng(0).integers(0, 256, (20_000, 64), dtype=np.uint8)
+    found = hamming_distances(np.ascontiguousarray(codes.view(np.uint64).T), codes[7].view(np.uint64))
+    assert np.array_equal(found, np.unpackbits(codes ^ codes[7], axis=1).sum(axis=1))
+
+
+def test_an_unknown_place_has_no_match():
+    recognizer = recognizer_of()
+    recognizer.add([photo(0), photo(1)], names=["square", "street"])
+    (found,) = recognizer.search(photo(1), max_distance=0.01)
+    assert [(match.name, match.metric) for match in found] == [("street", "l2")]
+    assert recognizer.search([photo(2), photo(0)], max_distance=0.001)[0] == []
+
+
+def test_loops_of_a_tour_that_returns():
+    """A tour of 80 places, of which the last 30 were seen at its beginning, against a naive search for loops."""
+    places = made_up(50, 3).descriptor
+    tour = np.concatenate([places, places[:30]]) + np.random.default_rng(4).normal(0, 1e-3, (80, 8)).astype(np.float32)
+    recognizer = recognizer_of("float")
+    recognizer.add(Description(None, tour))
+    naive = []
+    for i in range(80):
+        distances = np.linalg.norm(tour[: max(i - 40 + 1, 0)] - tour[i], axis=1)
+        naive += [(float(distances[j]), i, j) for j in np.argsort(distances, kind="stable")[:2] if distances[j] <= 0.2]
+    kept = []
+    for distance, i, j in sorted(naive):
+        if not any(abs(i - a) < 10 and abs(j - b) < 10 for _, a, b in kept):
+            kept.append((distance, i, int(j)))
+    loops = recognizer.find_loops(range(80), max_distance=0.2, min_gap=40, suppress=10, k=2)
+    assert [(loop.id, loop.earlier) for loop in loops] == sorted((i, j) for _, i, j in kept)
+    assert len(loops) >= 3 and {(loop.id - loop.earlier) for loop in loops} == {50}
+    (online,) = recognizer.find_loops([60], max_distance=0.2)
+    assert online[:2] == Loop(60, 10, 0)[:2]
+
+
+def test_one_thread_adds_while_others_search():
+    recognizer, problems = recognizer_of(), []
+    done = threading.Event()
+
+    def search():
+        while not done.is_set():
+            for found in recognizer.search(made_up(3, 9), k=5):
+                if any(match.name != str(match.id) for match in found) or len({m.id for m in found}) < len(found):
+                    problems.append(found)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for step in range(200):
+        ids = recognizer.add(made_up(50, step), names=[str(i) for i in range(step * 50, step * 50 + 50)])
+        recognizer.remove(ids[::7])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not problems and len(recognizer) == 200 * 42
+
+
+def test_a_program_with_modules_of_the_same_names_needs_torch_numpy_and_pillow_alone(tmp_path):
+    for name in ("model", "utils", "datasets"):
+        (tmp_path / f"{name}.py").write_text(f"OWNER = 'the program: {name}'")
+    torch.save(MODELS["two_branch"].state_dict(), tmp_path / "weights.pth")
+    Image.fromarray(photo(0)).save(tmp_path / "frame.png")
+    code = f"""
+import torch, numpy as np
+recognizer = torch.hub.load({str(ROOT)!r}, "PlaceRecognizer", "weights.pth", resize=(56, 70), source="local",
+                            trust_repo=True)
+ids = recognizer.add(["frame.png", np.zeros((90, 120, 3), np.uint8)], names=["street", "dark"])
+[match], = recognizer.search("frame.png", k=1)
+import model, utils, datasets
+print(ids, match.name, round(match.distance, 5), model.OWNER, utils.OWNER, datasets.OWNER)
+"""
+    without = tuple(name for name in NOT_TORCH if name != "PIL")
+    result = run_python(code, cwd=tmp_path, without=without, env={"PYTHONPATH": str(tmp_path)})
+    assert result.stdout == "[0, 1] street 0.0 the program: model the program: utils the program: datasets\n", (
+        result.stderr
+    )
