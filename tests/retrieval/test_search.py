@@ -184,7 +184,7 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
         assert find_images(names) == expected, names
     assert not caplog.messages
     assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
-    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG."]
+    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG. (1 .webp)"]
     with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
         find_images(["b.jpg", "missing.jpg"])
     (tmp_path / "empty").mkdir()
