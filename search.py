@@ -45,9 +45,10 @@ def main(args: SearchArguments) -> None:
     source = args.resume or (find_model(args.model) if args.model else index.weights)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
+    settings = index.metadata.with_orientation(args.extraction, exif_by_default=True)
+    settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
-    settings = settle_images(args.extraction, index.metadata.image_config)
-    warn_of_large_images(settings.resize)
+    warn_of_large_images(settings.resize or index.metadata.size)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one

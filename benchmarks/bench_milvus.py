@@ -6,7 +6,6 @@ Starts a real Milvus server (packages milvus==2.3.5 and pymilvus) in a network n
 up, as in bench_retrieval.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -34,7 +33,7 @@ from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import CHUNK_SIZE, Features, SearchResult, as_array
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
 from utils.retrieval.search import rerank, search
-from utils.runtime.flags import positive_int
+from utils.runtime.flags import ArgumentParser, positive_int
 from utils.runtime.script import cli_main
 
 DIM, K, QUERIES, SHARDS = 2048, 100, 100, (1, 4)
@@ -78,7 +77,7 @@ class Engine(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=positive_int, default=100_000, metavar="N", help="size of the database")
     parser.add_argument("--codes_only", action="store_true", help="the index of a hashing-only model")
     add_json_flag(parser)

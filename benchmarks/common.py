@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import describe, kind, machine, matrix_gflops
 from model.errors import InputError
 from utils.runtime.atomic_files import atomic_write
-from utils.runtime.flags import positive_int
+from utils.runtime.flags import ArgumentParser, positive_int
 
 HEADINGS = ("", "baseline", "ours", "ratio", "target", "share of limit", "baseline MB", "ours MB")
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +102,7 @@ def parse_arguments(
 
     --gpu and --large exist if there is a help text for them. Raises InputError for --gpu without CUDA.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     threads = threads or os.cpu_count() or 1
     parser.add_argument("--threads", type=positive_int, default=threads, help="number of CPU threads")
     add_json_flag(parser)

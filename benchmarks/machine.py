@@ -3,7 +3,6 @@
 `python -m benchmarks.machine` prints it.
 """
 
-import argparse
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.runtime.devices import PRECISIONS, dtype_of
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.run_dir import library_versions
 from utils.runtime.script import cli_main
 
@@ -135,7 +135,7 @@ def synchronize(device: str) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
+    ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     this = machine()
     print(f"{kind(this)}: {describe(this)}; {this['threads']} thread(s)")
 

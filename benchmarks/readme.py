@@ -6,7 +6,6 @@ In the template, a line "<!-- results: NAME -->" stands for the tables of all fi
 "<!-- not shown: NAME -->" states that those files are left out on purpose.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from benchmarks.common import HEADINGS, RESULTS, Row, markdown_table
 from benchmarks.machine import describe
 from model.errors import InputError
 from utils.runtime.atomic_files import atomic_write
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 FOLDER = Path(__file__).parent
@@ -107,7 +107,7 @@ def notes_of(name: str, rows: list[tuple[str, Row]]) -> Iterator[str]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
+    ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     text = render(TEMPLATE.read_text())
     with atomic_write(README) as file:
         file.write(text)

@@ -1,6 +1,7 @@
 """VPR benchmarks: a database and queries, their positions, and which database images are correct for each query."""
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.file_names import common_utm_zone, find_utm_position, image_key, mapillary_conditions, utm_position
+from datasets.file_names import (
+    common_utm_zone,
+    find_utm_position,
+    image_key,
+    mapillary_conditions,
+    utm_position,
+    utm_zone,
+)
 from datasets.layouts import BenchmarkConfig, find_layout, list_images
 from datasets.positions import PositionTable
+from datasets.shared_images import find_shared
 from model.errors import InputError
-from utils.runtime.text_files import read_lines
+from utils.runtime.text_files import NameTable, read_lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +52,11 @@ class Benchmark:
     """The images that a BenchmarkConfig selects.
 
     Attributes: config; name; folder, above all images; database and queries, in sorted order; query_folders, {name:
-    indices of the queries in that folder}. With `has_database=False` the database folder is not read and `database` is
-    empty, for evaluations of an index. Without labels, positions are those of the file names, if all in a folder have
-    one, and otherwise NaN. Raises InputError if a folder is missing or empty, if an image has no position,
-    or if database and queries state different UTM zones.
+    indices of the queries in that folder}; queries_in_database, the ascending indices of the queries whose image the
+    database holds too, of which a warning tells. With `has_database=False` the database folder is not read and
+    `database` is empty, for evaluations of an index. Without labels, positions are those of the file names, if all in a
+    folder have one, and otherwise NaN. Raises InputError if a folder is missing or empty, if an image has no position,
+    if database and queries state different UTM zones, or (with labels) if all queries are in the database.
     """
 
     def __init__(self, config: BenchmarkConfig, *, has_database: bool = True) -> None:
@@ -80,12 +90,17 @@ class Benchmark:
         )
         if config.labels:
             _check_zones(self.database, self.queries)
+        self.queries_in_database = np.empty(0, np.int64)
+        self._find_queries_in_database()
 
     def with_database(self, database: ImageSet) -> "Benchmark":
         """The same queries against another database, such as the images of an index.
 
-        With labels, raises InputError if its positions are unknown or in another UTM zone.
+        With labels, raises InputError if its positions are unknown or in another UTM zone, or if all queries are in it.
+        The images of a search engine are not compared with the queries: that would ask for all their paths.
         """
+        if database is self.database:
+            return self
         benchmark = copy.copy(self)
         benchmark.database = database
         benchmark.__dict__.pop("positives", None)
@@ -93,12 +108,46 @@ class Benchmark:
             raise InputError("The index holds images without positions, so that no recall is defined. Use --no_labels.")
         if self.config.labels:
             _check_zones(database, self.queries)
+        if isinstance(database.utms, np.ndarray):
+            benchmark._find_queries_in_database()
         return benchmark
+
+    def _find_queries_in_database(self) -> None:
+        found, absent = find_shared(self.queries.paths, self.database.paths)
+        if absent:
+            message = "%d of %d database images are no longer at their paths. Queries are not compared with them."
+            logging.warning(message, absent, len(self.database))
+        if np.array_equal(found, self.queries_in_database):  # an index of the images that were compared before
+            return
+        self.queries_in_database = found
+        problem = (
+            f"{len(found)} of {len(self.queries)} queries are also database images, such as "
+            f"{self.queries.paths[found[0]]}. Each finds itself"
+        )
+        if self.config.labels and len(found) == len(self.queries):
+            raise InputError(
+                f"{problem}, so recalls would say nothing. Choose folders of database and queries that have no image "
+                "in common, or evaluate without recalls (--no_labels)."
+            )
+        logging.warning("%s%s", problem, ": recalls are also given without them." if self.config.labels else ".")
 
     @cached_property
     def positives(self) -> list[np.ndarray]:
         """For each query, the indices of its positives in the database, int64, ascending."""
-        return find_positives(self.database.utms, self.queries.utms, self.config.threshold)
+        found = find_positives(self.database.utms, self.queries.utms, self.config.threshold)
+        is_one_zone = self.config.positions_csv or (self.database.utm_zone and self.queries.utm_zone)
+        if is_one_zone or not isinstance(self.database.utms, np.ndarray):  # a search engine would be asked for names
+            return found
+        return [self._in_zone_of(path, images) for path, images in zip(self.queries.paths, found, strict=True)]
+
+    def _in_zone_of(self, query: str | Path, images: np.ndarray) -> np.ndarray:
+        """Those of the database images that lie in the UTM zone that the query's name states, as far as both are known:
+        metres of two zones cannot be compared.
+        """
+        zone, common = utm_zone(query), self.database.utm_zone
+        if zone is None:
+            return images
+        return images[[(common or utm_zone(self.database.paths[i])) in (zone, None) for i in images]]
 
     @property
     def conditions(self) -> dict[str, np.ndarray]:
@@ -127,17 +176,17 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
     The file has one entry per line, or all on one line with spaces between. {folder: queries} in and out. Raises
     InputError if an entry is unknown, ambiguous or listed twice.
     """
-    lines = [line.strip() for line in read_lines(queries_list)]
+    lines = read_lines(queries_list)
     entries = lines[0].split() if len(lines) == 1 else lines
     if not entries:
         raise InputError(f"{queries_list} lists no queries.")
-    known: dict[str, set[tuple[Path, int]]] = {}
-    for folder, images in parts.items():
-        for i, path in enumerate(images.paths):
-            relative = {os.path.relpath(path, above), os.path.relpath(path, folder)}
-            for name in {*relative, os.path.basename(path), os.path.abspath(path), image_key(path)} - {""}:
-                known.setdefault(name, set()).add((folder, i))
-    unknown = [entry for entry in entries if entry not in known]
+    known = NameTable(
+        (name, (folder, i))
+        for folder, images in parts.items()
+        for i, path in enumerate(images.paths)
+        for name in _names_of_query(path, (above, folder))
+    )
+    unknown = [entry for entry in entries if not known.find(entry)]
     if unknown:
         raise InputError(
             f"{queries_list}: {len(unknown)} of {len(entries)} entries are not queries in "
@@ -146,13 +195,19 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
         )
     selected: dict[Path, list[int]] = {folder: [] for folder in parts}
     for entry in entries:
-        if len(known[entry]) > 1:
-            raise InputError(f"{queries_list}: {entry} stands for {len(known[entry])} queries. Give paths instead.")
-        ((folder, i),) = known[entry]
+        found = known.find(entry)
+        if len(found) > 1:
+            raise InputError(f"{queries_list}: {entry} stands for {len(found)} queries. Give paths instead.")
+        ((folder, i),) = found
         if i in selected[folder]:
             raise InputError(f"{queries_list} lists {entry} more than once.")
         selected[folder].append(i)
     return {folder: parts[folder][np.array(sorted(indices))] for folder, indices in selected.items() if indices}
+
+
+def _names_of_query(path: str | Path, folders: Sequence[Path]) -> set[str]:
+    relative = {os.path.relpath(path, folder) for folder in folders}
+    return {*relative, os.path.basename(path), os.path.abspath(path), image_key(path)} - {""}
 
 
 def find_positives(database_utms: np.ndarray, query_utms: np.ndarray, threshold: float) -> list[np.ndarray]:

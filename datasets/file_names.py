@@ -1,6 +1,5 @@
 """What the file names of benchmarks tell, as VPR-datasets-downloader writes them: fields separated by @."""
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import InputError
+from utils.runtime.text_files import number_of
 
 LAYOUT = "@easting@northing@zone@letter@lat@lon@id@tile@heading@pitch@roll@height@timestamp@note@.jpg"
 EASTING, NORTHING, ZONE, BAND, LAT, LON, IMAGE_ID, TILE, HEADING, TIMESTAMP, NOTE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14
 ZONE_NUMBER, LATITUDE_BAND = re.compile("0?[1-9]|[1-5][0-9]|60"), re.compile("[C-HJ-NP-X]")
+MAX_METRES = 1e8  # of an easting or northing; those of national grids that begin with the zone have eight digits
 EXPECTED_NAME = "Expected @<utm_easting>@<utm_northing>@...@.jpg with two numbers."
 MSLS_NOTE = re.compile(r"(?P<light>day|night)_(?P<view>forward|backward|sideways)_(?P<city>.+)")
 
@@ -31,11 +32,10 @@ def utm_position(path: str | Path) -> tuple[float, float]:
 def find_utm_position(path: str | Path) -> tuple[float, float] | None:
     """(easting, northing) in metres; None if the file name does not begin with them."""
     fields = os.path.basename(path).split("@")
-    try:
-        position = float(fields[EASTING]), float(fields[NORTHING])
-    except (IndexError, ValueError):
+    if len(fields) <= NORTHING:
         return None
-    return position if all(map(math.isfinite, position)) else None
+    position = number_of(fields[EASTING]), number_of(fields[NORTHING])
+    return position if all(abs(metres) <= MAX_METRES for metres in position) else None  # NaN is not
 
 
 def common_utm_zone(paths: Sequence[str | Path]) -> str | None:
@@ -44,11 +44,19 @@ def common_utm_zone(paths: Sequence[str | Path]) -> str | None:
     N and S stand for the hemispheres. The names have the letter of the latitude band: C to M in the south, N to X in
     the north.
     """
-    zones = {(_field(path, ZONE), _field(path, BAND)) for path in paths}
-    if not all(ZONE_NUMBER.fullmatch(number) and LATITUDE_BAND.fullmatch(band) for number, band in zones):
+    zones = {_zone(*fields) for fields in {(_field(path, ZONE), _field(path, BAND)) for path in paths}}
+    return zones.pop() if len(zones) == 1 else None
+
+
+def utm_zone(path: str | Path) -> str | None:
+    """The UTM zone that a file name states, such as "32N"; None if it states none."""
+    return _zone(_field(path, ZONE), _field(path, BAND))
+
+
+def _zone(number: str, band: str) -> str | None:
+    if not (ZONE_NUMBER.fullmatch(number) and LATITUDE_BAND.fullmatch(band)):
         return None
-    zones = {(str(int(number)), "N" if band >= "N" else "S") for number, band in zones}
-    return "".join(zones.pop()) if len(zones) == 1 else None
+    return f"{int(number)}{'N' if band >= 'N' else 'S'}"
 
 
 def image_key(path: str | Path) -> str:

@@ -14,10 +14,11 @@ from datasets.benchmark import ImageSet
 from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import EXPECTED_NAME, common_utm_zone, find_utm_position
-from datasets.positions import PositionTable, utm_of_degrees
+from datasets.positions import PositionTable, utm_of_degrees, warn_of_far
 from model.errors import InputError
 
 UNKNOWN = (np.nan, np.nan)
+MAX_REASONS = 8  # that a warning lists
 
 
 class LocatedImages(NamedTuple):
@@ -30,11 +31,12 @@ class LocatedImages(NamedTuple):
 def locate_images(paths: Sequence[str], folder: Path, config: PositionConfig) -> LocatedImages:
     """The images of a folder with their positions, NaN where unknown.
 
-    Raises InputError if no image has a position in the given source ("names" or "exif"), if some have one in their
-    names and others in EXIF, if the CSV file lacks an image, or if positions lie in zones that are not neighbours.
+    All latitudes and longitudes are converted in the UTM zone of most; those too far from it count as unknown. Raises
+    InputError if no image has a position in the given source ("names" or "exif"), if some have one in their names and
+    others in EXIF, or if the CSV file lacks an image.
     """
     if config.csv:
-        table = PositionTable(config.csv, folder)
+        table = PositionTable(config.csv, folder, far_are_unknown=True)
         return _located(ImageSet(paths, table.utms(paths, folder), table.zone), str(config.csv))
     named, measured = np.full((2, len(paths), 2), np.nan)
     if config.source in ("auto", "names"):
@@ -61,22 +63,33 @@ def locate_images(paths: Sequence[str], folder: Path, config: PositionConfig) ->
             "Choose another source, or --positions none."
         )
     if has_gps.any():
-        measured[has_gps], zone = utm_of_degrees(measured[has_gps], list(compress(paths, has_gps)), folder)
+        measured[has_gps], zone, far = utm_of_degrees(measured[has_gps])
+        if len(far):
+            warn_of_far([os.path.relpath(paths[i], folder) for i in np.flatnonzero(has_gps)[far]], zone, folder)
         return _located(ImageSet(paths, measured, zone), "EXIF GPS")
     return _located(ImageSet(paths, named, common_utm_zone(list(compress(paths, has_name)))), "file names")
 
 
 def _gps_positions(paths: Sequence[str]) -> np.ndarray:
-    """Latitude and longitude [N, 2] in degrees, NaN where unknown. Warns of data that cannot be used."""
-    positions, invalid = np.full((len(paths), 2), np.nan), []
+    """Latitude and longitude [N, 2] in degrees, NaN where unknown. Warns of data that cannot be used, and counts it by
+    its reason. An image that cannot be read has no position: the extraction names all such images.
+    """
+    positions = np.full((len(paths), 2), np.nan)
+    invalid: dict[str, list[str]] = {}  # {reason: images}
     for i, path in enumerate(tqdm(paths, desc="Reading EXIF", unit="image", leave=False, delay=1)):
         try:
             positions[i] = gps_position(path) or UNKNOWN
         except InvalidGPS as error:
-            invalid.append(f"{os.path.basename(path)} ({error})")
+            invalid.setdefault(str(error), []).append(os.path.basename(path))
+        except InputError:
+            continue
     if invalid:
-        message = "%d of %d images have EXIF GPS data that cannot be used, such as %s. Their positions are unknown."
-        logging.warning(message, len(invalid), len(paths), invalid[0])
+        most = sorted(invalid.items(), key=lambda item: -len(item[1]))
+        reasons = [f"{len(names)} such as {names[0]} ({reason})" for reason, names in most[:MAX_REASONS]]
+        others = sum(len(names) for _, names in most[MAX_REASONS:])
+        reasons += [f"{others} for other reasons"] * (others > 0)
+        message = "%d of %d images have EXIF GPS data that cannot be used: %s. Their positions are unknown."
+        logging.warning(message, sum(map(len, invalid.values())), len(paths), "; ".join(reasons))
     return positions
 
 

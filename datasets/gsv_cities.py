@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from datasets.cities import COLUMNS, image_name
 from datasets.config import PlacesConfig
 from datasets.images import load_image
+from datasets.layouts import is_system_name
 from datasets.transforms import training_transform
 from model.errors import InputError
 from utils.runtime.text_files import CsvRow, read_csv, shorten
@@ -171,7 +172,8 @@ def _check_folders(folder: Path, cities: Sequence[str]) -> None:
         "Images/<City>": [city for city in cities if not (folder / "Images" / city).is_dir()],
     }
     if any(missing.values()):
-        available = sorted(path.stem for path in (folder / "Dataframes").glob("*.csv"))
+        tables = (folder / "Dataframes").glob("*.csv")
+        available = sorted(path.stem for path in tables if not is_system_name(path.name))
         problems = [f"{what} of {len(names)} cities ({', '.join(names)})" for what, names in missing.items() if names]
         raise InputError(
             f"{folder} lacks {' and '.join(problems)}. CSV files exist for: {', '.join(available) or 'no city'}. "

@@ -1,19 +1,22 @@
 """Image files as a dataset."""
 
+import io
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngStream
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from datasets.jpeg_files import completed_versions, jpeg_structure, read_jpeg
 from datasets.views import image_view
 from model.errors import InputError
 
@@ -30,6 +33,7 @@ NO_HEIC = "" if pillow_heif else " For HEIC: pip install -r requirements-heic.tx
 MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # convert("RGB") keeps their colours
 MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older versions of Pillow
 MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
+MAX_SCANS = 100
 MAX_SIDE = 65_535  # of a JPEG; a PNG of few bytes may claim 2**31, for which even the resizing weights are large
 # What Pillow and (EOFError, RuntimeError) pillow-heif raise, depending on the damage
 DAMAGED = (EOFError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error)
@@ -49,6 +53,23 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # otherwise Pillow warns of images half that size
 
 
+def _leave_out_too_large(read: Callable[[Any, int, int], bytes]) -> Callable[[Any, int, int], bytes]:
+    """Pillow's reading of a chunk with metadata of a PNG file, without the error for metadata that is too large."""
+
+    def chunk(self: Any, position: int, length: int) -> bytes:
+        try:
+            return read(self, position, length)
+        except ValueError:  # over 1 MB, to which Pillow decompresses it
+            self.fp.seek(position)
+            return self.fp.read(length)
+
+    return chunk
+
+
+for _name in ("chunk_tEXt", "chunk_zTXt", "chunk_iTXt", "chunk_iCCP"):  # the pixels need none of them
+    setattr(PngStream, _name, _leave_out_too_large(getattr(PngStream, _name)))
+
+
 def load_image(
     path: str | Path, draft_size: tuple[int, int] | None = None, *, exif_orientation: bool = False
 ) -> Image.Image:
@@ -64,11 +85,39 @@ def load_image(
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
     with open_image(path) as image:
-        if draft_size is not None:
-            image.draft("RGB", draft_size[::-1])  # ignored by other formats
-        rgb = to_rgb(image)
+        if "progressive" in image.info:
+            _check_scans(path)
+        try:
+            rgb = _decode(image, draft_size)
+        except OSError as error:
+            found = _without_end_marker(path, draft_size) if image.format in ("JPEG", "MPO") else None
+            if found is None:
+                raise error
+            rgb = found
         turn = TURNS.get(exif_orientation_of(image)) if exif_orientation else None
         return rgb if turn is None else rgb.transpose(turn)
+
+
+def _decode(image: Image.Image, draft_size: tuple[int, int] | None) -> Image.Image:
+    if draft_size is not None:
+        image.draft("RGB", draft_size[::-1])  # ignored by other formats
+    return to_rgb(image)
+
+
+def _check_scans(path: str | Path) -> None:
+    """Raises InputError for a progressive JPEG with so many scans that decoding a small file would take long."""
+    scans = jpeg_structure(read_jpeg(path)).scans
+    if scans > MAX_SCANS:
+        raise InputError(f"it has {scans} scans. At most {MAX_SCANS} are read, and usual files have 10. Save it anew.")
+
+
+def _without_end_marker(path: str | Path, draft_size: tuple[int, int] | None) -> Image.Image | None:
+    """The image of a JPEG file that lacks its end marker, but no pixels; None if it lacks pixels too."""
+    images = []
+    for data in completed_versions(read_jpeg(path)):
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            images.append(_decode(image, draft_size))
+    return images[0] if images and all(image.tobytes() == images[0].tobytes() for image in images) else None
 
 
 @contextmanager
@@ -179,13 +228,12 @@ class ImageDataset(Dataset):
         return ImageSample(pixels, turned=not self.exif_orientation and exif_orientation_of(image) in TURNS)
 
 
-def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | InputError:
-    """One batch of the images, or the first error if there is one."""
-    images = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        images.append(sample)
+def collate_images(samples: list[ImageSample | InputError]) -> ImageBatch | list[InputError]:
+    """One batch of the images, or the errors if there are any."""
+    errors = [sample for sample in samples if isinstance(sample, InputError)]
+    images = [sample for sample in samples if isinstance(sample, ImageSample)]
+    if errors:
+        return errors
     return ImageBatch(default_collate([image.pixels for image in images]), sum(image.turned for image in images))
 
 

@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,19 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from model.errors import InputError
-from utils.runtime.flags import Values, flag
-from utils.runtime.text_files import read_lines
+from utils.runtime.flags import Values, flag, user_path
+from utils.runtime.text_files import NameTable, read_lines, shorten
 
 HEIC_SUFFIXES = (".heic", ".heif", ".hif") if importlib.util.find_spec("pillow_heif") else ()
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *HEIC_SUFFIXES)
-UNSUPPORTED_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".tif", ".tiff", ".bmp")  # a warning says so
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", *HEIC_SUFFIXES)
+UNSUPPORTED_SUFFIXES = tuple(  # of images and videos that are not read; a warning says so
+    ".heic .heif .hif .avif .webp .gif .tif .tiff .bmp .jp2 .j2k .jpx .jxl .jxr .mpo .insp .dng .arw .cr2 .cr3 .nef "
+    ".orf .raf .rw2 .pef .srw .raw .mp4 .m4v .mov .avi .mkv .webm .insv .360".split()
+)
+SYSTEM_NAMES = {  # of folders and files that systems add, in lower case; most names of this kind begin with a dot
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
+    "recycler", "system volume information",
+}  # fmt: skip
 DATABASE_FOLDERS = ("database", "gallery")
 PATH_LIST_SUFFIX = "_images_paths.txt"
 EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
@@ -27,7 +35,7 @@ NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DA
 
 def _folder_of_environment(_: Values) -> Path | None:
     folder = os.environ.get("DATASETS_FOLDER")
-    return Path(folder) if folder else None
+    return user_path(folder) if folder else None
 
 
 def datasets_folder_flag() -> Any:
@@ -91,8 +99,19 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
     return Layout(folder, _database_folder(folder) if has_database else None, _query_folders(folder, config))
 
 
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or added by the system: no image, and no folder of images.
+
+    Such are the copies of attributes that macOS writes (._a.jpg), Jupyter's .ipynb_checkpoints, thumbnails
+    (.thumbnails, @eaDir) and trash (.Trash-1000).
+    """
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in SYSTEM_NAMES
+
+
 def list_images(folder: Path) -> list[str]:
     """The paths of the images in a folder and its subfolders, sorted. Symbolic links to folders are followed.
+
+    What is_system_name tells is skipped, and named in a warning.
 
     If the file `<folder>_images_paths.txt` lies beside the folder, its lines are the images, relative to the folder:
     listing millions of files takes longer than reading their names. Paths are strings, because millions of Path
@@ -106,7 +125,9 @@ def list_images(folder: Path) -> list[str]:
         raise InputError(f"No folder {folder}. {_contents(folder.parent)}".rstrip())
     if path_list.is_file():
         return _check_names(sorted(_read_path_list(path_list, folder)))
-    paths = _supported(sorted(_walk(str(folder))), folder)
+    skipped: list[str] = []
+    paths = _supported(sorted(_walk(str(folder), skipped)), folder)
+    warn_of_skipped(skipped, folder)
     if not paths:
         raise InputError(f"No images in {folder}. Looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders.")
     return _check_names(paths)
@@ -119,7 +140,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     it matches are not entered. Raises InputError for a folder or pattern without images, and for a file that does not
     exist.
     """
-    return [path for name in names for path in _images_of(name)]
+    return [path for name in names for path in _images_of(os.path.expanduser(name))]
 
 
 def _images_of(name: str) -> list[str]:
@@ -129,8 +150,13 @@ def _images_of(name: str) -> list[str]:
         return [name]
     if not glob.has_magic(name):
         raise InputError(f"Cannot read the image {name}: there is no such file.")
-    found = sorted(path for path in _glob(name) if not os.path.isdir(path))
+    skipped: list[str] = []
+    found = sorted(path for path in _glob(name, skipped) if not os.path.isdir(path))
     candidates = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES)]
+    named = set(name.split(os.sep))  # an entry that the pattern itself names is wanted
+    skipped += [path for path in candidates if any(map(is_system_name, {*path.split(os.sep)} - named))]
+    candidates = [path for path in candidates if path not in set(skipped)]
+    warn_of_skipped(skipped, name)
     paths = _supported(candidates, name)
     if not paths:
         raise InputError(f"No images match {name}. Looked for files that end with {', '.join(IMAGE_SUFFIXES)}.")
@@ -139,12 +165,23 @@ def _images_of(name: str) -> list[str]:
 
 def _supported(paths: list[str], source: str | Path) -> list[str]:
     """Those of the image files that can be read, by their suffixes. Warns of the others."""
-    supported = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
-    if len(supported) < len(paths):
-        message = "%d files in %s are ignored, such as %s. Convert them to JPEG or PNG."
-        other = next(path for path in paths if not path.lower().endswith(IMAGE_SUFFIXES))
-        logging.warning(message, len(paths) - len(supported), source, os.path.basename(other))
+    supported, others = list[str](), list[str]()
+    for path in paths:
+        (supported if path.lower().endswith(IMAGE_SUFFIXES) else others).append(path)
+    if others:
+        counts = Counter(os.path.splitext(path)[1].lower() for path in others)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+        message = "%d files in %s are ignored, such as %s. Convert them to JPEG or PNG. (%s)"
+        logging.warning(message, len(others), source, os.path.basename(others[0]), kinds)
     return supported
+
+
+def warn_of_skipped(skipped: list[str], source: str | Path) -> None:
+    """Warns of hidden and system entries that were skipped."""
+    if skipped:
+        names = ", ".join(dict.fromkeys(map(os.path.basename, sorted(skipped)[:1000])))
+        message = "%d hidden or system files and folders in %s are skipped: %s"
+        logging.warning(message, len(skipped), source, shorten(names))
 
 
 def _check_names(paths: list[str]) -> list[str]:
@@ -206,13 +243,16 @@ def _contents(folder: Path) -> str:
     """A sentence about what a folder contains, or nothing if there is no such folder."""
     if not folder.is_dir():
         return ""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_system_name(path.name))
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{folder} contains {', '.join(names[:10]) or 'no folders'}{more}. "
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """The images below a folder, of unsupported kinds too. Raises InputError for a circle of links."""
+def _walk(folder: str, skipped: list[str]) -> Iterator[str]:
+    """The images below a folder, of unsupported kinds too. Raises InputError for a circle of links.
+
+    skipped: gets the hidden and system entries that are images, or folders.
+    """
     pending: list[tuple[str, tuple]] = [(folder, ())]  # no recursion: folders may be nested more deeply than calls
     while pending:
         folder, parents = pending.pop()
@@ -225,7 +265,10 @@ def _walk(folder: str) -> Iterator[str]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name.lower()
-                    if entry.is_dir():
+                    if is_system_name(name):
+                        if name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES) or entry.is_dir():
+                            skipped.append(entry.path)
+                    elif entry.is_dir():
                         pending.append((entry.path, (*parents, identity)))
                     elif name.endswith(IMAGE_SUFFIXES) and not entry.is_file():
                         raise InputError(f"{entry.path} is {_kind_of(entry.path)}, not an image. Remove it.")
@@ -240,7 +283,7 @@ def _walk(folder: str) -> Iterator[str]:
             ) from None
 
 
-def _glob(pattern: str) -> Iterator[str]:
+def _glob(pattern: str, skipped: list[str]) -> Iterator[str]:
     """The paths that a pattern matches, as glob.glob gives them: but ** enters no circle of links, of which two have
     2^n ways through them.
     """
@@ -252,7 +295,7 @@ def _glob(pattern: str) -> Iterator[str]:
     above, _, below = f"/{pattern}".partition("/**/")
     above = above.removeprefix("/") or ("/" if pattern.startswith("/") else "")
     for folder in glob.glob(above) if above else [os.curdir]:
-        for path in _walk(folder) if os.path.isdir(folder) else ():
+        for path in _walk(folder, skipped) if os.path.isdir(folder) else ():
             name = os.path.relpath(path, folder)
             if _matches(name.split(os.sep), ["**", *below.split("/")]):
                 yield name if not above else path
@@ -275,11 +318,25 @@ def _kind_of(path: str) -> str:
 
 
 def _read_path_list(path_list: Path, folder: Path) -> Iterator[str]:
-    names = read_lines(path_list)
+    lines = read_lines(path_list)
+    names = list({os.path.normpath(name): name for name in reversed(lines)}.values())
+    if len(names) < len(lines):
+        message = "%s: %d lines repeat an earlier one. Each image counts once."
+        logging.warning(message, path_list, len(lines) - len(names))
+    skipped = {name for name in names if any(map(is_system_name, name.split("/")))}
+    warn_of_skipped(list(skipped), path_list)
+    names = [name for name in names if name not in skipped]
     if not names:
         raise InputError(f"{path_list} lists no images. Remove it, and the images in {folder} will be used.")
+    present: NameTable[str] | None = None  # listed only if a name is not there as it is written
     for name in tqdm(names, desc=f"Checking {path_list.name}", unit="image", leave=False, delay=1):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise InputError(f"{path_list} lists {name}, but there is no file {path}. Correct the list, or remove it.")
+            present = present or NameTable((path, path) for path in _walk(str(folder), []))
+            found = present.find(path)
+            if len(found) != 1:
+                raise InputError(
+                    f"{path_list} lists {name}, but there is no file {path}. Correct the list, or remove it."
+                )
+            (path,) = found
         yield path

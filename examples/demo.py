@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.runtime.flags import non_negative_int
+from utils.runtime.flags import ArgumentParser, non_negative_int
 from utils.runtime.script import cli_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
 
 def main() -> None:
     # ---- Arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--real_photos",
         nargs=2,

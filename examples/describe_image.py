@@ -18,12 +18,13 @@ from model.zoo import DEFAULT_MODEL
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import settle_images
 from utils.runtime.atomic_files import atomic_write, check_output
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     text = "a published model, which is downloaded once, or a model's file (default: %(default)s)"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME_OR_FILE", help=text)
     text = "size in pixels (height width), multiples of 14 (default: that of the model, otherwise 322 322)"

@@ -23,6 +23,7 @@ from utils.retrieval.report.pictures import Painter, Shown, save_picture
 from utils.retrieval.report.saved_run import RESULTS, read_results
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 ROWS = 3  # queries
@@ -32,7 +33,7 @@ PAINTER = Painter(cell=(135, 101), font_size=21)
 
 def main() -> None:
     # ---- Arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that `make demo` wrote")
     parser.add_argument("--output", type=Path, default=Path("teaser.png"), metavar="FILE", help="the picture, a PNG")
     args = parser.parse_args()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from examples.demo import newest, run
 from examples.try_model import ASSETS, IMAGES, MODEL, SIZE
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 HERE = Path()
@@ -23,7 +24,7 @@ INDEX = Path("try") / "index"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no_browser", action="store_true", help="print where the report is, and do not open it")
     args = parser.parse_args()
     started = time.perf_counter()

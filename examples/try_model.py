@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets.synthetic.city import write_benchmark_place
 from datasets.synthetic.config import CityConfig
 from examples.demo import CITY_SEED, QUICK, ROOT, SYNTHETIC, best_model, draw_city, run, train
-from utils.runtime.flags import non_negative_int
+from utils.runtime.flags import ArgumentParser, non_negative_int
 from utils.runtime.script import cli_main
 
 ASSETS = ROOT / "assets" / "try"
@@ -28,7 +28,7 @@ PHOTOS = CityConfig(database_photos=1, queries=1, size=(320, 240), seed=CITY_SEE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the trainings (default: %(default)s)")
     args = parser.parse_args()
 

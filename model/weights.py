@@ -158,7 +158,8 @@ def load_weights(model: GeoLocalizationNet, path: str | Path) -> None:
 
 
 def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | Path, *, description: str = "") -> None:
-    """Loads all entries, or none and raises InputError if one is missing, unexpected or of the wrong shape or type.
+    """Loads all entries, or none and raises InputError if one is missing, unexpected or of the wrong shape or type, or
+    contains NaN or infinity.
 
     A floating-point entry takes float16, bfloat16, float32 or float64; an integer one takes integers.
 
@@ -197,6 +198,13 @@ def check_state(model: torch.nn.Module, state: dict[str, Tensor], source: str | 
         raise InputError(
             f"{source} {description or describe(state)}, and does not fit the model.\n"
             f"State-dict entries: {'; '.join(problems)}."
+        )
+    damaged = [name for name, value in state.items() if not _is_finite(value)]
+    if damaged:
+        raise InputError(
+            f"{source} contains NaN or infinity in {len(damaged)} of {len(state)} entries ({', '.join(damaged[:3])}"
+            f"{', ...' if len(damaged) > 3 else ''}). The training has diverged, or the file is damaged. Take an "
+            "earlier checkpoint, or copy the file again."
         )
 
 
@@ -326,6 +334,13 @@ def _count(state: dict[str, Tensor], prefix: str) -> int:
 def _aggregation_entries(aggregation: str, dim: int) -> set[str]:
     with torch.device("meta"):
         return set(AGGREGATIONS[aggregation](dim).state_dict())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The sum tells in one pass, unless finite values overflow it."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _shape(tensor: Tensor) -> str:

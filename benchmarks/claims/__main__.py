@@ -21,15 +21,13 @@ from benchmarks.claims.settings import QUICK, Settings
 from benchmarks.claims.tables import NAME, tables
 from benchmarks.machine import machine
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
-from utils.runtime.flags import positive_int
+from utils.runtime.flags import ArgumentParser, positive_int
 from utils.runtime.script import cli_main
 
 
 def main() -> None:
     # ---- Arguments
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("logs") / NAME, help="folder for cities, models and runs")
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count(), help="number of CPU threads")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which only show that everything runs")

@@ -3,19 +3,19 @@
 Example: `python -m datasets.protocols msls_val --raw /data/mapillary_sls --output msls_740.txt`.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.protocols.msls_val import derive_queries
 from datasets.protocols.table import MSLS_740_SHA256
 from utils.runtime.atomic_files import atomic_write, check_output
+from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InputError if the CSV files cannot be used, or the list cannot be written."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.protocols", description=__doc__)
+    parser = ArgumentParser(prog="python -m datasets.protocols", description=__doc__)
     text = "the keys of the official 740 queries of the MSLS validation set, for --queries_list"
     parser.add_argument("protocol", choices=("msls_val",), help=text)
     text = "MSLS as published: contains train_val/cph and train_val/sf"

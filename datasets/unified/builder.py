@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.layouts import is_system_name
 from datasets.unified.config import UnifiedConfig
 from datasets.unified.planning import CityPlan, CitySummary, make_plans
 from model.errors import InputError
@@ -51,7 +52,7 @@ def is_complete(plan: CityPlan, output: Path) -> bool:
     if not os.path.lexists(images) and not os.path.lexists(table):
         return False
     expected = plan.files().keys()
-    actual = set(os.listdir(images)) if images.is_dir() else set()
+    actual = {name for name in os.listdir(images) if not is_system_name(name)} if images.is_dir() else set()
     if not os.path.lexists(table) and actual == expected:
         return False  # a run ended just before it wrote the CSV file
     if not table.is_file() or table.read_bytes() != plan.table():

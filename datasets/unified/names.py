@@ -6,6 +6,7 @@ import re
 from datasets.cities import COLUMNS
 from datasets.file_names import EASTING, HEADING, IMAGE_ID, LAT, LAYOUT, LON, NORTHING, TIMESTAMP
 from datasets.unified.places import Cell, Grid
+from utils.runtime.text_files import number_of
 
 NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
 
@@ -28,7 +29,7 @@ def cell_of(name: str, grid: Grid) -> Cell:
     fields = split_name(name)
     texts = fields[EASTING], fields[NORTHING], fields[HEADING]
     try:
-        return grid.cell(*map(float, texts))
+        return grid.cell(*map(number_of, texts))
     except ValueError:
         raise ValueError(f"easting, northing and heading are {', '.join(texts)}; expected finite numbers") from None
 
@@ -39,11 +40,7 @@ def row_of(name: str, *, city: str, place: int) -> dict[str, str]:
     lat, lon, timestamp = fields[LAT], fields[LON], fields[TIMESTAMP]
     if not re.fullmatch(r"[0-9]{4}(0[1-9]|1[0-2])", timestamp):
         raise ValueError(f"the timestamp is {timestamp!r}; expected YYYYMM")
-    try:
-        valid = math.isfinite(float(lat)) and math.isfinite(float(lon))
-    except ValueError:
-        valid = False
-    if not valid:
+    if not (math.isfinite(number_of(lat)) and math.isfinite(number_of(lon))):
         raise ValueError(f"latitude and longitude are {lat!r} and {lon!r}; expected numbers")
     values = str(place), timestamp[:4], timestamp[4:], str(NORTH_DEGREES), city, lat, lon, fields[IMAGE_ID]
     return dict(zip(COLUMNS, values, strict=True))

@@ -62,6 +62,7 @@ class CitySummary:
     places: int
     images: int
     panoramas: int
+    empty_files: int
     in_small_places: int
     in_other_groups: int
     name_collisions: int
@@ -89,9 +90,10 @@ def plan_city(source: Source, allow_name_collisions: bool = False) -> tuple[list
     used = list(zip(output_names(source.city), groups, strict=False))
     plans = [_plan_group(source, name, places, allow_name_collisions) for name, places in used]
     if not any(plan.images for plan in plans):
+        empty = f", and {source.empty_files} empty files" if source.empty_files else ""
         raise InputError(
             f"No place of {source.city} has {MIN_IMAGES} or more images; {source.folder} holds {len(source.names)} in "
-            "all. Complete the source, or choose other cities with --cities."
+            f"all{empty}. Complete the source, or choose other cities with --cities."
         )
     in_places = sum(len(place) for places in groups for place in places)
     in_used_groups = sum(len(place) for _, places in used for place in places)
@@ -102,6 +104,7 @@ def plan_city(source: Source, allow_name_collisions: bool = False) -> tuple[list
         places=sum(len({image.place for image in plan.images}) for plan in plans),
         images=images,
         panoramas=source.panoramas,
+        empty_files=source.empty_files,
         in_small_places=len(source.names) - in_places,
         in_other_groups=in_places - in_used_groups,
         name_collisions=in_used_groups - images,

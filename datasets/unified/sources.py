@@ -11,7 +11,8 @@ import utm
 from tqdm import tqdm
 
 from datasets.file_names import EASTING, IMAGE_ID, LON, TILE
-from datasets.positions import DEGREE_RANGES
+from datasets.layouts import is_system_name, warn_of_skipped
+from datasets.positions import DEGREE_RANGES, wrap_longitude
 from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
 from datasets.unified.names import source_name, split_name
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
@@ -34,7 +35,8 @@ class Source:
     """The images of one of CITIES.
 
     names: in the form `file_names.LAYOUT`, sorted; they number groups and places. files: the images' paths, relative to
-    `folder`, in the same order. panoramas: images that were left out because they are panoramas.
+    `folder`, in the same order. panoramas, empty_files: images that were left out because they are panoramas, or files
+    of 0 bytes.
     """
 
     city: str
@@ -43,6 +45,7 @@ class Source:
     files: list[str]
     grid: Grid
     panoramas: int = 0
+    empty_files: int = 0
 
 
 def check_sources(config: UnifiedConfig) -> None:
@@ -92,7 +95,7 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
     folder = _msls_folder(root, city)
     assert folder, "check_sources has been called"
     images: dict[str, tuple[str, str]] = {}  # key: (name, file)
-    panoramas = 0
+    panoramas = empty_files = 0
     for part in MSLS_PARTS:
         table, images_folder = folder / part / "raw.csv", folder / part / "images"
         available = set(os.listdir(images_folder)) if images_folder.is_dir() else set()
@@ -111,9 +114,20 @@ def read_msls_city(root: Path, city: str, moved: Mapping[str, str]) -> Source:
             if not file:
                 looked_in = f"{images_folder} or in {root}/train/{{{','.join(MOVED_PARTS)}}}"
                 raise row.error(f"the image {key}.jpg is missing: it is neither in {looked_in}.")
+            if not os.stat(root / file).st_size:  # MSLS itself holds three
+                empty_files += 1
+                continue
             images[key] = name, file
     names, files = _sorted_columns(images.values())
-    return Source(city=city, folder=root, names=names, files=files, grid=STREET_GRID, panoramas=panoramas)
+    return Source(
+        city=city,
+        folder=root,
+        names=names,
+        files=files,
+        grid=STREET_GRID,
+        panoramas=panoramas,
+        empty_files=empty_files,
+    )
 
 
 def _msls_folder(root: Path, city: str) -> Path | None:
@@ -131,7 +145,7 @@ def _moved_images(root: Path) -> dict[str, str]:
         folder = root / "train" / part
         for name in os.listdir(folder) if folder.is_dir() else ():
             fields = name.split("@")
-            if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX):
+            if len(fields) > IMAGE_ID + 1 and name.endswith(SUFFIX) and not is_system_name(name):
                 files[fields[IMAGE_ID]] = f"train/{part}/{name}"
     return files
 
@@ -146,7 +160,7 @@ def _msls_name(row: CsvRow) -> str:
     except ValueError:
         raise row.error(f"captured_at is {date!r}. Expected YYYY-MM-DD.") from None
     # One call for each image: called with arrays, utm converts all points in the zone of the first.
-    easting, northing, zone, letter = utm.from_latlon(lat, lon)
+    easting, northing, zone, letter = utm.from_latlon(lat, wrap_longitude(lon))
     position = f"{easting:010.2f}@{northing:010.2f}@{zone:02d}@{letter}@{lat:09.5f}@{lon:010.5f}"
     return source_name(position, key, heading=heading, timestamp=f"{taken.year:04d}{taken.month:02d}")
 
@@ -187,12 +201,17 @@ def read_sf_xl(root: Path) -> Source:
 
 def _list_images(folder: Path) -> Iterator[str]:
     """Paths relative to `folder` of the images in it and its subfolders, separated by /."""
+    skipped: list[str] = []
     with tqdm(desc=f"Listing {folder}", unit=" images", leave=False, disable=None) as bar:
-        for path, _, files in os.walk(folder, onerror=_raise, followlinks=True):
+        for path, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+            images = [name for name in files if name.endswith(SUFFIX)]
+            skipped += [f"{path}/{name}" for name in (*folders, *images) if is_system_name(name)]
+            folders[:] = [name for name in folders if not is_system_name(name)]  # os.walk enters these only
             prefix = Path(path).relative_to(folder).as_posix() + "/"
-            names = [name for name in files if name.endswith(SUFFIX) and not name.startswith(".")]
+            names = [name for name in images if not is_system_name(name)]
             yield from (name if prefix == "./" else prefix + name for name in names)
             bar.update(len(names))
+    warn_of_skipped(skipped, folder)
 
 
 def _raise(error: OSError) -> None:

@@ -218,7 +218,7 @@ def test_exif_orientation_is_ignored_unless_asked_for(tmp_path):
 
 
 def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
-    """Queries are stored turned, with the EXIF tag that turns them back: eval.py ignores it, search.py does not."""
+    """Queries are stored turned, with the EXIF tag that turns them back: eval.py ignores it, as does a search."""
     datasets = tmp_path / "datasets"
     shutil.copytree(tiny_benchmark, datasets)
     exif = Image.Exif()
@@ -233,16 +233,22 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     applied = run_mode("float", datasets, checkpoints, tmp_path / "applied", "--exif_orientation")
     flags = flags_for(datasets, checkpoints["float"], f"--save_index={index}", "--append", "--exif_orientation")
     expect_refusal(run_here("eval.py", *flags, cwd=tmp_path), tmp_path / "none", "exif_orientation False (now True)")
-    flags = [f"--load_index={index}", "--exif_orientation"]
-    loaded = run_mode("float", datasets, checkpoints, tmp_path / "loaded", *flags)
-    assert f"The images of the index {index} were read as they are stored, and the queries upright" in loaded.log
+    flags = flags_for(datasets, checkpoints["float"], f"--load_index={index}")
+    refused = run_here("eval.py", *flags, "--exif_orientation", cwd=tmp_path)
+    expect_refusal(refused, tmp_path / "none", "were read as they are stored, and so are queries. Leave --exif_orie")
+    loaded = run_mode("float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}")
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
-    assert distance[False] != distance[True]
-    for more, is_applied in (([], True), (["--ignore_exif_orientation"], False)):
+    assert loaded.rows == ignored.rows and distance[False] != distance[True]
+    for more in ([], ["--ignore_exif_orientation"]):  # the index decides: it was read without orientations
         result = run_script("search.py", queries[0], f"--index={index}", "--device=cpu", *more, cwd=tmp_path)
         assert result.status == 0, result.stderr
         first = next(line for line in result.stdout.splitlines() if line.strip().startswith("1 "))
-        assert float(first.split()[1]) == pytest.approx(float(distance[is_applied]), abs=1e-4)
+        assert float(first.split()[1]) == pytest.approx(float(distance[False]), abs=1e-4)
+    upright = tmp_path / "upright"
+    flags = flags_for(datasets, checkpoints["float"], "--exif_orientation", f"--save_index={upright}")
+    assert run_script("eval.py", *flags, cwd=tmp_path).status == 0
+    found = run_mode("float", datasets, checkpoints, tmp_path / "found", f"--load_index={upright}")
+    assert found.rows == applied.rows and found.results["arguments"]["exif_orientation"] is True
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,23 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.processes import ROOT, last_of_each
 
+from datasets.layouts import find_images
 from datasets.synthetic.__main__ import CityArguments
 from datasets.unified import UnifiedConfig
+from datasets.unified.__main__ import main as unified_main
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
+from utils.cli.export import parse_export
 from utils.cli.search import BuildIndexArguments, SearchArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
+from utils.retrieval.config import index_folder, index_location
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_int, switch
 from utils.runtime.parser import build_parser, changeable_flags, declared_flags, options_of, parse, settings_from
 
@@ -84,6 +90,51 @@ def test_settings_are_filled_from_flags_and_are_plain_dataclasses():
 def test_a_required_flag_is_required(capsys):
     assert "--top" in refusal(Script, capsys)
     assert "--top: '0' is not a whole number from 1" in refusal(Script, capsys, "--top=0")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("form", ["{0}=a {0}=a", "{0} a {0} b", "{0}=a {0} b"])
+def test_a_flag_given_twice_is_an_error(script, form, capsys):
+    flag_of = {"search.py": "--index", "build_index.py": "--index"}.get(script, "--resume")
+    words = form.format(flag_of).split()
+    needed = [word for word in REQUIRED[script] if not word.startswith(flag_of)]
+    assert f"{flag_of}: given more than once" in refusal(SCRIPTS[script], capsys, *needed, *words)
+
+
+def test_every_parser_of_the_project_is_the_one_that_refuses_a_flag_given_twice(capsys):
+    others = re.compile(r"argparse\.ArgumentParser\(")
+    files = [path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)]
+    assert [path for path in files if others.search(path.read_text(errors="replace"))] == []
+    for argv, flag_of in (
+        (["export.py", "npy", "--index=a", "--output=b", "--index=c"], "--index"),
+        (["export.py", "npy", "--index=a", "--output=b", "--output=b"], "--output"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(sys, "argv", argv)
+            parse_export(None)
+        assert f"{flag_of}: given more than once" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        unified_main(["out", "--msls", "a", "--msls", "b"])
+    assert "--msls: given more than once" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("model.pth", "list.txt", "positions.csv", "photos/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("DATASETS_FOLDER", "~/data")
+    for script, settings in SCRIPTS.items():
+        parser = build_parser(settings, "A test.")
+        paths = [action for action in parser._actions if action.metavar in ("FILE", "DIR", "FOLDER", "IMAGES")]
+        assert paths, script
+        for action in paths:
+            convert = parser._registry_get("type", action.type, action.type)
+            assert convert("~/a") == tmp_path / "a", (script, action.dest)
+    settings = settings_of(TwoBranchEvaluation, "--resume=~/model.pth", "--queries_list=~/list.txt")
+    assert settings.data.datasets_folder == tmp_path / "data" and settings.model.resume == tmp_path / "model.pth"
+    assert index_location("~/a") == index_folder("~/a") == tmp_path / "a"
+    assert find_images(["~/photos/*.jpg"]) == find_images(["~/photos"]) == [str(tmp_path / "photos/a.jpg")]
 
 
 def test_a_field_without_flag_or_value_is_an_error():
@@ -236,7 +287,7 @@ def test_every_flag_fills_a_field(script, monkeypatch):
     parser = build_parser(settings, "A test.")
 
     def fields(*argv):
-        built = settings_from(parser, settings, parser.parse_args([*REQUIRED[script], *argv]))
+        built = settings_from(parser, settings, parser.parse_args(last_of_each([*REQUIRED[script], *argv])))
         return {name: value for name, value in dataclasses.asdict(built).items() if name != "flags"}
 
     usual = fields()
@@ -286,7 +337,7 @@ def test_what_a_resumed_run_may_change(script):
 )
 def test_what_the_settings_refuse_ends_the_script_with_their_message(script, flags, words, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [script])
-    assert words in refusal(SCRIPTS[script], capsys, *REQUIRED[script], *flags)
+    assert words in refusal(SCRIPTS[script], capsys, *last_of_each([*REQUIRED[script], *flags]))
 
 
 def test_the_reason_against_a_flag_that_a_user_may_expect(monkeypatch, capsys):

@@ -5,6 +5,7 @@ import io
 import os
 import socket
 import struct
+import time
 import warnings
 import zlib
 from dataclasses import replace
@@ -12,12 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.processes import ROOT
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from datasets import images
 from datasets.benchmark import ImageSet
 from datasets.config import TEST_METHODS
-from datasets.images import ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from datasets.images import MAX_SCANS, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
+from datasets.jpeg_files import jpeg_structure
 from datasets.layouts import list_images
 from model import InputError
 from utils.retrieval.config import ExtractionConfig
@@ -190,6 +193,84 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, monkeypatch):
         os.mkfifo(path)
     monkeypatch.setattr(Image, "open", opened)
     assert ("this is a folder" if kind == "folder" else "this is a named pipe, socket or device") in refusal(path)
+
+
+# ---- What does not matter, and what takes too long
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+def test_large_metadata_of_a_png_file_does_not_matter(tmp_path, kind, place):
+    """Before and after the pixels. Pillow decompresses at most 1 MB, and 64 MB in all."""
+    text = bytes(1 << 21)
+    body = {b"tEXt": b"k\0" + b"x" * (1 << 21), b"iTXt": b"k\0\1\0\0\0" + zlib.compress(text)}
+    content = kind + body.get(kind, b"k\0\0" + zlib.compress(text))
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = png(17, 12, 8, RGB, COLOURS.tobytes())
+    at = data.index(place) - 4
+    (tmp_path / "a.png").write_bytes(data[:at] + chunk * (40 if kind == b"tEXt" else 1) + data[at:])
+    assert np.array_equal(pixels(tmp_path / "a.png"), COLOURS)
+    broken = bytearray(chunk)
+    broken[-1] ^= 1
+    (tmp_path / "a.png").write_bytes(data[:33] + broken + data[33:])
+    assert "this is not a JPEG or PNG file" in refusal(tmp_path / "a.png")  # damage stays an error
+
+
+def test_a_real_png_file_with_large_xmp(tmp_path):
+    assert pixels(ROOT / "tests" / "data" / "photos" / "large_xmp.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True, "quality": 95}, {"subsampling": 0}],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_is_read_without_its_end_marker_but_not_without_pixels(tmp_path, options, mode):
+    """Cut anywhere, it is read with all of its pixels, or not at all."""
+    rough = Image.fromarray(np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8))
+    file = io.BytesIO()
+    rough.resize((48, 40)).convert(mode).save(file, "JPEG", **options)
+    data, path = file.getvalue(), tmp_path / "a.jpg"
+    path.write_bytes(data)
+    whole = pixels(path)
+    for cut in (1, 2):
+        path.write_bytes(data[:-cut])
+        assert np.array_equal(pixels(path), whole)
+        assert np.array_equal(pixels(path, draft_size=(14, 14)), pixels_of(data, draft_size=(14, 14)))
+    for cut in range(3, len(data) - 200):
+        path.write_bytes(data[:-cut])
+        with contextlib.suppress(InputError):
+            assert np.array_equal(pixels(path), whole), cut
+    path.write_bytes(data[:-20])
+    assert "truncated" in refusal(path)
+
+
+def pixels_of(data, draft_size):
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", draft_size[::-1])
+        return np.asarray(image.convert("RGB"))
+
+
+def test_orientation_of_a_jpeg_without_its_end_marker(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(6)[:-2])
+    assert ImageDataset([tmp_path / "a.jpg"], (14, 14))[0].turned
+    assert load_image(tmp_path / "a.jpg", exif_orientation=True).size == (12, 17)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path):
+    """1,500 scans of a few bytes each took 19 s. The last scan of a progressive JPEG can be repeated at will."""
+    file = io.BytesIO()
+    Image.new("RGB", (2000, 1500), (90, 120, 60)).save(file, "JPEG", progressive=True)
+    data, path = file.getvalue(), tmp_path / "a.jpg"
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert jpeg_structure(data) == (10, True, True)
+    path.write_bytes(data[:-2] + scan * (MAX_SCANS - 10) + data[-2:])
+    assert pixels(path).shape == (1500, 2000, 3)
+    path.write_bytes(data[:-2] + scan * 1500 + data[-2:])
+    start = time.perf_counter()
+    assert "it has 1510 scans. At most 100 are read" in refusal(path)
+    assert time.perf_counter() - start < 1
 
 
 # ---- HEIC

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import subprocess
+import unicodedata
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,39 @@ def test_any_two_folders(tmp_path):
     assert Benchmark(inside).folder == tmp_path / "new"
     with pytest.raises(InputError, match="--queries_subfolder"):
         BenchmarkConfig(name="mine", queries_folder=queries, queries_subfolders=("a",))
+
+
+# ---- What is an image
+
+SYSTEM = ["._a.jpg", ".hidden.png", ".ipynb_checkpoints/a-checkpoint.jpg", ".thumbnails/a.jpg", "@eaDir/a.jpg"]
+SYSTEM += [".Trash-1000/files/a.jpg", "sub/__MACOSX/._b.jpg", "$RECYCLE.BIN/a.jpg"]
+
+
+def test_hidden_and_system_files_are_skipped_and_named(tmp_path, caplog):
+    folder = touch(tmp_path / ".dataset" / "photos", ["a.jpg", "sub/b.jpg", ".DS_Store", *SYSTEM])
+    assert relative(list_images(folder), folder) == ["a.jpg", "sub/b.jpg"]
+    (message,) = caplog.messages
+    assert message.startswith(f"{len(SYSTEM)} hidden or system files and folders in {folder} are skipped: ")
+    assert {"._a.jpg", "@eaDir", ".Trash-1000", "__MACOSX"} <= set(message.rpartition(": ")[2].split(", "))
+    caplog.clear()
+    (folder.parent / "photos_images_paths.txt").write_text("./a.jpg\nsub/b.jpg\n@eaDir/a.jpg\nsub/._b.jpg\n")
+    touch(folder, ["sub/._b.jpg"])
+    assert len(list_images(folder)) == 2 and "2 hidden or system" in caplog.text
+    assert relative(find_images([f"{folder}/**/*.jpg"]), folder) == ["a.jpg", "sub/b.jpg"]
+    assert relative(find_images([f"{folder}/.hidden.png", f"{folder}/.thumbnails/*"]), folder) == [
+        ".hidden.png",
+        ".thumbnails/a.jpg",
+    ]  # which a user names
+
+
+def test_all_names_of_jpeg_files_are_read_and_what_is_not_is_counted_once(tmp_path, caplog):
+    names = ["a.JFIF", "b.jpe", "c.JPG", "d.jpeg", "e.Png"]
+    others = "1.webp 2.WEBP 3.gif 4.jp2 5.mpo 6.dng 7.mp4 8.tif 9.MOV".split()
+    folder = touch(tmp_path / "photos", [*names, *others, "notes.txt", "positions.csv"])
+    assert relative(list_images(folder), folder) == sorted(names)
+    (message,) = caplog.messages
+    assert message.startswith(f"9 files in {folder} are ignored, such as 1.webp. Convert them to JPEG or PNG. (2 .webp")
+    assert "1 .mp4" in message and "1 .mov" in message
 
 
 def test_links_to_folders_are_followed(tmp_path):
@@ -181,6 +215,51 @@ def test_a_list_of_paths_replaces_the_search_for_images(tmp_path):
     path_list.write_text("\n")
     with pytest.raises(InputError, match="lists no images"):
         list_images(folder)
+
+
+def test_repeated_lines_of_a_list_count_once_and_spaces_at_the_start_are_kept(tmp_path, caplog):
+    names = [" north/@1@2@a@.jpg", "north/@1@2@a@.jpg", "@3@4@b@.jpg"]
+    folder = touch(tmp_path / "database", names)
+    (tmp_path / "database_images_paths.txt").write_text("\n".join([*names, *names, f"./{names[2]}"]))
+    assert relative(list_images(folder), folder) == sorted(names)
+    assert caplog.messages[0].endswith("4 lines repeat an earlier one. Each image counts once.")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_unicode_forms_of_names_match_in_lists_and_tables(unnamed, form):
+    """A Mac writes the other form. Where both forms are there, each is itself."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = "Zürich/Málaga.jpg"
+    touch(unnamed / "town/test/queries", [unicodedata.normalize(form, name)])
+    config = with_csv(
+        unnamed,
+        f"image,easting,northing\na.jpg,1,2\nb.jpg,3,4\nq.jpg,5,6\n{unicodedata.normalize(other, name)},3000,4000\n",
+    )
+    (unnamed / "list.txt").write_text(f"{unicodedata.normalize(other, name)}\n")
+    assert Benchmark(replace(config, queries_list=unnamed / "list.txt")).queries.utms.tolist() == [[3000, 4000]]
+    (unnamed / "town/test/queries_images_paths.txt").write_text(unicodedata.normalize(other, name))
+    assert relative(Benchmark(config).queries.paths, unnamed / "town/test/queries") == [
+        unicodedata.normalize(form, name)
+    ]
+    touch(unnamed / "town/test/queries", [unicodedata.normalize(other, name)])
+    (unnamed / "town/test/queries_images_paths.txt").unlink()
+    with pytest.raises(InputError, match="one row stands for both"):
+        Benchmark(config)
+
+
+def test_folder_names_that_begin_with_a_space_keep_it(tmp_path):
+    touch(tmp_path / "town/test/database", [" a/x.jpg", "a/x.jpg"])
+    touch(tmp_path / "town/test/queries", [" b/q.jpg", "b/q.jpg"])
+    rows = {" a/x.jpg": (1, 2), "a/x.jpg": (3, 4), " b/q.jpg": (5, 6), "b/q.jpg": (7, 8)}
+    table = "".join(f"{name},{e}000,{n}000\n" for name, (e, n) in rows.items())
+    (tmp_path / "list.txt").write_text(" b/q.jpg\n\n")
+    config = with_csv(tmp_path, f"image,easting,northing\n{table}")
+    assert Benchmark(config).database.utms.tolist() == [[1000, 2000], [3000, 4000]]
+    (tmp_path / "list.txt").write_text("b/q.jpg\n b/q.jpg\n")
+    assert len(Benchmark(replace(config, queries_list=tmp_path / "list.txt")).queries) == 2
+    (tmp_path / "list.txt").write_text(" b/q.jpg\nb/nowhere.jpg\n")
+    with pytest.raises(InputError, match="1 of 2 entries are not queries"):
+        Benchmark(replace(config, queries_list=tmp_path / "list.txt"))
 
 
 @pytest.fixture
@@ -322,6 +401,19 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
             f"image,easting,northing\na.jpg,1,2\n{'b' * 140_000},1,2\n",
             r"line 3: field larger .*\. Expected a CSV file in UTF-8",
         ),
+        ("image,easting,northing\na.jpg,500000,5,4000000,5\n", "line 2: 5 values. Expected 3, .* decimal points"),
+        ("image,easting,northing\na.jpg,1,2,\n", "line 2: 4 values. Expected 3"),
+        ("image,easting,northing,Easting \na.jpg,1,2,3\n", "has the column easting more than once"),
+        ("image,easting,northing,latitude,longitude\na.jpg,1,2,3,4\n", "positions both in metres and in degrees"),
+        ("image,easting,northing\na.jpg,1_000,2\n", "line 2: easting is '1_000'. Expected a number"),
+        ("image,easting,northing\na.jpg,１２,2\n", "line 2: easting is '１２'. Expected a number"),
+        ("image,easting,northing\na.jpg,1e17,2\n", r"line 2: easting is '1e17'. Expected a number from -1e\+08 to"),
+        ("image,easting,northing\na.jpg,1,-3e38\n", "line 2: northing is '-3e38'"),
+        ("image,latitude,longitude\na.jpg,151.2,-33.9\n", "latitude is '151.2'.*Are latitude and longitude swapped"),
+        (
+            "image,latitude,longitude\na.jpg,55,12\nb.jpg,12,55\nq.jpg,55.1,12\n",
+            "b.jpg is in zone 40. Are latitude and longitude swapped",
+        ),
         (f"image,easting,northing\na.jpg,1,{'2' * 400}\n", r"line 2: northing is '2{199}\.\.\.\. Expected a number"),
     ],
 )
@@ -371,6 +463,31 @@ def test_what_may_be_a_mistake_is_a_warning(unnamed, caplog):
     touch(unnamed / "town/test/queries", ["IMG_1.WEBP", "IMG_2.WEBP", "notes.txt"])
     assert len(list_images(unnamed / "town/test/queries")) == 1
     assert "2 files in" in caplog.text and "such as IMG_1.WEBP. Convert them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "warned"),
+    [
+        ("latitude,longitude\na.jpg,77.2,28.6\nb.jpg,77.3,28.5\nq.jpg,77.2,28.6\n", True),  # New Delhi
+        ("latitude,longitude\na.jpg,28.6,77.2\nb.jpg,28.5,77.3\nq.jpg,28.6,77.2\n", False),
+        ("easting,northing\na.jpg,6172710,347092\nb.jpg,6172711,347092\nq.jpg,6172712,347092\n", True),
+        ("easting,northing\na.jpg,347092,6172710\nb.jpg,347092,6172711\nq.jpg,347092,6172712\n", False),
+    ],
+)
+def test_swapped_columns_are_a_warning_where_that_is_plausible(unnamed, caplog, rows, warned):
+    Benchmark(with_csv(unnamed, f"image,{rows}"))
+    assert ("Are they swapped?" in caplog.text) is warned
+
+
+def test_an_image_of_another_zone_is_no_positive(tmp_path):
+    """Names state the zones of all images. In zone 33 the same metres are another place."""
+    names = ["@500000@6000000@32@U@a@.jpg", "@500010@6000000@33@U@b@.jpg", "@500010@6000000@c@.jpg"]
+    touch(tmp_path / "town/test/database", names)
+    touch(tmp_path / "town/test/queries", ["@500001@6000000@32@U@q@.jpg", "@500001@6000000@33@U@q@.jpg"])
+    assert [found.tolist() for found in Benchmark(town(tmp_path)).positives] == [[0, 2], [1, 2]]
+    for name in names[1:]:
+        (tmp_path / "town/test/database" / name).unlink()  # the zone of all is known; that of the queries is not
+    assert [found.tolist() for found in Benchmark(town(tmp_path)).positives] == [[0], []]
 
 
 def copy_layout(layout, images, folder):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import utm
 from filelock import FileLock
-from helpers.processes import ROOT, start_script
+from helpers.processes import ROOT, last_of_each, start_script
 from helpers.unified_sources import GOLDEN, JPEG, contents, write_files, write_golden_sources, write_msls
 
 from datasets.cities import GSV_CITIES, TRAINING_DATASETS
@@ -164,7 +164,8 @@ def test_images_moved_by_the_downloader_give_the_same(unified_contents, sources,
     assert not list((moved / "train_val").rglob("*.jpg"))
     for city in ("trondheim", "bangkok"):
         (moved / "train_val" / city).rename(moved / tables / city)
-    main([str(tmp_path / "output"), *sources, "--msls", str(moved), "--cities", "trondheim", "bangkok"])
+    flags = [*sources, "--msls", str(moved), "--cities", "trondheim", "bangkok"]
+    main([str(tmp_path / "output"), *last_of_each(flags)])
     expected = {name: digest for name, digest in unified_contents.items() if "rondheim" in name or "bangkok" in name}
     assert contents(tmp_path / "output") == expected
 
@@ -262,6 +263,37 @@ def test_panoramas_are_skipped_before_anything_else_is_read(small):
     table.write_text(table.read_text() + "\n9,pano1,?,?,?,?,True\n")
     summaries, _ = build(UnifiedConfig(output=small / "output", msls=small / "msls", cities=("trondheim",)))
     assert (summaries[0].images, summaries[0].panoramas) == (9, 1)
+
+
+def test_empty_files_of_msls_are_left_out_and_counted(small):
+    """MSLS itself holds three. The place has four images more without them."""
+    table = small / "msls" / "train_val" / "trondheim" / "query" / "raw.csv"
+    table.write_text(table.read_text() + "\n" + ROW.format("EMPTY"))
+    (table.parent / "images" / "keyEMPTY.jpg").touch()
+    summaries, _ = build(UnifiedConfig(output=small / "output", msls=small / "msls", cities=("trondheim",)))
+    assert (summaries[0].images, summaries[0].empty_files) == (9, 1)
+    assert not [path for path in (small / "output").rglob("*.jpg") if "EMPTY" in path.name]
+
+
+def test_hidden_and_system_files_are_no_images_and_no_difference(small, caplog):
+    expected = [Path(file).name for file in next(iter(read_sources(sf_xl_config(small)))).files]
+    folder = small / "sf_xl" / "images" / "train"
+    (name, *_) = expected
+    write_files(folder, [f"._{name}", f"@eaDir/{name}", f".ipynb_checkpoints/{name}"])
+    assert [Path(file).name for file in next(iter(read_sources(sf_xl_config(small)))).files] == expected
+    assert "3 hidden or system files and folders" in caplog.text and "@eaDir" in caplog.text
+    build(sf_xl_config(small))
+    for table in (small / "output" / "Dataframes").iterdir():
+        (small / "output" / "Images" / table.stem / ".DS_Store").touch()
+        table.unlink()
+    assert build(sf_xl_config(small))[1] == 1  # the images are complete: only the table is written
+
+
+def sf_xl_config(small):
+    return UnifiedConfig(output=small / "output", sf_xl=small / "sf_xl", cities=("sf_xl",))
+
+
+# ---- Name collisions of SF-XL
 
 
 @pytest.fixture
@@ -629,10 +661,10 @@ def test_the_summary_adds_up(small, capsys):
     lines = capsys.readouterr().out.splitlines()
     table = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert lines[0].split() == (
-        "city groups places images panoramas in small places in other groups name collisions".split()
+        "city groups places images panoramas empty files in small places in other groups name collisions".split()
     )
-    assert table["sf_xl"] == "1 1 4 0 3 4 0".split()
+    assert table["sf_xl"] == "1 1 4 0 0 3 4 0".split()
     groups = table["trondheim"][0]
-    assert table["trondheim"] == [groups, "2", "9", "0", "0", "0", "0"]
-    assert table["total"] == [str(int(groups) + 1), "3", "13", "0", "3", "4", "0"]
+    assert table["trondheim"] == [groups, "2", "9", "0", "0", "0", "0", "0"]
+    assert table["total"] == [str(int(groups) + 1), "3", "13", "0", "0", "3", "4", "0"]
     assert f"{int(groups) + 1} of them are new" in lines[-1]

@@ -19,7 +19,7 @@ from datasets.benchmark import Benchmark, ImageSet
 from datasets.cities import COLUMNS
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
-from datasets.layouts import BenchmarkConfig
+from datasets.layouts import BenchmarkConfig, is_system_name
 from datasets.positions import PositionTable
 from utils.cli.evaluation import FloatEvaluation, TwoBranchEvaluation
 from utils.cli.search import BuildIndexArguments, SearchArguments
@@ -84,19 +84,21 @@ def explore(rng, tally, request):
 @trials(-(-TRIALS // 4), fixed=1)
 def test_names_of_images(explore, tally, tiny_benchmark, metadata, tmp_path):
     """They are listed, evaluated, written to an index and to a CSV file."""
-    folder = tmp_path / "images"
-    photo = next((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
+    folder, queries = tmp_path / "images", tmp_path / "queries"
+    photo, other = sorted((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())[:2]
 
     def check(value: tuple[list[bytes], bool]) -> None:
         names, labels = value
-        shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(tmp_path / "index", ignore_errors=True)
-        folder.mkdir()
-        for name in names:
-            os.link(photo, os.fsencode(folder) + b"/" + name + b".jpg")
-        config = BenchmarkConfig(name="made up", database_folder=folder, queries_folder=folder, labels=labels)
+        for target, source in ((folder, photo), (queries, other)):
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            for name in names:
+                os.link(source, os.fsencode(target) + b"/" + name + b".jpg")
+        config = BenchmarkConfig(name="made up", database_folder=folder, queries_folder=queries, labels=labels)
         benchmark = Benchmark(config)
-        assert len(benchmark.database) == len(set(names)), "images are missing"
+        visible = [name for name in names if not is_system_name(os.fsdecode(name) + ".jpg")]
+        assert len(benchmark.database) == len(visible), "images are missing"
         assert str(benchmark) and isinstance(benchmark.conditions, dict)
         if labels:
             assert len(benchmark.positives) == len(benchmark.queries)

@@ -10,7 +10,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,20 @@ class Running(NamedTuple):
         return result
 
 
+def last_of_each(words: Iterable[object]) -> list[str]:
+    """A command line without the flags that a later word repeats: defaults of a test, and what replaces them."""
+    texts = list(map(str, words))
+    last = {text.partition("=")[0]: i for i, text in enumerate(texts) if text.startswith("--")}
+    kept, keep = [], True
+    for i, text in enumerate(texts):
+        if text.startswith("--"):
+            keep = last[text.partition("=")[0]] == i
+        if keep:
+            kept.append(text)
+        keep = keep or "=" in text  # what follows is no value of it
+    return kept
+
+
 def start_script(
     script: str | Path,
     *flags: object,
@@ -72,7 +86,7 @@ def start_script(
     _start_server(context)
     rank = (env or {}).get("RANK", "")
     captured = cwd / f"stdout{rank}.captured", cwd / f"stderr{rank}.captured"
-    argv = [str(ROOT / script) if str(script).endswith(".py") else script, *map(str, flags)]
+    argv = [str(ROOT / script) if str(script).endswith(".py") else script, *last_of_each(flags)]
     process = context.Process(target=_run, args=(argv, cwd, env or {}, prelude, threads, captured), name=str(argv))
     process.start()
     return Running(process, *captured)
@@ -112,7 +126,7 @@ def run_here(script: str, *flags: object, cwd: Path, env: dict[str, str] | None 
     printed = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with pytest.MonkeyPatch.context() as patch, printed[0], printed[1]:
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", [str(ROOT / script), *map(str, flags)])
+        patch.setattr(sys, "argv", [str(ROOT / script), *last_of_each(flags)])
         patch.delenv("DATASETS_FOLDER", raising=False)
         patch.setattr("utils.runtime.script.cli_main", lambda main, **_: main())  # which would end this process
         for name, value in (env or {}).items():
@@ -157,7 +171,7 @@ def run_python(
     """Runs Python code in a fresh interpreter in which the packages `without` cannot be imported."""
     blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
     process = subprocess.run(
-        [sys.executable, "-c", blocked + code, *map(str, flags)],
+        [sys.executable, "-c", blocked + code, *last_of_each(flags)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -195,6 +209,6 @@ def torchrun(script, *flags, cwd):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "import runpy; runpy.run_module('torch.distributed.run', run_name='__main__')"
-    result = run_python(code, "--nproc_per_node=2", f"--master_port={port}", script, *flags, cwd=cwd)
+    result = run_python(code, "--nproc_per_node=2", f"--master_port={port}", script, *last_of_each(flags), cwd=cwd)
     assert result.status == 0, result.stderr
     return result.stdout

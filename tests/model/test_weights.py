@@ -231,6 +231,20 @@ def test_other_types_are_refused(tmp_path, reference, dtype):
     assert f"1 of another type (linear2.bias {name} instead of float32)" in refusal(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_values_that_are_not_finite_are_refused(tmp_path, reference, dtype, value):
+    entry = reference["linear2.bias"].to(dtype).clone()
+    entry[7] = value
+    torch.save({**reference, "linear2.bias": entry}, tmp_path / "model.pth")
+    assert "contains NaN or infinity in 1 of" in (message := refusal(tmp_path / "model.pth"))
+    assert "(linear2.bias)" in message
+    entry[:] = torch.finfo(torch.float16).max  # finite, even where the sum of an entry is not
+    weights.load_state(
+        torch.nn.Linear(1, 512), {"weight": entry[:, None].float(), "bias": entry.float() * 1e33}, "file"
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_an_integer_entry_takes_integers_only(dtype):
     model = torch.nn.BatchNorm1d(2)

@@ -4,8 +4,10 @@ import csv
 import math
 import random
 import shutil
+import struct
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import utm
 from helpers.evaluations import SCRIPTS, SIZE, flags_for
 from helpers.indexes import content
 from helpers.photos import LAT, LAT_LETTER, LON, LON_LETTER, gps_tags, save_photo
-from helpers.processes import run_script, start_script
+from helpers.processes import ROOT, last_of_each, run_script, start_script
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
@@ -22,6 +24,7 @@ from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import common_utm_zone
 from datasets.folder import locate_images
+from datasets.images import load_image
 from datasets.layouts import list_images
 from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
@@ -64,14 +67,18 @@ def test_a_photo_without_a_gps_position(tmp_path, tags):
         ({LON_LETTER: "N"}, "longitude has no letter E or W"),
         ({LON: None}, "no longitude"),
         ({LAT: None}, "no latitude"),
-        ({LAT: (IFDRational(10, 1), IFDRational(0, 0), IFDRational(0, 0))}, "latitude is 10 degrees, nan minutes"),
+        (
+            {LAT: (IFDRational(10, 1), IFDRational(0, 0), IFDRational(0, 0))},
+            "latitude has neither minutes nor a fraction",
+        ),
         ({LON: (IFDRational(1, 0), IFDRational(0, 1), IFDRational(0, 1))}, "longitude is nan degrees"),
         ({LAT: (IFDRational(10, 1), IFDRational(61, 1), IFDRational(0, 1))}, "61 minutes"),
         ({LAT: (IFDRational(10, 1), IFDRational(0, 1), IFDRational(6001, 100))}, "60.01 seconds"),
         ({LAT: (IFDRational(91, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
         ({LAT_LETTER: "S", LAT: (IFDRational(80, 1), IFDRational(0, 1), IFDRational(1, 1))}, "outside UTM"),
         ({LON: (IFDRational(181, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
-        ({LAT: (IFDRational(10, 1),)}, "damaged"),
+        ({LAT: (IFDRational(10, 1),)}, "neither minutes nor a fraction"),
+        ({LAT: (IFDRational(10, 1),) * 4}, "latitude has 4 numbers"),
         ({LAT: (IFDRational(0, 1),) * 3, LON: (IFDRational(0, 1),) * 3}, "latitude and longitude are 0"),
     ],
 )
@@ -114,6 +121,92 @@ def test_only_the_header_is_read_and_nothing_is_written(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(InputError, match="text.jpg: this is not a JPEG or PNG file"):
         gps_position(tmp_path / "text.jpg")
+
+
+PHOTOS = ROOT / "tests" / "data" / "photos"
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [  # as exiftool 12.57 reads them
+        ("ascii.jpg", (55.67611, 12.56819)),
+        ("one_value.jpg", (55.67611, 12.56819)),
+        ("seconds_0_0.jpg", (55.676, 12.568167)),
+        ("letter_byte.jpg", (55.676111, 12.568194)),
+        ("letter_word.jpg", (-55.676111, -12.568194)),
+        ("seconds_60.00001.jpg", (55.683333, 12.568056)),
+        ("exif_after_pixels.png", (55.676111, 12.568194)),
+    ],
+)
+def test_other_forms_that_cameras_write(name, degrees):
+    assert gps_position(PHOTOS / name) == pytest.approx(degrees, abs=2e-6)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iTXt compressed"])
+@pytest.mark.parametrize("name", [b"exif", b"APP1"])
+@pytest.mark.parametrize("place", ["before the pixels", "after them"])
+def test_a_raw_profile_of_a_png_file(tmp_path, kind, name, place):
+    save_photo(tmp_path / "a.png", gps_tags(10.5, 20.25))
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    (length,) = struct.unpack(">I", data[start : start + 4])
+    exif, data = data[start + 8 : start + 8 + length], data[:start] + data[start + 12 + length :]
+    text = b"\n" + name + b"\n%8d\n" % (6 + len(exif)) + (b"Exif\0\0" + exif).hex().encode() + b"\n"
+    packed = zlib.compress(text)
+    body = {
+        b"tEXt": text,
+        b"zTXt": b"\0" + packed,
+        b"iTXt": b"\0\0\0\0" + text,
+        b"iTXt compressed": b"\1\0en\0name\0" + packed,
+    }
+    content = kind[:4] + b"Raw profile type " + name + b"\0" + body[kind]
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    at = data.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[at:])
+    assert gps_position(tmp_path / "a.png") == pytest.approx((10.5, 20.25))
+    assert load_image(tmp_path / "a.png").size == (60, 40)
+
+
+def test_every_reason_is_counted(tmp_path, caplog):
+    for i, tags in enumerate(({LAT_LETTER: "?"}, {LAT_LETTER: "?"}, {LON_LETTER: "?"}, {})):
+        save_photo(tmp_path / f"{i}.jpg", {**gps_tags(10.5, 20.25), **tags})
+    assert located(tmp_path).summary.startswith("Positions: 1 from EXIF GPS, 3 unknown")
+    assert caplog.messages == [
+        "3 of 4 images have EXIF GPS data that cannot be used: 2 such as 0.jpg (its latitude has no letter N or S); "
+        "1 such as 2.jpg (its longitude has no letter E or W). Their positions are unknown."
+    ]
+
+
+# ---- Positions
+
+
+def test_one_wrong_letter_and_svalbard_and_the_date_line_leave_an_index(tmp_path, caplog):
+    for i in range(9):
+        save_photo(tmp_path / "wrong" / f"p{i}.jpg", gps_tags(55.676 + i * 1e-4, 12.568))
+    save_photo(tmp_path / "wrong" / "p9.jpg", gps_tags(55.676, -12.568))
+    images, summary = located(tmp_path / "wrong")
+    assert summary == "Positions: 9 from EXIF GPS, 1 unknown; UTM zone 33N."
+    assert "1 positions are too far from UTM zone 33N" in caplog.text and caplog.text.endswith("unknown: p9.jpg\n")
+    # North of 72 degrees, zone 34 does not exist. 0.001 degrees of longitude are 23 m here.
+    for name, longitude in (("a", 20.9995), ("b", 21.0005)):
+        save_photo(tmp_path / "svalbard" / f"{name}.jpg", gps_tags(78.2, longitude))
+    images, summary = located(tmp_path / "svalbard")
+    assert summary == "Positions: 2 from EXIF GPS; UTM zone 33N."
+    metres = 0.001 * math.cos(math.radians(78.2)) * 111_320
+    assert math.hypot(*(images.utms[0] - images.utms[1])) == pytest.approx(metres, rel=0.02)
+    save_photo(tmp_path / "line" / "a.jpg", gps_tags(10.0, 180.0))
+    assert located(tmp_path / "line").images.utm_zone == "1N"
+
+
+def test_older_versions_of_utm_and_longitude_180(monkeypatch):
+    """utm 0.7 puts 180 in a zone 61, and refuses to convert there."""
+    monkeypatch.setattr(utm, "latlon_to_zone_number", lambda latitude, longitude: int((longitude + 180) // 6) + 1)
+    assert utm_of_degrees(np.array([[10.0, 180.0]])).zone == "1N"
+
+
+def test_degrees_that_no_place_has_are_not_printed():
+    positions = np.array([[5e5, 4e6], [9e7, 4e6], [5e5, 9e7], [5e5, -9e7], [np.nan, np.nan]])
+    assert np.isfinite(degrees_of_utm(positions, "33N")).all(axis=1).tolist() == [True, False, False, False, False]
 
 
 def located(folder, source="auto", csv=None):
@@ -159,7 +252,7 @@ def test_positions_of_exif_lie_in_one_zone(tmp_path, caplog):
     images, summary = located(tmp_path)
     assert summary == "Positions: 3 from EXIF GPS, 2 unknown; UTM zone 10N."
     assert caplog.messages == [
-        "1 of 5 images have EXIF GPS data that cannot be used, such as IMG_4.JPG (its latitude and longitude are 0). "
+        "1 of 5 images have EXIF GPS data that cannot be used: 1 such as IMG_4.JPG (its latitude and longitude are 0). "
         "Their positions are unknown."
     ]
     rows = dict(zip(images.paths, images.utms, strict=True))
@@ -171,7 +264,7 @@ def test_positions_of_exif_lie_in_one_zone(tmp_path, caplog):
     assert np.nanmin(degrees, axis=0) == pytest.approx([37.78, -122.42], abs=1e-5)
 
 
-def test_positions_that_cannot_be_combined_or_found_are_refused(tmp_path):
+def test_positions_that_cannot_be_combined_or_found_are_refused(tmp_path, caplog):
     save_photo(tmp_path / "both" / "@500000@4000000@10@S@.jpg", gps_tags(37.78, -122.41))
     assert located(tmp_path / "both").summary == "Positions: 1 from file names; UTM zone 10N."  # the name comes first
     assert located(tmp_path / "both", "exif").images.utms[0, 0] == pytest.approx(551955, abs=1)
@@ -185,8 +278,9 @@ def test_positions_that_cannot_be_combined_or_found_are_refused(tmp_path):
             located(tmp_path / "none", source)
     for name, place in (("a", (48.85, 2.35)), ("b", (48.86, 2.35)), ("c", (40.7, -74))):
         save_photo(tmp_path / "far" / f"{name}.jpg", gps_tags(*place))
-    with pytest.raises(InputError, match=r"zone 31, but .*c.jpg is in zone 18.*--positions none"):
-        located(tmp_path / "far")
+    images, summary = located(tmp_path / "far")
+    assert summary == "Positions: 2 from EXIF GPS, 1 unknown; UTM zone 31N." and np.isnan(images.utms[2]).all()
+    assert caplog.messages[-1].endswith("too far from UTM zone 31N, in which most lie, and count as unknown: c.jpg")
 
 
 def test_positions_of_a_csv_file(tmp_path):
@@ -211,7 +305,7 @@ def test_positions_of_a_csv_file(tmp_path):
 
 def test_degrees_and_utm_across_the_equator():
     degrees = np.array([[0.5, 36.1], [-0.5, 36.2]])
-    utms, zone = utm_of_degrees(degrees, ["a", "b"], "folder")
+    utms, zone, _ = utm_of_degrees(degrees)
     assert zone == "37N" and utms[1, 1] < 0
     unknown = np.vstack([utms, [[np.nan, np.nan]]])
     np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
@@ -301,7 +395,7 @@ def refusal(tmp_path, checkpoints, monkeypatch, capsys):
 
     def message_of(*flags):
         defaults = ["build_index.py", "--index=index", f"--resume={checkpoints['float']}", *SIZE]
-        monkeypatch.setattr(sys, "argv", list(map(str, [*defaults, *flags])))
+        monkeypatch.setattr(sys, "argv", last_of_each([*defaults, *flags]))
         with pytest.raises((InputError, SystemExit)) as caught:
             build_index.main(parse(BuildIndexArguments, None))
         text = capsys.readouterr().err.splitlines()[-1] if caught.type is SystemExit else str(caught.value)

@@ -10,11 +10,14 @@ from helpers.models import MODES, reference_model
 from datasets.benchmark import ImageSet
 from datasets.images import load_image
 from datasets.resizing import resize_image
+from model import InputError
 from model.images import normalize
+from model.network import TwoBranchOutput, sign
 from utils.retrieval import extraction
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
 from utils.retrieval.features import DiskArray
+from utils.runtime import distributed
 from utils.training.checkpoints import RunCheckpoint, TrainState, restore, save_checkpoint
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses
@@ -127,6 +130,58 @@ def test_what_is_not_finite_is_refused_before_anything_stores_it(images, name):
     dict(model.named_parameters())[name].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
         extract_with(prepare(model, SETTINGS), images[:2])
+
+
+class Dead(torch.nn.Module):
+    """Outputs of a two-branch model, of which one part is the same for all images."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, images, float_branch):
+        mean = images.mean(dim=(2, 3)).repeat(1, 171)[:, :512]
+        outputs = {"logits": mean, "code": sign(mean), "descriptor": mean}
+        if self.part:
+            outputs[self.part] = torch.full_like(mean, 0.25)
+        return TwoBranchOutput(**outputs)
+
+
+@pytest.mark.parametrize(("part", "named"), [("descriptor", "descriptor"), ("logits", "code"), (None, None)])
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_one_and_the_same_output_for_images_that_differ_is_an_error(images, part, named, chunk, monkeypatch):
+    monkeypatch.setattr(extraction, "CHUNK_SIZE", chunk)
+    same = ImageSet.without_positions([images.paths[0]] * 3)
+    assert len(list(extract_chunks(Dead(part), same, SETTINGS))) == -(-3 // chunk)  # copies of one image
+    if part is None:
+        list(extract_chunks(Dead(part), images, SETTINGS))
+        return
+    with pytest.raises(InputError, match=f"images differ, but the model gives them all one and the same {named}"):
+        list(extract_chunks(Dead(part), images[:2], SETTINGS))
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: True)  # another rank has outputs that differ
+    list(extract_chunks(Dead(part), images[:2], SETTINGS))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_all_damaged_images_are_named_at_once(images, tmp_path, num_workers, monkeypatch):
+    monkeypatch.setattr(extraction, "CHUNK_SIZE", 5)
+    paths = list(images.paths)
+    for i in (3, 4, 11):
+        paths[i] = str(tmp_path / f"damaged{i}.jpg")
+        (tmp_path / f"damaged{i}.jpg").write_bytes(b"text")
+    forward = extraction.Forward.__call__
+    batches = []
+    monkeypatch.setattr(extraction.Forward, "__call__", lambda self, x: batches.append(len(x)) or forward(self, x))
+    chunks, config = [], replace(SETTINGS, num_workers=num_workers)
+    with pytest.raises(InputError) as caught:
+        chunks.extend(extract_chunks(Dead(None), ImageSet.without_positions(paths), config))
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"Cannot read the image {paths[3]}: this is not a JPEG or PNG file")
+    assert second.startswith("2 more of the 16 images cannot be used: ") and paths[4] in second and paths[11] in second
+    assert batches == [3], "after the first, images are only read"
+    monkeypatch.setattr(extraction, "MAX_NAMED", 1)
+    with pytest.raises(InputError, match="; and 1 more$"):
+        list(extract_chunks(Dead(None), ImageSet.without_positions(paths), config))
 
 
 def test_bf16_is_near_fp32(model, images):

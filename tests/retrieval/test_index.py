@@ -17,7 +17,7 @@ from helpers.processes import run_here, run_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
-from utils.retrieval.config import IndexConfig
+from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.index import Index, IndexMetadata
 from utils.retrieval.index.format import MANIFEST, METADATA, Manifest, fingerprint, read_pca
 from utils.retrieval.index.reader import PathList
@@ -362,7 +362,7 @@ def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, 
         Index(narrow).require_compatible(IndexMetadata.of(model, SETTINGS))
 
 
-@pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1)])
+@pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17)])
 def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
     folder = write(tmp_path / "index", metadata, [3])
     utms = np.fromfile(folder / "utms.bin").reshape(-1, 2)
@@ -370,6 +370,21 @@ def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
     (folder / "utms.bin").write_bytes(utms.tobytes())
     with pytest.raises(InputError, match="utms.bin is damaged: the position of image 1"):
         Index(folder, verify=False)
+
+
+@pytest.mark.parametrize("exif_by_default", [False, True])
+def test_the_index_decides_how_queries_are_turned(metadata, exif_by_default):
+    usual = ExtractionConfig(exif_orientation=exif_by_default, batch_size=3)
+    for turned in (False, True):
+        index = replace(metadata, exif_orientation=turned)
+        expected = replace(usual, exif_orientation=turned)
+        assert index.with_orientation(usual, exif_by_default=exif_by_default) == expected
+        other = replace(usual, exif_orientation=not exif_by_default)
+        if turned is exif_by_default:  # the flag contradicts the index
+            with pytest.raises(InputError, match="exif_orientation out"):
+                index.with_orientation(other, exif_by_default=exif_by_default)
+        else:
+            assert index.with_orientation(other, exif_by_default=exif_by_default) == expected
 
 
 def test_the_zone_of_positions_comes_back(tmp_path, metadata):

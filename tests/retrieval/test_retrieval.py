@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers.oracles import described, mapillary_apk, naive_hamming, naive_l2, naive_length
 
+from datasets.benchmark import ImageSet
+from model import InputError
 from utils.retrieval import search
 from utils.retrieval.config import IVFConfig
 from utils.retrieval.extraction import pack_codes
@@ -121,6 +123,46 @@ def test_search_l2_never_answers_with_minus_one(where):
     except ValueError:  # to refuse them is as good
         return
     assert predictions.min() >= 0, predictions
+
+
+def features_of(codes=None, descriptors=None):
+    return Features(
+        ImageSet.without_positions(["a.jpg"] * len(descriptors if codes is None else codes)), codes, descriptors
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e5])
+@pytest.mark.parametrize("stage", ["search", "rerank"])
+@pytest.mark.parametrize("dtype", [np.float32, "disk"])
+def test_descriptors_that_are_not_sound_are_refused_by_each_search(value, stage, dtype, tmp_path):
+    """The last of 30, which is not among the nearest, but a candidate."""
+    random = np.random.default_rng(0)
+    database, queries = (random.standard_normal((count, 16)).astype(np.float32) for count in (30, 4))
+    codes = random.integers(0, 256, (34, 64), dtype=np.uint8)
+    database[29, 3] = value
+    rows = disk_array(database, tmp_path / "database") if dtype == "disk" else database
+    two_branch = stage == "rerank"
+    features = features_of(codes[:30] if two_branch else None, rows)
+    wanted = features_of(codes[30:] if two_branch else None, queries)
+    with pytest.raises(InputError, match="NaN, infinity, or values beyond 10000, and cannot be searched"):
+        search.search_and_rerank(features, wanted, 1, rerank_num=30 if two_branch else 0)
+
+
+@pytest.mark.parametrize("kind", ["code", "descriptor"])
+def test_a_database_of_one_and_the_same_code_or_descriptor_is_refused(kind, tmp_path):
+    shape, dtype = ((40, 64), np.uint8) if kind == "code" else ((40, 16), np.float32)
+    rows = np.full(shape, 3, dtype)
+
+    def found(rows):
+        features = features_of(**{f"{kind}s": rows})
+        return search.search(features, features_of(**{f"{kind}s": np.full((2, shape[1]), 3, dtype)}), 3)
+
+    for database in (rows, disk_array(rows, tmp_path / "rows")) if kind == "descriptor" else (rows,):
+        with pytest.raises(InputError, match=f"All 40 images of the database have one and the same {kind}"):
+            found(database)
+    found(rows[: search.MIN_VARIED - 1])  # may be copies of one image
+    rows[39, 0] = 4
+    assert 39 not in found(rows).indices
 
 
 def candidates_of(random, queries, count=12, database=30):

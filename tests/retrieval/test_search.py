@@ -148,8 +148,8 @@ def test_a_turned_image_is_found_by_its_upright_twin_with_its_position_as_json(p
             assert position == pytest.approx([*utm.from_latlon(*PLACES[name])[:2], *PLACES[name]], abs=1e-5)
         else:
             assert position == [None] * 4
-    ignored = search_json("photos/a.png", "--results=1", "--ignore_exif_orientation", cwd=phone)
-    assert ignored["queries"][0]["matches"][0]["distance"] > 1e-2  # searched as it is stored
+    refused = run_script("search.py", "--index=index", "photos/a.png", "--ignore_exif_orientation", cwd=phone)
+    assert refused.status == 2 and "were read upright, as their EXIF data says, and so are queries" in refused.stderr
 
 
 def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_positions(phone, tmp_path, checkpoints):
@@ -209,7 +209,7 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch, caplog):
         assert find_images(names) == expected, names
     assert not caplog.messages
     assert find_images(["?.*"]) == ["a.JPG", "b.jpg"]
-    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG."]
+    assert caplog.messages == ["1 files in ?.* are ignored, such as c.webp. Convert them to JPEG or PNG. (1 .webp)"]
     with pytest.raises(InputError, match=r"Cannot read the image missing\.jpg: there is no such file"):
         find_images(["b.jpg", "missing.jpg"])
     (tmp_path / "empty").mkdir()

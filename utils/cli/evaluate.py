@@ -1,12 +1,21 @@
 """What every evaluation script does with its flags."""
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
 from utils.cli.evaluation import EvaluationArguments
-from utils.retrieval.config import image_flags
-from utils.retrieval.evaluation import Pipeline, Search, evaluate_each, find_pca, load_extractor, read_benchmarks
+from utils.retrieval.config import ExtractionConfig, image_flags
+from utils.retrieval.evaluation import (
+    Pipeline,
+    Search,
+    evaluate_each,
+    find_pca,
+    load_extractor,
+    read_benchmarks,
+    settings_of_index,
+)
 from utils.runtime import distributed
 from utils.runtime.run_dir import RunDir
 
@@ -15,6 +24,7 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
     """Features, search and report of each dataset, usually one."""
     distributed.init(args.extraction.device)
     torch.manual_seed(args.seed)
+    args = with_extraction(args, distributed.run_on_main(partial(settings_of_index, args.index, args.extraction)))
     model, index = args.model, args.index
     benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
     extractor = load_extractor(model.choice, model.source, args.extraction, index=index.location, crops=args.crops)
@@ -22,3 +32,10 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
     found = {"model": model.label} | asdict(extractor.model.config) | image_flags(extractor.config.image_config)
     run = RunDir(args.save_dir, args.flags | found)
     evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=model.file).evaluate)
+
+
+def with_extraction(args: EvaluationArguments, extraction: ExtractionConfig) -> EvaluationArguments:
+    """The same command line with other settings of extraction, as its flags then state them."""
+    exif = extraction.exif_orientation
+    report, flags = replace(args.report, exif_orientation=exif), args.flags | {"exif_orientation": exif}
+    return replace(args, extraction=extraction, report=report, flags=flags)

@@ -1,6 +1,5 @@
 """The flags of export.py: a class of settings for each sub-command."""
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from model import ImageConfig, InputError
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.atomic_files import check_output
-from utils.runtime.flags import flag, part, positive_int, switch
+from utils.runtime.flags import ArgumentParser, flag, part, positive_int, switch
 from utils.runtime.parser import add_flags, settings_from
 from utils.runtime.terminal import accept_any_text, show_warnings
 
@@ -198,12 +197,12 @@ def parse_export(description: str | None) -> AnyExport:
     """The settings of the sub-command that the command line states. Exits with status 2 if they are not valid."""
     accept_any_text()
     show_warnings()
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {}
     for name, settings in COMMANDS.items():
         text = " ".join((settings.__doc__ or "").split("\n\n")[0].split())
-        parsers[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parsers[name] = commands.add_parser(name, help=text, description=text)
         add_flags(parsers[name], settings)
     args = parser.parse_args()
     return settings_from(parsers[args.command], COMMANDS[args.command], args)

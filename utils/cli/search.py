@@ -102,7 +102,13 @@ class SearchArguments:
     extraction: ExtractionConfig = part(
         "images",
         fixed={**FIXED_SETTINGS, "resize": None, "antialias": None, "num_workers": 0},  # the index states two of them
-        changed={"exif_orientation": READ_UPRIGHT},
+        changed={
+            "exif_orientation": switch(
+                "the index was read without EXIF orientation; it states that itself, so the flag has no other effect",
+                name="ignore_exif_orientation",
+                inverse=True,
+            )
+        },
     )
 
     def __post_init__(self) -> None:

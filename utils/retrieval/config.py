@@ -22,6 +22,7 @@ from utils.runtime.flags import (
     positive_int,
     seed_flag,
     switch,
+    user_path,
 )
 
 DEFAULT_REPORT_QUERIES = 100
@@ -187,7 +188,7 @@ class EngineAddress:
 
 def index_location(text: str) -> Path | EngineAddress:
     """An argparse type: a folder, or the address of an index in a search engine."""
-    return engine_address(text) if "://" in text else Path(text)
+    return engine_address(text) if "://" in text else user_path(text)
 
 
 def index_folder(text: str) -> Path:
@@ -197,7 +198,7 @@ def index_folder(text: str) -> Path:
             f"{text} is not a folder. Only eval_hashing.py, eval_rerank.py and search.py search such an index; "
             "export.py milvus writes one."
         )
-    return Path(text)
+    return user_path(text)
 
 
 def engine_address(text: str) -> EngineAddress:
@@ -205,7 +206,7 @@ def engine_address(text: str) -> EngineAddress:
     tls_ca = os.environ.get("MILVUS_TLS_CA")
     try:
         return EngineAddress.parse(
-            text, token=os.environ.get("MILVUS_TOKEN", ""), tls_ca=Path(tls_ca) if tls_ca else None
+            text, token=os.environ.get("MILVUS_TOKEN", ""), tls_ca=user_path(tls_ca) if tls_ca else None
         )
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

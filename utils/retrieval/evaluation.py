@@ -69,14 +69,15 @@ class Pipeline:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
         with run.phase("extraction"):  # under torchrun, of every rank's share
             database = self._database(dataset)
+            # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
+            against = distributed.run_on_main(lambda: database and dataset.with_database(database.images), share=False)
             queries = extract(self.extractor.for_queries(self.config.crops), dataset.queries)
-        if database is None or queries is None:  # only the main rank receives the features
+        if database is None or against is None or queries is None:  # only the main rank receives the features
             return None
         if self.config.search.ivf:
             with run.phase("inverted_file"):
                 database = self._with_inverted_file(database, self.config.search.ivf)
         stages = self.search(Evaluation(database, queries, self.config, run))
-        dataset = dataset.with_database(database.images)  # an index may hold other images than the dataset
         model = self.extractor.model.config
         kind = "two-branch" if model.rerank else "hashing" if model.hashing else f"float, {model.aggregation}"
         described = {
@@ -84,7 +85,7 @@ class Pipeline:
             "image_size": self.extractor.config.resize,
             "descriptor_dim": database.dim,
         }
-        return report(run, dataset, stages, model=described, config=self.config.report)
+        return report(run, against, stages, model=described, config=self.config.report)
 
     def _database(self, dataset: Benchmark) -> Features | None:
         index, ivf = self.config.index, self.config.search.ivf
@@ -100,15 +101,19 @@ class Pipeline:
         return database._replace(codes=codes)
 
 
+def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> ExtractionConfig:
+    """The settings, with the orientation of the images in the index to search, if there is one."""
+    location = flags.load_index
+    if location is None:
+        return config
+    metadata = IndexMetadata.read(location) if isinstance(location, Path) else open_index(location).metadata
+    return metadata.with_orientation(config, exif_by_default=False)
+
+
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    config = extractor.config
-    index.require_compatible(IndexMetadata.of(extractor.model.original, config, pca=index.pca))
-    if index.metadata.exif_orientation != config.exif_orientation:
-        kinds = ("upright, as their EXIF orientation says", "as they are stored")
-        database, queries = kinds if index.metadata.exif_orientation else kinds[::-1]
-        logging.warning("The images of the index %s were read %s, and the queries %s.", index, database, queries)
+    index.require_compatible(IndexMetadata.of(extractor.model.original, extractor.config, pca=index.pca))
     return index.features()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,9 +31,14 @@ from utils.runtime.workers import start_worker
 Arrays = tuple[
     np.ndarray | None, np.ndarray | None
 ]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
+MAX_NAMED = 200  # damaged images in a message
 NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
 OTHER_IMAGES = (
     "Images are resized to %s. The model, or the index, states %s: leave out --resize and --no_antialias for that."
+)
+DEAD = (
+    "The images differ, but the model gives them all one and the same {}, so that results would come in the order of "
+    "the files. The weights or their export are broken."
 )
 IGNORED_ORIENTATION = (
     "%d of %d images carry an EXIF orientation, which is ignored, as in the reference. eval*.py --exif_orientation "
@@ -82,7 +88,7 @@ def extract(
 
     With `save_to`, the features go to that index, which may already contain some of the images, or others. Everything
     that it then contains is returned. Under torchrun each rank extracts its share; the main rank returns the features,
-    the others None. Raises InputError if an image cannot be read.
+    the others None. Raises InputError as extract_chunks does; an index then keeps the chunks before.
     """
     pca, merging = extractor.pca, extractor.merging
     with _open_store(extractor, images, save_to) as store:
@@ -99,7 +105,9 @@ def extract_chunks(
 ) -> Iterator[Features | None]:
     """The features of CHUNK_SIZE images at a time, as `extract` stores them; None on all but the main rank.
 
-    Logs at the end how many images carry an EXIF orientation that was not applied.
+    Logs at the end how many images carry an EXIF orientation that was not applied. Raises InputError, which names them,
+    if images cannot be read: once all have been tried, so that they need not be found one by one. And if images that
+    differ all get the same descriptor or logits.
 
     A batch never spans two chunks, so that the features of a chunk do not depend on the chunks before it.
     """
@@ -123,26 +131,66 @@ def extract_chunks(
     )
     forward = Forward(model, config, float_branch)
     loaded = iter(loader)
-    num_turned = 0
+    num_turned, errors = 0, list[InputError]()
     with tqdm(total=sum(map(len, shares)), desc="Extracting", unit="image", disable=not distributed.is_main()) as bar:
         for chunk, share in zip(chunks, batches, strict=True):
             local = []
-            for _ in share:
+            for batch_indices in share:
                 batch = next(loaded)
-                if isinstance(batch, InputError):
-                    raise batch
-                local.append(forward(batch.pixels))
-                num_turned += batch.num_turned
-                bar.update(len(batch.pixels))
-            gathered = distributed.gather_objects(local)
-            if gathered is None:
+                bar.update(len(batch_indices))
+                if isinstance(batch, list):
+                    errors += batch
+                elif not errors:  # the rest is only read
+                    local.append(forward(batch.pixels))
+                    num_turned += batch.num_turned
+            gathered = distributed.gather_objects((local, len(errors)))
+            if gathered is None or any(count for _, count in gathered):
                 yield None
             else:
-                codes, descriptors = _concatenate([arrays for part in gathered for arrays in part])
+                codes, descriptors = _concatenate([arrays for part, _ in gathered for arrays in part])
                 yield Features(images[chunk.start : chunk.stop], codes, descriptors)
+    _raise_all(errors, len(images))
+    for name, output in (("descriptor", "descriptor"), ("code", "logits")):
+        if not distributed.any_rank(not forward.is_dead(output)):
+            raise InputError(DEAD.format(name))
     num_turned = sum(distributed.all_gather_int(num_turned))
     if num_turned and distributed.is_main():
         logging.warning(IGNORED_ORIENTATION, num_turned, len(images))
+
+
+def _raise_all(errors: list[InputError], num_images: int) -> None:
+    """Raises one InputError for those of all ranks, on every rank, if there are any."""
+    gathered = distributed.gather_objects(list(map(str, errors)))
+    problems = [problem for part in distributed.broadcast_object(gathered) or () for problem in part]
+    if not problems:
+        return
+    first, *others = problems
+    if others:
+        named = "; ".join(others[:MAX_NAMED]) + f"; and {len(others) - MAX_NAMED} more" * (len(others) > MAX_NAMED)
+        first += f"\n{len(others)} more of the {num_images} images cannot be used: {named}"
+    raise InputError(first)
+
+
+class Constancy:
+    """Whether all rows that it has been shown are equal: two or more. It stops to compare at the first that differs."""
+
+    def __init__(self) -> None:
+        self.count, self.differs = 0, False
+        self.first: Tensor | None = None
+
+    def show(self, rows: Tensor) -> None:
+        """Rows [B, ...]."""
+        self.count += len(rows)
+        if self.differs:
+            return
+        if self.first is None:
+            self.first = rows[:1].clone()
+        self.differs = rows.shape[1:] != self.first.shape[1:] or not bool((rows == self.first).all())
+
+    @property
+    def holds(self) -> bool:
+        """Whether there were several rows, and none differed."""
+        return self.count > 1 and not self.differs
 
 
 class Forward:
@@ -160,6 +208,11 @@ class Forward:
         self.averages_crops = config.test_method == "five_crops"
         self.float_branch = float_branch
         self.max_batch = config.batch_size
+        self.pixels, self.outputs = Constancy(), defaultdict[str, Constancy](Constancy)
+
+    def is_dead(self, output: str) -> bool:
+        """Whether an output, "descriptor" or "logits", was the same for all images, although these differed."""
+        return self.pixels.differs and self.outputs[output].holds
 
     def __call__(self, images: Tensor) -> Arrays:
         while True:
@@ -188,6 +241,9 @@ class Forward:
             bool(part.isfinite().all()) for part in parts.values()
         ):  # sign() would turn NaN into a valid-looking code
             raise InputError(NOT_FINITE)
+        self.pixels.show(images)
+        for name in {"descriptor", "logits"} & parts.keys():
+            self.outputs[name].show(parts[name])
         code, descriptor = parts.get("code"), parts.get("descriptor")
         return (
             pack_codes(code).cpu().numpy() if code is not None else None,

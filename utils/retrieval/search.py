@@ -4,8 +4,9 @@ faiss is imported by the functions that use it, because it is slow to load and `
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,22 @@ from utils.retrieval.gpu_search import search_hamming_on_device
 
 QUERY_BLOCK = 32  # queries between two updates of the progress bar
 DATABASE_BLOCK_BYTES = 256 << 20
+MAX_VALUE = 1e4  # of a descriptor, or a distance; a model's descriptors have the length 1
+MIN_VARIED = 8  # images; fewer may be copies of one
+UNSOUND = (
+    f"Descriptors contain NaN, infinity, or values beyond {MAX_VALUE:g}, and cannot be searched. Check the weights and "
+    "--precision, and rebuild the index if there is one."
+)
 MIN_CODES_PER_THREAD = 500_000  # below this, starting a thread costs more than it saves
 
 
 def search(database: Features, queries: Features, k: int, *, device: str = "cpu") -> SearchResult:
     """The k nearest images: by Hamming distance, on the device, if there are codes; else by L2 distance.
 
-    Of queries with several crops, the results of the crops are merged as `queries.merging` says.
+    Of queries with several crops, the results of the crops are merged as `queries.merging` says. Raises InputError if
+    the database's images have one and the same code or descriptor, or descriptors are not sound: see check_sound.
     """
+    _check_variety(database)
     if database.codes is not None:
         found = search_hamming(database.codes, as_array(queries.codes), k, device=device)
     else:
@@ -51,19 +60,19 @@ def search_l2(database: Descriptors, queries: np.ndarray, k: int) -> SearchResul
     """The k nearest of database [N, d] to each of queries [Q, d], float32 or float16, by exact L2 distance.
 
     Queries [Q, C, d] with C crops each give Q*C rows of results. Distances are float32. K is min(k, N). Raises
-    InputError for descriptors that are not finite.
+    InputError for descriptors that check_sound refuses.
     """
     import faiss
 
     queries = np.ascontiguousarray(queries, np.float32).reshape(-1, queries.shape[-1])
     block_size = max(1, DATABASE_BLOCK_BYTES // (4 * queries.shape[1]))
+    check_sound(queries)
     squares = np.empty((len(queries), 0), np.float32)
     indices = np.empty((len(queries), 0), np.int64)
     for start in with_progress(range(0, len(database), block_size), "Searching"):
         block = np.ascontiguousarray(database[start : start + block_size], np.float32)
+        check_sound(block)
         block_squares, block_indices = faiss.knn(queries, block, min(k, len(block)))
-        if (block_indices < 0).any():  # what faiss returns for NaN
-            raise InputError("Descriptors with NaN or infinity cannot be searched. Check the weights, and --precision.")
         squares, indices = _smallest(
             np.hstack([squares, block_squares]), np.hstack([indices, block_indices + start]), k
         )
@@ -113,7 +122,8 @@ def rerank(candidates: SearchResult, database: Features, queries: Features, *, r
 
     Of the database only the candidates' descriptors are read. Of queries with several crops, the smallest distance
     counts. Distances are float32: L2 at the first `rerank_num` ranks, the candidates' own at the others. Candidates at
-    equal distances keep their order.
+    equal distances keep their order. Raises InputError for distances that check_sound refuses, as those to descriptors
+    that are not sound are.
     """
     import faiss
 
@@ -126,10 +136,40 @@ def rerank(candidates: SearchResult, database: Features, queries: Features, *, r
         squares = np.full(len(rows), np.inf, np.float32)
         crop_squares, crop_indices = faiss.knn(descriptors[i].reshape(-1, rows.shape[1]), rows, len(rows))
         np.minimum.at(squares, crop_indices, crop_squares)
+        check_sound(np.sqrt(squares))
         order = squares.argsort(kind="stable")
         distances[i, :rerank_num], indices[i, :rerank_num] = np.sqrt(squares[order]), first[order]
     metric = ["l2"] * min(rerank_num, len(candidates.metric)) + candidates.metric[rerank_num:]
     return SearchResult(distances, indices, metric)
+
+
+def check_sound(values: np.ndarray) -> None:
+    """Raises InputError if descriptors, or distances, are not finite, or are larger than MAX_VALUE."""
+    if values.size and not (values.min() >= -MAX_VALUE and values.max() <= MAX_VALUE):  # false for NaN
+        raise InputError(UNSOUND)
+
+
+def _check_variety(database: Features) -> None:
+    """Raises InputError if MIN_VARIED or more images all have the same code, or without codes the same descriptor."""
+    rows = database.descriptors if database.codes is None else database.codes
+    assert rows is not None, "features have codes, descriptors, or both"
+    if len(rows) < MIN_VARIED or hasattr(rows, "search"):  # a search engine does not give its codes
+        return
+    first = rows[:1]  # type: ignore[index]
+    if all((block == first).all() for block in _growing_blocks(rows)):
+        kind = "descriptor" if database.codes is None else "code"
+        raise InputError(
+            f"All {len(rows)} images of the database have one and the same {kind}, so that results would "
+            "come in the order of the files. The weights or their export are broken, or all images are copies of one."
+        )
+
+
+def _growing_blocks(rows: Any) -> Iterator[np.ndarray]:
+    """Rows [N, d] in blocks, the first of which are small: nearly always, these differ."""
+    start, size = 0, MIN_VARIED
+    while start < len(rows):
+        yield rows[start : start + size]
+        start, size = start + size, min(2 * size, 1 << 14)
 
 
 def _knn_hamming(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,15 +9,45 @@ Python, `SearchConfig(results=3)` works as for any other dataclass.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 SOURCE = "source"  # key of a field's metadata: where its value comes from, a Flag, a Part or one of these
 FIXED, ALL_FLAGS = "fixed", "all flags"
 MAX_INT = 2**31 - 1
 Values = Mapping[str, Any]  # {flag, without dashes: value}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """The parser of every command line. Flags are not abbreviated, and one that is given twice is an error: argparse
+    would ignore the first. A path that begins with ~ lies in the user's home: shells replace that in "--flag ~/file",
+    but not in "--flag=~/file".
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.register("type", Path, user_path)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which calls it for each command line, and for that of a sub-command."""
+        words: Sequence[str] = sys.argv[1:] if args is None else args
+        names = (word.partition("=")[0] for word in takewhile(lambda word: word != "--", words))
+        counts = Counter(name for name in names if name in self._option_string_actions)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            self.error(f"{', '.join(twice)}: given more than once. Give each flag once, with all its values.")
+        return super().parse_known_args(args, namespace)
+
+
+def user_path(text: str) -> Path:
+    """The path that a user states, in which ~ at the start is the home folder."""
+    return Path(os.path.expanduser(text))
 
 
 @dataclass(frozen=True, kw_only=True)

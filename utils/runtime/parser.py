@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from model.errors import InputError
-from utils.runtime.flags import ALL_FLAGS, FIXED, SOURCE, Flag, Part
+from utils.runtime.flags import ALL_FLAGS, FIXED, SOURCE, ArgumentParser, Flag, Part
 from utils.runtime.terminal import accept_any_text, show_warnings
 
 T = TypeVar("T")
@@ -51,13 +51,12 @@ def parse(
 
 def build_parser(
     settings: type, description: str | None, *, module: str | None = None, refused: dict[str, str] | None = None
-) -> argparse.ArgumentParser:
+) -> ArgumentParser:
     """A parser with the flags of a class of settings, in groups. Raises TypeError as `parse` does."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=module and f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_flags(parser, settings)
     no_effect = {f"--{name}": "had no effect in the reference; remove it." for name in NO_EFFECT_IN_REFERENCE}
@@ -67,7 +66,7 @@ def build_parser(
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+def add_flags(parser: ArgumentParser, settings: type) -> None:
     """Adds the flags of a class of settings. Raises TypeError as `parse` does."""
     flags = declared_flags(settings, "other")
     titles = sorted({declared.group for declared in flags}, key=lambda title: (*GROUPS, title).index(title))
@@ -109,7 +108,7 @@ def options_of(name: str, declared: Flag, kind: Any) -> dict[str, Any]:
     return options | declared.options
 
 
-def settings_from(parser: argparse.ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
+def settings_from(parser: ArgumentParser, settings: type[T], args: argparse.Namespace) -> T:
     """The settings of the flags in `args`. Exits with status 2, as argparse does, if they are not valid."""
     try:
         return _build(settings, _Values(args, declared_flags(settings, "other")))

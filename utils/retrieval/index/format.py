@@ -20,7 +20,7 @@ index is incomplete: building it was interrupted, or another process appends to 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -206,6 +206,18 @@ class IndexMetadata:
     def row_bytes(self) -> dict[str, int]:
         """{file: bytes per image}."""
         return {f"{name}.bin": dtype.itemsize * width for name, (dtype, width) in self.columns.items()}
+
+    def with_orientation(self, config: ExtractionConfig, *, exif_by_default: bool) -> ExtractionConfig:
+        """The settings of queries, which are turned as the index's images were.
+
+        exif_by_default: what the script does without its flag for orientations. Raises InputError if that flag
+        contradicts the index.
+        """
+        if config.exif_orientation not in (exif_by_default, self.exif_orientation):
+            flag = "--ignore_exif_orientation" if exif_by_default else "--exif_orientation"
+            kind = "upright, as their EXIF data says" if self.exif_orientation else "as they are stored"
+            raise InputError(f"The images of the index were read {kind}, and so are queries. Leave {flag} out.")
+        return replace(config, exif_orientation=self.exif_orientation)
 
     def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
         """Raises InputError, which begins with the message and lists the differences, if another index differs."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets.benchmark import ImageSet
+from datasets.file_names import MAX_METRES
 from model import InputError
 from model.files import open_regular
 from model.zoo import PublishedModel, find_published
@@ -112,9 +113,9 @@ class Index(OpenIndex):
 
 
 def _check_positions(path: Path, utms: np.ndarray) -> None:
-    """Raises InputError for positions that are infinite, or unknown (NaN) in one coordinate only."""
+    """Raises InputError for positions that no image has, or that are unknown (NaN) in one coordinate only."""
     unknown = np.isnan(utms)
-    bad = np.flatnonzero(np.isinf(utms).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
+    bad = np.flatnonzero((np.abs(utms) > MAX_METRES).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
     if len(bad):
         raise damaged(path, f"the position of image {bad[0]} is {utms[bad[0]].tolist()}")
 

@@ -85,6 +85,11 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     precisions = average_precision_at(correct, benchmark.positives, recall_values)
     logging.info(", ".join(f"mAP@{n}: {value:.1f}" for n, value in precisions.items()))
     *earlier, (_, final) = recalls.items()
+    shared = benchmark.queries_in_database
+    without = recalls_at(np.delete(correct, shared, axis=0), recall_values) if len(shared) else None
+    if without:
+        message = "Without the %d queries that are also database images: %s"
+        logging.info(message, len(shared), format_recalls(without))
     for name, values in earlier:
         logging.info("%s: %s", name, format_recalls(values))
     logging.info(format_recalls(final))
@@ -96,6 +101,8 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
         "first_match": _describe_first_matches(outcome, correct),
         "conditions": conditions,
         "queries_without_positives": without_positives,
+        "queries_in_database": len(shared),
+        "recalls_without_queries_in_database": without,
         "threshold": benchmark.config.threshold,
         **_describe(protocol),
     }

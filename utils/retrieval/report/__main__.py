@@ -4,21 +4,20 @@ is, and a page of both.
 Example: `python -m utils.retrieval.report logs/eval/RUN_A logs/eval/RUN_B`.
 """
 
-import argparse
 from pathlib import Path
 
 from utils.retrieval.config import DEFAULT_REPORT_QUERIES
 from utils.retrieval.report.comparison import compare, comparison_page
 from utils.retrieval.report.saved_run import read_run
 from utils.runtime.atomic_files import check_output
-from utils.runtime.flags import non_negative_int
+from utils.runtime.flags import ArgumentParser, non_negative_int
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 
 
 def main() -> None:
     """Prints the tables, and writes the page."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m utils.retrieval.report",
         description="Compare evaluations of the same queries: which ones one wins, and how sure that is.",
     )

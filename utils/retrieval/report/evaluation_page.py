@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.retrieval.metrics import PrecisionRecall, precision_recall, recalls_at
+from utils.retrieval.metrics import PrecisionRecall, format_recalls, precision_recall, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
     MapFrame,
@@ -74,6 +74,10 @@ def _header(outcome: Outcome, results: dict[str, Any]) -> str:
         lines.append(f"Protocol: none known: {note}")
     if results["queries_without_positives"]:
         lines.append(f"{results['queries_without_positives']:,} queries have no positive and count as missed.")
+    without = results["recalls_without_queries_in_database"]
+    if without:
+        shared = f"{results['queries_in_database']:,} queries are also database images"
+        lines.append(f"{shared}. Without them: {format_recalls(without)}.")
     figures = ""
     for n, value in list(results["recalls"].items())[:4]:
         low, high = results["recall_intervals"][n]

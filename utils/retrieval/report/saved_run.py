@@ -83,7 +83,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 def _read_predictions(path: Path, depth: int | None) -> dict[str, list[Prediction]]:
     """Each query's predictions in the order of their ranks: programs that edit tables may have sorted the rows."""
     ranked: dict[str, dict[int, Prediction | None]] = {}
-    for row in read_csv(path, CSV_COLUMNS, other_bytes=True)[1]:
+    for row in read_csv(path, CSV_COLUMNS, file_names=True)[1]:
         query, rank, image, distance, mark, metric = (row.values[column] or "" for column in CSV_COLUMNS)
         ranks = ranked.setdefault(query, {})
         is_complete = query and image and metric and mark in MARKS and _is_finite(distance) and RANK.fullmatch(rank)
