@@ -47,7 +47,7 @@ def main(args: SearchArguments) -> None:
         raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
     model = load_model(index.metadata.model_config, source)
     settings = settle_images(args.extraction, index.metadata.image_config)
-    warn_of_large_images(settings.resize)
+    warn_of_large_images(settings.resize or index.metadata.size)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
