@@ -48,7 +48,7 @@ def main(args: SearchArguments) -> None:
     settings = index.metadata.with_orientation(args.extraction, exif_by_default=True)
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
-    warn_of_large_images(settings.resize or index.metadata.size)
+    warn_of_large_images(index.metadata.image_config.resize)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
