@@ -1,4 +1,4 @@
-"""Export an index, predictions or a model for other programs: see docs/integrations.md and docs/large_scale.md."""
+"""Export an index, predictions or a model for other programs: see docs/integrations.md and docs/service.md."""
 
 from utils.cli import export as cli
 
