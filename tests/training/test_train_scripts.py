@@ -438,7 +438,7 @@ def test_a_better_best_model_is_kept_and_patience_ends_the_run(finished, tmp_pat
 
 def test_losses_that_are_not_finite_end_the_run_and_the_last_checkpoint_stays(finished, tmp_path):
     folder, command, edit = finished
-    edit(lambda checkpoint: checkpoint["model_state_dict"]["linear3.bias"].fill_(3e38))
+    edit(lambda checkpoint: checkpoint["model_state_dict"]["linear4.weight"].fill_(3e38))
     before = content(folder)
     result = run_script("train_rerank.py", *command, "--epochs_num=3", cwd=tmp_path)
     assert result.status == 2 and "Traceback" not in result.stderr
