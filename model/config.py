@@ -145,5 +145,5 @@ def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
         from .aggregation import AGGREGATIONS
 
         dim = BACKBONES[config.backbone].embed_dim
-        with torch.no_grad():
+        with torch.device("cpu"), torch.no_grad():  # also where a caller builds a model without values
             AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))

@@ -48,7 +48,8 @@ REQUIRED = {  # with a value for each flag that a script needs
 }
 MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "
-    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num tensorboard".split()
+    "patience num_workers infer_batch_size memory_share device compile recall_values rerank_num tensorboard "
+    "report_queries no_report".split()
 )
 VALUES = ("7", "0.25", "cpu")  # each type takes one of them
 

@@ -6,8 +6,6 @@ import itertools
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from datasets.synthetic.rendering import Shot, bilinear, paint
 from datasets.synthetic.scene import STEP, Surface
 from datasets.synthetic.style import draw_style
 from model import InputError
+from model.files import try_lock
 from utils.runtime.signals import Stopped
 
 COUNTS = {"places": 5, "val_places": 3, "test_places": 10, "photos_per_place": 2}
@@ -498,12 +497,13 @@ city.save_photo = lambda photo, path: (os.kill(main, {int(number)}), save(photo,
 
 
 def test_cities_of_killed_processes_are_removed_and_those_of_running_ones_are_not(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    leftovers = [
-        tmp_path / f".{name}.tmp" for name in (f"city.{ended.pid}", f"city.{os.getppid()}", f"other.{ended.pid}")
-    ]
+    """A process that runs holds a lock on its folder."""
+    names = ("city.host.0123456789ab", "city.host.ba9876543210", "other.host.0123456789ab")
+    leftovers = [tmp_path / f".{name}.tmp" for name in names]
     for folder in leftovers:
         (folder / "gsv_cities").mkdir(parents=True)
+    held = os.open(leftovers[1], os.O_RDONLY)
+    assert try_lock(held)
     make_city(tmp_path / "city", SMALL, progress=False)
+    os.close(held)
     assert [folder.exists() for folder in leftovers] == [False, True, True]

@@ -24,7 +24,8 @@ from datasets.unified.__main__ import main
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid, group_places
 from datasets.unified.sources import read_sources
 from model import InputError
-from utils.runtime.atomic_files import LOCK, TEMPORARY
+from model.files import TEMPORARY
+from utils.runtime.atomic_files import LOCK
 from utils.runtime.signals import Stopped
 
 COLUMNS = "place_id,year,month,northdeg,city_id,lat,lon,panoid".split(",")

@@ -66,7 +66,9 @@ def test_describe_image(images, checkpoints, tmp_path, mode, parts):
 )
 def test_bad_input(images, checkpoints, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
-    result = run_here("examples.describe_image", "--model", checkpoints["float"], *SIZE, *arguments, cwd=tmp_path)
+    result = run_here(
+        "examples.describe_image", *arguments[:1], "--model", checkpoints["float"], *SIZE, *arguments[1:], cwd=tmp_path
+    )
     assert result.status == 2 and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.processes import ROOT, start_script
+from helpers.processes import ROOT, last_of_each, start_script
 
 MARK = "FAULT_TRIAL"  # environment variable by which the ranks of torchrun, in sessions of their own, are recognised
 PRELUDE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it\n"
@@ -114,7 +114,7 @@ def start_command(command: Sequence[object], cwd: Path) -> Subject:
 
 def python_command(script: str, flags: Sequence[object]) -> list[object]:
     """The command that starts a script or module in a fresh interpreter."""
-    return [sys.executable, *([ROOT / script] if script.endswith(".py") else ["-m", script]), *flags]
+    return [sys.executable, *([ROOT / script] if script.endswith(".py") else ["-m", script]), *last_of_each(flags)]
 
 
 def start_torchrun(script: str, flags: Sequence[object], cwd: Path) -> Subject:

@@ -206,8 +206,9 @@ def test_pairs_of_an_index_are_each_images_nearest_others(make_index, tmp_path, 
 
 def test_an_image_among_equal_ones_is_not_its_own_neighbour(make_index):
     """The image itself is not even among the first results: all have distance 0, and smaller indices come first."""
-    index = make_index([f"{i}.jpg" for i in range(9)], "hashing", np.zeros((9, 64), np.uint8))
-    matches = list(nearest_others(index, 2, rerank_num=0))
+    codes = np.zeros((9, 64), np.uint8)
+    codes[8] = 255  # a database with one code for all is refused
+    matches = list(nearest_others(make_index([f"{i}.jpg" for i in range(9)], "hashing", codes), 2, rerank_num=0))
     assert [[int(path[len(ROOT) + 1]) for path in images] for _, images in matches] == [[1, 2], [0, 2]] + [[0, 1]] * 7
 
 
@@ -309,8 +310,8 @@ def test_more_neighbours_than_other_images_are_refused(make_index):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([("q", 1, "a"), ("q", 3, "b")], "line 3: expected the predictions"),
-        ([("q", 1, "a"), ("q", 2, "b"), ("r", 2, "b")], "line 4: expected the predictions"),
+        ([("q", 1, "a"), ("q", 3, "b")], "does not have the same number of rows for each query"),
+        ([("q", 1, "a"), ("q", 1, "b")], "line 3: expected the predictions"),
         ([("q", 1, "a"), ("q", 2)], "line 3: expected the predictions"),
         ([("", 1, "a"), ("", 2, "b")], "line 2: expected the predictions"),
         ([("q", 1, "a"), ("q", 2, "b"), ("r", 1, "b")], "does not have the same number of rows for each query"),
@@ -331,7 +332,7 @@ def test_other_tables_are_refused(make_run):
 def test_damaged_results_are_refused(make_run, results):
     run = make_run([("q", 1, "a")])
     (run / "results.json").write_text(results)
-    with pytest.raises(InputError, match="Cannot read .*results.json.*Evaluate again"):
+    with pytest.raises(InputError, match="results.json.*Evaluate again"):
         predicted_pairs(run, 1)
 
 

@@ -5,7 +5,6 @@ The vision transformer has a single block here, because the exporter takes secon
 
 import functools
 import importlib.util
-import re
 import sys
 from dataclasses import replace
 
@@ -15,13 +14,14 @@ import torch
 from helpers.checkpoints import save_published
 from helpers.models import MODES, image_batch, reference_model
 from helpers.pages import blocks
-from helpers.processes import NOT_TORCH, ROOT, run_python
+from helpers.processes import NOT_TORCH, ROOT, last_of_each, run_python
 from PIL import Image
 
 import export
 from datasets.resizing import resize_image
 from model import BACKBONES, InputError
 from model.config import ViTConfig
+from model.files import TEMPORARY
 from model.images import normalize
 from model.versions import VERSION
 from utils.cli.export import parse_export
@@ -62,7 +62,10 @@ def exported(tmp_path_factory):
 def run_main(patch, checkpoint, size, output, *flags):
     """Runs the script in this process."""
     resize = ["--resize", *map(str, size)]
-    patch.setattr("sys.argv", ["export.py", "onnx", f"--resume={checkpoint}", *resize, f"--output={output}", *flags])
+    patch.setattr(
+        "sys.argv",
+        ["export.py", "onnx", *last_of_each([f"--resume={checkpoint}", *resize, f"--output={output}", *flags])],
+    )
     export.main(parse_export(None))
 
 
@@ -248,7 +251,7 @@ def test_the_file_is_written_to_a_temporary_name_and_then_moved(ready, monkeypat
     monkeypatch.setattr(onnx_export, "compare", look)
     run_main(monkeypatch, ready, (56, 56), tmp_path / "model.onnx")
     ((temporary, *others),) = present
-    assert re.fullmatch(r"\.model\.onnx\.\d+\.tmp", temporary) and others == ["model.pth"]
+    assert TEMPORARY.fullmatch(temporary) and others == ["model.pth"]
     assert (tmp_path / "model.onnx").stat().st_size == 100_000
 
 

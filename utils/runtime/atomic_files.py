@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from model.errors import InputError
 from model.files import new_temporary, open_regular, require_regular, temporary_path, try_lock
 from utils.runtime.signals import stop_signals
@@ -120,6 +118,8 @@ def _input_errors(path: Path) -> Iterator[None]:
 
 def save_tensors(path: Path, content: dict) -> None:
     """torch.save through a temporary file. Raises InputError if the file cannot be written."""
+    import torch  # takes seconds, which --help need not wait for
+
     with atomic_write(path, "wb") as file:
         try:
             torch.save(content, file)
