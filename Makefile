@@ -8,7 +8,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install try demo corridor-demo teaser reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
+.PHONY: help install try demo corridor-demo reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -24,13 +24,10 @@ demo: .venv/installed  ## draw a city, train on it, evaluate
 corridor-demo: .venv/installed  ## train on synthetic corridors, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor --indoors
 
-teaser: .venv/installed  ## draw the picture at the top of README.md, after make demo
-	$(VENV_PYTHON) -m examples.teaser demo --output assets/teaser.png
-
 reproduce: .venv/installed  ## compare the published models with published recalls: make reproduce DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m benchmarks.reproduce $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MSLS_QUERIES_LIST),--msls_queries_list "$(MSLS_QUERIES_LIST)")
 
-test: .venv/installed  ## run the tests: six to ten minutes on two CPU cores
+test: .venv/installed  ## run the tests: seven minutes on two CPU cores
 	$(VENV_PYTHON) $(PYTEST) -m "not proof"
 
 test-all: test  ## run the tests and the slower proofs

@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from model import InputError
 from utils.retrieval.report.page import choose_evenly
 from utils.retrieval.report.pictures import Painter, Shown, save_picture
@@ -51,7 +53,7 @@ def choose_queries(run: SavedRun, numbers: Sequence[int] | None) -> list[int]:
     right = [i for i, predictions in enumerate(found) if predictions[0].correct]
     if not right:
         raise InputError(f"No query of {run.folder} has a right first match. Name some with --queries.")
-    return [right[i] for i in choose_evenly(len(right), COLUMNS)]
+    return choose_evenly(np.array(right), COLUMNS).tolist()
 
 
 def first_match(run: SavedRun, query: str, *, heading: str) -> Shown:

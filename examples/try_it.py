@@ -15,7 +15,7 @@ import webbrowser
 from pathlib import Path
 
 from examples.demo import newest, run
-from examples.try_model import ASSETS, IMAGES, MODEL, SIZE
+from examples.try_model import ASSETS, IMAGES, MODEL
 from utils.runtime.flags import ArgumentParser
 from utils.runtime.script import cli_main
 
@@ -31,7 +31,7 @@ def main() -> None:
     database, queries, model, datasets = (
         os.path.relpath(path) for path in (IMAGES / "database", IMAGES / "queries", MODEL, ASSETS.parent)
     )
-    common = [f"--model={model}", *SIZE, "--num_workers=0", "--device=cpu"]
+    common = [f"--model={model}", "--num_workers=0", "--device=cpu"]
 
     print("1. Describe a photo of each place by a binary code, 64 bytes, and a float descriptor, 512 numbers.")
     if INDEX.exists():  # that of the last time
@@ -45,7 +45,7 @@ def main() -> None:
 
     print("\n3. How many of all queries are found, within 25 metres?")
     test = [f"--datasets_folder={datasets}", f"--dataset_name={ASSETS.name}", f"--load_index={INDEX}"]
-    settings = ["--exif_orientation", "--recall_values", "1", "5", "10", "--save_dir=try"]
+    settings = ["--recall_values", "1", "5", "10", "--save_dir=try"]
     run(HERE, "eval_rerank.py", *test, *common, *settings)
 
     report = (newest(HERE, "try") / "report.html").absolute()
@@ -56,7 +56,7 @@ def main() -> None:
     print("\nThis model has seen drawn streets only. To search photos of yours, a published model is downloaded once:")
     print(f"  {python} build_index.py my_photos --index=my_index")
     print(f"  {python} search.py photo.jpg --index=my_index --save_pictures=found")
-    print("To evaluate a model on a benchmark, or to train one: README.md, docs/datasets.md")
+    print("To evaluate a model on a benchmark, or to train one: docs/evaluate.md, docs/train.md")
 
 
 def has_display() -> bool:

@@ -50,7 +50,6 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_evaluations_and_searches_give_the_same_predictions[two_branch-4]",
     "test_killed_while_it_writes_and_resumed_is_uninterrupted",
     "test_stopped_and_resumed_is_uninterrupted[train_rerank.py",
-    "test_the_python_examples_of_the_readme",
     "test_distributed.py::test_train",
     "test_the_frozen_backbone_gives_the_losses_of_the_model_alone",
     "test_each_image_size_has_its_own_position_embedding[True]",

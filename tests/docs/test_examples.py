@@ -1,8 +1,9 @@
-"""The examples of the README: from image files to descriptors."""
+"""The examples of the documentation, and examples/describe_image.py."""
 
 import re
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from helpers.processes import ROOT, run_here, run_script
 
 import model
 from datasets.layouts import list_images
+from model import weights
+from model.images import rgb_pixels
 
 pytestmark = pytest.mark.slow
 SIZE = ["--resize", 56, 56]
@@ -79,26 +82,36 @@ def test_the_demo_trains_on_corridors_for_real_photos_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_python_examples_of_the_readme(images, checkpoints, tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-    (tmp_path / "my_run").mkdir()
-    shutil.copy(checkpoints["two_branch"], tmp_path / "my_run" / "best_model.pth")
-    load = torch.hub.load
+def examples_of(page):
+    """The Python examples of a page, one after the other."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 
-    def load_local(repository, name, *arguments):
-        assert repository == "<owner>/SelaVPRplusplus"
-        return load(str(ROOT), name, *arguments, source="local", **({} if arguments else {"pretrained": False}))
 
-    shutil.copy(images / "place 0/view 0.jpg", tmp_path / "street.jpg")
+def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeypatch):
+    for i, name in enumerate(("street.jpg", "square.jpg", "station.jpg", "where_is_this.jpg")):
+        shutil.copy(images / f"place {i % 3}/view 0.jpg", tmp_path / name)
+    load, loaded = torch.hub.load, []
+
+    def load_local(*arguments):
+        loaded.append(arguments)
+        return load(str(ROOT), arguments[1], checkpoints["two_branch"], resize=(56, 56), source="local")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "load", load_local)
     namespace: dict = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setattr(torch.hub, "load", load_local)
-        patch.setitem(sys.modules, "selavprplusplus", model)
-        exec(code, namespace)
-    assert namespace["logits"].shape == namespace["code"].shape == (1, 512)
-    assert set(namespace["code"].unique().tolist()) == {-1.0, 1.0}
-    assert namespace["descriptor"].shape == (1, 2048)
-    torch.testing.assert_close(namespace["descriptor"].norm(dim=1), torch.ones(1))
-    assert namespace["fast"].dtype == torch.bfloat16
-    assert namespace["model"].config.backbone == "vit-tiny"
+    exec(examples_of("README.md"), namespace)
+    assert loaded == [("OWNER/SelaVPRplusplus", "PlaceRecognizer", "SelaVPRplusplus_base_rerank")]
+    ((match,),) = [namespace["matches"]]
+    assert match.id == 0 and match.distance == pytest.approx(0, abs=1e-6)
+
+
+def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
+    frames = [rgb_pixels(path) for path in list_images(images)]
+    namespace = {"drive": [(frame, (10 * i, 0)) for i, frame in enumerate(frames)], "images": torch.zeros(2, 3, 56, 70)}
+    monkeypatch.setitem(sys.modules, "selavprplusplus", model)
+    load = partial(weights.load_any_model, checkpoints["two_branch"])
+    monkeypatch.setattr("model.recognizer.load_any_model", lambda name: load())
+    monkeypatch.setattr("model.weights.load_any_model", lambda name: load())
+    exec(examples_of("docs/embedding.md").replace('device="cuda", precision="fp16"', "resize=(56, 56)"), namespace)
+    assert namespace["place"] == (10 * (len(frames) - 1), 0) and len(namespace["recognizer"]) == len(frames)
+    assert namespace["code"].shape == (2, 512) and namespace["descriptor"].shape == (2, 512)
