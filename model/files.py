@@ -8,17 +8,24 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import InputError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+else:
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 
 LOCKLESS_SECONDS = 86_400  # where a file system has no locks, what nobody has changed for so long was left behind
 HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # with which a lock is refused that another process holds
@@ -87,10 +94,7 @@ def try_lock(descriptor: int) -> bool | None:
     system has no locks. Raises other OSErrors.
     """
     try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except OSError as error:
         if error.errno in HELD:
             return False
