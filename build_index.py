@@ -16,7 +16,6 @@ from utils.retrieval.evaluation import find_pca, load_extractor
 from utils.retrieval.extraction import extract
 from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
-from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
 

@@ -11,7 +11,6 @@ from functools import partial
 from utils.cli.evaluate import evaluate_datasets
 from utils.retrieval.evaluation import Evaluation, Stages
 from utils.retrieval.search import search
-from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
 
