@@ -1,5 +1,6 @@
 """A place recogniser that a program holds: images in, places or "unknown" out."""
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from .config import ImageConfig, check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .inference import prepare_for_inference
-from .network import GeoLocalizationNet
+from .network import CODE_BITS, GeoLocalizationNet
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
 from .weights import load_any_model
@@ -126,14 +127,20 @@ class PlaceRecognizer:
     ) -> list[int]:
         """Remembers images, or a Description of them, and returns their ids: numbers in the order of addition.
 
-        names: [N] strings; positions: [N, 2], easting and northing in metres; times: [N], in seconds. If one of the
-        images cannot be used, none is added, and InputError says which.
+        names: [N] strings; without them, files have their paths, and other images None. positions: [N, 2], easting and
+        northing in metres. times: [N], in seconds. If one of the images cannot be used, none is added, and InputError
+        says which.
         """
-        features = images if isinstance(images, Description) else self.describe(images, bgr=bgr)
-        entries = _entries(len(features), names, positions, times)
+        features = self._features(images, bgr=bgr)
+        entries = _entries(len(features), _paths(images) if names is None else names, positions, times)
         with self._adding:
+            count = len(self._entries)
             self._entries += entries  # before the rows, so that what a search finds has an entry
-            return list(self._rows.append(features))
+            try:
+                return list(self._rows.append(features))
+            except BaseException:
+                del self._entries[count:]
+                raise
 
     def search(
         self,
@@ -151,7 +158,7 @@ class PlaceRecognizer:
         """
         if k < 1:
             raise InputError(f"k is {k}. Expected 1 or more.")
-        features = images if isinstance(images, Description) else self.describe(images, bgr=bgr)
+        features = self._features(images, bgr=bgr)
         snapshot = self._rows.snapshot()
         mask = None if among is None else self._mask(among, len(snapshot.removed))
         return [
@@ -166,18 +173,28 @@ class PlaceRecognizer:
         ]
 
     def find_loops(
-        self, ids: Sequence[int], *, max_distance: float, min_gap: int = 50, suppress: int = 25, k: int = 1
+        self,
+        ids: int | Sequence[int] | None = None,
+        *,
+        max_distance: float,
+        min_gap: int = 50,
+        suppress: int = 25,
+        k: int = 1,
     ) -> list[Loop]:
         """Images of a sequence that show a place of an earlier one: the k nearest of each, at least min_gap ids before
         it and within max_distance. Of loops whose ids both differ by less than `suppress`, the nearest one stays.
 
-        ids: of the images to compare with the earlier ones; the latest one alone for a program that runs. In the order
-        of ids. Raises InputError for an id that is unknown, or removed.
+        ids: of the images to compare with the earlier ones, such as the latest one in a program that runs; None for all
+        that are remembered. In the order of ids. Raises InputError for an id that is unknown, or removed.
         """
         snapshot = self._rows.snapshot()
-        self._mask(ids, len(snapshot.removed))
+        remembered = np.flatnonzero(~snapshot.removed).tolist()
+        chosen = remembered if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        missing = set(chosen) - set(remembered)
+        if missing:
+            raise InputError(f"There is no image {min(missing)}. Give ids of images that were added, and not removed.")
         loops = []
-        for i in ids:
+        for i in chosen:
             code = None if snapshot.words is None else np.ascontiguousarray(snapshot.words[:, i]).view(np.uint8)[None]
             descriptor = None if snapshot.descriptors is None else snapshot.descriptors[i : i + 1]
             earlier = np.arange(len(snapshot.removed)) <= i - min_gap
@@ -193,13 +210,33 @@ class PlaceRecognizer:
                 kept.append(loop)
         return sorted(kept)
 
-    def remove(self, ids: Sequence[int]) -> None:
+    def remove(self, ids: int | Sequence[int]) -> None:
         """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
-        self._rows.remove(list(ids))
+        self._rows.remove([ids] if isinstance(ids, int) else list(ids))
 
     def __len__(self) -> int:
         """The number of images that are remembered."""
         return len(self._rows)
+
+    def _features(self, images: Any, *, bgr: bool) -> Description:
+        """The features of images, or the Description that was given in their place.
+
+        Raises InputError if it is not one of this model's.
+        """
+        if not isinstance(images, Description):
+            return self.describe(images, bgr=bgr)
+        config, dim = self._model.config, self._model.descriptor_dim
+        expected = {
+            "code": (np.dtype(np.uint8), CODE_BITS // 8) if config.hashing else None,
+            "descriptor": (np.dtype(np.float32), dim) if dim else None,
+        }
+        given = {
+            name: None if a is None else (a.dtype, a.shape[-1] if a.ndim == 2 else a.shape)
+            for name, a in images._asdict().items()
+        }
+        if given != expected or len({len(a) for a in images if a is not None}) != 1:
+            raise InputError(f"A Description with {given} is not one of this model, whose are {expected}.")
+        return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
     def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Codes and descriptors of images [B, 3, H, W] in [0, 1]."""
@@ -222,6 +259,13 @@ class PlaceRecognizer:
         return mask
 
 
+def _paths(images: Any) -> list[str | None] | None:
+    """The paths among images; None if there are none."""
+    given = images if isinstance(images, (list, tuple)) and not isinstance(images, Description) else [images]
+    paths = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else None for image in given]
+    return paths if any(paths) else None
+
+
 def _concatenate(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return None if arrays[0] is None else np.concatenate([array for array in arrays if array is not None])
 
@@ -239,7 +283,7 @@ def _entries(count: int, names: Any, positions: Any, times: Any) -> list[Entry]:
     ):
         if given is None:
             continue
-        values = np.asarray(given, str if what == "names" else np.float64)
+        values = np.asarray(given, object if what == "names" else np.float64)
         if count == 1:  # given for a single image, not in a list
             values = values.reshape(shape) if values.size == np.prod(shape) else values
         if values.shape != shape:

@@ -115,7 +115,7 @@ def test_the_published_models_have_the_figures_and_checksums_of_the_project():
             assert cell == (f"{first} ({others[0][:-2]}, {others[1]})" if others else first), (model, protocol)
     readme = (ROOT / "README.md").read_text()
     for entry in zoo.MODEL_ZOO:
-        first = [cell.partition(" (")[0].replace(" ¹", "") for cell in table[entry.name][:4]]
+        first = [cell.partition(" (")[0].replace(" ¹", "").replace("²", "¹") for cell in table[entry.name][:4]]
         assert f"| `{entry.name}` | {' | '.join(first)} |".replace("|  |", "| |") in readme
     sums = {row[0].partition("]")[0][1:]: (row[0].partition("(")[2][:-1], row[3]) for row in rows if len(row) == 4}
     published = {entry.file: (entry.urls[0], entry.sha256) for entry in zoo.MODEL_ZOO}

@@ -101,13 +101,14 @@ def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeyp
     namespace: dict = {}
     exec(examples_of("README.md"), namespace)
     assert loaded == [("OWNER/SelaVPRplusplus", "PlaceRecognizer", "SelaVPRplusplus_base_rerank")]
-    ((match,),) = [namespace["matches"]]
-    assert match.id == 0 and match.distance == pytest.approx(0, abs=1e-6)
+    match = namespace["match"]
+    assert (match.id, match.name) == (0, "street.jpg") and match.distance == pytest.approx(0, abs=1e-6)
 
 
 def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
     frames = [rgb_pixels(path) for path in list_images(images)]
     namespace = {"drive": [(frame, (10 * i, 0)) for i, frame in enumerate(frames)], "images": torch.zeros(2, 3, 56, 70)}
+    namespace["new_frame"] = frames[-1]
     monkeypatch.setitem(sys.modules, "selavprplusplus", model)
     load = partial(weights.load_any_model, checkpoints["two_branch"])
     monkeypatch.setattr("model.recognizer.load_any_model", lambda name: load())

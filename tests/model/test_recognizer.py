@@ -35,7 +35,7 @@ def made_up(count, seed=0, mode="two_branch"):
     """A Description of images that do not exist, with many equal codes and some equal descriptors."""
     random = np.random.default_rng(seed)
     code = random.integers(0, 4, (count, 64), dtype=np.uint8) // 3 * 255
-    descriptor = random.standard_normal((count, 8)).astype(np.float32).round(1)
+    descriptor = random.standard_normal((count, 512)).astype(np.float32).round(1)
     descriptor /= np.linalg.norm(descriptor, axis=1, keepdims=True).clip(1e-3)
     return Description(None if mode == "float" else code, None if mode == "hashing" else descriptor)
 
@@ -108,6 +108,9 @@ def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
         (lambda r: r.search(photo(0), among=[7]), "no image 7"),
         (lambda r: r.remove([0, 7]), "no image 7"),
         (lambda r: r.find_loops([7], max_distance=1), "no image 7"),
+        (lambda r: r.add(Description(None, made_up(1).descriptor)), "not one of this model"),
+        (lambda r: r.search(Description(made_up(1).code, np.zeros((1, 100), np.float32))), "not one of this model"),
+        (lambda r: r.add(Description(made_up(2).code, made_up(1).descriptor)), "not one of this model"),
         (lambda r: r.add(photo(0), names=["a", "b"]), r"names \[2\] for 1 images"),
         (lambda r: r.add(photo(0), positions=[[1, 2, 3]]), r"Expected \[1, 2\]"),
         (lambda r: r.add(photo(0), positions=[np.nan, 2]), "positions contains NaN"),
@@ -191,6 +194,17 @@ def test_hamming_distances(monkeypatch, has_count):
     assert np.array_equal(found, np.unpackbits(codes ^ codes[7], axis=1).sum(axis=1))
 
 
+def test_what_could_not_be_added_leaves_no_entry(monkeypatch, tmp_path):
+    recognizer = recognizer_of()
+    with monkeypatch.context() as patch:
+        patch.setattr("model.rows._with_room", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recognizer.add(photo(0), names=["lost"])
+    Image.fromarray(photo(1)).save(tmp_path / "kept.png")
+    recognizer.add([tmp_path / "kept.png", photo(2)])
+    assert [match.name for match in recognizer.search(photo(1))[0]] == [str(tmp_path / "kept.png"), None]
+
+
 def test_an_unknown_place_has_no_match():
     recognizer = recognizer_of()
     recognizer.add([photo(0), photo(1)], names=["square", "street"])
@@ -202,7 +216,9 @@ def test_an_unknown_place_has_no_match():
 def test_loops_of_a_tour_that_returns():
     """A tour of 80 places, of which the last 30 were seen at its beginning, against a naive search for loops."""
     places = made_up(50, 3).descriptor
-    tour = np.concatenate([places, places[:30]]) + np.random.default_rng(4).normal(0, 1e-3, (80, 8)).astype(np.float32)
+    tour = np.concatenate([places, places[:30]]) + np.random.default_rng(4).normal(0, 1e-3, (80, 512)).astype(
+        np.float32
+    )
     recognizer = recognizer_of("float")
     recognizer.add(Description(None, tour))
     naive = []
@@ -216,8 +232,13 @@ def test_loops_of_a_tour_that_returns():
     loops = recognizer.find_loops(range(80), max_distance=0.2, min_gap=40, suppress=10, k=2)
     assert [(loop.id, loop.earlier) for loop in loops] == sorted((i, j) for _, i, j in kept)
     assert len(loops) >= 3 and {(loop.id - loop.earlier) for loop in loops} == {50}
-    (online,) = recognizer.find_loops([60], max_distance=0.2)
+    (online,) = recognizer.find_loops(60, max_distance=0.2)
     assert online[:2] == Loop(60, 10, 0)[:2]
+    recognizer.remove([60, *range(9)])
+    with pytest.raises(InputError, match="no image 60"):
+        recognizer.find_loops([60], max_distance=0.2)
+    kept = recognizer.find_loops(max_distance=0.2, min_gap=40, suppress=1)
+    assert [(loop.id, loop.earlier) for loop in kept] == [(i, i - 50) for i in range(59, 80) if i != 60]
 
 
 def test_one_thread_adds_while_others_search():

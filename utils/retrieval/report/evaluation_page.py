@@ -1,5 +1,6 @@
 """report.html: the page of one evaluation."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,8 @@ def _threshold_row(name: str, curve: PrecisionRecall, precision: float) -> list[
     point = curve.at_precision(precision)
     if point is None:
         return [name, auc, f"{precision:.0%}", "never reached", "", ""]
-    reached = [f"{point['distance']:.4g}", f"{point['accepted']:.1%}", f"{point['recall']:.1%}"]
+    distance = math.ceil(1e4 * point["distance"]) / 1e4  # rounded up, so that it accepts what it says
+    reached = [f"{distance:.4f}", f"{point['accepted']:.1%}", f"{point['recall']:.1%}"]
     return [name, auc, f"{precision:.0%}", *reached]
 
 
@@ -218,7 +220,7 @@ def _gallery(outcome: Outcome, frame: MapFrame | None, num_queries: int) -> Gall
         heading = "Failures and successes"
         note = (
             f"{len(failures):,} of {wrong:,} failures and {len(successes):,} of {total - wrong:,} successes have "
-            "pictures here, evenly spaced. predictions.csv holds all."
+            f"pictures here{', evenly spaced' * (len(chosen) < total)}. predictions.csv holds all."
         )
     gallery = Gallery(
         heading=heading,
