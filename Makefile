@@ -73,6 +73,8 @@ clean:  ## remove the environments, logs, and what try and demo made
 	$(VENV_PYTHON) -m pip install --quiet --no-deps $(MILVUS_SERVER) || echo "No Milvus server for this system: its tests will be skipped."
 	touch $@
 
+# Without HEIC: its decoder crashes on damaged files where Pillow is old.
+.venv-oldest/installed: OPTIONAL := $(filter-out requirements-heic.txt,$(OPTIONAL))
 .venv-oldest/installed: requirements.txt constraints/oldest.txt $(OPTIONAL) Makefile
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(BIN)/python -m pip install --quiet $(addprefix --requirement=,requirements.txt $(OPTIONAL)) --constraint constraints/oldest.txt $(TOOLS)

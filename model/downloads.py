@@ -231,7 +231,7 @@ class _Transfer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ended.set()  # the thread ends with its next item, or with the time limit of its socket
+        self._ended.set()  # the thread ends with its next item, or later with the time limit of its socket
 
     def _run(self) -> None:
         end: _Failed | None = None
@@ -264,7 +264,7 @@ class _Transfer:
             headers["Range"] = f"bytes={self.start}-"
         request = urllib.request.Request(self.url, headers=headers)
         opener = urllib.request.build_opener(_Redirects)
-        with opener.open(request, timeout=STALL_SECONDS) as response:
+        with opener.open(request, timeout=2 * STALL_SECONDS) as response:
             answer = _read_answer(response, self.start)
             if answer.total is not None and answer.total > self.max_bytes:
                 raise _Failed(

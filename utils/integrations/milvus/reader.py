@@ -84,7 +84,8 @@ class ImageTable(EnginePositions):
         return np.array([self._row(index)[1:] for index in np.asarray(indices).tolist()]).reshape(-1, 2)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._all_utms(), dtype, copy=copy)
+        utms = self._all_utms().astype(dtype or np.float64, copy=False)
+        return utms.copy() if copy else utms
 
     def _all_utms(self) -> np.ndarray:
         if self._utms is None:
