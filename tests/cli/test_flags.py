@@ -104,7 +104,8 @@ def test_a_flag_given_twice_is_an_error(script, form, capsys):
 
 def test_every_parser_of_the_project_is_the_one_that_refuses_a_flag_given_twice(capsys):
     others = re.compile(r"argparse\.ArgumentParser\(")
-    files = [path for path in ROOT.rglob("*.py") if not {".venv", ".venv-oldest", "tests"} & set(path.relative_to(ROOT).parts)]
+    ignored = {".venv", ".venv-oldest", "tests"}
+    files = [path for path in ROOT.rglob("*.py") if not ignored & set(path.relative_to(ROOT).parts)]
     assert [path for path in files if others.search(path.read_text(errors="replace"))] == []
     for argv, flag_of in (
         (["export.py", "npy", "--index=a", "--output=b", "--index=c"], "--index"),
