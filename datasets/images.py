@@ -1,5 +1,6 @@
 """Image files as a dataset."""
 
+import contextlib
 import io
 import os
 import stat
@@ -20,16 +21,15 @@ from datasets.jpeg_files import completed_versions, jpeg_structure, read_jpeg
 from datasets.views import image_view
 from model.errors import InputError
 
-try:
-    import pillow_heif  # of requirements-heic.txt
-except ImportError:
-    pillow_heif = None
-else:
-    pillow_heif.register_heif_opener()  # turns images upright itself, and removes their EXIF orientation
+FORMATS: tuple[str, ...] = ("JPEG", "PNG")  # Pillow opens MPO, of stereo cameras and phones, as JPEG
+NO_HEIC = " For HEIC: pip install -r requirements-heic.txt."
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener  # of requirements-heic.txt
 
-FORMATS = ("JPEG", "PNG", "HEIF") if pillow_heif else ("JPEG", "PNG")  # Pillow opens MPO, of phones, as JPEG
+    register_heif_opener()  # turns images upright itself, and removes their EXIF orientation
+    FORMATS, NO_HEIC = (*FORMATS, "HEIF"), ""
+
 NO_IMAGE = "this is not a JPEG or PNG file. Convert it, or replace it if it is damaged."
-NO_HEIC = "" if pillow_heif else " For HEIC: pip install -r requirements-heic.txt."
 MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # convert("RGB") keeps their colours
 MODES_16_BIT_GREY = ("I;16", "I")  # of a greyscale PNG, in recent and older versions of Pillow
 MAX_PIXELS = 178_956_970  # 2**29 bytes in RGB; no larger images were ever read, since Pillow refuses them by default
