@@ -104,6 +104,8 @@ class Benchmark:
         benchmark = copy.copy(self)
         benchmark.database = database
         benchmark.__dict__.pop("positives", None)
+        if not isinstance(database.utms, np.ndarray):
+            benchmark.queries_in_database = np.empty(0, np.int64)
         if self.config.labels and np.isnan(database.utms).any():
             raise InputError("The index holds images without positions, so that no recall is defined. Use --no_labels.")
         if self.config.labels:
@@ -117,9 +119,9 @@ class Benchmark:
         if absent:
             message = "%d of %d database images are no longer at their paths. Queries are not compared with them."
             logging.warning(message, absent, len(self.database))
-        if np.array_equal(found, self.queries_in_database):  # an index of the images that were compared before
+        known, self.queries_in_database = self.queries_in_database, found
+        if not len(found) or np.array_equal(found, known):  # an index of the images that were compared before
             return
-        self.queries_in_database = found
         problem = (
             f"{len(found)} of {len(self.queries)} queries are also database images, such as "
             f"{self.queries.paths[found[0]]}. Each finds itself"

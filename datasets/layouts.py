@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,7 +155,8 @@ def _images_of(name: str) -> list[str]:
     candidates = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES)]
     named = set(name.split(os.sep))  # an entry that the pattern itself names is wanted
     skipped += [path for path in candidates if any(map(is_system_name, {*path.split(os.sep)} - named))]
-    candidates = [path for path in candidates if path not in set(skipped)]
+    hidden = set(skipped)
+    candidates = [path for path in candidates if path not in hidden]
     warn_of_skipped(skipped, name)
     paths = _supported(candidates, name)
     if not paths:
@@ -248,10 +249,10 @@ def _contents(folder: Path) -> str:
     return f"{folder} contains {', '.join(names[:10]) or 'no folders'}{more}. "
 
 
-def _walk(folder: str, skipped: list[str]) -> Iterator[str]:
+def _walk(folder: str, skipped: list[str], wanted: Collection[str] = ()) -> Iterator[str]:
     """The images below a folder, of unsupported kinds too. Raises InputError for a circle of links.
 
-    skipped: gets the hidden and system entries that are images, or folders.
+    skipped: gets the hidden and system entries that are images, or folders, but for those of the names `wanted`.
     """
     pending: list[tuple[str, tuple]] = [(folder, ())]  # no recursion: folders may be nested more deeply than calls
     while pending:
@@ -265,7 +266,7 @@ def _walk(folder: str, skipped: list[str]) -> Iterator[str]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name.lower()
-                    if is_system_name(name):
+                    if is_system_name(name) and entry.name not in wanted:
                         if name.endswith(IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES) or entry.is_dir():
                             skipped.append(entry.path)
                     elif entry.is_dir():
@@ -295,7 +296,7 @@ def _glob(pattern: str, skipped: list[str]) -> Iterator[str]:
     above, _, below = f"/{pattern}".partition("/**/")
     above = above.removeprefix("/") or ("/" if pattern.startswith("/") else "")
     for folder in glob.glob(above) if above else [os.curdir]:
-        for path in _walk(folder, skipped) if os.path.isdir(folder) else ():
+        for path in _walk(folder, skipped, below.split("/")) if os.path.isdir(folder) else ():
             name = os.path.relpath(path, folder)
             if _matches(name.split(os.sep), ["**", *below.split("/")]):
                 yield name if not above else path

@@ -61,7 +61,10 @@ def main() -> None:
         print(f"{args.images[0]} and {path}: {', '.join(comparisons)}")
 
     if args.output:
-        arrays: dict = {"paths": args.images, **{name: values.numpy() for name, values in features.items()}}
+        arrays: dict = {
+            "paths": list(map(str, args.images)),
+            **{name: values.numpy() for name, values in features.items()},
+        }
         with atomic_write(args.output, "wb", new=not args.overwrite) as file:
             np.savez(file, **arrays)
         print(f"Saved {args.output}")

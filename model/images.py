@@ -1,6 +1,7 @@
 """Images as a program has them, and as the model takes them."""
 
 import os
+import struct
 from functools import lru_cache
 from typing import Any
 
@@ -65,7 +66,10 @@ def _from_pillow(image: Any) -> np.ndarray:
 
     if image.mode not in MODES_8_BIT:
         raise InputError(f"its pixels have the type {image.mode}. Expected 8 bits per channel. Convert it.")
-    upright = ImageOps.exif_transpose(image)
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except (SyntaxError, TypeError, ValueError, struct.error):  # damaged EXIF data counts as absent
+        upright = image.copy()
     upright.info.pop("transparency", None)  # Pillow would warn that it is lost
     return np.array(upright.convert("RGB"))
 

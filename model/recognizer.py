@@ -63,7 +63,8 @@ class PlaceRecognizer:
 
     An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
-    call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image.
+    call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image, and up
+    to twice that while there is room to grow.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -187,12 +188,13 @@ class PlaceRecognizer:
         ids: of the images to compare with the earlier ones, such as the latest one in a program that runs; None for all
         that are remembered. In the order of ids. Raises InputError for an id that is unknown, or removed.
         """
+        if k < 1 or min_gap < 1:
+            raise InputError(f"k is {k}, and min_gap {min_gap}. Expected 1 or more.")
         snapshot = self._rows.snapshot()
-        remembered = np.flatnonzero(~snapshot.removed).tolist()
-        chosen = remembered if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        missing = set(chosen) - set(remembered)
-        if missing:
-            raise InputError(f"There is no image {min(missing)}. Give ids of images that were added, and not removed.")
+        chosen = np.flatnonzero(~snapshot.removed).tolist() if ids is None else _list_ids(ids)
+        for i in chosen:
+            if not 0 <= i < len(snapshot.removed) or snapshot.removed[i]:
+                raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
         loops = []
         for i in chosen:
             code = None if snapshot.words is None else np.ascontiguousarray(snapshot.words[:, i]).view(np.uint8)[None]
@@ -212,7 +214,7 @@ class PlaceRecognizer:
 
     def remove(self, ids: int | Sequence[int]) -> None:
         """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
-        self._rows.remove([ids] if isinstance(ids, int) else list(ids))
+        self._rows.remove(_list_ids(ids))
 
     def __len__(self) -> int:
         """The number of images that are remembered."""
@@ -236,6 +238,9 @@ class PlaceRecognizer:
         }
         if given != expected or len({len(a) for a in images if a is not None}) != 1:
             raise InputError(f"A Description with {given} is not one of this model, whose are {expected}.")
+        descriptor = images.descriptor
+        if descriptor is not None and not (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all():
+            raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
     def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -252,11 +257,21 @@ class PlaceRecognizer:
     def _mask(self, ids: Sequence[int], count: int) -> np.ndarray:
         """Bool [count], true at these ids. Raises InputError for an id that is unknown."""
         mask = np.zeros(count, bool)
-        for i in ids:
+        for i in _list_ids(ids):
             if not 0 <= i < count:
                 raise InputError(f"There is no image {i}. Give ids that `add` returned.")
             mask[i] = True
         return mask
+
+
+def _list_ids(ids: Any) -> list[int]:
+    """Ids as a list. Raises InputError for anything else, such as a mask."""
+    array = np.atleast_1d(np.asarray(ids))
+    if array.size and (array.ndim != 1 or not np.issubdtype(array.dtype, np.integer)):
+        raise InputError(
+            f"Ids of type {array.dtype} and shape {list(array.shape)}. Expected whole numbers, as of `add`."
+        )
+    return array.astype(np.int64).tolist()
 
 
 def _paths(images: Any) -> list[str | None] | None:
@@ -264,10 +279,6 @@ def _paths(images: Any) -> list[str | None] | None:
     given = images if isinstance(images, (list, tuple)) and not isinstance(images, Description) else [images]
     paths = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else None for image in given]
     return paths if any(paths) else None
-
-
-def _concatenate(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    return None if arrays[0] is None else np.concatenate([array for array in arrays if array is not None])
 
 
 def _each(features: Description) -> list[Description]:
@@ -283,7 +294,10 @@ def _entries(count: int, names: Any, positions: Any, times: Any) -> list[Entry]:
     ):
         if given is None:
             continue
-        values = np.asarray(given, object if what == "names" else np.float64)
+        try:
+            values = np.asarray(given, object if what == "names" else np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{what}: {error}. Expected {list(shape)} numbers.") from error
         if count == 1:  # given for a single image, not in a list
             values = values.reshape(shape) if values.size == np.prod(shape) else values
         if values.shape != shape:

@@ -132,11 +132,13 @@ def _count_bits(words: np.ndarray) -> np.ndarray:
 
 
 def _nearest_by_product(descriptors: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
-    """The k rows whose descriptors, all of length 1, have the largest product with the query; in ascending order."""
+    """The rows whose descriptors, all of length 1, have the k largest products with the query, and those with the same
+    product as the last of these; in ascending order.
+    """
     products = descriptors @ query
     products[~allowed] = -np.inf
     k = min(k, int(allowed.sum()))
-    return np.sort(np.argpartition(-products, k - 1)[:k])
+    return np.flatnonzero(products >= np.partition(products, -k)[-k])
 
 
 def _smallest(distances: np.ndarray, k: int) -> np.ndarray:

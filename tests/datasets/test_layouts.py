@@ -101,6 +101,7 @@ def test_hidden_and_system_files_are_skipped_and_named(tmp_path, caplog):
     touch(folder, ["sub/._b.jpg"])
     assert len(list_images(folder)) == 2 and "2 hidden or system" in caplog.text
     assert relative(find_images([f"{folder}/**/*.jpg"]), folder) == ["a.jpg", "sub/b.jpg"]
+    assert relative(find_images([f"{folder}/**/.thumbnails/*.jpg"]), folder) == [".thumbnails/a.jpg"]
     assert relative(find_images([f"{folder}/.hidden.png", f"{folder}/.thumbnails/*"]), folder) == [
         ".hidden.png",
         ".thumbnails/a.jpg",

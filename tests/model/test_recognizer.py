@@ -107,6 +107,10 @@ def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
         (lambda r: r.search(photo(0), k=0), "k is 0"),
         (lambda r: r.search(photo(0), among=[7]), "no image 7"),
         (lambda r: r.remove([0, 7]), "no image 7"),
+        (lambda r: r.search(photo(0), among=np.array([True])), "Ids of type bool"),
+        (lambda r: r.find_loops(max_distance=1, min_gap=0), "min_gap 0"),
+        (lambda r: r.add(photo(0), times=["noon"]), "times: could not convert"),
+        (lambda r: r.add(Description(made_up(1).code, 100 * made_up(1).descriptor)), "length 1"),
         (lambda r: r.find_loops([7], max_distance=1), "no image 7"),
         (lambda r: r.add(Description(None, made_up(1).descriptor)), "not one of this model"),
         (lambda r: r.search(Description(made_up(1).code, np.zeros((1, 100), np.float32))), "not one of this model"),
@@ -203,6 +207,12 @@ def test_what_could_not_be_added_leaves_no_entry(monkeypatch, tmp_path):
     Image.fromarray(photo(1)).save(tmp_path / "kept.png")
     recognizer.add([tmp_path / "kept.png", photo(2)])
     assert [match.name for match in recognizer.search(photo(1))[0]] == [str(tmp_path / "kept.png"), None]
+
+
+def test_equal_descriptors_are_found_in_the_order_of_ids():
+    recognizer = recognizer_of("float")
+    recognizer.add(Description(None, made_up(1, 0, "float").descriptor.repeat(500, axis=0)))
+    assert [match.id for match in recognizer.search(made_up(1, 0, "float"))[0]] == [0, 1, 2, 3, 4]
 
 
 def test_an_unknown_place_has_no_match():

@@ -36,6 +36,8 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
 
 def with_extraction(args: EvaluationArguments, extraction: ExtractionConfig) -> EvaluationArguments:
     """The same command line with other settings of extraction, as its flags then state them."""
+    if extraction == args.extraction:
+        return args
     exif = extraction.exif_orientation
     report, flags = replace(args.report, exif_orientation=exif), args.flags | {"exif_orientation": exif}
     return replace(args, extraction=extraction, report=report, flags=flags)

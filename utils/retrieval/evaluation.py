@@ -82,7 +82,7 @@ class Pipeline:
         kind = "two-branch" if model.rerank else "hashing" if model.hashing else f"float, {model.aggregation}"
         described = {
             "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
-            "image_size": self.extractor.config.resize,
+            "image_size": list(self.extractor.config.image_config.resize),
             "descriptor_dim": database.dim,
         }
         return report(run, against, stages, model=described, config=self.config.report)
