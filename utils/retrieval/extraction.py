@@ -42,7 +42,7 @@ DEAD = (
 )
 IGNORED_ORIENTATION = (
     "%d of %d images carry an EXIF orientation, which is ignored, as in the reference. eval*.py --exif_orientation "
-    "turns them upright; queries are turned as the images of their index."
+    "turns them upright."
 )
 
 

@@ -1,5 +1,6 @@
 """One process or several (torchrun): which rank writes, and how batches and gradients are combined."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -54,20 +55,21 @@ def _meet() -> tuple[dist.Store, int, int]:
         names = [f"rank {other}" for other in range(world_size)]
         store.wait(names, seconds)
         others = [json.loads(store.get(name)) for name in names]
-        # The one that keeps the store must not end before all have read it.
+        problems = [
+            f"{name} has another {what} than rank 0 ({_difference(found[what], others[0][what])})"
+            for name, found in zip(names, others, strict=True)
+            for what in own
+            if found[what] != others[0][what]
+        ]
+        # The rank that keeps the store must not end before all have read it. Where they differ, it ends soon after.
         store.set(f"read by {rank}", "")
-        store.wait([f"read by {other}" for other in range(world_size)], seconds)
+        with contextlib.suppress(dist.DistError) if problems else contextlib.nullcontext():
+            store.wait([f"read by {other}" for other in range(world_size)], seconds)
     except dist.DistError as error:
         raise InputError(
             f"Rank {os.environ['RANK']} has waited for the other ranks for {START_SECONDS} seconds at most. See why "
             f"they have not started, or have ended. ({str(error).splitlines()[0][:200]})"
         ) from None
-    problems = [
-        f"{name} has another {what} than rank 0 ({_difference(found[what], others[0][what])})"
-        for name, found in zip(names, others, strict=True)
-        for what in own
-        if found[what] != others[0][what]
-    ]
     if problems:
         raise InputError(f"The ranks do not run the same: {'; '.join(problems)}. Start all of them alike.")
     return store, rank, world_size
