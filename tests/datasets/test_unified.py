@@ -44,7 +44,8 @@ def read_csv(path: Path) -> list[list[str]]:
 
 def unfinished_in(folder: Path) -> list[str]:
     """The names of the temporary files and folders below a folder."""
-    return [path.name for path in folder.rglob("*") if TEMPORARY.fullmatch(path.name)]
+    names = (name for _, folders, files in os.walk(folder) for name in (*folders, *files))  # some vanish meanwhile
+    return [name for name in names if TEMPORARY.fullmatch(name)]
 
 
 def states(folder: Path) -> dict[str, tuple[int, int]]:
