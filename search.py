@@ -1,10 +1,10 @@
 """Find the places of images: the best matches of each in an index, with positions and distances."""
 
-from utils.cli.search import SearchArguments
+from utils.cli.search import OBSOLETE_IN_SEARCH, SearchArguments
 from utils.runtime.parser import parse
 
 if __name__ == "__main__":
-    args = parse(SearchArguments, __doc__)  # before the imports that take seconds
+    args = parse(SearchArguments, __doc__, refused=OBSOLETE_IN_SEARCH)  # before the imports that take seconds
 
 import json
 import logging
@@ -44,7 +44,7 @@ def main(args: SearchArguments) -> None:
     source = args.resume or (find_model(args.model) if args.model else index.weights)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
-    settings = index.metadata.with_orientation(args.extraction, exif_by_default=True)
+    settings = index.metadata.with_orientation(args.extraction)
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
     warn_of_large_images(index.metadata.image_config.resize)

@@ -14,8 +14,8 @@ from helpers.processes import run_here, run_script
 from PIL import Image
 
 from datasets.benchmark import ImageSet
-from datasets.images import load_image
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
+from model.image_files import load_image
 from model.images import normalize
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
@@ -239,11 +239,11 @@ def test_scripts_and_exif_orientation(tiny_benchmark, checkpoints, tmp_path):
     loaded = run_mode("float", datasets, checkpoints, tmp_path / "loaded", f"--load_index={index}")
     distance = {False: ignored.rows[0]["distance"], True: applied.rows[0]["distance"]}
     assert loaded.rows == ignored.rows and distance[False] != distance[True]
-    for more in ([], ["--ignore_exif_orientation"]):  # the index decides: it was read without orientations
-        result = run_script("search.py", queries[0], f"--index={index}", "--device=cpu", *more, cwd=tmp_path)
-        assert result.status == 0, result.stderr
-        first = next(line for line in result.stdout.splitlines() if line.strip().startswith("1 "))
-        assert float(first.split()[1]) == pytest.approx(float(distance[False]), abs=1e-4)
+    # The index decides: it was read without orientations.
+    result = run_script("search.py", queries[0], f"--index={index}", "--device=cpu", cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    first = next(line for line in result.stdout.splitlines() if line.strip().startswith("1 "))
+    assert float(first.split()[1]) == pytest.approx(float(distance[False]), abs=1e-4)
     upright = tmp_path / "upright"
     flags = flags_for(datasets, checkpoints["float"], "--exif_orientation", f"--save_index={upright}")
     assert run_script("eval.py", *flags, cwd=tmp_path).status == 0

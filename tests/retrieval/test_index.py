@@ -372,19 +372,13 @@ def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
         Index(folder, verify=False)
 
 
-@pytest.mark.parametrize("exif_by_default", [False, True])
-def test_the_index_decides_how_queries_are_turned(metadata, exif_by_default):
-    usual = ExtractionConfig(exif_orientation=exif_by_default, batch_size=3)
-    for turned in (False, True):
-        index = replace(metadata, exif_orientation=turned)
-        expected = replace(usual, exif_orientation=turned)
-        assert index.with_orientation(usual, exif_by_default=exif_by_default) == expected
-        other = replace(usual, exif_orientation=not exif_by_default)
-        if turned is exif_by_default:  # the flag contradicts the index
-            with pytest.raises(InputError, match="exif_orientation out"):
-                index.with_orientation(other, exif_by_default=exif_by_default)
-        else:
-            assert index.with_orientation(other, exif_by_default=exif_by_default) == expected
+def test_the_index_decides_how_queries_are_turned(metadata):
+    stored, upright = (replace(metadata, exif_orientation=turned) for turned in (False, True))
+    usual, asked = (ExtractionConfig(exif_orientation=turned, batch_size=3) for turned in (False, True))
+    assert stored.with_orientation(usual) == usual
+    assert upright.with_orientation(usual) == upright.with_orientation(asked) == asked
+    with pytest.raises(InputError, match="Leave --exif_orientation out"):
+        stored.with_orientation(asked)
 
 
 def test_the_zone_of_positions_comes_back(tmp_path, metadata):

@@ -149,7 +149,7 @@ def test_a_turned_image_is_found_by_its_upright_twin_with_its_position_as_json(p
         else:
             assert position == [None] * 4
     refused = run_script("search.py", "--index=index", "photos/a.png", "--ignore_exif_orientation", cwd=phone)
-    assert refused.status == 2 and "were read upright, as their EXIF data says, and so are queries" in refused.stderr
+    assert refused.status == 2 and "queries are turned as the images of the index were" in refused.stderr
 
 
 def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_positions(phone, tmp_path, checkpoints):

@@ -24,6 +24,7 @@ READ_UPRIGHT = switch(
     name="ignore_exif_orientation",
     inverse=True,
 )
+OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the images of the index were"}
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
 
@@ -101,13 +102,12 @@ class SearchArguments:
     )
     extraction: ExtractionConfig = part(
         "images",
-        fixed={**FIXED_SETTINGS, "resize": None, "antialias": None, "num_workers": 0},  # the index states two of them
-        changed={
-            "exif_orientation": switch(
-                "the index was read without EXIF orientation; it states that itself, so the flag has no other effect",
-                name="ignore_exif_orientation",
-                inverse=True,
-            )
+        fixed={  # the index states the first three
+            "resize": None,
+            "antialias": None,
+            "exif_orientation": False,
+            "num_workers": 0,
+            **FIXED_SETTINGS,
         },
     )
 

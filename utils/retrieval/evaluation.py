@@ -79,7 +79,7 @@ class Pipeline:
                 database = self._with_inverted_file(database, self.config.search.ivf)
         stages = self.search(Evaluation(database, queries, self.config, run))
         model = self.extractor.model.config
-        kind = "two-branch" if model.rerank else "hashing" if model.hashing else f"float, {model.aggregation}"
+        kind = f"{model.kind}, {model.aggregation}" if model.kind == "float" else model.kind
         described = {
             "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
             "image_size": list(self.extractor.config.image_config.resize),
@@ -107,7 +107,7 @@ def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> Extraction
     if location is None:
         return config
     metadata = IndexMetadata.read(location) if isinstance(location, Path) else open_index(location).metadata
-    return metadata.with_orientation(config, exif_by_default=False)
+    return metadata.with_orientation(config)
 
 
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:

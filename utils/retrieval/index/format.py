@@ -207,16 +207,16 @@ class IndexMetadata:
         """{file: bytes per image}."""
         return {f"{name}.bin": dtype.itemsize * width for name, (dtype, width) in self.columns.items()}
 
-    def with_orientation(self, config: ExtractionConfig, *, exif_by_default: bool) -> ExtractionConfig:
+    def with_orientation(self, config: ExtractionConfig) -> ExtractionConfig:
         """The settings of queries, which are turned as the index's images were.
 
-        exif_by_default: what the script does without its flag for orientations. Raises InputError if that flag
-        contradicts the index.
+        Raises InputError for queries that are to be turned upright although those images were not.
         """
-        if config.exif_orientation not in (exif_by_default, self.exif_orientation):
-            flag = "--ignore_exif_orientation" if exif_by_default else "--exif_orientation"
-            kind = "upright, as their EXIF data says" if self.exif_orientation else "as they are stored"
-            raise InputError(f"The images of the index were read {kind}, and so are queries. Leave {flag} out.")
+        if config.exif_orientation and not self.exif_orientation:
+            raise InputError(
+                "The images of the index were read as they are stored, and so are queries. Leave --exif_orientation "
+                "out."
+            )
         return replace(config, exif_orientation=self.exif_orientation)
 
     def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
