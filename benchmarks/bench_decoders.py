@@ -16,8 +16,8 @@ from torchvision import io
 from benchmarks.bench_input import EVALUATION_SIZE, IMAGES, for_each, write_images
 from benchmarks.bench_loader import SIZES
 from benchmarks.common import Row, compare, parse_arguments, report
-from datasets.images import load_image
 from datasets.resizing import resize_image
+from model.image_files import load_image
 from model.resizing import resizing_matrix
 from utils.runtime.script import cli_main
 

@@ -23,10 +23,11 @@ from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, ModelConfig
 from model.images import normalize
+from model.inference import dtype_of
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.features import as_array
-from utils.runtime.devices import cpu_supports, dtype_of
+from utils.runtime.devices import cpu_supports
 from utils.runtime.script import cli_main
 
 SIZE = (322, 322)

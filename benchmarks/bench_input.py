@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.common import Row, compare_with_memory, measure, parse_arguments, report
-from datasets.images import ImageBatch, ImageDataset, ImageSample, collate_images, load_image
+from datasets.images import ImageBatch, ImageDataset, ImageSample, collate_images
 from datasets.resizing import resize_image
 from datasets.synthetic import PlaceId, draw_photo, draw_place
 from datasets.transforms import training_transform
 from model.errors import InputError
+from model.image_files import load_image
 from model.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from utils.runtime.script import cli_main
 

@@ -30,8 +30,9 @@ from benchmarks.common import count_gflop, parse_arguments, report_table
 from datasets.cities import COLUMNS, image_name
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities, PlaceSample, collate_places
-from datasets.images import ImageDataset, ImageSample, collate_images, load_image
+from datasets.images import ImageDataset, ImageSample, collate_images
 from datasets.resizing import resize_image
+from model.image_files import load_image
 from utils.runtime.script import cli_main
 from utils.runtime.workers import start_worker
 from utils.training.config import TrainingConfig

@@ -18,9 +18,8 @@ from benchmarks.common import Row, parse_arguments, report
 from benchmarks.machine import fast_precisions
 from model import GeoLocalizationNet, prepare_for_inference
 from model.adapter import MulConvAdapter
-from model.inference import FusedAdapter
+from model.inference import FusedAdapter, dtype_of
 from model.vision_transformer import Attention, Mlp, PatchEmbed
-from utils.runtime.devices import dtype_of
 from utils.runtime.memory import keep_freed_memory
 from utils.runtime.script import cli_main
 

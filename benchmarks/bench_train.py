@@ -19,8 +19,9 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.common import Row, compare, compare_with_memory, count_gflop, parse_arguments, report
 from model import GeoLocalizationNet, HashingOutput, ModelConfig, TwoBranchOutput
 from model.aggregation import SALAD, patch_map, sinkhorn_assignment
+from model.config import PRECISIONS
 from model.vision_transformer import VisionTransformer
-from utils.runtime.devices import PRECISIONS, cpu_supports
+from utils.runtime.devices import cpu_supports
 from utils.runtime.script import cli_main
 from utils.training.config import TrainingConfig
 from utils.training.losses import float_losses, hashing_losses

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utils.runtime.devices import PRECISIONS, dtype_of
+from model.config import PRECISIONS
+from model.inference import dtype_of
 from utils.runtime.flags import ArgumentParser
 from utils.runtime.run_dir import library_versions
 from utils.runtime.script import cli_main

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from datasets.images import DAMAGED, open_image
 from datasets.positions import DEGREE_RANGES
+from model.image_files import DAMAGED, open_image
 
 LETTERS = {"latitude": ("N", "S"), "longitude": ("E", "W")}
 TAGS = {  # of the value and of its letter

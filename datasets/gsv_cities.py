@@ -15,10 +15,10 @@ from torch.utils.data import Dataset, Sampler
 
 from datasets.cities import COLUMNS, image_name
 from datasets.config import PlacesConfig
-from datasets.images import load_image
 from datasets.layouts import is_system_name
 from datasets.transforms import training_transform
 from model.errors import InputError
+from model.image_files import load_image
 from utils.runtime.text_files import CsvRow, read_csv, shorten
 
 MAX_FILE_NAME = 255  # bytes, of all usual file systems

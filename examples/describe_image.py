@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.images import load_image
 from datasets.resizing import resize_image
 from model import load_any_model
+from model.image_files import load_image
 from model.images import normalize
 from model.zoo import DEFAULT_MODEL
 from utils.retrieval.config import ExtractionConfig

@@ -26,6 +26,7 @@ class ViTConfig:
     num_registers: int = 0
 
 
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # number formats, and PyTorch's names
 BACKBONES = {
     "dinov2-base": ViTConfig(embed_dim=768, depth=12, num_heads=12, num_adapters=12, gem_dim=2048),
     "dinov2-large": ViTConfig(embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096),

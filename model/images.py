@@ -1,7 +1,6 @@
 """Images as a program has them, and as the model takes them."""
 
 import os
-import struct
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,6 @@ from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MODES_8_BIT = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # of Pillow; convert("RGB") keeps their colours
 EXPECTED = (
     "Expected a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]; or a list of "
     "these."
@@ -28,7 +26,9 @@ def rgb_pixels(image: Any, *, bgr: bool = False) -> np.ndarray:
     only. Raises InputError, which says what came, for anything else, and for files that cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _read(os.fspath(image))
+        from .image_files import load_image  # needs Pillow, which a program with arrays may lack
+
+        return np.array(load_image(os.fspath(image), exif_orientation=True))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise InputError(f"A tensor {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")
@@ -51,27 +51,17 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean).div_(std)
 
 
-def _read(path: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return _from_pillow(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"Cannot read the image {path}: {error}") from error
-
-
 def _from_pillow(image: Any) -> np.ndarray:
-    from PIL import ImageOps
+    from .image_files import DAMAGED, TURNS, exif_orientation_of, to_rgb
 
-    if image.mode not in MODES_8_BIT:
-        raise InputError(f"its pixels have the type {image.mode}. Expected 8 bits per channel. Convert it.")
     try:
-        upright = ImageOps.exif_transpose(image)
-    except (SyntaxError, TypeError, ValueError, struct.error):  # damaged EXIF data counts as absent
-        upright = image.copy()
-    upright.info.pop("transparency", None)  # Pillow would warn that it is lost
-    return np.array(upright.convert("RGB"))
+        rgb = to_rgb(image.copy())  # which may change what it is given
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(f"Cannot read the image {image}: {error}. It may be damaged or truncated.") from error
+    turn = TURNS.get(exif_orientation_of(image))
+    return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def _hint(image: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .adapter import MulConvAdapter
+from .config import PRECISIONS
 from .errors import InputError
 from .network import GeoLocalizationNet
 from .vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
@@ -51,6 +52,13 @@ class InferenceModel:
             embedding = self.original.backbone.position_embedding(*grid).detach()
             kept[grid] = nn.Parameter(embedding.to(self.network.backbone.pos_embed), requires_grad=False)
         return kept[grid]
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """PyTorch's number format. Raises InputError for a name that is no key of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise InputError(f"Unknown precision {precision!r}. Choose from: {', '.join(PRECISIONS)}.")
+    return getattr(torch, PRECISIONS[precision])
 
 
 def prepare_for_inference(

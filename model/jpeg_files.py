@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-MAX_BYTES = 1 << 30  # of a file that is read; no image below datasets.images.MAX_PIXELS needs more
+MAX_BYTES = 1 << 30  # of a file that is read; no image below image_files.MAX_PIXELS needs more
 END_MARKER = b"\xff\xd9"
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # markers after which the frame is described
 SCAN = 0xDA

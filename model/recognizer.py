@@ -12,13 +12,12 @@ import torch
 from .config import ImageConfig, check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
-from .inference import prepare_for_inference
+from .inference import dtype_of, prepare_for_inference
 from .network import CODE_BITS, GeoLocalizationNet
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
 from .weights import load_any_model
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH = 8  # images that are described at a time
 
 
@@ -78,8 +77,7 @@ class PlaceRecognizer:
         resize: tuple[int, int] | None = None,
         rerank_num: int = 100,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"Unknown precision {precision!r}. Choose from: {', '.join(PRECISIONS)}.")
+        dtype = dtype_of(precision)
         if rerank_num < 1:
             raise InputError(f"rerank_num is {rerank_num}. Expected 1 or more.")
         network = model if isinstance(model, GeoLocalizationNet) else load_any_model(model)
@@ -89,7 +87,7 @@ class PlaceRecognizer:
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
-        self._model = prepare_for_inference(network, PRECISIONS[precision], device=self.device)
+        self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
         self._rows = Rows()
         self._entries: list[Entry] = []

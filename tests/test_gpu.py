@@ -18,11 +18,12 @@ from datasets.benchmark import ImageSet
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
 from model import prepare_for_inference
+from model.config import PRECISIONS
+from model.inference import dtype_of
 from utils.retrieval import gpu_search
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, prepare
 from utils.retrieval.search import search_hamming
-from utils.runtime.devices import PRECISIONS, dtype_of
 from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses

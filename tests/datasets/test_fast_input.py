@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 from datasets import resizing
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
-from datasets.images import load_image
 from datasets.randaugment import RandAugment
 from datasets.resizing import resize_image, resize_image_reference
 from datasets.transforms import training_transform
 from model import InputError
+from model.image_files import load_image
 from model.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from model.resizing import resizing_matrix, row_bands
 from utils.cli.training import FloatTraining

@@ -16,13 +16,13 @@ import torch
 from helpers.processes import ROOT
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from datasets import images
 from datasets.benchmark import ImageSet
 from datasets.config import TEST_METHODS
-from datasets.images import MAX_SCANS, ImageBatch, ImageDataset, collate_images, load_image, to_rgb
-from datasets.jpeg_files import jpeg_structure
+from datasets.images import ImageBatch, ImageDataset, collate_images
 from datasets.layouts import list_images
-from model import InputError
+from model import InputError, image_files
+from model.image_files import MAX_SCANS, load_image, to_rgb
+from model.jpeg_files import jpeg_structure
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import extract_chunks
 from utils.runtime import distributed
@@ -314,8 +314,10 @@ def test_a_damaged_heic_file_is_refused_with_its_name(heic, tmp_path):
 
 
 def test_without_the_package_a_heic_file_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "FORMATS", ("JPEG", "PNG"))
-    monkeypatch.setattr(images, "NO_HEIC", images.NO_HEIC or "For HEIC: pip install -r requirements-heic.txt.")
+    monkeypatch.setattr(image_files, "FORMATS", ("JPEG", "PNG"))
+    monkeypatch.setattr(
+        image_files, "NO_HEIC", image_files.NO_HEIC or "For HEIC: pip install -r requirements-heic.txt."
+    )
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
     assert "pip install -r requirements-heic.txt" in refusal(tmp_path / "photo.heic")
 

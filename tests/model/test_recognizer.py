@@ -11,6 +11,8 @@ from PIL import Image
 
 from datasets.benchmark import ImageSet
 from model import Description, InputError, Loop, PlaceRecognizer
+from model.image_files import load_image
+from model.images import rgb_pixels
 from model.rows import hamming_distances
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
@@ -76,6 +78,22 @@ def test_one_image_in_every_form(tmp_path):
     assert np.array_equal(recognizer.describe(pixels[:, :, ::-1], bgr=True).descriptor, expected.descriptor)
     grey = recognizer.describe([pixels[:, :, 0], pixels[:, :, :1].repeat(3, axis=2)]).descriptor
     np.testing.assert_allclose(grey[0], grey[1], atol=1e-6)
+
+
+def test_files_are_read_as_the_scripts_read_them(tmp_path):
+    """16 bits per channel, no end marker, and EXIF data that Pillow cannot read."""
+    grey = (photo(0)[:, :, 0].astype(np.uint16) * 257).tobytes()
+    Image.frombytes("I;16", (120, 90), grey).save(tmp_path / "deep.png")
+    Image.fromarray(photo(1)).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-2])
+    Image.fromarray(photo(2)).save(tmp_path / "exif.png", exif=b"Exif\0\0MM\0*\0\0")
+    for name in ("deep.png", "cut.jpg", "exif.png"):
+        expected = np.asarray(load_image(tmp_path / name, exif_orientation=True))
+        assert np.array_equal(rgb_pixels(tmp_path / name), expected), name
+    with Image.open(tmp_path / "exif.png") as image:
+        assert np.array_equal(rgb_pixels(image), photo(2))
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(InputError, match="Cannot read the image"):
+        rgb_pixels(image)
 
 
 @pytest.mark.parametrize(

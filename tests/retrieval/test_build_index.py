@@ -24,10 +24,10 @@ from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
 from datasets.file_names import common_utm_zone
 from datasets.folder import locate_images
-from datasets.images import load_image
 from datasets.layouts import list_images
 from datasets.positions import degrees_of_utm, utm_of_degrees
 from model import InputError
+from model.image_files import load_image
 from utils.cli.search import BuildIndexArguments
 from utils.retrieval.index import Index
 from utils.runtime.parser import parse

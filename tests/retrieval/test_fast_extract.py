@@ -8,9 +8,9 @@ import torch
 from helpers.models import MODES, reference_model
 
 from datasets.benchmark import ImageSet
-from datasets.images import load_image
 from datasets.resizing import resize_image
 from model import InputError
+from model.image_files import load_image
 from model.images import normalize
 from model.network import TwoBranchOutput, sign
 from utils.retrieval import extraction

@@ -9,12 +9,12 @@ from datasets.cities import TRAINING_DATASETS
 from datasets.config import PlacesConfig
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
 from model import InputError
-from model.config import check_image_size
+from model.config import PRECISIONS, check_image_size
 from model.zoo import find_model
 from utils.cli.evaluation import DEFAULT_THRESHOLD
 from utils.cli.model import Architecture
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig
-from utils.runtime.devices import PRECISIONS, warn_if_slow
+from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive_float
 from utils.runtime.parser import changeable_flags
 from utils.training.config import TrainingConfig

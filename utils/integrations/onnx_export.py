@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from model import GeoLocalizationNet, InputError, prepare_for_inference
 from model.images import IMAGENET_MEAN, IMAGENET_STD
 from model.images import normalize as normalized
+from model.inference import dtype_of
 from model.versions import VERSION
 from model.vision_transformer import patch_grid
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import pack_codes
 from utils.runtime.atomic_files import atomic_write
-from utils.runtime.devices import dtype_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 IR_VERSION = 8  # enough for the opset; onnxruntime before 1.18 (on a Jetson, say) reads none that is newer than 9

@@ -9,9 +9,9 @@ from typing import Any
 
 from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from model.config import ImageConfig, patch_grid
+from model.config import PRECISIONS, ImageConfig, patch_grid
 from model.errors import InputError
-from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
+from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
     fixed,
     flag,

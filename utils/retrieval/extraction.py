@@ -17,6 +17,7 @@ from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
 from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
 from model.images import normalize
+from model.inference import dtype_of
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
@@ -24,7 +25,6 @@ from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
 from utils.retrieval.index import IndexMetadata, IndexWriter
 from utils.retrieval.pca import PCA
 from utils.runtime import distributed
-from utils.runtime.devices import dtype_of
 from utils.runtime.memory import memory_bytes
 from utils.runtime.workers import start_worker
 

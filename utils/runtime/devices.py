@@ -3,27 +3,16 @@
 import argparse
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.runtime.flags import Values, flag
 
-if TYPE_CHECKING:
-    import torch
-
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # {name: PyTorch's}
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-
-
-def dtype_of(precision: str) -> "torch.dtype":
-    """PyTorch's number format, of a key of PRECISIONS."""
-    import torch
-
-    return getattr(torch, PRECISIONS[precision])
 
 
 def device(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from model.config import PRECISIONS
 from model.errors import InputError
-from utils.runtime.devices import PRECISION_HELP, PRECISIONS, device_flag
+from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
     decay,
     flag,

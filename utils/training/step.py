@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model import GeoLocalizationNet, HashingOutput
-from model.inference import prepare_frozen_backbone
+from model.inference import dtype_of, prepare_frozen_backbone
 from model.vision_transformer import VisionTransformer, patch_grid
 from utils.runtime import distributed
-from utils.runtime.devices import dtype_of
 from utils.training.average import WeightAverage
 from utils.training.config import TrainingConfig
 from utils.training.losses import Losses

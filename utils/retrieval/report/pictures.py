@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from datasets.images import load_image
 from model.errors import InputError
+from model.image_files import load_image
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.terminal import printable
 

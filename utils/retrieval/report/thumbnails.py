@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datasets.images import load_image
 from model.errors import InputError
+from model.image_files import load_image
 from utils.runtime.terminal import printable
 
 SIZE = (160, 120)  # (width, height) in pixels that a thumbnail does not exceed
