@@ -87,9 +87,17 @@ def _fingerprint() -> dict[str, list[str]]:
         "command line": sys.argv[1:],
         "version of a library": [
             f"python {platform.python_version()}",
-            *(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES),
+            *(f"{library} {_version(library)}" for library in LIBRARIES),
         ],
     }
+
+
+def _version(library: str) -> str:
+    """The installed version. A substitute, such as pillow-simd, has another package's name."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "of another package"
 
 
 def _difference(found: list[str], expected: list[str]) -> str:
