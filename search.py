@@ -22,7 +22,7 @@ from model.files import MAX_NAME_BYTES
 from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
-from utils.retrieval.index import IndexMetadata, open_index
+from utils.retrieval.index import metadata_of, open_index, turned_as
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
@@ -44,11 +44,11 @@ def main(args: SearchArguments) -> None:
     source = args.resume or (find_model(args.model) if args.model else index.weights)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
-    settings = index.metadata.with_orientation(args.extraction)
+    settings = turned_as(index.metadata, args.extraction)
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
     warn_of_large_images(index.metadata.image_config.resize)
-    index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
+    index.require_compatible(metadata_of(model, settings, pca=index.pca))
 
     # ---- Search, and re-ranking if the model is a two-branch one
     extractor = Extractor(model=prepare(model, settings), config=settings, pca=index.pca)

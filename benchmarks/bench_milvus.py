@@ -27,11 +27,12 @@ from benchmarks.common import add_json_flag, json_file, report_table
 from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing, start_server
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
+from model.index.manifest import CHUNK_SIZE
 from utils.integrations.milvus import export_index, open_index
 from utils.integrations.milvus.collections import Connection
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
-from utils.retrieval.features import CHUNK_SIZE, Features, SearchResult, as_array
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.features import Features, SearchResult, as_array
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.search import rerank, search
 from utils.runtime.flags import ArgumentParser, positive_int
 from utils.runtime.script import cli_main
@@ -138,7 +139,7 @@ def measure_all(folder: Path, images: int, *, codes_only: bool) -> list[EngineFi
 def write_index(folder: Path, count: int, *, codes_only: bool) -> Index:
     """An index of made-up features."""
     model = GeoLocalizationNet(ModelConfig(backbone="vit-tiny", hashing=True, rerank=not codes_only))
-    metadata = IndexMetadata.of(model, ExtractionConfig())
+    metadata = metadata_of(model, ExtractionConfig())
     metadata = replace(metadata, descriptor_dim=0 if codes_only else DIM)
     codes = make_codes(count, 1)
     with IndexWriter(IndexConfig(folder=folder), metadata) as writer:

@@ -20,12 +20,13 @@ import numpy as np
 from benchmarks.common import Row, compare, measure, parse_arguments, peak_memory_mb, report
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
+from model.index.manifest import CHUNK_SIZE
+from model.index.quantization import QuantizedArray, quantize
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
-from utils.retrieval.features import CHUNK_SIZE, DiskArray, Features, SearchResult, as_array
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.features import DiskArray, Features, SearchResult, as_array
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.metrics import recalls_at
-from utils.retrieval.quantization import QuantizedArray, quantize
 from utils.retrieval.search import rerank, search, search_and_rerank, search_hamming
 from utils.runtime.script import cli_main
 
@@ -212,7 +213,7 @@ def write_index(folder: Path, count: int) -> Path:
     """An index of made-up features, as a two-branch model with 4096 dimensions would write it."""
     model = GeoLocalizationNet(ModelConfig(hashing=True, rerank=True))
     descriptors, codes = make_descriptors(CHUNK_SIZE, 4), make_codes(count, 5)
-    with IndexWriter(IndexConfig(folder=folder), IndexMetadata.of(model, ExtractionConfig())) as writer:
+    with IndexWriter(IndexConfig(folder=folder), metadata_of(model, ExtractionConfig())) as writer:
         for start in range(0, count, CHUNK_SIZE):
             chunk = range(start, min(start + CHUNK_SIZE, count))
             images = ImageSet([image_path(i) for i in chunk], np.zeros((len(chunk), 2)))

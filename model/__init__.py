@@ -7,20 +7,19 @@ selavprplusplus. What needs torch, which takes seconds to import, is imported wh
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .config import BACKBONES, ImageConfig, ModelChoice, ModelConfig
+from .config import BACKBONES, CODE_BITS, ImageConfig, ModelChoice, ModelConfig
 from .errors import InputError
 
 if TYPE_CHECKING:
     from .aggregation import AGGREGATIONS
     from .inference import InferenceModel, prepare_for_inference
-    from .network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
+    from .network import GeoLocalizationNet, HashingOutput, TwoBranchOutput
     from .recognizer import Loop, Match, PlaceRecognizer
     from .rows import Description
     from .weights import load_any_model
 
 _MODULES = {  # {name: the module that has it}
     "AGGREGATIONS": "aggregation",
-    "CODE_BITS": "network",
     "Description": "rows",
     "GeoLocalizationNet": "network",
     "HashingOutput": "network",

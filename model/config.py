@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from .errors import InputError
 
 PATCH_SIZE = 14
+CODE_BITS = 512  # of a binary code
 MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 MAX_TRIAL_PATCHES = 1024
 AGGREGATION_NAMES = ("gem", "boq", "salad")  # the keys of AGGREGATIONS, which needs torch

@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aggregation import AGGREGATIONS, GeM, L2Norm, patch_map
-from .config import BACKBONES, ImageConfig, ModelConfig
+from .config import BACKBONES, CODE_BITS, ImageConfig, ModelConfig
 from .versions import check_torch_version
 from .vision_transformer import VisionTransformer
-
-CODE_BITS = 512
 
 
 class HashingOutput(NamedTuple):

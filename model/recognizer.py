@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .config import ImageConfig, check_image_size
+from .config import CODE_BITS, ImageConfig, check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .inference import dtype_of, prepare_for_inference
-from .network import CODE_BITS, GeoLocalizationNet
+from .network import GeoLocalizationNet
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
 from .weights import load_any_model

@@ -20,7 +20,8 @@ from benchmarks.claims.plan import perform
 from benchmarks.claims.settings import QUICK, Settings
 from benchmarks.claims.tables import NAME, tables
 from benchmarks.machine import machine
-from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
+from model.saving import lock_folder
+from utils.runtime.atomic_files import atomic_write, make_folder
 from utils.runtime.flags import ArgumentParser, positive_int
 from utils.runtime.script import cli_main
 

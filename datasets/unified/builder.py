@@ -14,7 +14,8 @@ from datasets.unified.config import UnifiedConfig
 from datasets.unified.planning import CityPlan, CitySummary, make_plans
 from model.errors import InputError
 from model.files import remove_leftovers
-from utils.runtime.atomic_files import atomic_folder, atomic_write, lock_folder, make_folder
+from model.saving import lock_folder
+from utils.runtime.atomic_files import atomic_folder, atomic_write, make_folder
 
 IMAGES_PER_TASK = 64  # of one thread; an interrupt waits for these
 File = tuple[str, str]  # name in the city's folder, path of the source image

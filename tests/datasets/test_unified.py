@@ -25,7 +25,7 @@ from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid, group_places
 from datasets.unified.sources import read_sources
 from model import InputError
 from model.files import TEMPORARY
-from utils.runtime.atomic_files import LOCK
+from model.saving import LOCK
 from utils.runtime.signals import Stopped
 
 COLUMNS = "place_id,year,month,northdeg,city_id,lat,lon,panoid".split(",")
@@ -464,7 +464,7 @@ def test_an_interrupt_does_not_wait_for_the_rest_of_the_city(small, monkeypatch)
 
 
 def test_a_second_builder_is_refused(small, monkeypatch):
-    monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("model.saving.LOCK_SECONDS", 0.2)
     (small / "output").mkdir()
     with FileLock(small / "output" / LOCK):
         assert "Another process is writing to" in refusal(run_small, small)

@@ -21,7 +21,7 @@ from processes import start_forked, start_torchrun
 from trials import SEED, TRIALS, Tally
 
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.index import IndexMetadata
+from utils.retrieval.index import IndexMetadata, metadata_of
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # they read /proc
 
@@ -117,7 +117,7 @@ def seconds_of_two_ranks(commands, tmp_path_factory) -> float:
 def metadata() -> IndexMetadata:
     """Of an index of a two-branch model."""
     torch.manual_seed(0)
-    return IndexMetadata.of(build(**MODES["two_branch"]), ExtractionConfig(resize=(56, 56)))
+    return metadata_of(build(**MODES["two_branch"]), ExtractionConfig(resize=(56, 56)))
 
 
 def pytest_report_header() -> str:

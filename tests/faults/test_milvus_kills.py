@@ -17,7 +17,7 @@ from benchmarks.milvus_server import MilvusProcess, missing
 from model import InputError
 from utils.integrations.milvus import export_index, open_index, reader
 from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.index import IndexMetadata
+from utils.retrieval.index import metadata_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -41,7 +41,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_index(tmp_path_factory):
-    metadata = IndexMetadata.of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+    metadata = metadata_of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
     return write(tmp_path_factory.mktemp("index") / "index", metadata, ROWS)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.index.manifest import MANIFEST
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
@@ -41,8 +42,12 @@ def write(folder, metadata, sizes, append=False, first=0):
 
 
 def content(folder):
-    """{file: bytes}."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    """{file: bytes}, without the end marks of earlier states."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    if MANIFEST in files:
+        *lines, last = files[MANIFEST].splitlines(keepends=True)
+        files[MANIFEST] = b"".join(line for line in lines if not line.startswith(b'{"complete"')) + last
+    return files
 
 
 def features_of(folder: Path, verify: bool = True) -> list:

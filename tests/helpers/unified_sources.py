@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers.processes import ROOT
 from PIL import Image
 
-from utils.runtime.atomic_files import LOCK
+from model.saving import LOCK
 
 GOLDEN = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "unified.json.gz").read_bytes()))
 GOLDEN_CITIES = ("trondheim", "bangkok", "pitts30k", "sf_xl")

@@ -29,7 +29,7 @@ from utils.integrations.safetensors_file import export_safetensors
 from utils.integrations.shared import common_folder, relative_name
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.report.predictions import CSV_COLUMNS
 from utils.runtime.atomic_files import atomic_folder
 
@@ -47,9 +47,9 @@ def descriptors_of(count, seed=0):
 
 
 @lru_cache
-def metadata_of(mode):
+def metadata_in(mode):
     """The metadata of an index of such a model."""
-    return IndexMetadata.of(build("vit-tiny", **MODES[mode]), ExtractionConfig(resize=(56, 56)))
+    return metadata_of(build("vit-tiny", **MODES[mode]), ExtractionConfig(resize=(56, 56)))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def make_index(tmp_path):
         if codes is None:
             codes = np.random.default_rng(1).integers(0, 256, (len(names), 64), dtype=np.uint8)
         images = ImageSet.without_positions([os.path.join(ROOT, name) for name in names])
-        with IndexWriter(config, replace(metadata_of(mode), descriptor_dtype=dtype)) as writer:
+        with IndexWriter(config, replace(metadata_in(mode), descriptor_dtype=dtype)) as writer:
             has_codes, has_descriptors = mode != "float", mode != "hashing"
             writer.append(
                 Features(images, codes if has_codes else None, descriptors_of(len(names)) if has_descriptors else None)

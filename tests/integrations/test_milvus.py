@@ -18,7 +18,7 @@ from model import InputError
 from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.index import open_index as open_any_index
 from utils.retrieval.search import search_hamming
 
@@ -52,7 +52,7 @@ def address(server):
 
 @pytest.fixture(scope="module")
 def metadata():
-    return IndexMetadata.of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+    return metadata_of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from helpers.models import build
 from model import InputError
 from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.index import Index, IndexMetadata
+from utils.retrieval.index import Index, metadata_of
 
 pytest.importorskip("pymilvus")
 
@@ -96,7 +96,7 @@ class Table:
 
 @pytest.fixture(scope="module")
 def metadata():
-    return IndexMetadata.of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+    return metadata_of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_where_nothing_can_be_written_the_search_goes_on(codes, tmp_path, monkey
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("utils.runtime.atomic_files.open", refuse, raising=False)
+    monkeypatch.setattr("model.saving.open", refuse, raising=False)
     found = open_inverted_file(codes, CONFIG, tmp_path)
     assert results(found, codes) == results(InvertedFile(codes, CONFIG), codes)
     assert caplog.messages == [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.errors import InputError
-from utils.retrieval.pca import PCA, fit_pca
+from model.index.pca import PCA
+from utils.retrieval.pca import fit_pca
 
 SEEDS = range(4)
 

@@ -15,14 +15,15 @@ from helpers.processes import run_script, start_script
 
 from datasets.benchmark import ImageSet
 from model import InputError, ModelConfig
+from model.index.manifest import MANIFEST
+from model.index.metadata import METADATA, PROJECTION
+from model.index.pca import PCA
 from model.weights import load_model
 from utils.integrations.milvus.writer import export_index
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
 from utils.retrieval.evaluation import find_pca
-from utils.retrieval.extraction import Extractor, extract, prepare
-from utils.retrieval.index import Index, IndexMetadata, IndexWriter
-from utils.retrieval.index.format import MANIFEST, METADATA, PROJECTION
-from utils.retrieval.pca import PCA
+from utils.retrieval.extraction import Extractor, extract, prepare, project
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 
 pytestmark = pytest.mark.slow
 
@@ -49,13 +50,13 @@ def index(tmp_path, model):
     random = np.random.default_rng(0)
     pca = PCA(random.standard_normal(512), random.standard_normal((6, 512)))
     with writer_of(tmp_path / "index", model, pca) as writer:
-        writer.append(pca.project_features(make_chunk(0, 3)))
+        writer.append(project(pca, make_chunk(0, 3)))
         writer.features()
     return tmp_path / "index"
 
 
 def writer_of(folder, model, pca, append=False):
-    return IndexWriter(IndexConfig(folder=folder, append=append), IndexMetadata.of(model, SETTINGS, pca=pca), pca)
+    return IndexWriter(IndexConfig(folder=folder, append=append), metadata_of(model, SETTINGS, pca=pca), pca)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
 
 
 def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_path, model, extractor, index):
-    with IndexWriter(IndexConfig(folder=tmp_path / "plain"), IndexMetadata.of(model, SETTINGS)) as writer:
+    with IndexWriter(IndexConfig(folder=tmp_path / "plain"), metadata_of(model, SETTINGS)) as writer:
         writer.append(make_chunk(0, 3))
         writer.features()
     for folder, dim, words in (
@@ -175,7 +176,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
     opened.pca = PCA(np.zeros(1024), np.ones((6, 1024)))
     opened.metadata = replace(opened.metadata, pca_input_dim=1024)
     with pytest.raises(InputError, match="another model .*pca_input_dim 1024 .now 512."):
-        opened.require_compatible(IndexMetadata.of(model, SETTINGS, pca=opened.pca))
+        opened.require_compatible(metadata_of(model, SETTINGS, pca=opened.pca))
 
 
 @pytest.mark.parametrize("read", ["load", "append"])
@@ -234,7 +235,7 @@ def test_a_build_that_was_killed_before_its_metadata_begins_again(tmp_path, mode
     with pytest.raises(InputError, match="pca.bin but no metadata.json"):
         writer_of(begun, model, pca)
     with writer_of(begun, model, pca, append=True) as writer:
-        writer.append(pca.project_features(make_chunk(0, 3)))
+        writer.append(project(pca, make_chunk(0, 3)))
         writer.features()
     assert content(begun) == content(index)
 

@@ -13,9 +13,9 @@ from helpers.processes import run_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.index.quantization import QuantizedArray, quantize
 from utils.retrieval.features import DiskArray, Features, SearchResult
-from utils.retrieval.index import Index, IndexMetadata
-from utils.retrieval.quantization import QuantizedArray, quantize
+from utils.retrieval.index import Index, metadata_of
 from utils.retrieval.search import rerank, search_l2
 
 
@@ -78,7 +78,7 @@ def test_search_and_reranking_are_those_of_the_rows_as_floats(quantized):
 def metadata():
     torch.manual_seed(0)
     model = build("vit-tiny", "gem", hashing=True, rerank=True)
-    return replace(IndexMetadata.of(model, SETTINGS), descriptor_dtype="int8")
+    return replace(metadata_of(model, SETTINGS), descriptor_dtype="int8")
 
 
 def test_what_was_written_comes_back(tmp_path, metadata):

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 
 from model import InputError
 from model.files import remove_leftovers, temporary_path
+from model.saving import lock_folder
 from model.weights import model_content
-from utils.runtime.atomic_files import atomic_folder, atomic_write, check_output, lock_folder, save_tensors
+from utils.runtime.atomic_files import atomic_folder, atomic_write, check_output, save_tensors
 from utils.runtime.run_dir import RunDir
 from utils.runtime.signals import Stopped, stop_signals
 from utils.runtime.terminal import printable
@@ -482,7 +483,7 @@ def test_a_run_that_was_continued_meanwhile_is_not_continued_from_an_old_checkpo
 HOLDER = """
 import sys, time
 from pathlib import Path
-from utils.runtime.atomic_files import lock_folder
+from model.saving import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
@@ -490,7 +491,7 @@ time.sleep(60)
 
 
 def test_a_run_that_another_process_continues_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.runtime.atomic_files.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("model.saving.LOCK_SECONDS", 0.2)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as holder:

@@ -11,7 +11,7 @@ ROOMS = ("model", "datasets", "utils", "benchmarks", "examples")
 GROUND = {"model", "datasets", "utils.runtime"}
 ALLOWED = {  # {room: what it may import of the project beside itself}; the longest name of a room counts
     "model": set(),
-    "utils.runtime": {"model.errors", "model.files"},
+    "utils.runtime": {"model.errors", "model.files", "model.saving"},
     "datasets": {"model", "utils.runtime"},
     "utils": {*GROUND, "utils"},
     "utils.retrieval": {*GROUND, "utils.models"},

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model import ImageConfig, InputError
+from model.index.metadata import FLOAT_DTYPES
 from utils.cli.model import TrainedModel
-from utils.retrieval.config import FLOAT_DTYPES, EngineAddress, ExtractionConfig, engine_address, index_folder
+from utils.retrieval.config import EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.atomic_files import check_output
 from utils.runtime.flags import ArgumentParser, flag, part, positive_int, switch
 from utils.runtime.parser import add_flags, settings_from

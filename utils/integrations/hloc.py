@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from model.errors import InputError
+from model.index.manifest import CHUNK_SIZE
+from model.index.metadata import FLOAT_DTYPES
 from utils.integrations.shared import relative_name, require_descriptors, require_utf8
-from utils.retrieval.config import FLOAT_DTYPES
-from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.index import Index
 from utils.retrieval.search import with_progress
 from utils.runtime.atomic_files import atomic_write

@@ -6,12 +6,14 @@ from typing import IO
 
 import numpy as np
 
+from model.index.manifest import CHUNK_SIZE
+from model.index.metadata import FLOAT_DTYPES
+from model.saving import TEXT_OPTIONS
 from utils.integrations.shared import relative_name, require_descriptors
-from utils.retrieval.config import FLOAT_DTYPES
-from utils.retrieval.features import CHUNK_SIZE, Descriptors, as_array
+from utils.retrieval.features import Descriptors, as_array
 from utils.retrieval.index import Index
 from utils.retrieval.search import with_progress
-from utils.runtime.atomic_files import TEXT_OPTIONS, atomic_folder
+from utils.runtime.atomic_files import atomic_folder
 
 
 def export_npy(index: Index, folder: Path, root: str | Path, *, dtype: str | None) -> None:

@@ -11,6 +11,7 @@ from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
 from model.config import PRECISIONS, ImageConfig, patch_grid
 from model.errors import InputError
+from model.index.metadata import DESCRIPTOR_DTYPES
 from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
     fixed,
@@ -27,8 +28,6 @@ from utils.runtime.flags import (
 
 DEFAULT_REPORT_QUERIES = 100
 DEFAULT_MAJORITY_WEIGHT = 0.01
-FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
-DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
 ENGINE_ADDRESS = re.compile(
     r"(?P<engine>milvus)(?P<tls>\+tls)?://(?P<host>[\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})"
     r"/(?P<name>[A-Za-z_][A-Za-z0-9_]{0,199})"
@@ -127,13 +126,16 @@ def image_flags(images: ImageConfig) -> dict[str, Any]:
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
     """An index to write: its folder; whether it may exist already and be extended; a key of DESCRIPTOR_DTYPES; the
-    file of the model's weights, which the index names, or None for the published ones.
+    file of the model's weights, which the index names, or None for the published ones; the folder that paths are stored
+    relative to, or None for absolute paths; where positions come from, as IndexMetadata has it.
     """
 
     folder: Path = flag("the folder to write; see docs/index_format.md", name="index")
     append: bool = switch("add missing images to --index, or continue if building it was interrupted")
     descriptor_dtype: str = flag("number format of the descriptors", choices=tuple(DESCRIPTOR_DTYPES), default="fp32")
     weights: Path | None = fixed(None)
+    root: Path | None = fixed(None)
+    positions: str | None = fixed(None)
 
     def __post_init__(self) -> None:
         if self.descriptor_dtype not in DESCRIPTOR_DTYPES:

@@ -12,6 +12,8 @@ from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice
 from model.config import check_image_size
+from model.index.metadata import METADATA, IndexMetadata, read_pca
+from model.index.pca import PCA
 from model.weights import load_model
 from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
@@ -26,10 +28,9 @@ from utils.retrieval.config import (
 )
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.features import Features, SearchResult, as_array
-from utils.retrieval.index import IndexMetadata, open_index
-from utils.retrieval.index.format import METADATA, read_pca
+from utils.retrieval.index import metadata_of, open_index, turned_as
 from utils.retrieval.index.inverted_file import open_inverted_file
-from utils.retrieval.pca import PCA, check_pca_dim, fit_pca
+from utils.retrieval.pca import check_pca_dim, fit_pca
 from utils.retrieval.report import Results, announce, report
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
@@ -107,13 +108,13 @@ def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> Extraction
     if location is None:
         return config
     metadata = IndexMetadata.read(location) if isinstance(location, Path) else open_index(location).metadata
-    return metadata.with_orientation(config)
+    return turned_as(metadata, config)
 
 
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    index.require_compatible(IndexMetadata.of(extractor.model.original, extractor.config, pca=index.pca))
+    index.require_compatible(metadata_of(extractor.model.original, extractor.config, pca=index.pca))
     return index.features()
 
 

@@ -17,13 +17,14 @@ from datasets.benchmark import ImageSet
 from datasets.images import ImageDataset, collate_images
 from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
 from model.images import normalize
+from model.index.manifest import CHUNK_SIZE
+from model.index.pca import PCA
 from model.inference import dtype_of
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
-from utils.retrieval.features import CHUNK_SIZE, FeatureBuffer, Features
-from utils.retrieval.index import IndexMetadata, IndexWriter
-from utils.retrieval.pca import PCA
+from utils.retrieval.features import FeatureBuffer, Features, as_array
+from utils.retrieval.index import IndexWriter, metadata_of
 from utils.runtime import distributed
 from utils.runtime.memory import memory_bytes
 from utils.runtime.workers import start_worker
@@ -96,8 +97,13 @@ def extract(
         remaining = images[distributed.broadcast_object(indices)]
         for chunk in extract_chunks(extractor.model, remaining, extractor.config, float_branch=float_branch):
             if store and chunk:
-                store.append(pca.project_features(chunk) if pca else chunk)
+                store.append(project(pca, chunk) if pca else chunk)
         return store.features()._replace(merging=merging) if store else None
+
+
+def project(pca: PCA, features: Features) -> Features:
+    """Features whose descriptors are projected."""
+    return features._replace(descriptors=pca.project(as_array(features.descriptors)))
 
 
 def extract_chunks(
@@ -267,7 +273,7 @@ def _open_store(
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
             original = extractor.model.original
-            metadata = IndexMetadata.of(original, config, save_to, utm_zone=images.utm_zone, pca=pca)
+            metadata = metadata_of(original, config, save_to, pca=pca)
             return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))

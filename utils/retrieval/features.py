@@ -2,34 +2,40 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import CODE_BITS
 from model.errors import InputError
+from model.index.files import DiskArray
 from utils.retrieval.config import CropConfig
 
-CHUNK_SIZE = 1024  # images that are extracted, and stored, at a time
 
+class JoinedRows:
+    """The rows [n] of one array after those of another, as parts (array [N, dim], rows). Reads like a DiskArray."""
 
-class DiskArray:
-    """Rows [N, ...] of a binary file. `array[start:stop]` and `array[indices]` read them into a new NumPy array.
-
-    Each access maps the file anew: a long-lived mapping would count every page read as the process's memory.
-    """
-
-    def __init__(self, file: IO[bytes] | Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        self.file, self.dtype, self.shape = file, dtype, shape
+    def __init__(self, parts: Sequence[tuple[Any, np.ndarray]]) -> None:
+        self._parts = parts
+        self._bounds = np.cumsum([0, *(len(rows) for _, rows in parts)])
+        self.shape = int(self._bounds[-1]), *parts[0][0].shape[1:]
+        self.dtype = np.result_type(*(array.dtype for array, _ in parts))
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        mapped = np.memmap(self.file, self.dtype, "r", shape=self.shape)  # type: ignore[call-overload]
-        return np.array(mapped[rows]) if isinstance(rows, slice) else mapped[rows]
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        if isinstance(indices, slice):
+            indices = np.arange(len(self))[indices]
+        found = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for (array, rows), start, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
+            of_part = (start <= indices) & (indices < end)
+            if of_part.any():
+                found[of_part] = array[rows[indices[of_part] - start]]
+        return found
 
 
 class SearchResult(NamedTuple):

@@ -16,8 +16,9 @@ from typing import Any
 
 from model.errors import InputError
 from model.files import open_regular, remove_leftovers
+from model.saving import lock_folder
 from utils.runtime import distributed
-from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
+from utils.runtime.atomic_files import atomic_write, make_folder
 from utils.runtime.signals import stop_signals
 from utils.runtime.terminal import PrintableFormatter
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from model import CODE_BITS
 from model.errors import InputError
+from model.index.metadata import METADATA_ERRORS, IndexMetadata, UnknownFormat
 from utils.retrieval.config import EngineAddress
-from utils.retrieval.index.format import METADATA_ERRORS, IndexMetadata, UnknownFormat
 
 STATE_PROPERTY = "selavprplusplus.state"
 CONNECT_SECONDS, REQUEST_SECONDS, LOAD_SECONDS = 5, 120, 3600

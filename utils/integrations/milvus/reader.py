@@ -43,7 +43,7 @@ class MilvusIndex(OpenIndex):
                     "collections and export the index again."
                 )
         self._table = ImageTable(collections, state.images)
-        self.images = ImageSet(Paths(self._table), cast(np.ndarray, self._table), self.metadata.utm_zone)
+        self.images = ImageSet(Paths(self._table), cast(np.ndarray, self._table))
         logging.info("The index %s holds %d images.", address, len(self))
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from model.errors import InputError
+from model.index.manifest import CHUNK_SIZE, Manifest
 from utils.integrations.milvus.collections import (
     LOAD_SECONDS,
     MAX_PATH_BYTES,
@@ -18,8 +19,7 @@ from utils.integrations.milvus.collections import (
 )
 from utils.integrations.milvus.reader import MilvusDescriptors
 from utils.retrieval.config import EngineAddress
-from utils.retrieval.features import CHUNK_SIZE, Features, as_array
-from utils.retrieval.index.format import Manifest
+from utils.retrieval.features import Features, as_array
 from utils.retrieval.index.reader import Index
 
 SAMPLE_SIZE = 256  # rows that are compared after an export

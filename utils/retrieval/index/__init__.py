@@ -5,13 +5,13 @@ A search engine may hold a copy of it: see `utils.retrieval.index.engines`.
 
 from pathlib import Path
 
+from model.index.metadata import IndexMetadata
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.index.engines import engine_of
-from utils.retrieval.index.format import IndexMetadata
-from utils.retrieval.index.reader import Index, OpenIndex
-from utils.retrieval.index.writer import IndexWriter
+from utils.retrieval.index.reader import Index, OpenIndex, turned_as
+from utils.retrieval.index.writer import IndexWriter, metadata_of
 
-__all__ = ["Index", "IndexMetadata", "IndexWriter", "OpenIndex", "open_index"]
+__all__ = ["Index", "IndexMetadata", "IndexWriter", "OpenIndex", "metadata_of", "open_index", "turned_as"]
 
 
 def open_index(location: Path | EngineAddress, *, verify: bool = True, allow_incomplete: bool = False) -> OpenIndex:

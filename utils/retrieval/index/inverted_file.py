@@ -15,9 +15,9 @@ import numpy as np
 
 from model import InputError
 from model.files import open_regular
+from model.index.metadata import parse_object
 from utils.retrieval.config import IVFConfig
 from utils.retrieval.features import SearchResult
-from utils.retrieval.index.format import parse_object
 from utils.retrieval.search import QUERY_BLOCK, with_progress
 from utils.runtime.atomic_files import atomic_write
 

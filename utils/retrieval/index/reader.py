@@ -2,34 +2,25 @@
 
 import abc
 import logging
-import mmap
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
-from datasets.file_names import MAX_METRES
 from model import InputError
-from model.files import open_regular
+from model.index.files import DiskArray, IndexFiles
+from model.index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_pca
+from model.index.pca import PCA
+from model.index.quantization import QuantizedArray
 from model.zoo import PublishedModel, find_published
-from utils.retrieval.features import DiskArray, Features
-from utils.retrieval.index.format import (
-    PATHS,
-    IndexMetadata,
-    Manifest,
-    check_sizes,
-    damaged,
-    read_pca,
-    verify_checksums,
-    verify_metadata,
-)
-from utils.retrieval.pca import PCA
-from utils.retrieval.quantization import QuantizedArray
+from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.features import Features, JoinedRows
 
-READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
+NOT_COMPARED = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
 
 
 class OpenIndex(abc.ABC):
@@ -52,99 +43,170 @@ class OpenIndex(abc.ABC):
 
     @property
     def weights(self) -> PublishedModel | Path:
-        """The model's weights when the index was built. Raises InputError for published ones that do not exist."""
+        """The model's weights when the index was built. Raises InputError if there are none under that name."""
         file = self.metadata.weights_file
-        return find_published(self.metadata.model_config) if file == "published" else Path(file)
+        if file == UNKNOWN_WEIGHTS:
+            raise InputError(f"The index {self} does not name the weights of its model. Give them with --model.")
+        return find_published(self.metadata.model_config) if file == PUBLISHED else Path(file)
 
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
         message = f"The index {self} was built with another model or resize"
-        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "utm_zone"}
-        self.metadata.require_same(metadata, ignored, message)
+        self.metadata.require_same(metadata, NOT_COMPARED, message)
+
+
+def turned_as(metadata: IndexMetadata, config: ExtractionConfig) -> ExtractionConfig:
+    """The settings of queries, which are turned as the images of an index were.
+
+    Raises InputError for queries that are to be turned upright although those images were not.
+    """
+    if config.exif_orientation and not metadata.exif_orientation:
+        raise InputError(
+            "The images of the index were read as they are stored, and so are queries. Leave --exif_orientation out."
+        )
+    return replace(config, exif_orientation=metadata.exif_orientation)
 
 
 class Index(OpenIndex):
-    """An index in a folder. In memory: codes, positions and offsets of paths, 88 bytes per image.
+    """An index in a folder, as it is when it is opened. In memory: codes, positions and offsets of paths, 150 bytes per
+    image.
 
-    Attributes: folder; and those of OpenIndex. With `verify` every byte is read and its checksum compared. Raises
-    InputError, which names the file, if the folder is not an index, has another format, is damaged, or (without
-    `allow_incomplete`) is incomplete.
+    Attributes: folder; ids [N] int64 of the images; and those of OpenIndex. With `verify` every byte is read and its
+    checksum compared. image_root: the folder of the images, if they were moved. Raises InputError, which names the
+    file, if the folder is not an index, has another format, is damaged, or (without `allow_incomplete`) is incomplete.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True, allow_incomplete: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        verify: bool = True,
+        allow_incomplete: bool = False,
+        image_root: Path | None = None,
+    ) -> None:
         self.folder = folder
-        self.metadata = IndexMetadata.read(folder)
-        manifest = Manifest.read(folder)
-        verify_metadata(folder, manifest)
-        check_sizes(folder, self.metadata, manifest)
-        if not manifest.chunks:
-            raise InputError(f"The index {folder} is empty, probably because building it was interrupted. Rebuild it.")
-        if not manifest.complete and not allow_incomplete:
+        self._files = files = IndexFiles(folder, unmarked=allow_incomplete, root=image_root)
+        self.metadata = files.metadata
+        manifest = files.manifest
+        if not manifest.is_marked and not allow_incomplete:
             raise InputError(
                 f"The index {folder} is incomplete: it holds {manifest.images} images, and building it was interrupted "
                 "or is still in progress. Continue building it with --append, or use it as it is with "
                 "--allow_incomplete_index."
             )
+        if manifest.images == 0:
+            raise InputError(f"The index {folder} holds no images: all were removed. Add some with --append.")
         if verify:
-            verify_checksums(folder, self.metadata, manifest)
+            verify_files(files)
         self.pca = read_pca(folder, self.metadata)
-        self._columns = {
-            name: DiskArray(folder / f"{name}.bin", dtype, (manifest.images, width))
-            for name, (dtype, width) in self.metadata.columns.items()
-        }
-        paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images)
-        utms = self._columns["utms"][:]
-        _check_positions(folder / "utms.bin", utms)
-        self.images = ImageSet(paths, utms, self.metadata.utm_zone)
+        self._rows = np.flatnonzero(~manifest.removed) if manifest.removed.any() else None
+        records = files.records() if self._rows is None else files.records()[self._rows]
+        paths = files.paths if self._rows is None else JoinedPaths([(files.paths, self._rows)])
+        self.ids = records["id"].copy()
+        self.images = image_set(paths, records)
         logging.info("The index %s holds %d images.", folder, len(self))
-        if not manifest.complete:
+        if not manifest.is_marked:
             logging.warning("The index %s is incomplete: results do not cover the whole database.", folder)
+        elif manifest.rows_behind:
+            message = (
+                "A change of the index %s is in progress, or was interrupted: %d images are not searched yet. Continue "
+                "an interrupted one with --append."
+            )
+            logging.warning(message, folder, manifest.rows_behind)
 
     def __str__(self) -> str:
         return str(self.folder)
 
     def features(self) -> Features:
         """Codes and scales, in memory, and descriptors, on disk."""
-        codes = self._columns["codes"][:] if "codes" in self._columns else None
-        descriptors: DiskArray | QuantizedArray | None = self._columns.get("descriptors")
+        columns = self._files.columns
+        codes = _select(columns["codes"][:], self._rows) if "codes" in columns else None
+        descriptors: DiskArray | QuantizedArray | JoinedRows | None = columns.get("descriptors")
         if self.metadata.is_quantized:
-            descriptors = QuantizedArray(self._columns["descriptors"], self._columns["scales"][:])
+            descriptors = QuantizedArray(columns["descriptors"], columns["scales"][:])
+        if descriptors is not None and self._rows is not None:
+            descriptors = JoinedRows([(descriptors, self._rows)])
         return Features(self.images, codes, descriptors)
 
 
-def _check_positions(path: Path, utms: np.ndarray) -> None:
-    """Raises InputError for positions that no image has, or that are unknown (NaN) in one coordinate only."""
-    unknown = np.isnan(utms)
-    bad = np.flatnonzero((np.abs(utms) > MAX_METRES).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
-    if len(bad):
-        raise damaged(path, f"the position of image {bad[0]} is {utms[bad[0]].tolist()}")
+class SeveralIndexes(OpenIndex):
+    """Several indexes that are searched as one: the images of each after those of the one before.
 
-
-class PathList(Sequence[str]):
-    """The lines of a file, read on demand: as strings, the paths of millions of images would take gigabytes.
-
-    Raises InputError if there are not `count` lines in the first `size` bytes, or one contains a NUL byte.
+    An image that several hold, by its path, is that of the first. Raises InputError if they were not built with the
+    same model and settings.
     """
 
-    def __init__(self, path: Path, size: int, count: int) -> None:
-        ends = []
-        with open(open_regular(path), "rb") as file:  # read rather than mapped, so that the pages do not stay in memory
-            for start in range(0, size, READ_BLOCK):
-                block = np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8)
-                if not block.all():  # no system opens such a path
-                    raise damaged(path, "a path contains a NUL byte")
-                ends.append(np.flatnonzero(block == ord("\n")) + start)
-            self._text = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        self._ends = np.concatenate(ends)
-        if len(self._ends) != count or self._ends[-1] != size - 1:
-            raise damaged(path, f"it does not hold one line for each of {count} images")
+    def __init__(self, indexes: Sequence[Index]) -> None:
+        self._indexes = indexes
+        self.metadata = indexes[0].metadata
+        for other in indexes[1:]:
+            message = f"The indexes {indexes[0]} and {other} were built differently"
+            self.metadata.require_same(other.metadata, {"weights_file", "positions", "descriptor_dtype"}, message)
+        self.pca = indexes[0].pca
+        self._rows = distinct_rows([index.images.paths for index in indexes])
+        paths = JoinedPaths(self._parts([index.images.paths for index in indexes]))
+        utms = [index.images.utms[rows] for index, rows in zip(indexes, self._rows, strict=True)]
+        self.images = ImageSet(paths, np.concatenate(utms))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._indexes))
+
+    def _parts(self, arrays: list[Any]) -> list[tuple[Any, np.ndarray]]:
+        return list(zip(arrays, self._rows, strict=True))
+
+    def features(self) -> Features:
+        """Codes in memory, and descriptors, on disk."""
+        features = [index.features() for index in self._indexes]
+        codes, descriptors = None, None
+        if features[0].codes is not None:
+            codes = JoinedRows(self._parts([part.codes for part in features]))[:]
+        if features[0].descriptors is not None:
+            descriptors = JoinedRows(self._parts([part.descriptors for part in features]))
+        return Features(self.images, codes, descriptors)
+
+
+class JoinedPaths(Sequence[str]):
+    """The paths at rows [n] of one list after those of another, as parts (paths, rows)."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[str], np.ndarray]]) -> None:
+        self._parts = parts
+        self._bounds = np.cumsum([0, *(len(rows) for _, rows in parts)])
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return int(self._bounds[-1])
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        end = self._ends[i]
-        start = self._ends[i - 1] + 1 if i % len(self) else 0
-        return os.fsdecode(self._text[start:end])
+        index = range(len(self))[i]
+        part = int(np.searchsorted(self._bounds, index, "right")) - 1
+        paths, rows = self._parts[part]
+        return paths[rows[index - self._bounds[part]]]
+
+
+def distinct_rows(paths: Iterable[Sequence[str | Path]]) -> list[np.ndarray]:
+    """For each list of paths, the indices of those that no list before it holds. A path of "" is always another one."""
+    seen: set[str] = set()
+    rows = []
+    for part in paths:
+        names = list(map(str, part))
+        rows.append(np.array([i for i, name in enumerate(names) if not name or name not in seen], np.int64))
+        seen.update(names)
+    return rows
+
+
+def verify_files(files: IndexFiles, names: Iterable[str] | None = None) -> None:
+    """Compares the checksums of all files, or some, with a progress bar. Raises InputError for damage."""
+    with tqdm(total=files.manifest.rows, unit="image", leave=False) as bar:
+        for name, done in files.verify(names):
+            bar.desc = f"Verifying {name}: "
+            bar.update(done - bar.n)
+
+
+def image_set(paths: Sequence[str], records: np.ndarray) -> ImageSet:
+    """Images as an index describes them."""
+    return ImageSet(paths, np.stack([records["easting"], records["northing"]], axis=1))
+
+
+def _select(array: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    return array if rows is None else array[rows]

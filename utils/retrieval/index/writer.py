@@ -1,37 +1,72 @@
-"""Writing an index."""
+"""Writing an index of image files."""
 
 import hashlib
-import json
 import logging
 import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 import numpy as np
 
 from datasets.benchmark import ImageSet
-from model import InputError
-from model.files import open_regular, read_regular, remove_leftovers
-from utils.retrieval.config import IndexConfig
-from utils.retrieval.features import DiskArray, Features, as_array
-from utils.retrieval.index.format import (
-    MANIFEST,
-    MAX_METADATA_BYTES,
-    METADATA,
-    PATHS,
-    PROJECTION,
-    IndexMetadata,
-    Manifest,
-    check_sizes,
-    verify_checksums,
-    verify_metadata,
-)
-from utils.retrieval.index.reader import Index, PathList
-from utils.retrieval.pca import PCA
-from utils.retrieval.quantization import quantize
-from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
+from model import GeoLocalizationNet, InputError
+from model.index.files import PATHS, IndexFiles
+from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, IndexMetadata
+from model.index.pca import PCA
+from model.index.quantization import quantize
+from model.index.writing import RowWriter
+from utils.retrieval.config import ExtractionConfig, IndexConfig
+from utils.retrieval.features import Features, as_array
+from utils.retrieval.index.reader import Index, verify_files
+from utils.runtime.atomic_files import make_folder
 
 SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
+READERS = 8  # threads that read files for their digests
+
+
+class FileState(NamedTuple):
+    """A file's size in bytes, and when it was changed, in nanoseconds; -1 for what is no file."""
+
+    size: int
+    mtime_ns: int
+
+
+class Changes(NamedTuple):
+    """Image files beside an index: those that it lacks; those that were changed since they were described, and those
+    that were not, {file: row in the index}; and the rows of files that are gone.
+    """
+
+    new: list[int]
+    changed: dict[int, int]
+    unchanged: dict[int, int]
+    gone: list[int]
+
+
+def metadata_of(
+    model: GeoLocalizationNet, config: ExtractionConfig, index: IndexConfig | None = None, *, pca: PCA | None = None
+) -> IndexMetadata:
+    """The metadata of an index with this model, these settings, and descriptors that this projection reduced.
+
+    Raises InputError for a number format of descriptors that the model does not have.
+    """
+    dtype = index.descriptor_dtype if index else "fp32"
+    if dtype != "fp32" and not model.config.has_float_branch:
+        raise InputError(
+            f"--descriptor_dtype {dtype} applies to float descriptors, which hashing-only models do not have. "
+            "Leave it out."
+        )
+    return IndexMetadata.of(
+        model,
+        config.image_config,
+        pca,
+        weights_file=str(index.weights.absolute()) if index and index.weights else PUBLISHED,
+        precision=config.precision,
+        exif_orientation=config.exif_orientation,
+        positions=index.positions if index else None,
+        descriptor_dtype=dtype,
+    )
 
 
 class IndexWriter:
@@ -45,77 +80,45 @@ class IndexWriter:
     """
 
     def __init__(self, config: IndexConfig, metadata: IndexMetadata, pca: PCA | None = None) -> None:
-        self.folder = folder = config.folder
-        self.metadata = metadata
-        check_folder(folder, append=config.append)
-        make_folder(folder, exist_ok=True)
-        self._lock = lock_folder(folder)
+        self.config, self.folder = config, config.folder
+        check_folder(config.folder, append=config.append)
+        make_folder(config.folder, exist_ok=True)
+        root = os.path.abspath(config.root) if config.root else ""
+        self._rows = rows = RowWriter(config.folder, metadata, append=config.append, root=root, pca=pca)
         try:
-            check_folder(folder, append=config.append)  # again, because another process may have built one meanwhile
-            self._open(metadata, pca, append=config.append)
+            message = f"--append: the index {config.folder} was built differently"
+            rows.metadata.require_same(metadata, {"weights_file", "positions"}, message)
+            if rows.files:  # what the comparison with the files relies on
+                verify_files(rows.files, ["images.bin", PATHS])
         except BaseException:
-            self._lock.release()
+            rows.close()
             raise
-
-    def _open(self, metadata: IndexMetadata, pca: PCA | None, *, append: bool) -> None:
-        """Opens the files of the index for writing; creates them if there is none yet."""
-        folder = self.folder
-        remove_leftovers(folder)
-        if append and (folder / METADATA).exists():
-            message = f"--append: the index {folder} was built differently"
-            self.metadata = IndexMetadata.read(folder)
-            self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
-        else:
-            if pca:  # before the metadata, which makes the folder an index
-                with atomic_write(folder / PROJECTION, "wb") as file:
-                    file.write(pca.to_bytes())
-            with atomic_write(folder / METADATA, new=True) as file:  # so even without a lock only one process begins
-                file.write(metadata.to_json(indent=2))
-        manifest = Manifest.read(folder)
-        verify_metadata(folder, manifest)
-        check_sizes(folder, metadata, manifest)
-        verify_checksums(folder, metadata, manifest)
-        self.count = manifest.images
-        paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images) if manifest.chunks else ()
-        self._rows = {path: row for row, path in enumerate(paths)}
-        self._metadata_sha256 = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
-        self._is_complete = manifest.complete
-        self._sizes = {name: manifest.images * row for name, row in metadata.row_bytes.items()}
-        self._sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
-        self._files = {name: _open_to_append(folder / name) for name in self._sizes}
-        if not manifest.complete:
-            self._remove_unfinished()
+        self.metadata = rows.metadata
+        self._states: dict[str, FileState] = {}
+        self._replaced: dict[str, int] = {}
 
     def to_extract(self, images: ImageSet) -> np.ndarray:
-        """The indices of the images that the index does not contain yet.
-
-        Warns of images that it contains with other positions, which it keeps. Raises InputError for a path with a line
-        break, and for positions in another UTM zone than the index's.
-        """
+        """The indices of the images that the index does not contain in their present state."""
         paths = [os.path.abspath(path) for path in images.paths]
         for path in paths:
             if "\n" in path:
                 raise InputError(
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
-        missing = np.array([i for i, path in enumerate(paths) if path not in self._rows], int)
-        if images.utm_zone != self.metadata.utm_zone and np.isfinite(images.utms[missing]).any():
-            raise InputError(
-                f"--append: the UTM zone of the index {self.folder} is {self.metadata.utm_zone or 'unknown'}, but that "
-                f"of the images to add is {images.utm_zone or 'unknown'}, so their positions cannot be compared. Build "
-                "a new index of all images, or add these without positions (--positions none in build_index.py)."
-            )
-        self._warn_of_other_positions(paths, images.utms)
-        return missing
+        changes = find_changes(self._rows.files, paths)
+        self._replaced = {paths[i]: row for i, row in changes.changed.items()}
+        chosen = sorted([*changes.new, *changes.changed])
+        self._warn_of_other_positions(changes.unchanged, paths, images.utms)
+        self._states = {paths[i]: file_state(paths[i]) for i in chosen}
+        return np.array(chosen, int)
 
-    def _warn_of_other_positions(self, paths: list[str], utms: np.ndarray) -> None:
-        """Warns if the index contains images with other positions than these [N, 2], as far as these are known."""
-        known = [i for i, path in enumerate(paths) if path in self._rows and np.isfinite(utms[i]).all()]
-        if not known:
+    def _warn_of_other_positions(self, rows: dict[int, int], paths: list[str], utms: np.ndarray) -> None:
+        """Warns if the index contains images, {index: row}, with other positions than utms [N, 2], where known."""
+        known = [i for i in rows if np.isfinite(utms[i]).all()]
+        if not known or self._rows.files is None:
             return
-        dtype, width = self.metadata.columns["utms"]
-        column = DiskArray(self.folder / "utms.bin", dtype, (self.count, width))
-        saved = column[np.array([self._rows[paths[i]] for i in known])]
+        records = self._rows.files.columns["images"][np.array([rows[i] for i in known])]
+        saved = np.stack([records["easting"], records["northing"]], axis=1)
         same = (np.abs(saved - utms[known]) <= SAME_POSITION_METRES).all(axis=1)  # False for unknown ones
         if not same.all():
             message = (
@@ -125,71 +128,112 @@ class IndexWriter:
             logging.warning(message, (~same).sum(), self.folder, paths[known[int(same.argmin())]])
 
     def append(self, chunk: Features) -> None:
-        """Adds the features of up to CHUNK_SIZE images: all of them or, if the process dies, none.
+        """Adds the features of up to CHUNK_SIZE images, in place of earlier ones of the same files: all of them or, if
+        the process dies, none.
 
         Raises InputError if it cannot write.
         """
         paths = [os.path.abspath(path) for path in chunk.images.paths]
-        arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
-        if self.metadata.is_quantized:
-            arrays["descriptors"], arrays["scales"] = quantize(as_array(chunk.descriptors))
-        content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}
-        for name, (dtype, width) in self.metadata.columns.items():
-            array = np.ascontiguousarray(arrays[name], dtype)
-            assert array.shape == (len(paths), width), "one row per image"
-            content[f"{name}.bin"] = array.tobytes()
-        checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-        checksums[METADATA] = self._metadata_sha256
-        if self._is_complete:
-            self._remove_unfinished()
-        for name, data in content.items():
-            self._write(name, data)
-        # Last, because from here on the chunk belongs to the index.
-        self._write_manifest({"images": len(paths), "path_bytes": len(content[PATHS]), "sha256": checksums})
-        self.count += len(paths)
+        columns = {"images": self._records(paths, chunk.images)}
+        if chunk.codes is not None:
+            columns["codes"] = as_array(chunk.codes)
+        if chunk.descriptors is not None:
+            columns["descriptors"] = as_array(chunk.descriptors)
+            if self.metadata.is_quantized:
+                columns["descriptors"], columns["scales"] = quantize(columns["descriptors"])
+        replaced = [self._replaced[path] for path in paths if path in self._replaced]
+        self._rows.append(paths, columns, replaced=replaced)
+
+    def _records(self, paths: list[str], images: ImageSet) -> np.ndarray:
+        records = np.zeros(len(paths), RECORD)
+        records["id"] = self._rows.next_id + np.arange(len(paths))
+        records["time"] = np.nan
+        records["easting"], records["northing"] = images.utms.T
+        records["latitude"], records["longitude"] = np.nan, np.nan
+        states = [self._states.get(path) or file_state(path) for path in paths]
+        records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
+        with ThreadPoolExecutor(READERS) as pool:
+            records["digest"] = list(pool.map(_digest_of_state, paths, states))
+        return records
 
     def features(self) -> Features:
-        """Marks the index as complete, and returns the features of all its images."""
-        if not self._is_complete:
-            self._write_manifest({"complete": self.count})
-            self._is_complete = True
+        """Makes what was added the state that readers see, and returns the features of all images."""
+        self._rows.mark()
         return Index(self.folder, verify=False).features()
-
-    def _remove_unfinished(self) -> None:
-        """Removes an unfinished chunk, or the end mark: an index that has one never has an unfinished chunk."""
-        for name, size in self._sizes.items():
-            self._files[name].truncate(size)
-        os.fsync(self._files[MANIFEST].fileno())
-        self._is_complete = False
-
-    def _write_manifest(self, entry: dict) -> None:
-        self._write(MANIFEST, json.dumps(entry).encode() + b"\n")
-
-    def _write(self, name: str, data: bytes) -> None:
-        file = self._files[name]
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(
-                f"Cannot write {self.folder / name}: {error.strerror or error}. The index is valid up to the last "
-                "chunk; continue with --append once this is solved."
-            ) from error
 
     def __enter__(self) -> "IndexWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for file in self._files.values():
-            file.close()
-        self._lock.release()
+        self._rows.close()
 
 
-def _open_to_append(path: Path) -> IO[bytes]:
-    """The file, unbuffered. Raises InputError for a link: what it leads to is not the index's."""
-    return open(open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0)
+def find_changes(
+    files: IndexFiles | None, paths: Sequence[str], *, folder: Path | None = None, check_content: bool = False
+) -> Changes:
+    """Compares the images of an index with files, by absolute paths: by size and time of change or, with
+    `check_content`, by their content.
+
+    A file that cannot be looked at is not changed: reading it will say why. folder: where the paths were listed; None
+    for files of any folder, of which none is gone.
+    """
+    if files is None:
+        return Changes(list(range(len(paths))), {}, {}, [])
+    records, removed = files.records(), files.manifest.removed
+    rows = {path: row for row, path in enumerate(files.paths) if not removed[row]}
+    new, changed, unchanged = list[int](), dict[int, int](), dict[int, int]()
+    for i, path in enumerate(paths):
+        row = rows.get(path)
+        if row is None:
+            new.append(i)
+        else:
+            kind = changed if _is_changed(path, records[row], check_content=check_content) else unchanged
+            kind[i] = row
+    within = f"{os.path.abspath(folder)}{os.sep}" if folder else None
+    listed = set(paths)
+    gone = [row for path, row in rows.items() if within and path.startswith(within) and path not in listed]
+    return Changes(new, changed, unchanged, gone)
+
+
+def _is_changed(path: str, record: np.void, *, check_content: bool) -> bool:
+    state = file_state(path)
+    if record["size"] < 0 or state.size < 0:
+        return False
+    if check_content and record["digest"]:
+        return state.size != record["size"] or digest_of(path) != record["digest"]
+    return (state.size, state.mtime_ns) != (record["size"], record["mtime_ns"])
+
+
+def file_state(path: str) -> FileState:
+    """The state of a file now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileState(-1, -1)
+    return FileState(status.st_size, status.st_mtime_ns)
+
+
+def digest_of(path: str) -> int:
+    """64 bits of the BLAKE2 hash of a file's content, never 0; 0 if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            content = hashlib.blake2b(file.read(), digest_size=8).digest()
+    except OSError:
+        return 0
+    return int.from_bytes(content, "little") or 1
+
+
+def _digest_of_state(path: str, state: FileState) -> int:
+    """The digest of a file that is still in this state; otherwise 0, which is compared with nothing."""
+    digest = digest_of(path) if state.size >= 0 else 0
+    return digest if file_state(path) == state else 0
+
+
+def prune(folder: Path, rows: Iterable[int]) -> None:
+    """Takes images, by their rows, out of an index."""
+    with RowWriter(folder, IndexMetadata.read(folder), append=True) as writer:
+        writer.remove(rows)
+        writer.mark()
 
 
 def check_folder(folder: Path, *, append: bool) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.retrieval.features import DiskArray
+from .files import DiskArray
 
 MAX_CODE = 127
 

@@ -1,0 +1,185 @@
+"""The files of an index, opened for reading."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import open_regular, read_regular
+from .manifest import CHUNK_SIZE, MANIFEST, Manifest
+from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMetadata, damaged
+
+PATHS = "paths.txt"
+READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
+POSITION_LIMITS = {("easting", "northing"): (MAX_METRES, MAX_METRES), ("latitude", "longitude"): (90, 180)}
+ATTEMPTS = 10  # to open files that another process compacts meanwhile
+
+
+class DiskArray:
+    """Rows [N, ...] of a binary file. `array[start:stop]` and `array[indices]` read them into a new NumPy array.
+
+    Each access maps the file anew: a long-lived mapping would count every page read as the process's memory.
+    """
+
+    def __init__(self, file: IO[bytes] | Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        self.file, self.dtype, self.shape = file, dtype, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if not len(self):
+            return np.empty(self.shape, self.dtype)[rows]
+        mapped = np.memmap(self.file, self.dtype, "r", shape=self.shape)  # type: ignore[call-overload]
+        return np.array(mapped[rows])
+
+
+class PathList(Sequence[str]):
+    """The paths that a file lists, read on demand: as strings, the paths of millions of images would take gigabytes.
+
+    root: the folder of those that begin with "./". Raises InputError if there are not `count` lines in the first `size`
+    bytes, or one contains a NUL byte.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, count: int, *, root: str = "") -> None:
+        self._root = root
+        ends = [np.empty(0, np.int64)]
+        file.seek(0)
+        for start in range(0, size, READ_BLOCK):  # read rather than mapped, so that the pages do not stay in memory
+            block = np.frombuffer(file.read(min(READ_BLOCK, size - start)), np.uint8)
+            if not block.all():  # no system opens such a path
+                raise damaged(Path(file.name), "a path contains a NUL byte")
+            ends.append(np.flatnonzero(block == ord("\n")) + start)
+        self._text: Any = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        self._ends = np.concatenate(ends)
+        if len(self._ends) != count or (count and self._ends[-1] != size - 1):
+            raise damaged(Path(file.name), f"it does not hold one line for each of {count} images")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        """The path, or the name, of an image; "" for one that has none."""
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        name = self.stored(i)
+        return os.path.join(self._root, name[2:]) if self._root and name.startswith("./") else name
+
+    def stored(self, i: int) -> str:
+        """A line: a path in the root begins with "./"."""
+        end = self._ends[i]
+        start = self._ends[i - 1] + 1 if i % len(self) else 0
+        return os.fsdecode(self._text[start:end])
+
+
+def data_file(name: str, generation: int) -> str:
+    """The name of a file of images: with the number of the generation, if the index was compacted."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}.{generation}{suffix}" if generation else name
+
+
+def _open_to_read(path: Path) -> IO[bytes]:
+    return open(path, "rb", opener=lambda name, _: open_regular(name))
+
+
+def check_lengths(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
+    """Raises InputError if a file is missing or shorter than the manifest says, or longer by more than a chunk."""
+    generation = manifest.header.generation
+    for name, row_bytes in [*metadata.row_bytes.items(), ("paths", 0)]:
+        path = folder / data_file(f"{name}.bin" if row_bytes else PATHS, generation)
+        size = manifest.rows * row_bytes if row_bytes else manifest.path_bytes
+        actual = path.stat().st_size if path.is_file() else 0
+        if actual < size:
+            state = "truncated" if path.is_file() else "missing"
+            raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REPAIR}")
+        if row_bytes and actual > size + (manifest.rows_behind + CHUNK_SIZE) * row_bytes:
+            raise InputError(  # lines of the manifest are missing
+                f"{folder / MANIFEST} is missing or truncated: {path} holds {actual // row_bytes} images, but the "
+                f"manifest lists {manifest.rows}. Copy the index again, or rebuild it."
+            )
+
+
+class IndexFiles:
+    """The files of an index as they are at one moment: what is added, removed or compacted later does not change them.
+
+    Attributes: folder, metadata, manifest; columns, {name: DiskArray}; paths. root: the folder of the images, if it is
+    no longer the one that the index names. With `unmarked`, what an unfinished change has added belongs to it too.
+    Raises InputError if the folder is not an index, has another format, or lacks a part.
+    """
+
+    def __init__(self, folder: Path, *, unmarked: bool = False, root: Path | None = None) -> None:
+        self.folder = folder
+        self.metadata = IndexMetadata.read(folder)
+        for attempt in range(ATTEMPTS):
+            self.manifest = Manifest.read(folder, unmarked=unmarked)
+            try:
+                check_lengths(folder, self.metadata, self.manifest)
+                if not self.manifest.chunks and not self.manifest.is_marked:
+                    message = "The index %s is empty, probably because building it was interrupted. Rebuild it."
+                    raise InputError(message % folder)
+                self._files = {name: _open_to_read(self._path(name)) for name in self._row_bytes}
+                break
+            except (InputError, FileNotFoundError):
+                if attempt + 1 == ATTEMPTS or Manifest.read(folder).header == self.manifest.header:
+                    raise
+        self._check_metadata()
+        rows, header = self.manifest.rows, self.manifest.header
+        self.columns = {
+            name: DiskArray(self._files[f"{name}.bin"], dtype, (rows, *shape))
+            for name, (dtype, shape) in self.metadata.columns.items()
+        }
+        where = header.root if root is None else os.path.abspath(root)
+        self.paths = PathList(self._files[PATHS], self.manifest.path_bytes, rows, root=where)
+
+    @property
+    def _row_bytes(self) -> dict[str, int | None]:
+        """{file: bytes per image}, None for paths."""
+        return {**{f"{name}.bin": size for name, size in self.metadata.row_bytes.items()}, PATHS: None}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / data_file(name, self.manifest.header.generation)
+
+    def _check_metadata(self) -> None:
+        """Raises InputError if the checksum of metadata.json differs."""
+        expected = hashlib.sha256(read_regular(self.folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
+        if any(chunk["sha256"].get(METADATA) != expected for chunk in self.manifest.chunks):
+            raise damaged(self.folder / METADATA, f"its checksum differs from {MANIFEST}")
+
+    def verify(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, int]]:
+        """Reads files, all or some, and compares the checksum of each chunk. Yields a file's name, and how many of its
+        images have been read. Raises InputError, which names the file, at the first checksum that differs.
+        """
+        for name in names or self._row_bytes:
+            row_bytes, done = self._row_bytes[name], 0
+            file = self._files[name]
+            file.seek(0)
+            for chunk in self.manifest.chunks:
+                data = file.read(chunk["path_bytes"] if row_bytes is None else chunk["images"] * row_bytes)
+                last = done + chunk["images"] - 1
+                if hashlib.sha256(data).hexdigest() != chunk["sha256"].get(name):
+                    problem = f"the checksum of images {done} to {last} differs from {MANIFEST}"
+                    raise damaged(self._path(name), problem)
+                done = last + 1
+                yield name, done
+
+    def records(self) -> np.ndarray:
+        """What images.bin says of each row: [rows] of RECORD. Raises InputError for values that no image has."""
+        records = self.columns["images"][:]
+        path = self._path("images.bin")
+        for names, limits in POSITION_LIMITS.items():
+            pair = np.stack([records[name] for name in names], axis=1)
+            unknown = np.isnan(pair)
+            bad = np.flatnonzero((np.abs(pair) > limits).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
+            if len(bad):
+                raise damaged(path, f"the position of image {bad[0]} is {pair[bad[0]].tolist()}")
+        ids = records["id"]
+        if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
+            raise damaged(path, "its ids do not ascend")
+        if np.isinf(records["time"]).any():
+            raise damaged(path, "a time is infinite")
+        return records

@@ -1,0 +1,264 @@
+"""metadata.json: how an index was made."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from ..config import CODE_BITS, PRECISIONS, ImageConfig, ModelConfig, check_image_size
+from ..errors import InputError
+from ..files import read_regular
+from .pca import PCA
+
+if TYPE_CHECKING:
+    from ..network import GeoLocalizationNet
+
+FORMAT = 6
+METADATA, PROJECTION = "metadata.json", "pca.bin"
+MAX_METADATA_BYTES = 1 << 20
+MAX_DESCRIPTOR_DIM = 1 << 16
+MAX_METRES = 1e8  # of an easting or northing; those of national grids that begin with the zone have eight digits
+PUBLISHED, UNKNOWN_WEIGHTS = "published", ""  # in place of the file of a model's weights
+REPAIR = "Rebuild the index, or copy it again."
+METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
+FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
+RECORD = np.dtype(  # of an image, in images.bin
+    [
+        ("id", "<i8"),  # a number that no other image of the index ever has
+        ("time", "<f8"),  # seconds; NaN where unknown, as positions are
+        ("easting", "<f8"),  # metres, as the dataset gives them
+        ("northing", "<f8"),
+        ("latitude", "<f8"),  # degrees, WGS 84
+        ("longitude", "<f8"),
+        ("size", "<i8"),  # of the file when it was described, in bytes; -1 for what is no file
+        ("mtime_ns", "<i8"),  # when the file was changed, in nanoseconds since 1970
+        ("digest", "<u8"),  # of the file's content; 0 where unknown
+        ("zone", "|i1"),  # the UTM zone of easting and northing, negative south of the equator; 0 where unknown
+    ]
+)
+
+
+def damaged(path: Path, problem: str) -> InputError:
+    """The error for a file whose content cannot be right."""
+    return InputError(f"{path} is damaged: {problem}. {REPAIR}")
+
+
+class UnknownFormat(ValueError):
+    """Metadata of another format, `number`. The message names both."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"format {number}; this version reads format {FORMAT}")
+        self.number = number
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexMetadata:
+    """How an index was made.
+
+    The fields of ModelConfig; the weights' checksum, and their file, "published", or "" where they have none; resize
+    (H, W), antialias, precision and exif_orientation of the extraction; positions: where these come from, one of
+    POSITION_SOURCES or a CSV file, or None where nobody said; dimension (0: none) and type of the descriptors. Of
+    descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used.
+    """
+
+    backbone: str
+    aggregation: str
+    hashing: bool
+    rerank: bool
+    weights_sha256: str
+    weights_file: str
+    resize: list
+    antialias: bool
+    precision: str
+    exif_orientation: bool
+    positions: str | None
+    descriptor_dim: int
+    descriptor_dtype: str
+    pca_input_dim: int | None
+    pca_sha256: str | None
+
+    @staticmethod
+    def of(
+        model: "GeoLocalizationNet", images: ImageConfig, pca: PCA | None = None, **settings: Any
+    ) -> "IndexMetadata":
+        """The metadata of an index with this model, images of this size, descriptors that this projection reduced, and
+        these other fields.
+        """
+        return IndexMetadata(
+            **asdict(model.config),
+            weights_sha256=fingerprint(model),
+            resize=list(images.resize),
+            antialias=images.antialias,
+            descriptor_dim=pca.dim if pca else model.descriptor_dim,
+            pca_input_dim=model.descriptor_dim if pca else None,
+            pca_sha256=hashlib.sha256(pca.to_bytes()).hexdigest() if pca else None,
+            **settings,
+        )
+
+    @staticmethod
+    def read(folder: Path) -> "IndexMetadata":
+        """Raises InputError if metadata.json is missing, damaged or of another format."""
+        try:
+            return read_metadata(folder, IndexMetadata.parse)
+        except UnknownFormat as error:
+            remedy = "Rebuild the index with build_index.py."
+            if error.number == FORMAT - 1:
+                remedy = f"Convert it: build_index.py --merge {folder} --index NEW"
+            raise InputError(f"The index {folder} has {error}. {remedy}") from None
+
+    @staticmethod
+    def parse(text: bytes) -> "IndexMetadata":
+        """The content of metadata.json. Raises UnknownFormat, or one of METADATA_ERRORS if it is damaged."""
+        content = parse_object(text)
+        require_format(content, FORMAT)
+        types = {field.name: field.type for field in fields(IndexMetadata)}
+        if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
+            raise TypeError("a value of the wrong type")
+        metadata = IndexMetadata(**content)
+        metadata._check_values()
+        return metadata
+
+    def to_json(self, indent: int | None = None) -> str:
+        """What `parse` reads."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=indent)
+
+    def _check_values(self) -> None:
+        """Raises ValueError, TypeError, KeyError or OverflowError for values that no index has."""
+        if any(type(side) is not int for side in self.resize):
+            raise TypeError("a size that is not a number")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"the precision {self.precision}")
+        check_image_size(self.model_config, self.image_config.resize)
+        np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
+        if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
+            raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
+        if (self.pca_input_dim is None) != (self.pca_sha256 is None):
+            raise ValueError("one of the fields of PCA without the other")
+        if self.pca_input_dim is not None and not 0 < self.descriptor_dim <= self.pca_input_dim <= MAX_DESCRIPTOR_DIM:
+            raise ValueError(f"descriptors reduced from {self.pca_input_dim} to {self.descriptor_dim} dimensions")
+
+    @property
+    def has_pca(self) -> bool:
+        """Whether descriptors were reduced by PCA."""
+        return self.pca_sha256 is not None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether descriptors are stored as quantization.quantize gives them."""
+        return self.descriptor_dtype == "int8" and self.descriptor_dim > 0
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model that made the index."""
+        return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """What its images were resized to."""
+        height, width = self.resize
+        return ImageConfig(resize=(height, width), antialias=self.antialias)
+
+    @property
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """{name: (dtype, shape of a row)} of the files <name>.bin, which hold a row per image."""
+        columns: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"images": (RECORD, ())}
+        if self.hashing:
+            columns["codes"] = (np.dtype("|u1"), (CODE_BITS // 8,))
+        if self.descriptor_dim:
+            columns["descriptors"] = (np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype]), (self.descriptor_dim,))
+            if self.is_quantized:
+                columns["scales"] = (np.dtype("<f4"), (1,))
+        return columns
+
+    @property
+    def row_bytes(self) -> dict[str, int]:
+        """{name: bytes per image} of these files."""
+        return {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in self.columns.items()}
+
+    def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
+        """Raises InputError, which begins with the message and lists the differences, if another index differs."""
+        saved, now = asdict(self), asdict(other)
+        changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
+        if changed:
+            raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
+
+
+def read_metadata(folder: Path, parse: Callable[[bytes], Any]) -> Any:
+    """The content of metadata.json. Raises InputError if it is missing or damaged; UnknownFormat as `parse` does."""
+    path = folder / METADATA
+    try:
+        text = read_regular(path, MAX_METADATA_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / "header.json").exists():  # of version 0.1.0
+            raise InputError(
+                f"The index {folder} has format 1; this version reads format {FORMAT}. Rebuild the index with "
+                "build_index.py."
+            ) from None
+        raise InputError(f"No index in {folder}: {path} is missing. build_index.py creates one.") from None
+    try:
+        return parse(text)
+    except UnknownFormat:
+        raise
+    except METADATA_ERRORS as error:
+        raise damaged(path, repr(error)) from error
+
+
+def require_format(content: dict[str, Any], expected: int) -> None:
+    """Removes the field `format`. Raises UnknownFormat, or TypeError or KeyError, if it is not the expected number."""
+    number = content.pop("format")
+    if type(number) is not int:
+        raise TypeError("a format that is not a number")
+    if number != expected:
+        raise UnknownFormat(number)
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Raises ValueError if this is not one JSON object in which each field appears once."""
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_fields)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a field appears twice")
+    return content
+
+
+def fingerprint(model: "GeoLocalizationNet") -> str:
+    """SHA-256 of a model's state: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
+    """The projection of the descriptors; None if PCA was not used. Raises InputError if it is missing or damaged."""
+    if metadata.pca_input_dim is None:
+        return None
+    path = folder / PROJECTION
+    size = 4 * (1 + metadata.descriptor_dim) * metadata.pca_input_dim
+    actual = path.stat().st_size if path.is_file() else 0
+    if actual != size:
+        state = "damaged" if path.is_file() else "missing"
+        raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REPAIR}")
+    data = read_regular(path, size)
+    pca = PCA.from_bytes(data, metadata.pca_input_dim)
+    if hashlib.sha256(data).hexdigest() != metadata.pca_sha256:
+        raise damaged(path, f"its checksum differs from {METADATA}")
+    if not (np.isfinite(pca.mean).all() and np.isfinite(pca.components).all()):
+        raise damaged(path, "it contains NaN or infinity")
+    return pca
