@@ -17,12 +17,11 @@ from pathlib import Path
 
 from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
-from model import InputError
 from model.files import MAX_NAME_BYTES
 from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
-from utils.retrieval.index import metadata_of, open_index, turned_as
+from utils.retrieval.index import metadata_of, open_indexes, turned_as, weights_of
 from utils.retrieval.matches import Match, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
@@ -39,11 +38,10 @@ def main(args: SearchArguments) -> None:
         make_folder(args.save_pictures, exist_ok=True)
 
     # ---- The index, and the model that it was built with
-    index = open_index(args.index, verify=not args.trust_index, allow_incomplete=args.allow_incomplete_index)
-    print(f"The index {args.index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
-    source = args.resume or (find_model(args.model) if args.model else index.weights)
-    if isinstance(source, Path) and not source.exists():
-        raise InputError(f"The model of the index {args.index} is not at {source}. Give its path with --model.")
+    options = {"verify": not args.trust_index, "allow_incomplete": args.allow_incomplete_index}
+    index = open_indexes(args.indexes, image_root=args.image_root, **options)
+    print(f"The index {index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
+    source = args.resume or (find_model(args.model) if args.model else weights_of(index.metadata, index))
     settings = turned_as(index.metadata, args.extraction)
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
@@ -65,7 +63,7 @@ def main(args: SearchArguments) -> None:
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
-            "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
+            "index": {"folder": str(index), "images": len(index), "utm_zone": index.images.utm_zone},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
             "queries": [
                 {

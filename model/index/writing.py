@@ -29,7 +29,8 @@ class RowWriter:
     moment: the next writer continues after the last complete line.
 
     Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were not
-    removed; next_id, the smallest id that the next row may have; files, what the folder held at the start, or None.
+    removed; is_marked, whether readers see what was written; next_id, the smallest id that the next row may have;
+    files, what the folder held at the start, or None.
     Raises InputError if the folder is in use or cannot be written, if the index is damaged or, without `append`, if
     there is one.
     """
@@ -59,7 +60,7 @@ class RowWriter:
         self.files = IndexFiles(self.folder, unmarked=True) if has_rows else None
         self.header = manifest.header if manifest.size else Header(root=root)
         self.rows, self.images, self.next_id = manifest.rows, manifest.images, self.header.next_id
-        self._is_marked, self._removed = manifest.is_marked, set(np.flatnonzero(manifest.removed).tolist())
+        self.is_marked, self._removed = manifest.is_marked, set(np.flatnonzero(manifest.removed).tolist())
         if self.files and self.rows:
             self.next_id = max(self.next_id, int(self.files.columns["images"][-1:]["id"][0]) + 1)
         sizes = {f"{name}.bin": manifest.rows * size for name, size in self.metadata.row_bytes.items()}
@@ -89,7 +90,7 @@ class RowWriter:
         replaced = list(replaced)
         # Last, because from here on the chunk belongs to the index.
         self._write(MANIFEST, line({**self._chunk(len(names), content), **self._removal(replaced)}))
-        self.rows, self.next_id, self._is_marked = self.rows + len(names), int(ids[-1]) + 1, False
+        self.rows, self.next_id, self.is_marked = self.rows + len(names), int(ids[-1]) + 1, False
         self.images += len(names) - len(replaced)
         self._removed.update(replaced)
 
@@ -101,14 +102,14 @@ class RowWriter:
         if removed:
             self._write(MANIFEST, line(self._removal(removed)))
             self.images -= len(removed)
-            self._is_marked = False
+            self.is_marked = False
             self._removed.update(removed)
 
     def mark(self) -> None:
         """Makes what was written the state that readers see."""
-        if not self._is_marked:
+        if not self.is_marked:
             self._write(MANIFEST, line({"complete": self.images}))
-            self._is_marked = True
+            self.is_marked = True
 
     def move(self, root: str) -> None:
         """Makes this the folder that the paths of images are relative to. The index is complete."""
@@ -122,7 +123,7 @@ class RowWriter:
         Readers that have the index open keep what they see. Raises InputError, and leaves the index as it was, if it is
         damaged or the disk is full.
         """
-        assert self._is_marked and self.files, "changes are complete"
+        assert self.is_marked and self.files, "changes are complete"
         files = IndexFiles(self.folder)
         for _ in files.verify():  # otherwise damage would get new, right checksums
             pass

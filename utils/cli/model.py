@@ -97,6 +97,11 @@ class TrainedModel(Architecture):
             )
 
     @property
+    def is_stated(self) -> bool:
+        """Whether the user names a model, or a part of its architecture."""
+        return bool(self.name or self.resume or self.pretrained) or super().choice != ModelChoice()
+
+    @property
     def choice(self) -> ModelChoice:
         """The model, as far as the script, the flags and the name of a published model state it."""
         return super().choice if isinstance(self.source, Path) else ModelChoice(**asdict(self.source.config))

@@ -1,10 +1,14 @@
 """The flags of build_index.py and search.py."""
 
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from datasets.config import POSITION_SOURCES, PositionConfig
 from model import InputError
+from model.config import PRECISIONS
+from model.index.metadata import DESCRIPTOR_DTYPES, METADATA, IndexMetadata
 from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
 from utils.cli.model import MODEL_HELP, TrainedModel, model_name_flag
@@ -16,14 +20,9 @@ from utils.retrieval.config import (
     check_folder_flag,
     index_location,
 )
-from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import flag, part, positive_int, switch
+from utils.runtime.devices import PRECISION_HELP, warn_if_slow
+from utils.runtime.flags import flag, part, positive_float, positive_int, switch
 
-READ_UPRIGHT = switch(
-    "ignore the images' EXIF orientation; by default they are turned upright",
-    name="ignore_exif_orientation",
-    inverse=True,
-)
 OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the images of the index were"}
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
@@ -32,8 +31,60 @@ FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 class BuildIndexArguments:
     """The command line of build_index.py."""
 
-    folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
-    index_to_write: IndexConfig = part("index")
+    folder: Path | None = flag(
+        "folder of images, also in subfolders; none for --merge, or --compact alone",
+        metavar="IMAGES",
+        positional=True,
+        nargs="?",
+        default=None,
+    )
+    index_folder: Path = flag("the folder of the index; see docs/index_format.md", name="index")
+    append: bool = switch(
+        "bring --index up to date: add new images, describe changed ones again, or continue an interrupted build"
+    )
+    prune: bool = switch("with --append, take images out of the index whose files are gone", group="upkeep")
+    check_content: bool = switch(
+        "with --append, compare files by their content, not by size and time of change; slower", group="upkeep"
+    )
+    watch: float | None = flag(
+        "keep --index in step with IMAGES: look for new, changed and gone images every so many seconds until stopped",
+        group="upkeep",
+        type=positive_float,
+        default=None,
+        metavar="SECONDS",
+    )
+    compact: bool = switch("free the disk space of images that were taken out of --index", group="upkeep")
+    merge: tuple[Path, ...] | None = flag(
+        "make --index, a new one, of these indexes; one of the format before this is converted",
+        group="upkeep",
+        nargs="+",
+        default=None,
+        metavar="INDEX",
+    )
+    image_root: Path | None = flag(
+        "the folder that the index stores paths relative to (default: IMAGES); give it again where images were moved",
+        group="index",
+        default=None,
+    )
+    descriptor_dtype: str | None = flag(
+        "number format of the descriptors (default: that of the index, or fp32)",
+        group="index",
+        choices=tuple(DESCRIPTOR_DTYPES),
+        default=None,
+    )
+    precision: str | None = flag(
+        f"{PRECISION_HELP} (default: that of the index, or fp32)",
+        group="speed",
+        choices=tuple(PRECISIONS),
+        default=None,
+    )
+    exif_orientation: bool | None = switch(
+        "ignore the images' EXIF orientation; by default they are turned upright, or as the index says",
+        name="ignore_exif_orientation",
+        inverse=True,
+        default=None,
+        group="images",
+    )
     positions: str | None = flag(
         "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
         "(auto, the default)",
@@ -51,42 +102,104 @@ class BuildIndexArguments:
         fixed={"required": False},
         changed={"name": model_name_flag(f"{MODEL_HELP} (default: {DEFAULT_MODEL})")},
     )
-    extraction: ExtractionConfig = part("images", fixed=FIXED_SETTINGS, changed={"exif_orientation": READ_UPRIGHT})
+    extraction: ExtractionConfig = part(
+        "images", fixed={"precision": "fp32", "exif_orientation": True, **FIXED_SETTINGS}
+    )
 
     def __post_init__(self) -> None:
+        self._check_task()
         require_file("resume" if self.model.resume else "model", self.model.file)
         require_file("positions_csv", self.positions_csv)
         if self.positions and self.positions_csv:
             raise InputError("--positions_csv gives the positions. Give either that or --positions.")
-        warn_if_slow(self.extraction.device, self.extraction.precision)
+        warn_if_slow(self.extraction.device, self.precision or "fp32")
 
-    @property
-    def position_config(self) -> PositionConfig:
-        """Where positions come from."""
-        return PositionConfig(source=self.positions or "auto", csv=self.positions_csv)
+    def _check_task(self) -> None:
+        """Raises InputError for flags that do not go together."""
+        if self.merge:
+            if self.folder or self.append or self.compact:
+                raise InputError("--merge makes a new index of others. Leave IMAGES, --append and --compact out.")
+        elif not self.folder and not self.compact:
+            raise InputError("Give IMAGES, a folder of images; or --merge, or --compact.")
+        if not self.append:
+            for name in ("prune", "check_content"):
+                if getattr(self, name):
+                    raise InputError(f"--{name} brings an index up to date; give --append too.")
+        if self.append and not self.folder:
+            raise InputError("--append compares the index with IMAGES; give that folder too.")
 
-    @property
-    def index(self) -> IndexConfig:
-        """The index to write, which names the weights."""
-        return replace(self.index_to_write, weights=self.model.file)
+    def settings(self, stored: IndexMetadata | None) -> tuple[ExtractionConfig, IndexConfig]:
+        """The settings of the extraction, and of the index; those of the index, if there is one already.
+
+        Raises InputError for flags that state something else than the index.
+        """
+        extraction, positions = self.extraction, self.positions or "auto"
+        given = {
+            "resize": list(extraction.resize) if extraction.resize else None,
+            "antialias": extraction.antialias,
+            "precision": self.precision,
+            "descriptor_dtype": self.descriptor_dtype,
+            "exif_orientation": self.exif_orientation,
+        }
+        values: dict[str, Any] = {"precision": "fp32", "descriptor_dtype": "fp32", "exif_orientation": True}
+        if stored:
+            different = [
+                f"{name} {getattr(stored, name)} (now {value})"
+                for name, value in given.items()
+                if value is not None and value != getattr(stored, name)
+            ]
+            if different:
+                raise InputError(
+                    f"The index {self.index_folder} was built differently: {', '.join(different)}. Leave these flags "
+                    "out, or build a new index."
+                )
+            values = {name: getattr(stored, name) for name in values}
+            positions = self.positions or stored.positions or "auto"
+        values |= {name: given[name] for name in values if given[name] is not None}
+        if self.positions_csv:
+            positions = str(self.positions_csv.absolute())
+        dtype = values.pop("descriptor_dtype")
+        return replace(extraction, **values), IndexConfig(
+            folder=self.index_folder,
+            append=self.append,
+            descriptor_dtype=dtype,
+            weights=self.model.file,
+            root=self.image_root or self.folder,
+            positions=positions,
+        )
+
+
+def position_config(positions: str | None) -> PositionConfig:
+    """Where the positions of an index come from, as its metadata has it."""
+    if positions in (None, *POSITION_SOURCES):
+        return PositionConfig(source=positions or "auto")
+    return PositionConfig(csv=Path(positions))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchArguments:
-    """The command line of search.py. images: files, folders, patterns. model, resume: None for the weights that the
+    """The command line of search.py. first_images: files, folders, patterns; locations: indexes, and more images. model, resume: None for the weights that the
     index names. Raises InputError for both of them.
     """
 
-    images: tuple[str, ...] = flag(
+    first_images: tuple[str, ...] = flag(
         'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"',
-        nargs="+",
+        nargs="*",
         metavar="IMAGE",
         positional=True,
+        default=(),
     )
-    index: Path | EngineAddress = flag(
-        "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME",
+    locations: tuple[Path | EngineAddress, ...] = flag(
+        "an index built by build_index.py or eval*.py --save_index, or several that are searched as one; or "
+        "milvus://HOST:PORT/NAME",
+        name="index",
         group="index",
         type=index_location,
+        nargs="+",
+        metavar="INDEX",
+    )
+    image_root: Path | None = flag(
+        "the folder of the index's images, if they are no longer where the index says", group="index", default=None
     )
     trust_index: bool = switch("skip checksum verification of --index; saves time with a large one", group="index")
     allow_incomplete_index: bool = switch("search --index even if building it was interrupted", group="index")
@@ -112,8 +225,26 @@ class SearchArguments:
     )
 
     def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("Give IMAGE, the files to locate, or folders of them.")
         if self.model and self.resume:
             raise InputError("--model names the model. Give either that or --resume.")
-        for name in ("trust_index", "allow_incomplete_index"):
-            check_folder_flag(name, getattr(self, name), self.index)
+        for name in ("trust_index", "allow_incomplete_index", "image_root"):
+            for index in self.indexes:
+                check_folder_flag(name, getattr(self, name), index)
         warn_if_slow(self.extraction.device, self.extraction.precision)
+
+    @property
+    def indexes(self) -> list[Path | EngineAddress]:
+        """The index, or several. Images may follow it on the command line: what is no index is one of them."""
+        first, *others = self.locations
+        return [first, *takewhile(_is_index, others)]
+
+    @property
+    def images(self) -> list[str]:
+        """The images to locate."""
+        return [*self.first_images, *map(str, self.locations[len(self.indexes) :])]
+
+
+def _is_index(location: Path | EngineAddress) -> bool:
+    return isinstance(location, EngineAddress) or (location / METADATA).exists()

@@ -3,22 +3,46 @@
 A search engine may hold a copy of it: see `utils.retrieval.index.engines`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from model.errors import InputError
 from model.index.metadata import IndexMetadata
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.index.engines import engine_of
-from utils.retrieval.index.reader import Index, OpenIndex, turned_as
+from utils.retrieval.index.reader import Index, OpenIndex, SeveralIndexes, turned_as, weights_of
 from utils.retrieval.index.writer import IndexWriter, metadata_of
 
-__all__ = ["Index", "IndexMetadata", "IndexWriter", "OpenIndex", "metadata_of", "open_index", "turned_as"]
+__all__ = [
+    "Index",
+    "IndexMetadata",
+    "IndexWriter",
+    "OpenIndex",
+    "metadata_of",
+    "open_index",
+    "open_indexes",
+    "turned_as",
+    "weights_of",
+]
 
 
-def open_index(location: Path | EngineAddress, *, verify: bool = True, allow_incomplete: bool = False) -> OpenIndex:
-    """The index in a folder or a search engine. `verify` and `allow_incomplete` apply to a folder: see Index.
+def open_index(location: Path | EngineAddress, **options: Any) -> OpenIndex:
+    """The index in a folder or a search engine. The options apply to a folder: see Index.
 
     Raises InputError if there is no index, or it is incomplete or damaged.
     """
     if isinstance(location, EngineAddress):
         return engine_of(location).open_index(location)
-    return Index(location, verify=verify, allow_incomplete=allow_incomplete)
+    return Index(location, **options)
+
+
+def open_indexes(locations: Sequence[Path | EngineAddress], **options: Any) -> OpenIndex:
+    """One index, or several folders as one. Raises InputError as open_index, and for several of a search engine."""
+    if len(locations) == 1:
+        return open_index(locations[0], **options)
+    opened = [open_index(location, **options) for location in locations]
+    folders = [index for index in opened if isinstance(index, Index)]
+    if len(folders) < len(opened):
+        raise InputError("Several indexes are searched as one in folders only. Give one milvus:// address alone.")
+    return SeveralIndexes(folders)

@@ -2,6 +2,7 @@
 
 import abc
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,18 +42,20 @@ class OpenIndex(abc.ABC):
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def weights(self) -> PublishedModel | Path:
-        """The model's weights when the index was built. Raises InputError if there are none under that name."""
-        file = self.metadata.weights_file
-        if file == UNKNOWN_WEIGHTS:
-            raise InputError(f"The index {self} does not name the weights of its model. Give them with --model.")
-        return find_published(self.metadata.model_config) if file == PUBLISHED else Path(file)
-
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
         message = f"The index {self} was built with another model or resize"
         self.metadata.require_same(metadata, NOT_COMPARED, message)
+
+
+def weights_of(metadata: IndexMetadata, index: object) -> PublishedModel | Path:
+    """The model's weights when an index was built. Raises InputError, which names the index, if they are not there."""
+    file = metadata.weights_file
+    if file == UNKNOWN_WEIGHTS:
+        raise InputError(f"The index {index} does not name the weights of its model. Give them with --model.")
+    if file != PUBLISHED and not os.path.exists(file):
+        raise InputError(f"The model of the index {index} is not at {file}. Give its path with --model.")
+    return find_published(metadata.model_config) if file == PUBLISHED else Path(file)
 
 
 def turned_as(metadata: IndexMetadata, config: ExtractionConfig) -> ExtractionConfig:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,14 @@ class Changes(NamedTuple):
     changed: dict[int, int]
     unchanged: dict[int, int]
     gone: list[int]
+
+    @property
+    def summary(self) -> str:
+        """How many there are of each, in words."""
+        counts = {"new": len(self.new), "changed": len(self.changed), "unchanged": len(self.unchanged)}
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        gone = f" {len(self.gone)} images of the index are gone (--prune takes them out)." if self.gone else ""
+        return f"{parts}.{gone}"
 
 
 def metadata_of(
@@ -227,13 +235,6 @@ def _digest_of_state(path: str, state: FileState) -> int:
     """The digest of a file that is still in this state; otherwise 0, which is compared with nothing."""
     digest = digest_of(path) if state.size >= 0 else 0
     return digest if file_state(path) == state else 0
-
-
-def prune(folder: Path, rows: Iterable[int]) -> None:
-    """Takes images, by their rows, out of an index."""
-    with RowWriter(folder, IndexMetadata.read(folder), append=True) as writer:
-        writer.remove(rows)
-        writer.mark()
 
 
 def check_folder(folder: Path, *, append: bool) -> None:
