@@ -178,7 +178,8 @@ def position_config(positions: str | None) -> PositionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchArguments:
-    """The command line of search.py. first_images: files, folders, patterns; locations: indexes, and more images. model, resume: None for the weights that the
+    """The command line of search.py. first_images: files, folders, patterns; locations: indexes, and more images.
+    model, resume: None for the weights that the
     index names. Raises InputError for both of them.
     """
 
