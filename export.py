@@ -41,14 +41,21 @@ def npy(args: cli.NpyExport) -> None:
 
 
 def pairs(args: cli.PairsExport) -> None:
-    """Each image of an index with the nearest others, or each query of an evaluation with its first predictions."""
-    from utils.integrations.pairs import export_pairs, nearest_others, predicted_pairs
+    """Each image of an index with the nearest others, or the loops of a sequence; or each query of an evaluation with
+    its first predictions.
+    """
+    from utils.integrations.pairs import export_pairs, nearest_others, predicted_pairs, sequence_loops
 
     if args.run:
         predicted = predicted_pairs(args.run, args.num_matched)
         print(printable(f"The run {args.run} has {len(predicted)} queries."))
         paths = chain.from_iterable([query, *images] for query, images in predicted)
         export_pairs(predicted, args.output, choose_root(args, paths))
+    elif args.loops:
+        index = open_index(args)
+        found = sequence_loops(index, args.loops, rerank_num=args.rerank_num)
+        print(f"{sum(len(images) for _, images in found)} loops in the sequence of these images.")
+        export_pairs(found, args.output, choose_root(args, index.images.paths))
     else:
         index = open_index(args)
         # Closed, so that its progress bar is gone before an error is printed.

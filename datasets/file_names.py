@@ -18,6 +18,11 @@ EXPECTED_NAME = "Expected @<utm_easting>@<utm_northing>@...@.jpg with two number
 MSLS_NOTE = re.compile(r"(?P<light>day|night)_(?P<view>forward|backward|sideways)_(?P<city>.+)")
 
 
+def order_in_sequence(path: str | Path) -> list[str | int]:
+    """A key that sorts the images of a sequence by their names, in which 10 comes after 9."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+
+
 def utm_position(path: str | Path) -> tuple[float, float]:
     """(easting, northing) in metres. Raises InputError, which names the file, if its name does not begin with them."""
     position = find_utm_position(path)

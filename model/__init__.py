@@ -13,8 +13,9 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .aggregation import AGGREGATIONS
     from .inference import InferenceModel, prepare_for_inference
+    from .loops import Loop
     from .network import GeoLocalizationNet, HashingOutput, TwoBranchOutput
-    from .recognizer import Loop, Match, PlaceRecognizer
+    from .recognizer import Match, PlaceRecognizer
     from .rows import Description
     from .weights import load_any_model
 
@@ -24,7 +25,7 @@ _MODULES = {  # {name: the module that has it}
     "GeoLocalizationNet": "network",
     "HashingOutput": "network",
     "InferenceModel": "inference",
-    "Loop": "recognizer",
+    "Loop": "loops",
     "Match": "recognizer",
     "PlaceRecognizer": "recognizer",
     "TwoBranchOutput": "network",

@@ -149,3 +149,23 @@ def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
         dim = BACKBONES[config.backbone].embed_dim
         with torch.device("cpu"), torch.no_grad():  # also where a caller builds a model without values
             AGGREGATIONS[config.aggregation](dim)(torch.zeros(1, 1 + h * w, dim), (h, w))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What counts as a loop: one of the k nearest images of those that are at least min_gap rows before an image, if it
+    is within max_distance. Of loops whose rows both differ by less than `suppress`, the nearest one stays; 0 keeps all.
+    """
+
+    max_distance: float
+    min_gap: int = 50
+    suppress: int = 25
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.min_gap < 1:
+            raise InputError(f"k is {self.k}, and min_gap {self.min_gap}. Expected 1 or more.")
+        if self.suppress < 0:
+            raise InputError(f"suppress is {self.suppress}. Expected 1 or more, or 0, which keeps every loop.")
+        if not self.max_distance >= 0:  # NaN is not
+            raise InputError(f"max_distance is {self.max_distance}. Expected a distance of 0 or more.")

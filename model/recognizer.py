@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .config import CODE_BITS, ImageConfig, check_image_size
+from .config import CODE_BITS, ImageConfig, LoopConfig, check_image_size
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .inference import dtype_of, prepare_for_inference
+from .loops import Loop, find_loops
 from .network import GeoLocalizationNet
 from .resizing import resize_pixels
-from .rows import Description, Rows, search
+from .rows import Description, Rows, Snapshot, search
 from .weights import load_any_model
 
 BATCH = 8  # images that are described at a time
@@ -30,14 +31,6 @@ class Match(NamedTuple):
     name: str | None
     position: tuple[float, float] | None
     time: float | None
-
-
-class Loop(NamedTuple):
-    """The same place at two moments: ids of a later and an earlier image, and the distance of the two."""
-
-    id: int
-    earlier: int
-    distance: float
 
 
 class Entry(NamedTuple):
@@ -186,29 +179,25 @@ class PlaceRecognizer:
         ids: of the images to compare with the earlier ones, such as the latest one in a program that runs; None for all
         that are remembered. In the order of ids. Raises InputError for an id that is unknown, or removed.
         """
-        if k < 1 or min_gap < 1:
-            raise InputError(f"k is {k}, and min_gap {min_gap}. Expected 1 or more.")
+        config = LoopConfig(max_distance=max_distance, min_gap=min_gap, suppress=suppress, k=k)
         snapshot = self._rows.snapshot()
-        chosen = np.flatnonzero(~snapshot.removed).tolist() if ids is None else _list_ids(ids)
-        for i in chosen:
-            if not 0 <= i < len(snapshot.removed) or snapshot.removed[i]:
-                raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
-        loops = []
-        for i in chosen:
-            code = None if snapshot.words is None else np.ascontiguousarray(snapshot.words[:, i]).view(np.uint8)[None]
-            descriptor = None if snapshot.descriptors is None else snapshot.descriptors[i : i + 1]
-            earlier = np.arange(len(snapshot.removed)) <= i - min_gap
-            found = search(snapshot, Description(code, descriptor), k, rerank_num=self.rerank_num, among=earlier)
-            loops += [
-                Loop(i, row, distance)
-                for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
-                if distance <= max_distance
-            ]
-        kept = list[Loop]()
-        for loop in sorted(loops, key=lambda loop: loop.distance):
-            if all(abs(loop.id - o.id) >= suppress or abs(loop.earlier - o.earlier) >= suppress for o in kept):
-                kept.append(loop)
-        return sorted(kept)
+        chosen = np.flatnonzero(~snapshot.removed).tolist() if ids is None else _known_ids(ids, snapshot)
+        return find_loops(snapshot, chosen, config, rerank_num=self.rerank_num)
+
+    def find_loops_between(
+        self, ids: int | Sequence[int], others: Sequence[int], *, max_distance: float, suppress: int = 25, k: int = 1
+    ) -> list[Loop]:
+        """Images of a sequence that show a place of another one, such as of a second camera or an earlier day: the k
+        nearest of each among the other sequence, within max_distance. Suppression as in find_loops.
+
+        ids, others: of the images of the two sequences, each in its order. `earlier` of a loop is one of the others.
+        Raises InputError for an id that is unknown, or removed.
+        """
+        config = LoopConfig(max_distance=max_distance, suppress=suppress, k=k)
+        snapshot = self._rows.snapshot()
+        among = np.zeros(len(snapshot.removed), bool)
+        among[_known_ids(others, snapshot)] = True
+        return find_loops(snapshot, _known_ids(ids, snapshot), config, rerank_num=self.rerank_num, among=among)
 
     def remove(self, ids: int | Sequence[int]) -> None:
         """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
@@ -270,6 +259,15 @@ def _list_ids(ids: Any) -> list[int]:
             f"Ids of type {array.dtype} and shape {list(array.shape)}. Expected whole numbers, as of `add`."
         )
     return array.astype(np.int64).tolist()
+
+
+def _known_ids(ids: Any, snapshot: Snapshot) -> list[int]:
+    """Ids as a list. Raises InputError for one that is unknown, or removed."""
+    chosen = _list_ids(ids)
+    for i in chosen:
+        if not 0 <= i < len(snapshot.removed) or snapshot.removed[i]:
+            raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
+    return chosen
 
 
 def _paths(images: Any) -> list[str | None] | None:

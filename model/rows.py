@@ -40,6 +40,11 @@ class Snapshot(NamedTuple):
     descriptors: np.ndarray | None
     removed: np.ndarray
 
+    def features(self, row: int) -> Description:
+        """The features of one row."""
+        code = None if self.words is None else np.ascontiguousarray(self.words[:, row]).view(np.uint8)[None]
+        return Description(code, None if self.descriptors is None else self.descriptors[row : row + 1])
+
 
 class Rows:
     """Rows of features, numbered from 0. A removed row's number is not used again.

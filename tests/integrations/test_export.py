@@ -17,14 +17,15 @@ from helpers.models import MODES, build
 from helpers.processes import run_here, run_script
 
 from datasets.benchmark import ImageSet
-from model import InputError
+from model import Description, InputError, PlaceRecognizer
+from model.config import LoopConfig
 from model.files import remove_leftovers
 from model.weights import load_any_model
 from utils.cli.export import parse_export
 from utils.integrations.hloc import export_hloc
 from utils.integrations.msls import export_msls
 from utils.integrations.numpy_files import export_npy
-from utils.integrations.pairs import Pairs, export_pairs, nearest_others, predicted_pairs
+from utils.integrations.pairs import Pairs, export_pairs, nearest_others, predicted_pairs, sequence_loops
 from utils.integrations.safetensors_file import export_safetensors
 from utils.integrations.shared import common_folder, relative_name
 from utils.retrieval.config import ExtractionConfig, IndexConfig
@@ -212,6 +213,34 @@ def test_an_image_among_equal_ones_is_not_its_own_neighbour(make_index):
     assert [[int(path[len(ROOT) + 1]) for path in images] for _, images in matches] == [[1, 2], [0, 2]] + [[0, 1]] * 7
 
 
+@pytest.mark.parametrize(("mode", "dtype", "max_distance"), [
+    ("float", "fp32", 1.35), ("float", "int8", 1.35), ("hashing", "fp32", 230), ("two_branch", "fp16", 1.37)
+])  # fmt: skip
+def test_loops_of_an_index_are_those_that_a_recogniser_finds_in_the_order_of_names(
+    make_index, tmp_path, mode, dtype, max_distance
+):
+    """The index has its images in the order of their names as texts: 10 before 9."""
+    names = sorted(f"drive/{i}.jpg" for i in range(60))
+    index = make_index(names, mode, dtype=dtype)
+    images, codes, descriptors, _ = index.features()
+    sequence = sorted(range(60), key=lambda i: int(names[i][6:-4]))
+    description = Description(
+        None if codes is None else codes[sequence],
+        None if descriptors is None else descriptors[:][sequence].astype(np.float32),
+    )
+    recognizer = PlaceRecognizer(build("vit-tiny", **MODES[mode]).eval(), resize=(56, 56), rerank_num=20)
+    recognizer.add(description)
+    settings = {"max_distance": max_distance, "min_gap": 10, "suppress": 4, "k": 3}
+    expected = [(f"drive/{loop.id}.jpg", f"drive/{loop.earlier}.jpg") for loop in recognizer.find_loops(**settings)]
+    export_pairs(sequence_loops(index, LoopConfig(**settings), rerank_num=20), tmp_path / "pairs.txt", ROOT)
+    assert 5 < len(expected) < 150 and colmap_pairs(tmp_path / "pairs.txt") == expected
+
+
+def test_a_sequence_that_is_too_short_for_a_loop_is_refused(make_index):
+    with pytest.raises(InputError, match="holds 9 images.*--min_gap"):
+        sequence_loops(make_index([f"{i}.jpg" for i in range(9)]), LoopConfig(max_distance=1, min_gap=9), rerank_num=1)
+
+
 def test_pairs_of_a_run_are_its_first_predictions(make_run, tmp_path):
     rows = [("q/1.jpg", 1, "d/b.jpg"), ("q/1.jpg", 2, "d/a.jpg"), ("q/1.jpg", 3, "d/c.jpg")]
     rows += [("q/2.jpg", 1, "/data/images/d/c.jpg"), ("q/2.jpg", 2, "d/b.jpg"), ("q/2.jpg", 3, "d/a.jpg")]
@@ -369,6 +398,9 @@ def test_images_without_a_key_or_with_the_same_have_no_msls_predictions(tmp_path
         (["pairs", "--index=i", "--run=r", "--output=new"], "Give an index with --index DIR, or"),
         (["hloc", "--index=i", "--output=new", "--num_matched=3"], "unrecognized arguments: --num_matched=3"),
         (["pairs", "--run=r", "--output=new", "--rerank_num=3"], "--rerank_num does not apply to --run"),
+        (["pairs", "--run=r", "--output=new", "--max_distance=1"], "--max_distance finds the loops of an --index"),
+        (["pairs", "--index=i", "--output=new", "--min_gap=9"], "--min_gap applies to the loops of a sequence."),
+        (["pairs", "--index=i", "--output=new", "--max_distance=nan"], "'nan' is not a number of 0 or more"),
         (["pairs", "--run=r", "--output=new", "--trust_index"], "--trust_index does not apply to --run"),
         (["npy", "--index=milvus://h:1/a", "--output=new"], "milvus://h:1/a is not a folder."),
         (["npy", "--index=i", "--output=."], ". exists already"),
@@ -477,6 +509,12 @@ def test_the_features_of_an_index_have_the_names_of_the_pairs(evaluated, tiny_be
     assert {name: {name, *others} for name, others in hloc_pairs(evaluated / "index.txt").items()} == dict.fromkeys(
         names, names
     )
+    stdout = exported(
+        evaluated, "pairs", index, "--output=loops.txt", root, "--min_gap=2", "--suppress=0", "--max_distance=512"
+    )
+    loops = hloc_pairs(evaluated / "loops.txt")
+    assert "14 loops in the sequence" in stdout and list(loops) == sorted(names)[2:]
+    assert all(len(earlier) == 1 and earlier[0] < later for later, earlier in loops.items())
     stdout = exported(evaluated, "npy", index, "--output=npy")
     assert stdout.splitlines()[-1] == "Exported to npy." and "holds 16 images" in stdout
     assert np.load(evaluated / "npy" / "database_descriptors.npy").shape == (16, 512)

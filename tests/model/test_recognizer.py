@@ -13,6 +13,7 @@ from datasets.benchmark import ImageSet
 from model import Description, InputError, Loop, PlaceRecognizer
 from model.image_files import load_image
 from model.images import rgb_pixels
+from model.loops import suppress_loops
 from model.rows import hamming_distances
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
@@ -127,6 +128,9 @@ def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
         (lambda r: r.remove([0, 7]), "no image 7"),
         (lambda r: r.search(photo(0), among=np.array([True])), "Ids of type bool"),
         (lambda r: r.find_loops(max_distance=1, min_gap=0), "min_gap 0"),
+        (lambda r: r.find_loops(max_distance=1, suppress=-1), "suppress is -1"),
+        (lambda r: r.find_loops(max_distance=np.nan), "max_distance is nan"),
+        (lambda r: r.find_loops_between([0], [7], max_distance=1), "no image 7"),
         (lambda r: r.add(photo(0), times=["noon"]), "times: could not convert"),
         (lambda r: r.add(Description(made_up(1).code, 100 * made_up(1).descriptor)), "length 1"),
         (lambda r: r.find_loops([7], max_distance=1), "no image 7"),
@@ -267,6 +271,36 @@ def test_loops_of_a_tour_that_returns():
         recognizer.find_loops([60], max_distance=0.2)
     kept = recognizer.find_loops(max_distance=0.2, min_gap=40, suppress=1)
     assert [(loop.id, loop.earlier) for loop in kept] == [(i, i - 50) for i in range(59, 80) if i != 60]
+
+
+def test_loops_between_two_sequences_are_those_of_a_loop_over_both():
+    """A second camera drives the same 60 places backwards, after 40 others."""
+    places, others = made_up(60, 3).descriptor, made_up(40, 5).descriptor
+    noise = np.random.default_rng(4).normal(0, 1e-3, (60, 512)).astype(np.float32)
+    recognizer = recognizer_of("float")
+    first = recognizer.add(Description(None, places))
+    recognizer.remove(30)
+    second = recognizer.add(Description(None, np.concatenate([others, places[::-1] + noise])))
+    given = [i for i in first if i != 30]
+    loops = recognizer.find_loops_between(second, given, max_distance=0.2, suppress=0)
+    assert [(loop.id, loop.earlier) for loop in loops] == [(159 - i, i) for i in range(59, -1, -1) if i != 30]
+    thinned = recognizer.find_loops_between(second, given, max_distance=0.2, suppress=10)
+    assert 3 <= len(thinned) <= 10 and set(thinned) <= set(loops)
+    assert recognizer.find_loops_between(second, given, max_distance=0.0001) == []
+    with pytest.raises(InputError, match="no image 30"):
+        recognizer.find_loops_between(second, first, max_distance=0.2)
+
+
+@pytest.mark.parametrize("suppress", [0, 1, 3, 25])
+def test_the_suppression_is_that_of_a_loop_over_all_pairs(suppress):
+    random = np.random.default_rng(suppress)
+    for _ in range(50):
+        loops = [Loop(int(i), int(j), float(d)) for i, j, d in random.integers(0, 60, (150, 3)) // [1, 1, 6]]
+        kept = []
+        for loop in sorted(loops, key=lambda loop: loop.distance):
+            if all(abs(loop.id - o.id) >= suppress or abs(loop.earlier - o.earlier) >= suppress for o in kept):
+                kept.append(loop)
+        assert suppress_loops(loops, suppress) == sorted(kept)
 
 
 def test_one_thread_adds_while_others_search():

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from model import ImageConfig, InputError
 from model.index.metadata import FLOAT_DTYPES
+from model.config import LoopConfig
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.atomic_files import check_output
-from utils.runtime.flags import ArgumentParser, flag, part, positive_int, switch
+from utils.runtime.flags import ArgumentParser, flag, non_negative_float, non_negative_int, part, positive_int, switch
 from utils.runtime.parser import add_flags, settings_from
 from utils.runtime.terminal import accept_any_text, show_warnings
 
@@ -72,14 +73,35 @@ class NpyExport(ImageExport):
 @dataclass(frozen=True, kw_only=True)
 class PairsExport(ImageExport):
     """Pairs of images to match, for hloc and COLMAP: each image of an index with the nearest others, or each query of
-    an evaluation with its first predictions.
+    an evaluation with its first predictions; with --max_distance, the loops of a sequence that is indexed.
 
-    Raises InputError for both or none of these, and for flags that do not apply.
+    Raises InputError for both or none of index and run, and for flags that do not apply.
     """
 
     index: Path | None = flag(INDEX_HELP, type=index_folder, default=None)
     run: Path | None = flag(RUN_HELP, default=None)
-    num_matched: int = num_matched_flag()
+    num_matched: int = flag(
+        "matches of each image or query (default: 20; of the images of a sequence 1)",
+        type=positive_int,
+        default_from=lambda flags: 20 if flags["max_distance"] is None else LoopConfig.k,
+    )
+    max_distance: float | None = flag(
+        "find the loops of a sequence, which --index holds in the order of its names: images within this distance of "
+        "an earlier one",
+        type=non_negative_float,
+        default=None,
+    )
+    min_gap: int | None = flag(
+        f"the images of a loop are at least this many apart in the sequence (default: {LoopConfig.min_gap})",
+        type=positive_int,
+        default_from=lambda flags: None if flags["max_distance"] is None else LoopConfig.min_gap,
+    )
+    suppress: int | None = flag(
+        "of loops that are less than this many images apart, at both ends, the nearest one is kept; 0 keeps all "
+        f"(default: {LoopConfig.suppress})",
+        type=non_negative_int,
+        default_from=lambda flags: None if flags["max_distance"] is None else LoopConfig.suppress,
+    )
     rerank_num: int = flag(
         "first-stage results to re-rank, of the index of a two-branch model (default: 100)",
         type=positive_int,
@@ -90,9 +112,23 @@ class PairsExport(ImageExport):
         super().__post_init__()
         if bool(self.index) == bool(self.run):
             raise InputError("Give an index with --index DIR, or an evaluation with --run DIR.")
+        if self.run and self.max_distance is not None:
+            raise InputError("--max_distance finds the loops of an --index, and does not apply to --run. Leave it out.")
+        for name in ("min_gap", "suppress"):
+            if self.max_distance is None and getattr(self, name) is not None:
+                raise InputError(f"--{name} applies to the loops of a sequence. Give --max_distance too.")
         for name in ("rerank_num", "trust_index", "allow_incomplete_index"):
             if self.run and getattr(self, name):
                 raise InputError(f"--{name} does not apply to --run. Leave it out.")
+
+    @property
+    def loops(self) -> LoopConfig | None:
+        """What counts as a loop; None if no loops are to be found."""
+        if self.max_distance is None or self.min_gap is None or self.suppress is None:
+            return None
+        return LoopConfig(
+            max_distance=self.max_distance, min_gap=self.min_gap, suppress=self.suppress, k=self.num_matched
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

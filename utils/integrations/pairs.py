@@ -1,14 +1,19 @@
 """Pairs of images to match, for hloc and COLMAP: lines of two names."""
 
 from collections.abc import Generator, Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.file_names import order_in_sequence
+from model.config import LoopConfig
 from model.errors import InputError
+from model.loops import find_loops
+from model.rows import Snapshot
 from utils.integrations.shared import relative_name, require_utf8
-from utils.retrieval.features import Features, SearchResult, as_array
+from utils.retrieval.features import Descriptors, Features, SearchResult, as_array
 from utils.retrieval.index import Index
 from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.search import rerank, search, with_progress
@@ -63,6 +68,50 @@ def _leave_out(results: SearchResult, own: np.ndarray) -> SearchResult:
     return SearchResult(
         results.distances[keep].reshape(shape), results.indices[keep].reshape(shape), results.metric[: shape[1]]
     )
+
+
+def sequence_loops(index: Index, config: LoopConfig, *, rerank_num: int) -> list[Pairs]:
+    """The loops of a sequence, the images of an index in the order of their names: each later image with the earlier
+    ones, as `PlaceRecognizer.find_loops` finds them.
+
+    All codes are read into memory, and the descriptors of a float model as float32. Raises InputError if the sequence
+    is too short for a loop, or these descriptors were projected by PCA, after which they do not have length 1.
+    """
+    if len(index) <= config.min_gap:
+        raise InputError(
+            f"The index {index.folder} holds {len(index)} images, so that none are {config.min_gap} images apart. Give "
+            "a smaller --min_gap."
+        )
+    images, codes, descriptors, _ = index.features()
+    if codes is None and index.pca:
+        raise InputError(
+            f"The descriptors of the index {index.folder} were projected by PCA, among which loops are not searched. "
+            "Build one without --pca_dim, or of a two-branch model."
+        )
+    paths = list(map(str, images.paths))
+    order = np.array(sorted(range(len(paths)), key=lambda i: order_in_sequence(paths[i])))
+    words: np.ndarray | None = None
+    ordered: Any = None if descriptors is None else OrderedDescriptors(descriptors, order)
+    if codes is None:
+        ordered = ordered[:]
+    else:
+        words = np.ascontiguousarray(as_array(codes)[order].view(np.uint64).T)
+    snapshot = Snapshot(words, ordered, np.zeros(len(paths), bool))
+    loops = find_loops(snapshot, with_progress(range(len(paths)), "Searching"), config, rerank_num=rerank_num)
+    return [
+        Pairs(paths[order[later]], [paths[order[loop.earlier]] for loop in each])
+        for later, each in groupby(loops, key=lambda loop: loop.id)
+    ]
+
+
+class OrderedDescriptors:
+    """Descriptors [N, dim] in another order. They are read when they are asked for, as float32."""
+
+    def __init__(self, descriptors: Descriptors, order: np.ndarray) -> None:
+        self.descriptors, self.order = descriptors, order
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.descriptors[self.order[rows]].astype(np.float32)
 
 
 def predicted_pairs(folder: Path, num_matched: int) -> list[Pairs]:
