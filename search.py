@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,10 @@ from datasets.layouts import find_images
 from model.files import MAX_NAME_BYTES
 from model.weights import load_model
 from model.zoo import find_model
+from utils.retrieval.acceptance import distance_kind, find_acceptance
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.index import metadata_of, open_indexes, turned_as, weights_of
-from utils.retrieval.matches import Match, list_matches, table_lines
+from utils.retrieval.matches import Answer, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
@@ -47,6 +47,10 @@ def main(args: SearchArguments) -> None:
     model = load_model(index.metadata.model_config, source)
     warn_of_large_images(index.metadata.image_config.resize)
     index.require_compatible(metadata_of(model, settings, pca=index.pca))
+    calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
+    acceptance = find_acceptance(args.accept, distance_kind(index.metadata), calibrated)
+    if acceptance:
+        print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
     # ---- Search, and re-ranking if the model is a two-branch one
     extractor = Extractor(model=prepare(model, settings), config=settings, pca=index.pca)
@@ -57,28 +61,28 @@ def main(args: SearchArguments) -> None:
 
     # ---- Report: a table for each image, or one JSON object for all; then pictures, if wanted
     found = list_matches(stages[-1].first(args.results), index.images)
-    pictures: Sequence[Path | None] = [None] * len(images)
-    if args.save_pictures:
-        pictures = [args.save_pictures / picture_name(i + 1, image) for i, image in enumerate(images)]
+    answers = [
+        Answer(
+            image=image,
+            picture=args.save_pictures and args.save_pictures / picture_name(i + 1, image),
+            accepted=acceptance.accepts(matches[0].distance) if acceptance else None,
+            matches=matches,
+        )
+        for i, (image, matches) in enumerate(zip(images, found, strict=True))
+    ]
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
             "index": {"folder": str(index), "images": len(index), "utm_zone": index.images.utm_zone},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
-            "queries": [
-                {
-                    "image": image,
-                    "picture": picture and str(picture),
-                    "matches": [match._asdict() for match in matches],
-                }
-                for image, picture, matches in zip(images, pictures, found, strict=True)
-            ],
+            "accept": acceptance and {"max_distance": acceptance.max_distance, "source": acceptance.source},
+            "queries": [answer.to_json() for answer in answers],
         }
         print(json.dumps(content, indent=2, allow_nan=False), flush=True)
     else:
-        print_tables(images, pictures, found, has_zone=index.images.utm_zone is not None)
+        print_tables(answers, has_zone=index.images.utm_zone is not None)
     if args.save_pictures:
-        save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
+        save_pictures(answers, exif_orientation=settings.exif_orientation)
 
 
 def warn_of_large_images(size: tuple[int, int]) -> None:
@@ -90,16 +94,14 @@ def warn_of_large_images(size: tuple[int, int]) -> None:
         logging.warning(message, *size)
 
 
-def print_tables(
-    images: list[str], pictures: Sequence[Path | None], found: list[list[Match]], *, has_zone: bool
-) -> None:
+def print_tables(answers: list[Answer], *, has_zone: bool) -> None:
     """Prints the matches of each image, with positions if some are known, and with degrees if their zone is."""
-    has_positions = any(match.easting is not None for matches in found for match in matches)
-    for image, picture, matches in zip(images, pictures, found, strict=True):
-        print(printable(f"\n{image}"))
-        print("\n".join(table_lines(matches, positions=has_positions, degrees=has_positions and has_zone)))
-        if picture:
-            print(printable(f"Picture: {picture}"))
+    has_positions = any(match.easting is not None for answer in answers for match in answer.matches)
+    for answer in answers:
+        print(printable(f"\n{answer.image}{': ' if answer.verdict else ''}{answer.verdict}"))
+        print("\n".join(table_lines(answer.matches, positions=has_positions, degrees=has_positions and has_zone)))
+        if answer.picture:
+            print(printable(f"Picture: {answer.picture}"))
     sys.stdout.flush()
 
 
@@ -111,16 +113,16 @@ def picture_name(number: int, image: str) -> str:
     return f"{number:03d}_{os.fsdecode(stem)}.png"
 
 
-def save_pictures(folder: Path, images: list[str], found: list[list[Match]], *, exif_orientation: bool) -> None:
+def save_pictures(answers: list[Answer], *, exif_orientation: bool) -> None:
     """Saves a PNG of each image with its matches."""
     from utils.retrieval.report.pictures import Painter, Shown, arrange, save_picture  # slow to import
 
     painter = Painter(exif_orientation=exif_orientation)
-    for i, (image, matches) in enumerate(zip(images, found, strict=True)):
-        query = Shown(image, ["Query", Path(image).name], "query")
-        shown = [Shown(match.path, match.captions) for match in matches]
-        picture = painter.draw(arrange([query], [shown], PICTURE_COLUMNS))
-        save_picture(picture, folder / picture_name(i + 1, image))
+    for answer in answers:
+        query = Shown(answer.image, answer.captions, "query")
+        shown = [Shown(match.path, match.captions) for match in answer.matches]
+        assert answer.picture, "the flag gives each image one"
+        save_picture(painter.draw(arrange([query], [shown], PICTURE_COLUMNS)), answer.picture)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .calibration import PRECISIONS, Calibration, DistanceKind
 from .config import CODE_BITS, ImageConfig, LoopConfig, check_image_size
 from .errors import InputError
+from .fingerprint import fingerprint
 from .images import normalize, rgb_pixels
 from .inference import dtype_of, prepare_for_inference
 from .loops import Loop, find_loops
@@ -56,7 +58,7 @@ class PlaceRecognizer:
     An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
     call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image, and up
-    to twice that while there is room to grow.
+    to twice that while there is room to grow. Attributes: resize; rerank_num; max_distance, see `accept`.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -80,6 +82,7 @@ class PlaceRecognizer:
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
+        self.max_distance: float | None = None
         self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
         self._rows = Rows()
@@ -145,11 +148,13 @@ class PlaceRecognizer:
     ) -> list[list[Match]]:
         """The k nearest of the remembered images to each image, or to each row of a Description; nearest first.
 
-        There are fewer matches if fewer images are remembered, or within max_distance: none means an unknown place.
+        There are fewer matches if fewer images are remembered, or within max_distance (None: that of `accept`, if it
+        was called): none means an unknown place.
         among: ids to search among. Equal distances are in the order of ids.
         """
         if k < 1:
             raise InputError(f"k is {k}. Expected 1 or more.")
+        limit = self.max_distance if max_distance is None else max_distance
         features = self._features(images, bgr=bgr)
         snapshot = self._rows.snapshot()
         mask = None if among is None else self._mask(among, len(snapshot.removed))
@@ -157,12 +162,29 @@ class PlaceRecognizer:
             [
                 Match(row, distance, found.metric, *self._entries[row])
                 for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
-                if max_distance is None or distance <= max_distance
+                if limit is None or distance <= limit
             ]
             for found in (
                 search(snapshot, query, k, rerank_num=self.rerank_num, among=mask) for query in _each(features)
             )
         ]
+
+    def accept(self, calibration: str | Path, *, precision: int = 99) -> float:
+        """Takes the threshold up to which first matches of an evaluation had this precision, in percent: 95, 99 or 100.
+        From then on it is the max_distance of searches that state none. Returns it.
+
+        calibration: the evaluation's calibration.json, or results.json. Raises InputError if it is about another model,
+        resize or metric, or if no distance reached the precision.
+        """
+        if str(precision) not in PRECISIONS:
+            raise InputError(f"precision is {precision}. Choose from: {', '.join(PRECISIONS)}.")
+        threshold = Calibration.read(calibration, self._distance_kind()).thresholds[str(precision)]
+        if threshold is None:
+            raise InputError(
+                f"{calibration}: no distance reached {precision} % precision. Choose a lower one, or give max_distance."
+            )
+        self.max_distance = threshold
+        return threshold
 
     def find_loops(
         self,
@@ -229,6 +251,18 @@ class PlaceRecognizer:
         if descriptor is not None and not (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all():
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
+
+    def _distance_kind(self) -> DistanceKind:
+        """The kind of the distances that searches give."""
+        has_floats = self._model.config.has_float_branch
+        return DistanceKind(
+            weights_sha256=fingerprint(self._model.original),
+            image_size=self.resize,
+            antialias=self._antialias,
+            descriptor_dim=self._model.descriptor_dim or CODE_BITS,
+            test_method="hard_resize",
+            metric="l2" if has_floats else "hamming",
+        )
 
     def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Codes and descriptors of images [B, 3, H, W] in [0, 1]."""

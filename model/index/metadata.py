@@ -90,6 +90,8 @@ class IndexMetadata:
         """The metadata of an index with this model, images of this size, descriptors that this projection reduced, and
         these other fields.
         """
+        from ..fingerprint import fingerprint  # needs torch, which --help does not wait for
+
         return IndexMetadata(
             **asdict(model.config),
             weights_sha256=fingerprint(model),
@@ -234,15 +236,6 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("a field appears twice")
     return content
-
-
-def fingerprint(model: "GeoLocalizationNet") -> str:
-    """SHA-256 of a model's state: names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy())
-    return digest.hexdigest()
 
 
 def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:

@@ -284,10 +284,10 @@ def test_the_example_flag_leaves_out_far_matches(indexes, tiny_benchmark, monkey
         return [match["distance"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]]
 
     every = distances()
-    assert len(every) == 5 and distances(f"--max_distance={every[2]}") == every[:3]
+    assert len(every) == 5 and distances(f"--list_within={every[2]}") == every[:3]
     with pytest.raises(SystemExit, match="2"):
-        distances("--max_distance=0")
-    assert "argument --max_distance: '0' is not a number above 0." in capsys.readouterr().err
+        distances("--list_within=0")
+    assert "argument --list_within: '0' is not a number above 0." in capsys.readouterr().err
 
 
 def test_the_example_aggregation_obeys_the_rules(monkeypatch, shallow_vit):

@@ -7,7 +7,7 @@ import os
 from helpers.processes import run_script
 
 SCRIPTS = {"float": "eval.py", "hashing": "eval_hashing.py", "two_branch": "eval_rerank.py"}
-FILES = ["log.txt", "predictions.csv", "report.html", "results.json"]
+FILES = ["calibration.json", "log.txt", "predictions.csv", "report.html", "results.json"]
 SIZE = ["--resize", 56, 56, "--num_workers=0", "--device=cpu"]
 
 

@@ -11,7 +11,14 @@ from datasets.layouts import BenchmarkConfig
 from utils.retrieval.features import SearchResult
 from utils.retrieval.report.outcome import Outcome
 
-MODEL = {"model": "vit-tiny, two-branch (m.pth)", "image_size": (56, 70), "descriptor_dim": 512}
+MODEL = {
+    "model": "vit-tiny, two-branch (m.pth)",
+    "weights_sha256": "0" * 64,
+    "image_size": (56, 70),
+    "antialias": True,
+    "descriptor_dim": 512,
+    "test_method": "hard_resize",
+}
 STAGES = ("First stage, Hamming", "Re-ranked")
 
 

@@ -1,5 +1,6 @@
 """PlaceRecognizer against naive loops, the scripts' extraction and the scripts' search."""
 
+import json
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from datasets.benchmark import ImageSet
 from model import Description, InputError, Loop, PlaceRecognizer
+from model.fingerprint import fingerprint
 from model.image_files import load_image
 from model.images import rgb_pixels
 from model.loops import suppress_loops
@@ -243,6 +245,30 @@ def test_an_unknown_place_has_no_match():
     (found,) = recognizer.search(photo(1), max_distance=0.01)
     assert [(match.name, match.metric) for match in found] == [("street", "l2")]
     assert recognizer.search([photo(2), photo(0)], max_distance=0.001)[0] == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
+    recognizer = recognizer_of(mode)
+    recognizer.add([photo(0), photo(1)], names=["square", "street"])
+    metric = "hamming" if mode == "hashing" else "l2"
+    points = {"95": {"distance": 0.01}, "99": {"distance": 0.0}, "100": None}
+    settings = {"weights_sha256": fingerprint(MODELS[mode]), "image_size": SIZE, "antialias": True}
+    settings |= {"descriptor_dim": 512, "test_method": "hard_resize"}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**settings, "first_match": {"metric": metric, "at_precision": points}}))
+    assert len(recognizer.search(photo(2), k=2)[0]) == 2
+    assert recognizer.accept(path, precision=95) == recognizer.max_distance == 0.01
+    known, unknown = recognizer.search([photo(1), photo(2)])
+    assert [match.name for match in known] == ["street"] and unknown == []
+    assert len(recognizer.search(photo(2), k=2, max_distance=1000)[0]) == 2
+    for precision, words in ((100, "no distance reached 100 %"), (98, "precision is 98")):
+        with pytest.raises(InputError, match=words):
+            recognizer.accept(path, precision=precision)
+    path.write_text(path.read_text().replace(settings["weights_sha256"], "0" * 64))
+    with pytest.raises(InputError, match="weights_sha256"):
+        recognizer.accept(path)
+    assert recognizer.max_distance == 0.01
 
 
 def test_loops_of_a_tour_that_returns():

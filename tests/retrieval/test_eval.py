@@ -186,7 +186,13 @@ def test_pictures_instead_of_a_page(outcomes, tiny_benchmark, checkpoints, tmp_p
     result = run_script("eval_rerank.py", *flags_for(tiny_benchmark, checkpoints["two_branch"], *more), cwd=tmp_path)
     assert result.status == 0, result.stderr
     (folder,) = (tmp_path / "logs/eval").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "predictions.csv", "preds", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "log.txt",
+        "predictions.csv",
+        "preds",
+        "results.json",
+    ]
     firsts = [row["correct"] for row in outcomes["two_branch"].rows if row["rank"] == "1"]
     wrong = [f"{i:03d}" for i, correct in enumerate(firsts) if correct == "0"]
     assert sorted(path.stem for path in (folder / "preds").glob("*.jpg")) == wrong
@@ -317,7 +323,12 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(tiny_benchmark, checkp
     result = run_script("eval.py", *flags_for(tiny_benchmark, checkpoints["float"]), cwd=tmp_path, file_limit=limit)
     assert result.status == 2 and "Cannot write" in result.stderr and "report.html" in result.stderr
     (folder,) = (tmp_path / "logs/eval").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "predictions.csv", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "log.txt",
+        "predictions.csv",
+        "results.json",
+    ]
     assert result.stdout.splitlines()[-1] == outcomes["float"].lines[-1]
 
 

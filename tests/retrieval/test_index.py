@@ -17,9 +17,10 @@ from helpers.processes import run_here, run_script
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.fingerprint import fingerprint
 from model.index.files import PathList
 from model.index.manifest import MANIFEST
-from model.index.metadata import METADATA, RECORD, fingerprint, read_pca
+from model.index.metadata import METADATA, RECORD, read_pca
 from model.saving import lock_folder
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.index import Index, IndexMetadata, metadata_of, turned_as

@@ -16,14 +16,14 @@ import pytest
 from helpers.reports import MODEL, STAGES, copy_with_hostile_names, make_outcome, make_results, read_tiny
 from PIL import Image
 from scipy import stats
-from sklearn.metrics import auc, precision_recall_curve
 
 from datasets.file_names import utm_position
 from model import InputError
+from model.calibration import Calibration, DistanceKind, precision_recall
 from utils.cli.evaluation import FloatEvaluation
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
-from utils.retrieval.metrics import paired_difference, precision_recall, wilson_interval
+from utils.retrieval.metrics import paired_difference, wilson_interval
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
 from utils.retrieval.report.charts import (
@@ -43,58 +43,6 @@ from utils.retrieval.report.saved_run import read_run
 from utils.retrieval.report.thumbnails import thumbnails
 from utils.runtime.parser import parse
 from utils.runtime.run_dir import RunDir
-
-
-def random_matches(seed):
-    """Distances, with ties, and whether they are correct: more often if near."""
-    random = np.random.default_rng(seed)
-    distances = random.integers(0, 30, 200).astype(float)
-    return distances, random.uniform(0, 30, 200) > distances
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_precision_and_recall_are_those_counted_at_each_threshold(seed):
-    distances, correct = random_matches(seed)
-    curve = precision_recall(distances, correct)
-    assert curve.distance.tolist() == sorted(set(distances))
-    for i, threshold in enumerate(curve.distance):
-        accepted = [bool(c) for d, c in zip(distances, correct, strict=True) if d <= threshold]
-        assert curve.precision[i] == pytest.approx(sum(accepted) / len(accepted))
-        assert curve.recall[i] == pytest.approx(sum(accepted) / sum(correct))
-        assert curve.accepted[i] == pytest.approx(len(accepted) / 200)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_curve_and_area_are_those_of_scikit_learn(seed):
-    distances, correct = random_matches(seed)
-    curve = precision_recall(distances, correct)
-    precision, recall, thresholds = precision_recall_curve(correct, -distances)
-    assert curve.auc == pytest.approx(auc(recall, precision))
-    by_threshold = dict(zip(-thresholds, zip(precision, recall, strict=False), strict=False))
-    for threshold, *expected in zip(curve.distance, curve.precision, curve.recall, strict=True):
-        if threshold in by_threshold:  # older versions leave out those beyond full recall
-            assert by_threshold[threshold] == pytest.approx(tuple(expected))
-
-
-@pytest.mark.parametrize("precision", [0.5, 0.8, 0.95, 0.99])
-def test_the_threshold_is_the_largest_distance_that_keeps_the_precision(precision):
-    for seed in range(6):
-        distances, correct = random_matches(seed)
-        good = [t for t in distances if correct[distances <= t].mean() >= precision]
-        point = precision_recall(distances, correct).at_precision(precision)
-        assert (point["distance"] == max(good)) if good else point is None
-
-
-def test_without_a_correct_match_there_is_no_area_and_no_threshold():
-    curve = precision_recall(np.array([0.1, 0.2]), np.array([False, False]))
-    assert curve.auc is None and curve.at_precision(0.95) is None
-
-
-def test_with_correct_matches_only_everything_is_accepted():
-    curve = precision_recall(np.array([0.3, 0.1, 0.1]), np.array([True, True, True]))
-    assert curve.auc == 1
-    assert curve.at_precision(0.99) == {"distance": 0.3, "precision": 1, "recall": 1, "accepted": 1}
-
 
 # ---- How sure recalls and differences are
 
@@ -286,8 +234,28 @@ def test_results_hold_the_thresholds_of_the_last_stage(run, tiny_benchmark):
     curve = precision_recall(outcome.last.distances[:, 0], outcome.last_correct[:, 0])
     first_match = results["first_match"]
     assert (first_match["metric"], first_match["auc"]) == ("l2", curve.auc)
-    assert first_match["at_precision"] == {"95": curve.at_precision(0.95), "99": curve.at_precision(0.99)}
+    expected = {"95": curve.at_precision(0.95), "99": curve.at_precision(0.99), "100": curve.at_precision(1)}
+    assert first_match["at_precision"] == expected
+    assert first_match["recall_at_100_precision"] == (expected["100"] or {"recall": 0})["recall"]
     assert results["folder"] == str(benchmark.folder)
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "results.json"])
+def test_either_file_holds_the_thresholds_for_distances_of_the_same_kind(run, tiny_benchmark, name):
+    results = write_report(run, read_tiny(tiny_benchmark))
+    kind = DistanceKind(**{field: {**MODEL, "metric": "l2"}[field] for field in DistanceKind._fields})
+    points = results["first_match"]["at_precision"]
+    thresholds = {precision: point and point["distance"] for precision, point in points.items()}
+    path = str(run.folder / name)
+    assert Calibration.read(path, kind) == Calibration(path, kind, thresholds)
+    for field, other in (("metric", "hamming"), ("image_size", (56, 56)), ("weights_sha256", "1" * 64)):
+        with pytest.raises(InputError, match=rf"{field} .* \(now .*Evaluate with the model"):
+            Calibration.read(path, kind._replace(**{field: other}))
+
+
+def test_without_labels_there_is_no_calibration(run, tiny_benchmark):
+    write_report(run, read_tiny(tiny_benchmark, labels=False))
+    assert not (run.folder / "calibration.json").exists() and (run.folder / "results.json").exists()
 
 
 def test_the_page_loads_nothing_and_runs_its_own_script_only(run, tiny_benchmark):

@@ -84,6 +84,64 @@ def test_an_index_of_huge_images_is_a_warning(caplog):
     assert "built with images of 4480 x 4480 pixels" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def calibrated(tiny_benchmark, checkpoints, tmp_path_factory):
+    """{mode: a folder with `index`, which an evaluation has saved}."""
+    folders = {mode: tmp_path_factory.mktemp(f"calibrated_{mode}") for mode in SCRIPTS}
+    for mode, folder in folders.items():
+        result = run_script(
+            SCRIPTS[mode], *flags_for(tiny_benchmark, checkpoints[mode], "--save_index=index"), cwd=folder
+        )
+        assert result.status == 0, result.stderr
+        (written,) = folder.glob("logs/eval/*/calibration.json")
+        content = json.loads(written.read_text())
+        assert (folder / "index" / "calibration.json").read_text() == written.read_text()
+        # The model is not trained, so that no distance may reach a precision. This is what one that was may find:
+        content["first_match"]["at_precision"]["99"] = {"distance": 1e-3}
+        (folder / "index" / "calibration.json").write_text(json.dumps(content))
+    return folders
+
+
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_images_are_accepted_or_unknown_by_the_threshold_of_an_evaluation(calibrated, tiny_benchmark, mode):
+    split, cwd = tiny_benchmark / "tiny" / "images" / "test", calibrated[mode]
+    known, unknown = (min((split / name).iterdir()) for name in ("database", "queries"))
+    flags = ["search.py", known, unknown, "--index=index", "--device=cpu", "--results=2"]
+    result = run_script(*flags, "--save_pictures=pictures", cwd=cwd)
+    assert result.status == 0, result.stderr
+    lines, metric = result.stdout.splitlines(), "hamming" if mode == "hashing" else "l2"
+    line = f"First matches up to 0.0010 ({metric}) are accepted: 99 % are right in index/calibration.json."
+    assert line in lines and f"{known}: accepted" in lines and f"{unknown}: unknown place" in lines
+    found = json.loads(run_script(*flags, "--json", cwd=cwd).stdout)
+    assert found["accept"] == {"max_distance": 1e-3, "source": "index/calibration.json"}
+    assert [query["accepted"] for query in found["queries"]] == [True, False]
+    assert all(len(query["matches"]) == 2 for query in found["queries"])
+    (written,) = cwd.glob("logs/eval/*/results.json")
+    for more, accepted in (
+        (["--max_distance=1e3"], [True, True]),
+        ([f"--accept={written}", "--accept_precision=100"], None),
+    ):
+        found = json.loads(run_script(*flags, "--json", *more, cwd=cwd).stdout)
+        limit = found["accept"]["max_distance"]
+        firsts = [query["matches"][0]["distance"] for query in found["queries"]]
+        expected = [limit is not None and distance <= limit for distance in firsts]
+        assert [query["accepted"] for query in found["queries"]] == expected == (accepted or expected)
+
+
+def test_a_threshold_of_other_distances_is_refused(calibrated, tiny_benchmark):
+    photo = min((tiny_benchmark / "tiny/images/test/queries").iterdir())
+    (other,) = calibrated["hashing"].glob("logs/eval/*/calibration.json")
+    for flags, words in (
+        ([f"--accept={other}"], ["calibrated on other distances: weights_sha256", "metric hamming (now l2)"]),
+        (["--accept=nowhere.json"], ["Cannot read nowhere.json"]),
+        (["--max_distance=1", "--accept_precision=95"], ["--max_distance is the threshold"]),
+        (["--accept_precision=98"], ["invalid choice"]),
+        (["--max_distance=-1"], ["'-1'"]),
+    ):
+        result = run_here("search.py", photo, "--index=index", "--device=cpu", *flags, cwd=calibrated["two_branch"])
+        assert result.status == 2 and all(word in result.stderr for word in words), (flags, result.stderr)
+
+
 def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):
     photo = next((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:100])

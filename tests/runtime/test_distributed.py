@@ -80,7 +80,8 @@ def test_train(tmp_path):
     printed = torchrun(ROOT / "train.py", *flags, cwd=tmp_path)
     folder = the_folder(tmp_path)
     files = (
-        ".lock best_model.pth curves.png last_model.pth log.txt metrics.csv predictions.csv report.html results.json"
+        ".lock best_model.pth calibration.json curves.png last_model.pth log.txt metrics.csv predictions.csv "
+        "report.html results.json"
     )
     assert sorted(path.name for path in folder.iterdir()) == files.split()
     assert [(row["epoch"], row["step"]) for row in metrics_of(folder)] == [("1", "3"), ("2", "6")]

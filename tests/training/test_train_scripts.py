@@ -27,7 +27,10 @@ from utils.training import validation
 pytestmark = pytest.mark.slow
 
 PLACES, IMAGES, BATCHES = 26, 104, 6  # of the fixture city, and batches of 4 places
-FILES = ".lock best_model.pth curves.png last_model.pth log.txt metrics.csv predictions.csv report.html results.json"
+FILES = (
+    ".lock best_model.pth calibration.json curves.png last_model.pth log.txt metrics.csv predictions.csv report.html "
+    "results.json"
+)
 BINARY = ("backbone.adapters_hashing.", "aggregation_hashing.", "linear3.", "linear4.")
 BRANCHES = {
     "train.py": {"hashing": False, "rerank": False},
@@ -156,7 +159,7 @@ def test_no_epochs_evaluate_the_start(city, checkpoints, tmp_path):
     lines, folder = run_well("train_rerank.py", [flag for flag in flags if flag != "--backbone=vit-tiny"], tmp_path)
     assert lines[-1].startswith("R@1: ")
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ".lock best_model.pth log.txt predictions.csv report.html results.json".split()
+    assert names == ".lock best_model.pth calibration.json log.txt predictions.csv report.html results.json".split()
     best, start = best_model(folder), reference_model("vit-tiny").state_dict()
     assert same({name: best[name] for name in start}, start)
     adapters = [name for name in start if name.startswith("backbone.adapters.")]

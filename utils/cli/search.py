@@ -13,6 +13,7 @@ from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
 from utils.cli.model import MODEL_HELP, TrainedModel, model_name_flag
 from utils.retrieval.config import (
+    AcceptConfig,
     EngineAddress,
     ExtractionConfig,
     IndexConfig,
@@ -210,6 +211,7 @@ class SearchArguments:
     resume: Path | None = flag("the same, as before", group="index", default=None)
     search: SearchConfig = part("search", fixed={"ivf": None})
     results: int = flag("matches to print for each image", group="report", type=positive_int, default=5)
+    accept: AcceptConfig = part("report", default=AcceptConfig())
     save_pictures: Path | None = flag("save a PNG of each image with its matches in DIR", group="report", default=None)
     json: bool = switch(
         "print one JSON object in place of tables; all other messages go to standard error", group="report"

@@ -27,6 +27,7 @@ from utils.runtime.flags import (
 )
 
 DEFAULT_REPORT_QUERIES = 100
+ACCEPT_PRECISIONS = ("95", "99", "100")  # the keys of model.calibration.PRECISIONS, which imports NumPy
 DEFAULT_MAJORITY_WEIGHT = 0.01
 ENGINE_ADDRESS = re.compile(
     r"(?P<engine>milvus)(?P<tls>\+tls)?://(?P<host>[\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})"
@@ -369,6 +370,35 @@ class SearchConfig:
         convert=lambda pair: IVFConfig(nlist=pair[0], nprobe=pair[1]),
         metavar=("NLIST", "NPROBE"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptConfig:
+    """Which first matches to accept: up to max_distance, or up to what an evaluation, whose calibration.json or
+    results.json `file` is, found for a precision, a key of ACCEPT_PRECISIONS; None: neither is given.
+
+    Raises InputError for values that do not go together.
+    """
+
+    file: Path | None = flag(
+        "accept first matches up to the distance in this calibration.json, or results.json, of an evaluation; other "
+        "images show an unknown place (default: calibration.json in the folder of --index, if there is one)",
+        name="accept",
+        default=None,
+    )
+    precision: str | None = flag(
+        "percentage of right ones among accepted matches, in that evaluation (default: 99)",
+        name="accept_precision",
+        choices=ACCEPT_PRECISIONS,
+        default=None,
+    )
+    max_distance: float | None = flag(
+        "accept first matches up to this distance instead", type=non_negative_float, default=None
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_distance is not None and (self.file or self.precision):
+            raise InputError("--max_distance is the threshold. Give either that or --accept and --accept_precision.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice
+from model.calibration import CALIBRATION
 from model.config import check_image_size
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
@@ -83,10 +84,17 @@ class Pipeline:
         kind = f"{model.kind}, {model.aggregation}" if model.kind == "float" else model.kind
         described = {
             "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
+            "weights_sha256": fingerprint(self.extractor.model.original),
             "image_size": list(self.extractor.config.image_config.resize),
+            "antialias": self.extractor.config.image_config.antialias,
             "descriptor_dim": database.dim,
+            "test_method": self.config.crops.test_method,
         }
-        return report(run, against, stages, model=described, config=self.config.report)
+        results = report(run, against, stages, model=described, config=self.config.report)
+        if self.config.index.save_index and (run.folder / CALIBRATION).exists():
+            with atomic_write(self.config.index.save_index / CALIBRATION, "wb") as file:
+                file.write((run.folder / CALIBRATION).read_bytes())
+        return results
 
     def _database(self, dataset: Benchmark) -> Features | None:
         index, ivf = self.config.index, self.config.search.ivf

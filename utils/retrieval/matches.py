@@ -1,6 +1,7 @@
 """What a search reports of each match: on the terminal, below its picture, and as JSON."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,32 @@ class Match(NamedTuple):
         if self.latitude is not None:
             lines.append(f"{self.latitude:.5f}, {self.longitude:.5f}")
         return lines
+
+
+class Answer(NamedTuple):
+    """What a search says of an image. picture: the file that shows it with its matches, if one is wanted. accepted:
+    whether the first match is near enough; None without a threshold.
+    """
+
+    image: str
+    picture: Path | None
+    accepted: bool | None
+    matches: list[Match]
+
+    @property
+    def verdict(self) -> str:
+        """ "accepted", "unknown place", or nothing without a threshold."""
+        return {True: "accepted", False: "unknown place", None: ""}[self.accepted]
+
+    @property
+    def captions(self) -> list[str]:
+        """The lines below its picture."""
+        return ["Query", Path(self.image).name, *([self.verdict] if self.verdict else [])]
+
+    def to_json(self) -> dict[str, Any]:
+        """What --json prints of it."""
+        picture, matches = self.picture and str(self.picture), [match._asdict() for match in self.matches]
+        return {**self._asdict(), "picture": picture, "matches": matches}
 
 
 def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:

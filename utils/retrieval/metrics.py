@@ -1,4 +1,4 @@
-"""Recall@N and how sure it is, mean average precision, and precision and recall over the match distance."""
+"""Recall@N and how sure it is, and mean average precision. Of match distances: model.calibration."""
 
 import math
 from collections.abc import Sequence
@@ -86,47 +86,3 @@ def average_precision_at(
         total = (precision * correct)[:, :n].sum(axis=1)
         scores[n] = 100.0 * float((total / np.clip(counts, 1, n)).mean())
     return scores
-
-
-class PrecisionRecall(NamedTuple):
-    """What accepting first matches up to a distance gives, for each of the T distinct distances, ascending.
-
-    distance [T]; precision [T]: how many of the accepted matches are correct; recall [T]: how many of the correct
-    matches are accepted, 0 if there are none; accepted [T]: how many of all queries are. Fractions, float64.
-    """
-
-    distance: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    accepted: np.ndarray
-
-    @property
-    def auc(self) -> float | None:
-        """The area under the curve from recall 0, precision 1, by trapezoids. None if no first match is correct."""
-        if self.recall[-1] == 0:
-            return None
-        recall, precision = np.append(0, self.recall), np.append(1, self.precision)
-        return float((np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum())
-
-    def at_precision(self, precision: float) -> dict[str, float] | None:
-        """The largest distance up to which at least this fraction of matches is correct, with the three fractions
-        there. None if there is no such distance.
-        """
-        sufficient = np.flatnonzero(self.precision >= precision)
-        return (
-            {name: float(values[sufficient[-1]]) for name, values in self._asdict().items()}
-            if len(sufficient)
-            else None
-        )
-
-
-def precision_recall(distances: np.ndarray, correct: np.ndarray) -> PrecisionRecall:
-    """distances [Q] of the first matches of Q > 0 queries, and whether they are correct [Q] (VPR-Bench, IJCV 2021).
-
-    Equal distances are accepted together. A query without positives counts like any other.
-    """
-    order = distances.argsort(kind="stable")
-    ascending = distances[order]
-    last = np.append(ascending[1:] != ascending[:-1], True)  # of each run of equal distances
-    accepted, hits = np.arange(1, len(order) + 1)[last], correct[order].cumsum()[last]
-    return PrecisionRecall(ascending[last], hits / accepted, hits / max(hits[-1], 1), accepted / len(order))

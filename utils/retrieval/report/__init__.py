@@ -1,5 +1,6 @@
 """What an evaluation reports: protocol and recalls on the terminal, results.json, predictions.csv, pictures, a page."""
 
+import json
 import logging
 import os
 import time
@@ -10,15 +11,21 @@ import numpy as np
 
 from datasets.benchmark import Benchmark, ImageSet
 from datasets.protocols import Recognition, recognise
+from model.calibration import CALIBRATION, PRECISIONS, precision_recall
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.features import SearchResult
-from utils.retrieval.metrics import average_precision_at, format_recalls, precision_recall, recalls_at, wilson_interval
-from utils.retrieval.report.evaluation_page import PRECISIONS, evaluation_page
+from utils.retrieval.metrics import average_precision_at, format_recalls, recalls_at, wilson_interval
+from utils.retrieval.report.evaluation_page import evaluation_page
 from utils.retrieval.report.outcome import Outcome
 from utils.retrieval.report.predictions import save_pictures, write_predictions
+from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
 
 PAGE = "report.html"
+CALIBRATION_FIELDS = (  # of results.json: what model.calibration reads, and what tells a person where it is from
+    *("dataset", "database", "queries", "date", "model", "weights_sha256", "image_size", "antialias", "descriptor_dim"),
+    *("test_method", "first_match"),
+)
 Results = dict[str, Any]  # the content of results.json
 
 
@@ -32,8 +39,9 @@ def report(
 ) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
-    model: what results.json says of it: model, its name; image_size, (H, W); descriptor_dim. Then come the pictures and
-    the page that `config` asks for. Without labels there are no recalls, only predictions.
+    model: what results.json says of it: its name, and the fields of DistanceKind but for the metric. Then come
+    calibration.json, and the pictures and the page that `config` asks for. Without labels there are no recalls and no
+    calibration, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
@@ -54,6 +62,9 @@ def report(
         logging.info("%d queries searched without labels: predictions only, no recalls", len(benchmark.queries))
     write_predictions(run.folder / "predictions.csv", outcome)
     results = run.write_json("results.json", results)
+    if outcome.correct:
+        with atomic_write(run.folder / CALIBRATION) as file:
+            json.dump({name: results[name] for name in CALIBRATION_FIELDS}, file, indent=2)
     if config.num_pictures:
         save_pictures(run.folder / "preds", outcome, config)
     if config.page_queries is not None:
@@ -111,8 +122,12 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
 def _describe_first_matches(outcome: Outcome, correct: np.ndarray) -> dict[str, Any]:
     """Area under the precision-recall curve of the first matches, and the distances up to which to accept them."""
     curve = precision_recall(outcome.last.distances[:, 0], correct[:, 0])
-    thresholds = {f"{100 * precision:g}": curve.at_precision(precision) for precision in PRECISIONS}
-    return {"metric": outcome.last.metric[0], "auc": curve.auc, "at_precision": thresholds}
+    return {
+        "metric": outcome.last.metric[0],
+        "auc": curve.auc,
+        "recall_at_100_precision": curve.recall_at_100_precision,
+        "at_precision": {name: curve.at_precision(precision) for name, precision in PRECISIONS.items()},
+    }
 
 
 def _recalls_by_condition(

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.retrieval.metrics import PrecisionRecall, format_recalls, precision_recall, recalls_at
+from model.calibration import PRECISIONS, PrecisionRecall, precision_recall
+from utils.retrieval.metrics import format_recalls, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
     MapFrame,
@@ -22,7 +23,6 @@ from utils.retrieval.report.pictures import Shown
 
 COLUMNS = 5  # predictions of a query and stage with pictures
 BINS = 12  # of a histogram, at most
-PRECISIONS = (0.95, 0.99)
 FAILURE_SHARE = 0.8  # of the gallery, where there are enough failures and successes
 OUTCOMES = {
     "wrong": "wrong first prediction",
@@ -146,7 +146,7 @@ def _distance_section(outcome: Outcome) -> Section:
         correct = outcome.correct[name][:, 0]
         histograms.append(_histogram(name, stage.distances[:, 0], correct, unit=stage.metric[0]))
         curve = precision_recall(stage.distances[:, 0], correct)
-        for precision in PRECISIONS:
+        for precision in PRECISIONS.values():
             rows.append(_threshold_row(outcome.heading(name), curve, precision))
         if curve.auc is not None:
             lines[name] = (np.append(0, curve.recall), np.append(1, curve.precision))
@@ -164,7 +164,8 @@ def _distance_section(outcome: Outcome) -> Section:
         content += f"<div><h3>Precision and recall</h3>{chart}</div>"
     note = (
         '<p class="hint">A first match is accepted if its distance is at most the threshold. Precision: how many of '
-        "these are right. Thresholds chosen on these queries are optimistic for others.</p>"
+        "these are right. The share of right matches that 100% precision accepts is VPR-Bench's R@100P. Thresholds "
+        "chosen on these queries are optimistic for others.</p>"
     )
     return Section(anchor="distances", heading="Match distance", content=f"{content}</div>{thresholds}{note}")
 
