@@ -46,7 +46,7 @@ def main(args: SearchArguments) -> None:
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)
     warn_of_large_images(index.metadata.image_config.resize)
-    index.require_compatible(metadata_of(model, settings, pca=index.pca))
+    index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
     acceptance = find_acceptance(args.accept, distance_kind(index.metadata), calibrated)
     if acceptance:

@@ -18,8 +18,8 @@ EXPECTED = (
 )
 
 
-def rgb_pixels(image: Any, *, bgr: bool = False) -> np.ndarray:
-    """An image as a program has it -> RGB pixels [H, W, 3] uint8, upright as its EXIF data says, where it has any.
+def rgb_pixels(image: Any, *, bgr: bool = False, upright: bool = True) -> np.ndarray:
+    """An image as a program has it -> RGB pixels [H, W, 3] uint8; `upright` as its EXIF data says, where it has any.
 
     image: a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W] (grey), or a tensor uint8 [3, H, W] on any
     device. bgr: the channels of arrays and tensors are in OpenCV's order. Pillow is needed for paths and its own images
@@ -28,7 +28,7 @@ def rgb_pixels(image: Any, *, bgr: bool = False) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         from .image_files import load_image  # needs Pillow, which a program with arrays may lack
 
-        return np.array(load_image(os.fspath(image), exif_orientation=True))
+        return np.array(load_image(os.fspath(image), exif_orientation=upright))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise InputError(f"A tensor {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")
@@ -39,7 +39,7 @@ def rgb_pixels(image: Any, *, bgr: bool = False) -> np.ndarray:
             raise InputError(f"An array {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")
         pixels = np.repeat(image[:, :, None], 3, axis=2) if is_grey else image
     elif hasattr(image, "getexif"):  # without an import of Pillow
-        return _from_pillow(image)
+        return _from_pillow(image, upright)
     else:
         raise InputError(f"An object of type {type(image).__name__} is not an image. {EXPECTED}")
     return np.ascontiguousarray(pixels[:, :, ::-1] if bgr else pixels)
@@ -51,7 +51,7 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean).div_(std)
 
 
-def _from_pillow(image: Any) -> np.ndarray:
+def _from_pillow(image: Any, upright: bool) -> np.ndarray:
     from .image_files import DAMAGED, TURNS, exif_orientation_of, to_rgb
 
     try:
@@ -60,7 +60,7 @@ def _from_pillow(image: Any) -> np.ndarray:
         raise
     except DAMAGED as error:
         raise InputError(f"Cannot read the image {image}: {error}. It may be damaged or truncated.") from error
-    turn = TURNS.get(exif_orientation_of(image))
+    turn = TURNS.get(exif_orientation_of(image)) if upright else None
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 

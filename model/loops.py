@@ -11,7 +11,7 @@ from .rows import Snapshot, search
 
 
 class Loop(NamedTuple):
-    """The same place at two moments: the rows of a later and an earlier image, or of images of two sequences; and the
+    """The same place at two moments: the ids of a later and an earlier image, or of images of two sequences; and the
     distance of the two.
     """
 
@@ -27,14 +27,14 @@ def find_loops(
 
     among: bool [N], the rows of another sequence, to be searched in place of those before each row.
     """
-    numbers = np.arange(len(snapshot.removed))
+    ids = snapshot.ids
     loops = list[Loop]()
-    for i in rows:
-        candidates = numbers <= i - config.min_gap if among is None else among
-        found = search(snapshot, snapshot.features(i), config.k, rerank_num=rerank_num, among=candidates)
+    for row in rows:
+        candidates = ids <= ids[row] - config.min_gap if among is None else among
+        found = search(snapshot, snapshot.features(row), config.k, rerank_num=rerank_num, among=candidates)
         loops += [
-            Loop(i, row, distance)
-            for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
+            Loop(int(ids[row]), int(ids[earlier]), distance)
+            for earlier, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
             if distance <= config.max_distance
         ]
     return suppress_loops(loops, config.suppress)

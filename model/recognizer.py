@@ -11,21 +11,28 @@ import torch
 
 from .calibration import PRECISIONS, Calibration, DistanceKind
 from .config import CODE_BITS, ImageConfig, LoopConfig, check_image_size
+from .entries import Entries, make_entries
 from .errors import InputError
 from .fingerprint import fingerprint
 from .images import normalize, rgb_pixels
+from .index.home import Home
+from .index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_pca, weights_of
+from .index.pca import PCA
 from .inference import dtype_of, prepare_for_inference
 from .loops import Loop, find_loops
 from .network import GeoLocalizationNet
 from .resizing import resize_pixels
 from .rows import Description, Rows, Snapshot, search
 from .weights import load_any_model
+from .zoo import PublishedModel, find_model
 
 BATCH = 8  # images that are described at a time
 
 
 class Match(NamedTuple):
-    """An image that was found. id: from `add`; metric: of the distance, "l2" or "hamming"; and what `add` was given."""
+    """An image that was found. id: from `add`; metric: of the distance, "l2" or "hamming"; what `add` was given; and
+    degrees, (latitude, longitude), WGS 84, where the index knows them.
+    """
 
     id: int
     distance: float
@@ -33,14 +40,7 @@ class Match(NamedTuple):
     name: str | None
     position: tuple[float, float] | None
     time: float | None
-
-
-class Entry(NamedTuple):
-    """What a program says about an image: a name, a position in metres, a time in seconds."""
-
-    name: str | None
-    position: tuple[float, float] | None
-    time: float | None
+    degrees: tuple[float, float] | None
 
 
 class PlaceRecognizer:
@@ -57,15 +57,16 @@ class PlaceRecognizer:
 
     An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
-    call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image, and up
-    to twice that while there is room to grow. Attributes: resize; rerank_num; max_distance, see `accept`.
+    call any method at the same time. What is added is kept in memory: 64 bytes and 4 bytes per dimension an image, and
+    up to twice that while there is room to grow; descriptors of an index that was opened stay on the disk. Attributes:
+    resize; rerank_num; max_distance, see `accept`.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
 
     def __init__(
         self,
-        model: str | Path | GeoLocalizationNet = "SelaVPRplusplus_base_rerank",
+        model: str | Path | PublishedModel | GeoLocalizationNet = "SelaVPRplusplus_base_rerank",
         *,
         device: str = "cpu",
         precision: str = "fp32",
@@ -78,15 +79,18 @@ class PlaceRecognizer:
         network = model if isinstance(model, GeoLocalizationNet) else load_any_model(model)
         images = network.image_config or ImageConfig()
         self.resize = images.resize if resize is None else (int(resize[0]), int(resize[1]))
-        self._antialias = images.antialias
+        self._antialias, self._exif_orientation = images.antialias, True
+        self._pca: PCA | None = None
+        self._weights_file = _name_of(model)
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
         self.max_distance: float | None = None
         self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
-        self._rows = Rows()
-        self._entries: list[Entry] = []
+        self._precision = precision
+        self._rows, self._entries = Rows(), Entries()
+        self._home: Home | None = None  # the index that was opened, or saved
 
     def describe(self, images: Any, *, bgr: bool = False) -> Description:
         """The features of images. bgr: the channels of arrays and tensors are in OpenCV's order.
@@ -100,7 +104,8 @@ class PlaceRecognizer:
         parts, batch = [], list[torch.Tensor]()
         for i, image in enumerate(given):
             try:
-                batch.append(resize_pixels([rgb_pixels(image, bgr=bgr)], self.resize, self._antialias))
+                pixels = rgb_pixels(image, bgr=bgr, upright=self._exif_orientation)
+                batch.append(resize_pixels([pixels], self.resize, self._antialias))
             except InputError as error:
                 raise InputError(f"Image {i} of {len(given)}: {error}") from error if several else error
             if len(batch) == BATCH or i == len(given) - 1:
@@ -127,14 +132,14 @@ class PlaceRecognizer:
         says which.
         """
         features = self._features(images, bgr=bgr)
-        entries = _entries(len(features), _paths(images) if names is None else names, positions, times)
+        entries = make_entries(images, len(features), names, positions, times)
         with self._adding:
             count = len(self._entries)
-            self._entries += entries  # before the rows, so that what a search finds has an entry
+            self._entries.extend(entries)  # before the rows, so that what a search finds has an entry
             try:
                 return list(self._rows.append(features))
             except BaseException:
-                del self._entries[count:]
+                self._entries.truncate(count)
                 raise
 
     def search(
@@ -157,10 +162,10 @@ class PlaceRecognizer:
         limit = self.max_distance if max_distance is None else max_distance
         features = self._features(images, bgr=bgr)
         snapshot = self._rows.snapshot()
-        mask = None if among is None else self._mask(among, len(snapshot.removed))
+        mask = None if among is None else _mask(snapshot, among)
         return [
             [
-                Match(row, distance, found.metric, *self._entries[row])
+                Match(int(snapshot.ids[row]), distance, found.metric, *self._entries[row][:4])
                 for row, distance in zip(found.rows.tolist(), found.distances.tolist(), strict=True)
                 if limit is None or distance <= limit
             ]
@@ -203,7 +208,7 @@ class PlaceRecognizer:
         """
         config = LoopConfig(max_distance=max_distance, min_gap=min_gap, suppress=suppress, k=k)
         snapshot = self._rows.snapshot()
-        chosen = np.flatnonzero(~snapshot.removed).tolist() if ids is None else _known_ids(ids, snapshot)
+        chosen = np.flatnonzero(~snapshot.removed).tolist() if ids is None else _rows_of(ids, snapshot)
         return find_loops(snapshot, chosen, config, rerank_num=self.rerank_num)
 
     def find_loops_between(
@@ -218,16 +223,74 @@ class PlaceRecognizer:
         config = LoopConfig(max_distance=max_distance, suppress=suppress, k=k)
         snapshot = self._rows.snapshot()
         among = np.zeros(len(snapshot.removed), bool)
-        among[_known_ids(others, snapshot)] = True
-        return find_loops(snapshot, _known_ids(ids, snapshot), config, rerank_num=self.rerank_num, among=among)
+        among[_rows_of(others, snapshot)] = True
+        return find_loops(snapshot, _rows_of(ids, snapshot), config, rerank_num=self.rerank_num, among=among)
 
     def remove(self, ids: int | Sequence[int]) -> None:
         """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
         self._rows.remove(_list_ids(ids))
 
+    def save(self, folder: str | Path) -> None:
+        """Writes an index, which `open`, search.py and build_index.py read. The folder must not exist yet; where it is
+        that of `open` or of the last `save`, it gets what was added and removed since.
+
+        A program that is killed meanwhile leaves what was there before. `add` waits, and searches do not. Raises
+        InputError if the folder holds something else, was changed by another program, or cannot be written.
+        """
+        with self._adding:
+            snapshot = self._rows.snapshot()
+            if self._home and self._home.is_at(folder):
+                self._home = self._home.update(snapshot, self._entries, self._rows.next_id)
+            else:
+                metadata = self._home.metadata if self._home else self._metadata()
+                self._home = Home.create(Path(folder), metadata, snapshot, self._entries, self._rows.next_id)
+
+    @staticmethod
+    def open(
+        folder: str | Path,
+        model: str | Path | GeoLocalizationNet | None = None,
+        *,
+        device: str = "cpu",
+        rerank_num: int = 100,
+        verify: bool = True,
+    ) -> "PlaceRecognizer":
+        """A recogniser that remembers the images of an index, of `save`, build_index.py or eval*.py --save_index.
+
+        model: None for the one that the index names. Codes are in memory, descriptors stay on the disk. verify: compare
+        the checksum of every file. Raises InputError if there is no index, it is incomplete or damaged, or is another
+        model's.
+        """
+        home, files = Home.open(Path(folder), verify=verify)
+        metadata = home.metadata
+        opened = PlaceRecognizer(
+            weights_of(metadata, folder) if model is None else model,
+            device=device,
+            precision=metadata.precision,
+            resize=metadata.image_config.resize,
+            rerank_num=rerank_num,
+        )
+        opened._antialias, opened._exif_orientation = metadata.antialias, metadata.exif_orientation
+        opened._pca = read_pca(Path(folder), metadata)
+        metadata.require_compatible(opened._metadata(), folder)
+        opened._home, opened._rows, opened._entries = home, *home.load(files)
+        return opened
+
     def __len__(self) -> int:
         """The number of images that are remembered."""
         return len(self._rows)
+
+    def _metadata(self) -> IndexMetadata:
+        """How an index of this recogniser is made."""
+        return IndexMetadata.of(
+            self._model.original,
+            ImageConfig(resize=self.resize, antialias=self._antialias),
+            self._pca,
+            weights_file=self._weights_file,
+            precision=self._precision,
+            exif_orientation=self._exif_orientation,
+            positions="none",
+            descriptor_dtype="fp32",
+        )
 
     def _features(self, images: Any, *, bgr: bool) -> Description:
         """The features of images, or the Description that was given in their place.
@@ -236,7 +299,8 @@ class PlaceRecognizer:
         """
         if not isinstance(images, Description):
             return self.describe(images, bgr=bgr)
-        config, dim = self._model.config, self._model.descriptor_dim
+        config = self._model.config
+        dim = self._pca.dim if self._pca else self._model.descriptor_dim
         expected = {
             "code": (np.dtype(np.uint8), CODE_BITS // 8) if config.hashing else None,
             "descriptor": (np.dtype(np.float32), dim) if dim else None,
@@ -248,7 +312,11 @@ class PlaceRecognizer:
         if given != expected or len({len(a) for a in images if a is not None}) != 1:
             raise InputError(f"A Description with {given} is not one of this model, whose are {expected}.")
         descriptor = images.descriptor
-        if descriptor is not None and not (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all():
+        if (
+            descriptor is not None
+            and not self._pca
+            and not (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all()
+        ):
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
@@ -272,17 +340,18 @@ class PlaceRecognizer:
         arrays = {name: part.cpu().numpy() for name, part in parts.items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise InputError("The model's output contains NaN or infinity. Check the weights, or try precision='bf16'.")
-        code = arrays.get("code")
-        return None if code is None else np.packbits(code > 0, axis=1), arrays.get("descriptor")
+        code, descriptor = arrays.get("code"), arrays.get("descriptor")
+        if self._pca and descriptor is not None:
+            descriptor = self._pca.project(descriptor)
+        return None if code is None else np.packbits(code > 0, axis=1), descriptor
 
-    def _mask(self, ids: Sequence[int], count: int) -> np.ndarray:
-        """Bool [count], true at these ids. Raises InputError for an id that is unknown."""
-        mask = np.zeros(count, bool)
-        for i in _list_ids(ids):
-            if not 0 <= i < count:
-                raise InputError(f"There is no image {i}. Give ids that `add` returned.")
-            mask[i] = True
-        return mask
+
+def _name_of(model: str | Path | PublishedModel | GeoLocalizationNet) -> str:
+    """A model as an index names it: "published", a file, or "" for one that is neither."""
+    if isinstance(model, GeoLocalizationNet):
+        return UNKNOWN_WEIGHTS
+    found = find_model(model) if isinstance(model, str) else model
+    return os.path.abspath(found) if isinstance(found, Path) else PUBLISHED
 
 
 def _list_ids(ids: Any) -> list[int]:
@@ -295,44 +364,23 @@ def _list_ids(ids: Any) -> list[int]:
     return array.astype(np.int64).tolist()
 
 
-def _known_ids(ids: Any, snapshot: Snapshot) -> list[int]:
-    """Ids as a list. Raises InputError for one that is unknown, or removed."""
+def _mask(snapshot: Snapshot, ids: Sequence[int]) -> np.ndarray:
+    """Bool [N], true at these ids. Raises InputError for an id that is unknown."""
+    mask = np.zeros(len(snapshot.removed), bool)
+    mask[snapshot.rows_of(_list_ids(ids))] = True
+    return mask
+
+
+def _rows_of(ids: Any, snapshot: Snapshot) -> list[int]:
+    """The rows with these ids. Raises InputError for an id that is unknown, or removed."""
     chosen = _list_ids(ids)
-    for i in chosen:
-        if not 0 <= i < len(snapshot.removed) or snapshot.removed[i]:
+    rows = snapshot.rows_of(chosen)
+    for i, row in zip(chosen, rows, strict=True):
+        if snapshot.removed[row]:
             raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
-    return chosen
-
-
-def _paths(images: Any) -> list[str | None] | None:
-    """The paths among images; None if there are none."""
-    given = images if isinstance(images, (list, tuple)) and not isinstance(images, Description) else [images]
-    paths = [os.fspath(image) if isinstance(image, (str, os.PathLike)) else None for image in given]
-    return paths if any(paths) else None
+    return rows
 
 
 def _each(features: Description) -> list[Description]:
     """The rows of a Description, one by one."""
     return [Description(*(None if a is None else a[i : i + 1] for a in features)) for i in range(len(features))]
-
-
-def _entries(count: int, names: Any, positions: Any, times: Any) -> list[Entry]:
-    """Raises InputError if there is not one of each for each image, or a number is not finite."""
-    columns: list[list[Any]] = [[None] * count] * 3
-    for i, (what, given, shape) in enumerate(
-        (("names", names, (count,)), ("positions", positions, (count, 2)), ("times", times, (count,)))
-    ):
-        if given is None:
-            continue
-        try:
-            values = np.asarray(given, object if what == "names" else np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{what}: {error}. Expected {list(shape)} numbers.") from error
-        if count == 1:  # given for a single image, not in a list
-            values = values.reshape(shape) if values.size == np.prod(shape) else values
-        if values.shape != shape:
-            raise InputError(f"{what} {list(values.shape)} for {count} images. Expected {list(shape)}: one per image.")
-        if what != "names" and not np.isfinite(values).all():
-            raise InputError(f"{what} contains NaN or infinity. Expected metres and seconds.")
-        columns[i] = [tuple(row) for row in values.tolist()] if what == "positions" else values.tolist()
-    return list(map(Entry, *columns))

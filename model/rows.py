@@ -1,15 +1,20 @@
 """Codes and descriptors in memory that grow, and the exact two-stage search among them."""
 
 import threading
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import InputError
+from .index.files import JoinedRows
 
 CODE_WORDS = 8  # of 64 bits
 BLOCK = 16384  # codes that are compared at a time: what one pass writes stays in the cache
 L2_MARGIN = 64  # further candidates of the fast comparison of descriptors, whose order is exact up to rounding
+
+
+Stored = np.ndarray | JoinedRows  # descriptors [N, dim]
 
 
 class Description(NamedTuple):
@@ -34,49 +39,70 @@ class Found(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The rows at one moment. words: [8, N] uint64, the codes column by column; removed: [N] bool."""
+    """The rows at one moment. ids: [N] int64, ascending; words: [8, N] uint64, the codes column by column; descriptors:
+    [N, dim], which may be on the disk; removed: [N] bool.
+    """
 
+    ids: np.ndarray
     words: np.ndarray | None
-    descriptors: np.ndarray | None
+    descriptors: Stored | None
     removed: np.ndarray
+
+    def rows_of(self, ids: Sequence[int]) -> list[int]:
+        """The rows with these ids. Raises InputError for an id that is unknown."""
+        rows = np.searchsorted(self.ids, ids)
+        for i, row in zip(ids, rows.tolist(), strict=True):
+            if row == len(self.ids) or self.ids[row] != i:
+                raise InputError(f"There is no image {i}. Give ids that `add` returned.")
+        return rows.tolist()
 
     def features(self, row: int) -> Description:
         """The features of one row."""
         code = None if self.words is None else np.ascontiguousarray(self.words[:, row]).view(np.uint8)[None]
-        return Description(code, None if self.descriptors is None else self.descriptors[row : row + 1])
+        descriptor = None if self.descriptors is None else self.descriptors[row : row + 1].astype(np.float32)
+        return Description(code, descriptor)
 
 
 class Rows:
-    """Rows of features, numbered from 0. A removed row's number is not used again.
+    """Rows of features, each with an id: a number that is not used again when the row is removed.
 
-    Safe in threads: one may add while others search a snapshot. Adding takes amortised constant time.
+    Those of an index come first: its ids and codes are in memory, and its descriptors stay where they are. Safe in
+    threads: one may add while others search a snapshot. Adding takes amortised constant time.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, ids: np.ndarray | None = None, codes: np.ndarray | None = None, descriptors: Any = None, next_id: int = 0
+    ) -> None:
         self._lock = threading.Lock()
-        self._count = 0
-        self._codes: np.ndarray | None = None
-        self._descriptors: np.ndarray | None = None
-        self._removed = np.zeros(0, bool)
+        self._ids = np.zeros(0, np.int64) if ids is None else ids
+        self._count, self.next_id = len(self._ids), next_id
+        self._words = None if codes is None else np.ascontiguousarray(codes.view(np.uint64).T)
+        self._stored = descriptors
+        self._added: np.ndarray | None = None  # descriptors
+        self._removed = np.zeros(self._count, bool)
 
     def append(self, features: Description) -> range:
-        """Adds rows, and returns their numbers."""
+        """Adds rows, and returns their ids."""
         with self._lock:
             start, end = self._count, self._count + len(features)
+            ids = range(self.next_id, self.next_id + len(features))
             if features.code is not None:
-                self._codes = _with_room(self._codes, features.code.view(np.uint64).T, start, axis=1)
+                self._words = _with_room(self._words, features.code.view(np.uint64).T, start, axis=1)
             if features.descriptor is not None:
-                self._descriptors = _with_room(self._descriptors, features.descriptor, start, axis=0)
+                first = start - (0 if self._stored is None else len(self._stored))
+                self._added = _with_room(self._added, features.descriptor, first, axis=0)
             self._removed = _with_room(self._removed, np.zeros(len(features), bool), start, axis=0)
-            self._count = end
-            return range(start, end)
+            self._ids = _with_room(self._ids, np.array(ids), start, axis=0)
+            self._count, self.next_id = end, ids.stop
+            return ids
 
-    def remove(self, rows: list[int]) -> None:
+    def remove(self, ids: list[int]) -> None:
         """Marks rows as removed. Raises InputError, and removes none, if one is unknown, or removed already."""
         with self._lock:
-            for row in rows:
-                if not 0 <= row < self._count or self._removed[row]:
-                    raise InputError(f"There is no image {row}. Give ids of images that were added, and not removed.")
+            rows = self._snapshot().rows_of(ids)
+            for i, row in zip(ids, rows, strict=True):
+                if self._removed[row]:
+                    raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
             removed = self._removed.copy()  # searches that have begun keep theirs
             removed[rows] = True
             self._removed = removed
@@ -84,12 +110,17 @@ class Rows:
     def snapshot(self) -> Snapshot:
         """The rows as they are now; what is added or removed later does not change it."""
         with self._lock:
-            n = self._count
-            return Snapshot(
-                None if self._codes is None else self._codes[:, :n],
-                None if self._descriptors is None else self._descriptors[:n],
-                self._removed[:n],
-            )
+            return self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        n = self._count
+        stored = 0 if self._stored is None else len(self._stored)
+        descriptors: Any = None if self._added is None else self._added[: n - stored]
+        if self._stored is not None:
+            parts = [self._stored] if descriptors is None else [self._stored, descriptors]
+            descriptors = JoinedRows([(part, None) for part in parts])
+        words = None if self._words is None else self._words[:, :n]
+        return Snapshot(self._ids[:n], words, descriptors, self._removed[:n])
 
     def __len__(self) -> int:
         snapshot = self.snapshot()
@@ -136,11 +167,13 @@ def _count_bits(words: np.ndarray) -> np.ndarray:
     return np.unpackbits(words.view(np.uint8).reshape(CODE_WORDS, -1, 8), axis=2).sum(axis=2, dtype=np.uint8)
 
 
-def _nearest_by_product(descriptors: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
+def _nearest_by_product(descriptors: Stored, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
     """The rows whose descriptors, all of length 1, have the k largest products with the query, and those with the same
     product as the last of these; in ascending order.
     """
-    products = descriptors @ query
+    products = np.empty(len(descriptors), np.float32)
+    for start in range(0, len(descriptors), BLOCK):
+        products[start : start + BLOCK] = descriptors[start : start + BLOCK] @ query
     products[~allowed] = -np.inf
     k = min(k, int(allowed.sum()))
     return np.flatnonzero(products >= np.partition(products, -k)[-k])
@@ -153,7 +186,7 @@ def _smallest(distances: np.ndarray, k: int) -> np.ndarray:
     return rows[np.argsort(distances[rows], kind="stable")][:k]
 
 
-def _by_l2(descriptors: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int) -> Found:
+def _by_l2(descriptors: Stored, query: np.ndarray, rows: np.ndarray, k: int) -> Found:
     squares = np.square(descriptors[rows] - query).sum(axis=1)
     order = np.argsort(squares, kind="stable")[:k]
     return Found(rows[order], np.sqrt(squares[order]), "l2")

@@ -130,7 +130,7 @@ def load_model(model: ModelConfig | ModelChoice, source: PublishedModel | str | 
     return network.eval()
 
 
-def load_any_model(source: str | Path) -> GeoLocalizationNet:
+def load_any_model(source: PublishedModel | str | Path) -> GeoLocalizationNet:
     """The model of this name, in eval mode: a published one, or a file of any model.
 
     Raises InputError if it is neither, or cannot be downloaded.

@@ -5,7 +5,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,32 @@ class DiskArray:
             return np.empty(self.shape, self.dtype)[rows]
         mapped = np.memmap(self.file, self.dtype, "r", shape=self.shape)  # type: ignore[call-overload]
         return np.array(mapped[rows])
+
+
+class JoinedRows:
+    """The rows [n] of one array after those of another, as parts (array [N, dim], rows; None for all). Reads like a
+    DiskArray.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Any, np.ndarray | None]]) -> None:
+        self._parts = parts
+        self._bounds = np.cumsum([0, *(len(array if rows is None else rows) for array, rows in parts)])
+        self.shape = int(self._bounds[-1]), *parts[0][0].shape[1:]
+        self.dtype = np.result_type(*(array.dtype for array, _ in parts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        if isinstance(indices, slice):
+            indices = np.arange(len(self))[indices]
+        found = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for (array, rows), start, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
+            of_part = (start <= indices) & (indices < end)
+            if of_part.any():
+                places = indices[of_part] - start
+                found[of_part] = array[places if rows is None else rows[places]]
+        return found
 
 
 class PathList(Sequence[str]):
@@ -75,6 +101,41 @@ class PathList(Sequence[str]):
         end = self._ends[i]
         start = self._ends[i - 1] + 1 if i % len(self) else 0
         return os.fsdecode(self._text[start:end])
+
+
+class JoinedPaths(Sequence[str]):
+    """The paths at rows [n] of one list after those of another, as parts (paths, rows)."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[str], np.ndarray]]) -> None:
+        self._parts = parts
+        self._bounds = np.cumsum([0, *(len(rows) for _, rows in parts)])
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        index = range(len(self))[i]
+        part = int(np.searchsorted(self._bounds, index, "right")) - 1
+        paths, rows = self._parts[part]
+        return paths[rows[index - self._bounds[part]]]
+
+
+class FileState(NamedTuple):
+    """A file's size in bytes, and when it was changed, in nanoseconds; -1 for what is no file."""
+
+    size: int
+    mtime_ns: int
+
+
+def file_state(path: str) -> FileState:
+    """The state of a file now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileState(-1, -1)
+    return FileState(status.st_size, status.st_mtime_ns)
 
 
 def data_file(name: str, generation: int) -> str:

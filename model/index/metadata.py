@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from ..config import CODE_BITS, PRECISIONS, ImageConfig, ModelConfig, check_image_size
 from ..errors import InputError
 from ..files import read_regular
+from ..zoo import PublishedModel, find_published
 from .pca import PCA
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ REPAIR = "Rebuild the index, or copy it again."
 METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
 FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
 DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
+NOT_COMPARED = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
 RECORD = np.dtype(  # of an image, in images.bin
     [
         ("id", "<i8"),  # a number that no other image of the index ever has
@@ -183,12 +186,26 @@ class IndexMetadata:
         """{name: bytes per image} of these files."""
         return {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in self.columns.items()}
 
+    def require_compatible(self, other: "IndexMetadata", index: object) -> None:
+        """Raises InputError, which names the index, if it was built with another model or resize."""
+        self.require_same(other, NOT_COMPARED, f"The index {index} was built with another model or resize")
+
     def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
         """Raises InputError, which begins with the message and lists the differences, if another index differs."""
         saved, now = asdict(self), asdict(other)
         changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
         if changed:
             raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
+
+
+def weights_of(metadata: IndexMetadata, index: object) -> PublishedModel | Path:
+    """The model's weights when an index was built. Raises InputError, which names the index, if they are not there."""
+    file = metadata.weights_file
+    if file == UNKNOWN_WEIGHTS:
+        raise InputError(f"The index {index} does not name the weights of its model. Give them with --model.")
+    if file != PUBLISHED and not os.path.exists(file):
+        raise InputError(f"The model of the index {index} is not at {file}. Give its path with --model.")
+    return find_published(metadata.model_config) if file == PUBLISHED else Path(file)
 
 
 def read_metadata(folder: Path, parse: Callable[[bytes], Any]) -> Any:

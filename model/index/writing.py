@@ -24,9 +24,9 @@ Columns = dict[str, np.ndarray]  # {name: rows}, as IndexMetadata.columns lists 
 class RowWriter:
     """Adds rows to an index in a folder, and removes them. A context manager that locks out other writers.
 
-    A new index gets this metadata, projection and root; with `append`, one that exists keeps its own. What is written
+    A new index gets this metadata, header and projection; with `append`, one that exists keeps its own. What is written
     becomes the state that readers see with `mark`; until then they see the one before. The process may be killed at any
-    moment: the next writer continues after the last complete line.
+    moment: the next writer continues after the last complete line or, without `unmarked`, at the last end mark.
 
     Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were not
     removed; is_marked, whether readers see what was written; next_id, the smallest id that the next row may have;
@@ -36,7 +36,14 @@ class RowWriter:
     """
 
     def __init__(
-        self, folder: Path, metadata: IndexMetadata, *, append: bool, root: str = "", pca: PCA | None = None
+        self,
+        folder: Path,
+        metadata: IndexMetadata,
+        *,
+        append: bool,
+        header: Header | None = None,
+        pca: PCA | None = None,
+        unmarked: bool = True,
     ) -> None:
         self.folder = folder
         self._handles: dict[str, IO[bytes]] = {}
@@ -47,18 +54,20 @@ class RowWriter:
                 _begin(folder, metadata, pca)
             self.metadata = IndexMetadata.read(folder)
             self._metadata_sha256 = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
-            self._open(root)
+            self._open(header or Header(), unmarked=unmarked)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, root: str) -> None:
-        """Opens the files of the present generation, and removes what an unfinished change has left behind."""
-        manifest = Manifest.read(self.folder, unmarked=True)
+    def _open(self, new: Header, *, unmarked: bool) -> None:
+        """Opens the files of the present generation, and removes what an unfinished change has left behind. new: the
+        header of a manifest that is empty.
+        """
+        manifest = Manifest.read(self.folder, unmarked=unmarked)
         check_lengths(self.folder, self.metadata, manifest)  # before anything is cut off
         has_rows = bool(manifest.chunks) or manifest.is_marked
-        self.files = IndexFiles(self.folder, unmarked=True) if has_rows else None
-        self.header = manifest.header if manifest.size else Header(root=root)
+        self.files = IndexFiles(self.folder, unmarked=unmarked) if has_rows else None
+        self.header = manifest.header if manifest.size else new
         self.rows, self.images, self.next_id = manifest.rows, manifest.images, self.header.next_id
         self.is_marked, self._removed = manifest.is_marked, set(np.flatnonzero(manifest.removed).tolist())
         if self.files and self.rows:
@@ -160,7 +169,7 @@ class RowWriter:
             file.write(data)
         for handle in self._handles.values():
             handle.close()
-        self._open("")
+        self._open(self.header, unmarked=True)
 
     def _remove_other_generations(self) -> None:
         """Removes files of a compaction that was interrupted, before or after its end."""

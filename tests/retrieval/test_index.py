@@ -365,7 +365,7 @@ def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, 
             Index(copy)
     narrow = write_small(tmp_path / "narrow", metadata)
     with pytest.raises(InputError, match="descriptor_dim 4 .now 512."):
-        Index(narrow).require_compatible(metadata_of(model, SETTINGS))
+        Index(narrow).metadata.require_compatible(metadata_of(model, SETTINGS), narrow)
 
 
 @pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17)])
@@ -507,12 +507,12 @@ def test_a_file_that_no_index_has_is_refused_before_it_is_read(tmp_path, metadat
 def test_another_models_or_resizes_index_is_refused(tmp_path, model, metadata, change):
     index = Index(write(tmp_path / "index", metadata, [3]))
     elsewhere = IndexConfig(folder=tmp_path, weights=Path("elsewhere.pth"), descriptor_dtype="fp16")
-    index.require_compatible(metadata_of(model, replace(SETTINGS, batch_size=3), elsewhere))
+    index.metadata.require_compatible(metadata_of(model, replace(SETTINGS, batch_size=3), elsewhere), index)
     torch.manual_seed(1)
     other = build("vit-tiny", "gem", hashing=True, rerank=True) if "model" in change else model
     changed = metadata_of(other, SETTINGS if "model" in change else replace(SETTINGS, **change))
     with pytest.raises(InputError, match="another model or resize"):
-        index.require_compatible(changed)
+        index.metadata.require_compatible(changed, index)
     with pytest.raises(InputError, match="built differently"):
         writer_of(tmp_path / "index", changed, append=True)
 

@@ -176,7 +176,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
     opened.pca = PCA(np.zeros(1024), np.ones((6, 1024)))
     opened.metadata = replace(opened.metadata, pca_input_dim=1024)
     with pytest.raises(InputError, match="another model .*pca_input_dim 1024 .now 512."):
-        opened.require_compatible(metadata_of(model, SETTINGS, pca=opened.pca))
+        opened.metadata.require_compatible(metadata_of(model, SETTINGS, pca=opened.pca), opened)
 
 
 @pytest.mark.parametrize("read", ["load", "append"])

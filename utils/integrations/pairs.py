@@ -96,7 +96,7 @@ def sequence_loops(index: Index, config: LoopConfig, *, rerank_num: int) -> list
         ordered = ordered[:]
     else:
         words = np.ascontiguousarray(as_array(codes)[order].view(np.uint64).T)
-    snapshot = Snapshot(words, ordered, np.zeros(len(paths), bool))
+    snapshot = Snapshot(np.arange(len(paths)), words, ordered, np.zeros(len(paths), bool))
     loops = find_loops(snapshot, with_progress(range(len(paths)), "Searching"), config, rerank_num=rerank_num)
     return [
         Pairs(paths[order[later]], [paths[order[loop.earlier]] for loop in each])

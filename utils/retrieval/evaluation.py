@@ -13,6 +13,7 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice
 from model.calibration import CALIBRATION
 from model.config import check_image_size
+from model.fingerprint import fingerprint
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
 from model.weights import load_model
@@ -122,7 +123,7 @@ def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> Extraction
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    index.require_compatible(metadata_of(extractor.model.original, extractor.config, pca=index.pca))
+    index.metadata.require_compatible(metadata_of(extractor.model.original, extractor.config, pca=index.pca), index)
     return index.features()
 
 

@@ -2,9 +2,8 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,29 +12,6 @@ from model import CODE_BITS
 from model.errors import InputError
 from model.index.files import DiskArray
 from utils.retrieval.config import CropConfig
-
-
-class JoinedRows:
-    """The rows [n] of one array after those of another, as parts (array [N, dim], rows). Reads like a DiskArray."""
-
-    def __init__(self, parts: Sequence[tuple[Any, np.ndarray]]) -> None:
-        self._parts = parts
-        self._bounds = np.cumsum([0, *(len(rows) for _, rows in parts)])
-        self.shape = int(self._bounds[-1]), *parts[0][0].shape[1:]
-        self.dtype = np.result_type(*(array.dtype for array, _ in parts))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        if isinstance(indices, slice):
-            indices = np.arange(len(self))[indices]
-        found = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        for (array, rows), start, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
-            of_part = (start <= indices) & (indices < end)
-            if of_part.any():
-                found[of_part] = array[rows[indices[of_part] - start]]
-        return found
 
 
 class SearchResult(NamedTuple):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from model.index.metadata import IndexMetadata
+from model.index.metadata import IndexMetadata, weights_of
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.index.engines import engine_of
-from utils.retrieval.index.reader import Index, OpenIndex, SeveralIndexes, turned_as, weights_of
+from utils.retrieval.index.reader import Index, OpenIndex, SeveralIndexes, turned_as
 from utils.retrieval.index.writer import IndexWriter, metadata_of
 
 __all__ = [

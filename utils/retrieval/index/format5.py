@@ -14,7 +14,7 @@ import numpy as np
 
 from model import InputError
 from model.files import read_regular
-from model.index.files import PATHS, DiskArray, PathList
+from model.index.files import PATHS, DiskArray, PathList, file_state
 from model.index.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from model.index.metadata import (
     FORMAT,
@@ -27,7 +27,6 @@ from model.index.metadata import (
     require_format,
 )
 from model.index.writing import Columns
-from utils.retrieval.index.writer import file_state
 
 
 class Format5Files:

@@ -11,14 +11,15 @@ from tqdm import tqdm
 
 from model import InputError
 from model.image_files import load_image
-from model.index.files import IndexFiles
-from model.index.manifest import CHUNK_SIZE, Manifest
+from model.index.files import FileState, IndexFiles, file_state
+from model.index.manifest import CHUNK_SIZE, Header, Manifest
 from model.index.metadata import METADATA, IndexMetadata, UnknownFormat, read_metadata, read_pca
 from model.index.pca import PCA
 from model.index.writing import Columns, RowWriter
+from model.saving import LOCK
 from utils.retrieval.index.format5 import Format5Files
 from utils.retrieval.index.reader import distinct_rows, verify_files
-from utils.retrieval.index.writer import Changes, FileState, file_state, find_changes
+from utils.retrieval.index.writer import Changes, find_changes
 from utils.runtime.atomic_files import atomic_folder
 
 SAME_FOR_MERGING = {"weights_file", "positions"}
@@ -144,8 +145,8 @@ def merge(sources: Sequence[Path], target: Path) -> int:
     total = sum(map(len, chosen))
     pca = parts[0].pca
     with atomic_folder(target) as temporary, tqdm(total=total, desc="Merging", unit="image", leave=False) as bar:
-        writer = RowWriter(temporary, metadata, append=False, root=roots.pop() if len(roots) == 1 else "", pca=pca)
-        with writer:
+        header = Header(root=roots.pop() if len(roots) == 1 else "")
+        with RowWriter(temporary, metadata, append=False, header=header, pca=pca) as writer:
             for part, rows, indices in zip(parts, live, chosen, strict=True):
                 for start in range(0, len(indices), CHUNK_SIZE):
                     chunk = rows[indices[start : start + CHUNK_SIZE]]
@@ -154,7 +155,7 @@ def merge(sources: Sequence[Path], target: Path) -> int:
                     writer.append(list(map(part.path, chunk.tolist())), columns)
                     bar.update(len(chunk))
             writer.mark()
-        (temporary / ".lock").unlink()
+        (temporary / LOCK).unlink()
     return total
 
 

@@ -2,7 +2,6 @@
 
 import abc
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,12 @@ from tqdm import tqdm
 
 from datasets.benchmark import ImageSet
 from model import InputError
-from model.index.files import DiskArray, IndexFiles
-from model.index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_pca
+from model.index.files import DiskArray, IndexFiles, JoinedPaths, JoinedRows
+from model.index.metadata import IndexMetadata, read_pca
 from model.index.pca import PCA
 from model.index.quantization import QuantizedArray
-from model.zoo import PublishedModel, find_published
 from utils.retrieval.config import ExtractionConfig
-from utils.retrieval.features import Features, JoinedRows
-
-NOT_COMPARED = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
+from utils.retrieval.features import Features
 
 
 class OpenIndex(abc.ABC):
@@ -41,21 +37,6 @@ class OpenIndex(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def require_compatible(self, metadata: IndexMetadata) -> None:
-        """Raises InputError if the index was built with another model or resize than this metadata's."""
-        message = f"The index {self} was built with another model or resize"
-        self.metadata.require_same(metadata, NOT_COMPARED, message)
-
-
-def weights_of(metadata: IndexMetadata, index: object) -> PublishedModel | Path:
-    """The model's weights when an index was built. Raises InputError, which names the index, if they are not there."""
-    file = metadata.weights_file
-    if file == UNKNOWN_WEIGHTS:
-        raise InputError(f"The index {index} does not name the weights of its model. Give them with --model.")
-    if file != PUBLISHED and not os.path.exists(file):
-        raise InputError(f"The model of the index {index} is not at {file}. Give its path with --model.")
-    return find_published(metadata.model_config) if file == PUBLISHED else Path(file)
 
 
 def turned_as(metadata: IndexMetadata, config: ExtractionConfig) -> ExtractionConfig:
@@ -166,25 +147,6 @@ class SeveralIndexes(OpenIndex):
         if features[0].descriptors is not None:
             descriptors = JoinedRows(self._parts([part.descriptors for part in features]))
         return Features(self.images, codes, descriptors)
-
-
-class JoinedPaths(Sequence[str]):
-    """The paths at rows [n] of one list after those of another, as parts (paths, rows)."""
-
-    def __init__(self, parts: Sequence[tuple[Sequence[str], np.ndarray]]) -> None:
-        self._parts = parts
-        self._bounds = np.cumsum([0, *(len(rows) for _, rows in parts)])
-
-    def __len__(self) -> int:
-        return int(self._bounds[-1])
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        index = range(len(self))[i]
-        part = int(np.searchsorted(self._bounds, index, "right")) - 1
-        paths, rows = self._parts[part]
-        return paths[rows[index - self._bounds[part]]]
 
 
 def distinct_rows(paths: Iterable[Sequence[str | Path]]) -> list[np.ndarray]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import GeoLocalizationNet, InputError
-from model.index.files import PATHS, IndexFiles
+from model.index.files import PATHS, FileState, IndexFiles, file_state
+from model.index.manifest import Header
 from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, IndexMetadata
 from model.index.pca import PCA
 from model.index.quantization import quantize
@@ -24,13 +25,6 @@ from utils.runtime.atomic_files import make_folder
 
 SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
 READERS = 8  # threads that read files for their digests
-
-
-class FileState(NamedTuple):
-    """A file's size in bytes, and when it was changed, in nanoseconds; -1 for what is no file."""
-
-    size: int
-    mtime_ns: int
 
 
 class Changes(NamedTuple):
@@ -91,8 +85,8 @@ class IndexWriter:
         self.config, self.folder = config, config.folder
         check_folder(config.folder, append=config.append)
         make_folder(config.folder, exist_ok=True)
-        root = os.path.abspath(config.root) if config.root else ""
-        self._rows = rows = RowWriter(config.folder, metadata, append=config.append, root=root, pca=pca)
+        header = Header(root=os.path.abspath(config.root) if config.root else "")
+        self._rows = rows = RowWriter(config.folder, metadata, append=config.append, header=header, pca=pca)
         try:
             message = f"--append: the index {config.folder} was built differently"
             rows.metadata.require_same(metadata, {"weights_file", "positions"}, message)
@@ -210,15 +204,6 @@ def _is_changed(path: str, record: np.void, *, check_content: bool) -> bool:
     if check_content and record["digest"]:
         return state.size != record["size"] or digest_of(path) != record["digest"]
     return (state.size, state.mtime_ns) != (record["size"], record["mtime_ns"])
-
-
-def file_state(path: str) -> FileState:
-    """The state of a file now."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return FileState(-1, -1)
-    return FileState(status.st_size, status.st_mtime_ns)
 
 
 def digest_of(path: str) -> int:
