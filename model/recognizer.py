@@ -312,11 +312,8 @@ class PlaceRecognizer:
         if given != expected or len({len(a) for a in images if a is not None}) != 1:
             raise InputError(f"A Description with {given} is not one of this model, whose are {expected}.")
         descriptor = images.descriptor
-        if (
-            descriptor is not None
-            and not self._pca
-            and not (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all()
-        ):
+        has_length_1 = descriptor is None or (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all()
+        if not (has_length_1 or self._pca):
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 

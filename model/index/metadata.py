@@ -40,7 +40,7 @@ RECORD = np.dtype(  # of an image, in images.bin
         ("latitude", "<f8"),  # degrees, WGS 84
         ("longitude", "<f8"),
         ("size", "<i8"),  # of the file when it was described, in bytes; -1 for what is no file
-        ("mtime_ns", "<i8"),  # when the file was changed, in nanoseconds since 1970
+        ("mtime_ns", "<i8"),  # when it was changed, in nanoseconds since 1970; 0: right before, so its digest counts
         ("digest", "<u8"),  # of the file's content; 0 where unknown
         ("zone", "|i1"),  # the UTM zone of easting and northing, negative south of the equator; 0 where unknown
     ]

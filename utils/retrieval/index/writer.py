@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.retrieval.index.reader import Index, verify_files
 from utils.runtime.atomic_files import make_folder
 
 SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
+RECENT_NS = 1_000_000_000  # a file that was changed less than so long ago may change again within a tick of its clock
 READERS = 8  # threads that read files for their digests
 
 
@@ -154,6 +156,7 @@ class IndexWriter:
         records["latitude"], records["longitude"] = np.nan, np.nan
         states = [self._states.get(path) or file_state(path) for path in paths]
         records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
+        records["mtime_ns"][records["mtime_ns"] > time.time_ns() - RECENT_NS] = 0
         with ThreadPoolExecutor(READERS) as pool:
             records["digest"] = list(pool.map(_digest_of_state, paths, states))
         return records
@@ -201,7 +204,7 @@ def _is_changed(path: str, record: np.void, *, check_content: bool) -> bool:
     state = file_state(path)
     if record["size"] < 0 or state.size < 0:
         return False
-    if check_content and record["digest"]:
+    if record["digest"] and (check_content or not record["mtime_ns"]):
         return state.size != record["size"] or digest_of(path) != record["digest"]
     return (state.size, state.mtime_ns) != (record["size"], record["mtime_ns"])
 
