@@ -66,7 +66,7 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         print(printable(f"{len(paths)} images in {folder}: {changes.summary}"), flush=True)
 
     # ---- Model, and positions
-    if chosen:
+    if chosen or args.model.is_stated:  # which must be that of the index
         choice, source = args.model.choice, args.model.source
         if stored and not args.model.is_stated:
             choice, source = ModelChoice(**asdict(stored.model_config)), weights_of(stored, index)

@@ -41,7 +41,8 @@ def main(args: SearchArguments) -> None:
     options = {"verify": not args.trust_index, "allow_incomplete": args.allow_incomplete_index}
     index = open_indexes(args.indexes, image_root=args.image_root, **options)
     print(f"The index {index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
-    source = args.resume or (find_model(args.model) if args.model else weights_of(index.metadata, index))
+    stated = args.resume or (find_model(args.model) if args.model else None)
+    source = weights_of(index.metadata, index, stated)
     settings = turned_as(index.metadata, args.extraction)
     settings = settle_images(settings, index.metadata.image_config)
     model = load_model(index.metadata.model_config, source)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -198,14 +197,21 @@ class IndexMetadata:
             raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
 
 
-def weights_of(metadata: IndexMetadata, index: object) -> PublishedModel | Path:
-    """The model's weights when an index was built. Raises InputError, which names the index, if they are not there."""
-    file = metadata.weights_file
-    if file == UNKNOWN_WEIGHTS:
+def weights_of(
+    metadata: IndexMetadata, index: object, stated: PublishedModel | Path | None = None
+) -> PublishedModel | Path:
+    """The weights of an index's model: those that the user states, or those with which it was built.
+
+    Raises InputError, which names the index, if they are not there.
+    """
+    if stated is None and metadata.weights_file == UNKNOWN_WEIGHTS:
         raise InputError(f"The index {index} does not name the weights of its model. Give them with --model.")
-    if file != PUBLISHED and not os.path.exists(file):
-        raise InputError(f"The model of the index {index} is not at {file}. Give its path with --model.")
-    return find_published(metadata.model_config) if file == PUBLISHED else Path(file)
+    if stated is None and metadata.weights_file == PUBLISHED:
+        return find_published(metadata.model_config)
+    source = stated or Path(metadata.weights_file)
+    if isinstance(source, Path) and not source.exists():
+        raise InputError(f"The model of the index {index} is not at {source}. Give its path with --model.")
+    return source
 
 
 def read_metadata(folder: Path, parse: Callable[[bytes], Any]) -> Any:

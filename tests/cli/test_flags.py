@@ -234,13 +234,13 @@ def test_the_help_shows_every_flag_in_a_group(script):
     text = build_parser(settings, "A test.").format_help()
     general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
     assert general.split() == "-h, --help show this help message and exit".split()
-    order = "data model training images descriptors index search report speed other".split()
+    order = "data model training images descriptors index upkeep search report speed other".split()
     headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
     expected = {"speed", "other"} | (set() if script == "search.py" else {"images"})  # which follow the index there
     assert headings == [name for name in order if name in headings] and expected <= set(headings)
     shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
     assert sorted(shown) == sorted(
-        "IMAGES" if name == "folder" else "IMAGE" if name == "images" else name
+        {"folder": "IMAGES", "first_images": "IMAGE"}.get(name, name)
         for name in (declared.name for declared in declared_flags(settings, ""))
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from model import InputError
+from model.calibration import CALIBRATION
 from model.index.manifest import MANIFEST
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
@@ -42,8 +43,9 @@ def write(folder, metadata, sizes, append=False, first=0):
 
 
 def content(folder):
-    """{file: bytes}, without the end marks of earlier states."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    """{file: bytes}, without the end marks of earlier states, and what an evaluation adds."""
+    beside = {".lock", CALIBRATION}
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in beside}
     if MANIFEST in files:
         *lines, last = files[MANIFEST].splitlines(keepends=True)
         files[MANIFEST] = b"".join(line for line in lines if not line.startswith(b'{"complete"')) + last

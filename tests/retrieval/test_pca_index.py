@@ -115,8 +115,8 @@ def test_interrupted_and_continued_it_keeps_its_projection(tmp_path, tiny_benchm
     save("complete", "tiny/images/test/database")
     interrupted = shutil.copytree(tmp_path / "complete", tmp_path / "interrupted")
     lines = (interrupted / MANIFEST).read_bytes().splitlines(keepends=True)
-    (interrupted / MANIFEST).write_bytes(b"".join(lines[:3]))
-    assert len(lines) == 9 and len(Index(interrupted, allow_incomplete=True)) == 6
+    (interrupted / MANIFEST).write_bytes(b"".join(lines[:4]))
+    assert len(lines) == 10 and len(Index(interrupted, allow_incomplete=True)) == 6
     save("interrupted", "nowhere")
     assert content(interrupted) == content(tmp_path / "complete")
 

@@ -151,8 +151,8 @@ class BuildIndexArguments:
             ]
             if different:
                 raise InputError(
-                    f"The index {self.index_folder} was built differently: {', '.join(different)}. Leave these flags "
-                    "out, or build a new index."
+                    f"--append: the index {self.index_folder} was built differently: {', '.join(different)}. Leave "
+                    "these flags out, or build a new index."
                 )
             values = {name: getattr(stored, name) for name in values}
             positions = self.positions or stored.positions or "auto"

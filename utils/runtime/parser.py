@@ -17,7 +17,18 @@ NO_EFFECT_IN_REFERENCE = (  # flags that the reference accepts
     "horizontal_flip random_resized_crop random_rotation"
 ).split()
 
-GROUPS = ("data", "model", "training", "images", "descriptors", "index", "search", "report", "speed")  # in --help
+GROUPS = (
+    "data",
+    "model",
+    "training",
+    "images",
+    "descriptors",
+    "index",
+    "upkeep",
+    "search",
+    "report",
+    "speed",
+)  # in --help
 
 
 class DeclaredFlag(NamedTuple):
