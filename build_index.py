@@ -34,8 +34,8 @@ def main(args: BuildIndexArguments) -> None:
     if args.folder:
         distributed.init(args.extraction.device)
         distributed.run_on_main(partial(check_folder, index, append=args.append))
-        update(args, args.folder)
-        watcher = maintenance.Watcher(args.watch or 0, time.time)
+        watcher = maintenance.Watcher(args.watch, time.time) if args.watch else None
+        update(args, args.folder, watcher)
         while args.watch:
             time.sleep(args.watch)
             update(replace(args, append=True, prune=True), args.folder, watcher)

@@ -1,9 +1,12 @@
 """Indexes of made-up images."""
 
+import hashlib
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -103,3 +106,23 @@ def _fork(function: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return process
+
+
+def write_format5(folder: Path, metadata: IndexMetadata, features: Features, zone: str) -> Path:
+    """An index as the version before this one wrote it."""
+    folder.mkdir()
+    content = {**asdict(metadata), "format": 5, "utm_zone": zone}
+    del content["positions"]
+    files = {
+        "metadata.json": json.dumps(content, indent=2).encode(),
+        "codes.bin": features.codes.tobytes(),
+        "descriptors.bin": features.descriptors.tobytes(),
+        "utms.bin": features.images.utms.tobytes(),
+        "paths.txt": os.fsencode("".join(f"{path}\n" for path in features.images.paths)),
+    }
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    chunk = {"images": len(features.images), "path_bytes": len(files["paths.txt"]), "sha256": sums}
+    files["manifest.jsonl"] = f"{json.dumps(chunk)}\n{json.dumps({'complete': len(features.images)})}\n".encode()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder

@@ -49,6 +49,7 @@ class History:
         self.folder.mkdir(parents=True)
         self.files: dict[str, str] = {}
         self.described: dict[str, str] = {}
+        self.unfinished: set[str] = set()  # contents of files when a step was killed
         self.elsewhere: dict[str, str] = {}  # of an index that was merged: pruning leaves them alone
         self.clock = 10**18
         self.count = 0
@@ -77,7 +78,7 @@ class History:
         before, after = self.described, {**self.described, **self.files}
         if prune:
             after = {**self.files, **self.elsewhere}
-        self.in_a_process(lambda: self.update(prune=prune), before, after)
+        self.in_a_process(lambda: self.update(prune=prune), before, after, is_pruned=prune)
 
     def prune(self) -> None:
         self.append(prune=True)
@@ -130,7 +131,9 @@ class History:
         if (self.index / "metadata.json").exists():
             maintenance.finish(self.index, changes.gone if prune else [])
 
-    def in_a_process(self, step: Callable[[], object], before: dict | None, after: dict | None) -> None:
+    def in_a_process(
+        self, step: Callable[[], object], before: dict | None, after: dict | None, *, is_pruned: bool = False
+    ) -> None:
         """Runs a step. In two of three histories it may be killed, and then its effect is there as a whole or not."""
         kill_at = self.random.randint(1, 40) if self.random.random() < 0.6 else 0
         child = os.fork()
@@ -140,6 +143,11 @@ class History:
         assert status in ((0, KILLED) if kill_at else (0,))
         if after is not None:
             found = self.contents()
+            if (
+                not is_pruned
+            ):  # what a killed step had described of files that are gone since stays, as all gone ones do
+                after = {**{path: text for path, text in found.items() if text in self.unfinished}, **after}
+            self.unfinished |= set(self.files.values()) if status == KILLED else set()
             assert found == after or (status == KILLED and found == before), (found, before, after)
             self.described = found
 

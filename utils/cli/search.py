@@ -22,7 +22,7 @@ from utils.retrieval.config import (
     index_location,
 )
 from utils.runtime.devices import PRECISION_HELP, warn_if_slow
-from utils.runtime.flags import flag, part, positive_float, positive_int, switch
+from utils.runtime.flags import flag, part, positive_float, positive_int, switch, user_path
 
 OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the images of the index were"}
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
@@ -58,6 +58,7 @@ class BuildIndexArguments:
     merge: tuple[Path, ...] | None = flag(
         "make --index, a new one, of these indexes; one of the format before this is converted",
         group="upkeep",
+        type=user_path,
         nargs="+",
         default=None,
         metavar="INDEX",
@@ -120,14 +121,14 @@ class BuildIndexArguments:
         if self.merge:
             if self.folder or self.append or self.compact:
                 raise InputError("--merge makes a new index of others. Leave IMAGES, --append and --compact out.")
+        elif self.append and not self.folder:
+            raise InputError("--append compares the index with IMAGES; give that folder too.")
         elif not self.folder and not self.compact:
             raise InputError("Give IMAGES, a folder of images; or --merge, or --compact.")
         if not self.append:
             for name in ("prune", "check_content"):
                 if getattr(self, name):
                     raise InputError(f"--{name} brings an index up to date; give --append too.")
-        if self.append and not self.folder:
-            raise InputError("--append compares the index with IMAGES; give that folder too.")
 
     def settings(self, stored: IndexMetadata | None) -> tuple[ExtractionConfig, IndexConfig]:
         """The settings of the extraction, and of the index; those of the index, if there is one already.
@@ -167,6 +168,7 @@ class BuildIndexArguments:
             weights=self.model.file,
             root=self.image_root or self.folder,
             positions=positions,
+            check_content=self.check_content,
         )
 
 

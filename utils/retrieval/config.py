@@ -128,7 +128,8 @@ def image_flags(images: ImageConfig) -> dict[str, Any]:
 class IndexConfig:
     """An index to write: its folder; whether it may exist already and be extended; a key of DESCRIPTOR_DTYPES; the
     file of the model's weights, which the index names, or None for the published ones; the folder that paths are stored
-    relative to, or None for absolute paths; where positions come from, as IndexMetadata has it.
+    relative to, or None for absolute paths; where positions come from, as IndexMetadata has it; whether files count as
+    changed by their content, rather than by size and time.
     """
 
     folder: Path = flag("the folder to write; see docs/index_format.md", name="index")
@@ -137,6 +138,7 @@ class IndexConfig:
     weights: Path | None = fixed(None)
     root: Path | None = fixed(None)
     positions: str | None = fixed(None)
+    check_content: bool = fixed(False)
 
     def __post_init__(self) -> None:
         if self.descriptor_dtype not in DESCRIPTOR_DTYPES:

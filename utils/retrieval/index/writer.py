@@ -109,7 +109,7 @@ class IndexWriter:
                 raise InputError(
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
-        changes = find_changes(self._rows.files, paths)
+        changes = find_changes(self._rows.files, paths, check_content=self.config.check_content)
         self._replaced = {paths[i]: row for i, row in changes.changed.items()}
         chosen = sorted([*changes.new, *changes.changed])
         self._warn_of_other_positions(changes.unchanged, paths, images.utms)
