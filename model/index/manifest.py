@@ -22,7 +22,7 @@ CHUNK_FIELDS = {"images", "path_bytes", "sha256"}
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """The first line. generation: how often the index was compacted, which names its files; root: the folder that its
-    paths are relative to, "" for absolute paths; next_id: the smallest id that the first image may have.
+    paths are relative to, "" for absolute paths; next_id: one that no image had when the line was written.
     """
 
     generation: int = 0

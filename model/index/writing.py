@@ -29,8 +29,7 @@ class RowWriter:
     moment: the next writer continues after the last complete line or, without `unmarked`, at the last end mark.
 
     Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were not
-    removed; is_marked, whether readers see what was written; next_id, the smallest id that the next row may have;
-    files, what the folder held at the start, or None.
+    removed; is_marked, whether readers see what was written; files, what the folder held at the start, or None.
     Raises InputError if the folder is in use or cannot be written, if the index is damaged or, without `append`, if
     there is one.
     """
@@ -68,10 +67,10 @@ class RowWriter:
         has_rows = bool(manifest.chunks) or manifest.is_marked
         self.files = IndexFiles(self.folder, unmarked=unmarked) if has_rows else None
         self.header = manifest.header if manifest.size else new
-        self.rows, self.images, self.next_id = manifest.rows, manifest.images, self.header.next_id
+        self.rows, self.images, self._last_id = manifest.rows, manifest.images, -1
         self.is_marked, self._removed = manifest.is_marked, set(np.flatnonzero(manifest.removed).tolist())
         if self.files and self.rows:
-            self.next_id = max(self.next_id, int(self.files.columns["images"][-1:]["id"][0]) + 1)
+            self._last_id = int(self.files.columns["images"][-1:]["id"][0])
         sizes = {f"{name}.bin": manifest.rows * size for name, size in self.metadata.row_bytes.items()}
         sizes |= {PATHS: manifest.path_bytes, MANIFEST: manifest.size}
         self._remove_other_generations()
@@ -84,22 +83,27 @@ class RowWriter:
         if not manifest.size:
             self._write(MANIFEST, self.header.to_line())
 
+    @property
+    def next_id(self) -> int:
+        """The smallest id that no image has had."""
+        return max(self.header.next_id, self._last_id + 1)
+
     def append(self, names: Sequence[str], columns: Columns, *, replaced: Iterable[int] = ()) -> None:
         """Adds up to CHUNK_SIZE images and removes others, the rows that they replace: all of it or, if the process
         dies, nothing.
 
-        names: paths in the root are stored relative to it. The ids in columns["images"] must ascend, from next_id on.
+        names: paths in the root are stored relative to it. The ids in columns["images"] must ascend.
         Raises InputError for a name with a line break, and if it cannot write.
         """
         ids = columns["images"]["id"]
-        assert len(names) == len(ids) <= CHUNK_SIZE and ids[0] >= self.next_id and (np.diff(ids) > 0).all()
+        assert len(names) == len(ids) <= CHUNK_SIZE and ids[0] > self._last_id and (np.diff(ids) > 0).all()
         content = self._content(names, columns)
         for name, data in content.items():
             self._write(name, data)
         replaced = list(replaced)
         # Last, because from here on the chunk belongs to the index.
         self._write(MANIFEST, line({**self._chunk(len(names), content), **self._removal(replaced)}))
-        self.rows, self.next_id, self.is_marked = self.rows + len(names), int(ids[-1]) + 1, False
+        self.rows, self._last_id, self.is_marked = self.rows + len(names), int(ids[-1]), False
         self.images += len(names) - len(replaced)
         self._removed.update(replaced)
 

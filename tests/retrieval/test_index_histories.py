@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.indexes import SETTINGS
+from helpers.kills import KILLED, run_and_kill
 from helpers.models import build
 
 from datasets.benchmark import ImageSet
 from model import InputError
 from model.index.files import IndexFiles
 from model.index.manifest import Manifest
-from model.index.writing import RowWriter
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter, maintenance, metadata_of, open_indexes
 from utils.retrieval.search import search_hamming
-
-KILLED = 137
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +134,7 @@ class History:
     ) -> None:
         """Runs a step. In two of three histories it may be killed, and then its effect is there as a whole or not."""
         kill_at = self.random.randint(1, 40) if self.random.random() < 0.6 else 0
-        child = os.fork()
-        if child == 0:
-            os._exit(run_until(step, kill_at, self.random))
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = run_and_kill(step, kill_at, self.random)
         assert status in ((0, KILLED) if kill_at else (0,))
         if after is not None:
             found = self.contents()
@@ -182,38 +177,6 @@ def code_of(content: str) -> bytes:
     return np.random.default_rng(seed).integers(0, 256, 64, dtype=np.uint8).tobytes()
 
 
-def run_until(step: Callable[[], object], kill_at: int, rng: random.Random) -> int:
-    """Runs a step in this process, which ends before or within its `kill_at`th write to the disk."""
-    count = 0
-
-    def counted(call, partial=None):
-        def wrapper(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == kill_at:
-                if partial:
-                    partial(*arguments)
-                os._exit(KILLED)
-            return call(*arguments, **options)
-
-        return wrapper
-
-    def write_a_part(file, data, **_):
-        file.write(data[: rng.randrange(len(data) + 1)])
-
-    RowWriter._write_to = staticmethod(counted(RowWriter._write_to, write_a_part))
-    for name in ("replace", "unlink", "fsync", "mkdir", "link"):
-        setattr(os, name, counted(getattr(os, name)))
-    try:
-        step()
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        return 1
-    return 0
-
-
 def run_history(folder: Path, metadata, seed: int, steps: int) -> None:
     history = History(folder, metadata, seed)
     history.add()
@@ -223,8 +186,7 @@ def run_history(folder: Path, metadata, seed: int, steps: int) -> None:
         assert history.contents() == history.described
     history.update(prune=True)  # undisturbed
     assert history.contents() == {**history.files, **history.elsewhere}
-    leftovers = [path.name for path in folder.rglob("*.tmp")]
-    assert not [name for name in leftovers if not name.startswith(".merged")], leftovers
+    assert not list(history.index.glob("*.tmp"))
 
 
 def test_random_histories_give_what_a_dictionary_gives(tmp_path, metadata):

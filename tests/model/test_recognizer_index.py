@@ -1,0 +1,224 @@
+"""PlaceRecognizer.save and open: the scripts' index, random histories with kills against a dictionary, wrong use."""
+
+import json
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.kills import KILLED, run_and_kill
+from helpers.models import MODES, build, filled
+from helpers.processes import run_here
+from PIL import Image
+
+from model import Description, InputError, PlaceRecognizer
+from model.weights import model_content
+from utils.retrieval.index import Index
+
+SIZE = (56, 70)
+MODELS = {mode: filled(build("vit-nano", **flags)) for mode, flags in MODES.items()}
+
+
+def recognizer_of(mode="two_branch", **settings):
+    return PlaceRecognizer(MODELS[mode], resize=SIZE, **settings)
+
+
+def reopen(folder, mode="two_branch", **settings):
+    return PlaceRecognizer.open(folder, MODELS[mode], **settings)
+
+
+def made_up(count, seed=0, mode="two_branch"):
+    """A Description of images that do not exist."""
+    rng = np.random.default_rng(seed)
+    code = rng.integers(0, 256, (count, 64), dtype=np.uint8)
+    descriptor = rng.standard_normal((count, 512)).astype(np.float32)
+    descriptor /= np.linalg.norm(descriptor, axis=1, keepdims=True)
+    return Description(None if mode == "float" else code, None if mode == "hashing" else descriptor)
+
+
+def rows_of(features, rows):
+    return Description(*(None if array is None else array[rows] for array in features))
+
+
+def content_of(folder):
+    """{id: name} of what was saved."""
+    index = Index(folder)
+    return dict(zip(index.ids.tolist(), map(int, index.images.paths), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_saved_comes_back(tmp_path, mode):
+    recognizer = recognizer_of(mode)
+    ids = recognizer.add(
+        made_up(2100, mode=mode),
+        names=["", "é"][1:] * 2100,
+        positions=np.arange(4200.0).reshape(-1, 2) + 1e5,
+        times=np.arange(2100) / 8,
+    )
+    recognizer.add(made_up(3, 1, mode))  # without names, positions and times
+    recognizer.remove([0, 1050, 2102])
+    recognizer.save(tmp_path / "index")
+    opened = reopen(tmp_path / "index", mode)
+    queries = made_up(5, 2, mode)
+    assert len(opened) == 2100 and opened.search(queries, 40) == recognizer.search(queries, 40)
+    [match] = opened.search(rows_of(made_up(2100, mode=mode), [7]), 1)[0]
+    assert (match.id, match.name, match.position, match.time) == (ids[7], "é", (100014.0, 100015.0), 0.875)
+    assert opened.add(made_up(1, 3, mode)) == [2103], "ids of images that were removed are not used again"
+    with pytest.raises(InputError, match="There is no image 1050"):
+        opened.remove([1050])
+    opened.remove([7])
+    opened.save(tmp_path / "index")
+    again = reopen(tmp_path / "index", mode)
+    assert len(again) == 2100 and again.search(queries, 40) == opened.search(queries, 40)
+    assert again.search(queries, 9, among=[5, 2103]) == opened.search(queries, 9, among=[5, 2103])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.pth"
+    torch.save(model_content(MODELS["two_branch"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(8):
+        values = np.random.default_rng(i).integers(0, 256, (3, 4, 3)).astype(np.uint8)
+        Image.fromarray(values).resize((80, 60), Image.Resampling.NEAREST).save(folder / f"{i}.png")
+        os.utime(folder / f"{i}.png", (1e9, 1e9))
+    return folder
+
+
+def script(*flags, cwd):
+    result = run_here(*flags, "--device=cpu", cwd=cwd)
+    assert result.status == 0, result.stderr
+    return result.stdout
+
+
+def matches_of_script(folder, *images):
+    found = json.loads(script("search.py", *images, f"--index={folder}", "--json", cwd=folder.parent))
+    return [[(m["path"], m["distance"]) for m in query["matches"]] for query in found["queries"]]
+
+
+@pytest.mark.slow
+def test_programs_and_scripts_share_one_folder(tmp_path, photos, checkpoint):
+    """build_index.py, a program that adds, search.py, build_index.py --append, and the program again."""
+    first = shutil.copytree(photos, tmp_path / "photos")
+    (first / "7.png").unlink()
+    flags = [f"--model={checkpoint}", "--resize", *map(str, SIZE), "--num_workers=0"]
+    script("build_index.py", "photos", "--index=index", *flags, cwd=tmp_path)
+    program = PlaceRecognizer.open(tmp_path / "index")
+    shutil.copy2(photos / "7.png", first / "7.png")
+    program.add(str(first / "7.png"), times=3.5)
+    program.save(tmp_path / "index")
+    query = str(photos / "3.png")
+    [expected] = matches_of_script(tmp_path / "index", query)
+    assert [(m.name, m.distance) for m in program.search(query, 5)[0]] == expected
+    said = script("build_index.py", "photos", "--index=index", "--append", "--num_workers=0", cwd=tmp_path)
+    assert "8 images in photos: 8 unchanged." in said
+    (first / "0.png").unlink()
+    script("build_index.py", "photos", "--index=index", "--append", "--prune", "--compact", cwd=tmp_path)
+    again = PlaceRecognizer.open(tmp_path / "index", verify=False)
+    assert len(again) == 7 and [m.id for m in again.search(query, 9)[0]][0] == 3
+    assert again.search(str(first / "7.png"), 1)[0][0].time == 3.5
+    with pytest.raises(InputError, match="Another program has changed the index"):
+        program.add(photos / "0.png")
+        program.save(tmp_path / "index")
+    program.save(tmp_path / "elsewhere")
+    assert len(PlaceRecognizer.open(tmp_path / "elsewhere")) == 9
+
+
+def run_history(folder, mode, seed, steps):
+    """Random operations on a recogniser and on {id: row of made_up}; a step may be killed while it saves."""
+    rng, stock = random.Random(seed), made_up(4000, seed, mode)
+    recognizer, known, saved, count = recognizer_of(mode), {}, None, 0
+    for _ in range(steps):
+        step = rng.choice(["add", "add", "remove", "search", "save", "save", "open"])
+        if step == "add":
+            rows = list(range(count, count + rng.choice([1, 1, 3, 40])))
+            ids = recognizer.add(
+                Description(*(None if a is None else a[rows] for a in stock)), names=list(map(str, rows))
+            )
+            known |= zip(ids, rows, strict=True)
+            count += len(rows)
+        elif step == "remove" and known:
+            gone = rng.sample(sorted(known), min(len(known), rng.randint(1, 4)))
+            recognizer.remove(gone)
+            for i in gone:
+                del known[i]
+        elif step == "search" and known:
+            some = rng.sample(sorted(known), min(len(known), 4))
+            rows = [known[i] for i in some]
+            found = recognizer.search(rows_of(stock, rows), len(known) + 3)
+            assert [(m[0].id, m[0].name) for m in found] == [(i, str(row)) for i, row in zip(some, rows, strict=True)]
+            assert all(sorted(match.id for match in matches) == sorted(known) for matches in found)
+        elif step == "save":
+            kill_at = rng.choice([0, rng.randint(1, 30)])
+            if kill_at:
+                status = run_and_kill(lambda r=recognizer: r.save(folder), kill_at, rng)
+                assert status in (0, KILLED)
+                if folder.exists():
+                    recognizer = reopen(folder, mode)
+                    found = {
+                        i: int(recognizer._entries[row].name) for row, i in enumerate(recognizer._rows.snapshot().ids)
+                    }
+                    assert found in (known, saved) and (status == KILLED or found == known)
+                    known, saved = found, dict(found)
+            else:
+                recognizer.save(folder)
+                saved = dict(known)
+        elif step == "open" and saved is not None:
+            recognizer, known = reopen(folder, mode, verify=rng.random() < 0.5), dict(saved)
+        assert len(recognizer) == len(known)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_history_with_kills_gives_what_a_dictionary_gives(tmp_path, mode):
+    for seed in range(4):
+        run_history(tmp_path / str(seed), mode, seed, steps=60)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("mode", MODES)
+def test_a_thousand_operations_give_what_a_dictionary_gives(tmp_path, mode):
+    run_history(tmp_path / "index", mode, 99, steps=1000)
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(3))
+    (tmp_path / "taken").mkdir()
+    for folder, words in (("taken", "taken exists already"), ("nowhere/index", "Cannot write .*nowhere")):
+        with pytest.raises(InputError, match=words):
+            recognizer.save(tmp_path / folder)
+    with pytest.raises(InputError, match="No index in"):
+        PlaceRecognizer.open(tmp_path / "taken")
+    recognizer.save(tmp_path / "index")
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    with pytest.raises(InputError, match="does not name the weights of its model. Give them"):
+        PlaceRecognizer.open(tmp_path / "index")
+    with pytest.raises(InputError, match="was built with another model"):
+        PlaceRecognizer.open(tmp_path / "index", build("vit-nano", hashing=True, rerank=True))
+    half = shutil.copytree(tmp_path / "index", tmp_path / "half")
+    lines = (half / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (half / "manifest.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(InputError, match="is incomplete"):
+        reopen(half)
+    (half / "metadata.json").write_text('{"format": 9}')
+    with pytest.raises(InputError, match="format 9; this version reads format 6"):
+        reopen(half)
+    with pytest.raises(InputError, match="The name '': expected a text"):
+        recognizer.add(made_up(1), names=[""])
+
+
+def test_an_empty_recogniser_can_be_saved(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.save(tmp_path / "index")
+    opened = reopen(tmp_path / "index")
+    assert len(opened) == 0 and opened.search(made_up(1)) == [[]]
+    opened.add(made_up(2))
+    opened.save(tmp_path / "index")
+    assert len(Index(tmp_path / "index")) == 2
