@@ -9,7 +9,7 @@ if __name__ == "__main__":
 from dataclasses import replace
 from functools import partial
 
-from datasets.folder import locate_images
+from datasets.folder import locate_folder
 from datasets.layouts import list_images
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
@@ -29,7 +29,7 @@ def main(args: BuildIndexArguments) -> None:
     extractor = load_extractor(args.model.choice, args.model.source, args.extraction, index=args.index.folder)
 
     # ---- Positions
-    images, summary = distributed.run_on_main(partial(locate_images, paths, args.folder, args.position_config))
+    images, summary = distributed.run_on_main(partial(locate_folder, paths, args.folder, args.positions))
     if distributed.is_main():
         print(printable(f"{len(images)} images in {args.folder}. {summary}"))
         model = f"{args.model.label}, {extractor.model.config.flags}; images of {extractor.config.image_config}"

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.files import MAX_NAME_BYTES
@@ -65,7 +65,7 @@ def main(args: SearchArguments) -> None:
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
-            "index": {"folder": str(args.index), "images": len(index), "utm_zone": index.images.utm_zone},
+            "index": {"folder": str(args.index), "images": len(index)},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
             "queries": [
                 {
@@ -78,7 +78,7 @@ def main(args: SearchArguments) -> None:
         }
         print(json.dumps(content, indent=2, allow_nan=False), flush=True)
     else:
-        print_tables(images, pictures, found, has_zone=index.images.utm_zone is not None)
+        print_tables(images, pictures, found)
     if args.save_pictures:
         save_pictures(args.save_pictures, images, found, exif_orientation=settings.exif_orientation)
 
@@ -92,14 +92,13 @@ def warn_of_large_images(size: tuple[int, int]) -> None:
         logging.warning(message, *size)
 
 
-def print_tables(
-    images: list[str], pictures: Sequence[Path | None], found: list[list[Match]], *, has_zone: bool
-) -> None:
-    """Prints the matches of each image, with positions if some are known, and with degrees if their zone is."""
-    has_positions = any(match.easting is not None for matches in found for match in matches)
+def print_tables(images: list[str], pictures: Sequence[Path | None], found: list[list[Match]]) -> None:
+    """Prints the matches of each image, with metres and degrees where some are known."""
+    has_metres = any(match.easting is not None for matches in found for match in matches)
+    has_degrees = any(match.latitude is not None for matches in found for match in matches)
     for image, picture, matches in zip(images, pictures, found, strict=True):
         print(printable(f"\n{image}"))
-        print("\n".join(table_lines(matches, positions=has_positions, degrees=has_positions and has_zone)))
+        print("\n".join(table_lines(matches, metres=has_metres, degrees=has_degrees)))
         if picture:
             print(printable(f"Picture: {picture}"))
     sys.stdout.flush()

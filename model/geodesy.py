@@ -4,7 +4,7 @@ Geodesics by T. Vincenty, "Direct and inverse solutions of geodesics on the elli
 equations", Survey Review 23 (176), 1975, whose symbols the code keeps. All values are float64, and unknown ones NaN.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,12 +15,12 @@ HALF_MERIDIAN = 20_003_931.4586  # metres from pole to pole, and between points 
 MAX_ITERATIONS, TOLERANCE = 50, 1e-13  # of an angle in radians: less than a micrometre
 
 
-def wrap_longitude(degrees: np.ndarray) -> np.ndarray:
-    """Degrees -> the same direction from -180 (included) to 180."""
+def wrap_longitude(degrees: Any) -> Any:
+    """Degrees, a number or an array -> the same direction from -180 (included) to 180."""
     return degrees - 360 * np.floor((degrees + 180) / 360)  # exact where nothing changes
 
 
-def earth_centred(degrees: np.ndarray) -> np.ndarray:
+def earth_centred(degrees: ArrayLike) -> np.ndarray:
     """Latitudes and longitudes [..., 2] -> points [..., 3] in metres from the Earth's centre (ECEF), at height 0.
 
     The straight line between two points is shorter than the geodesic: at 100 km by 1.04 m, at 10 km by a millimetre.

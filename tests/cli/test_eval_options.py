@@ -13,7 +13,7 @@ from helpers.oracles import mapillary_apk
 from helpers.processes import run_here, run_script
 from PIL import Image
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
 from model.image_files import load_image
 from model.images import normalize

@@ -166,6 +166,8 @@ LIES = {
     "a line break in a path": ("query", set_field("path", "a\nb")),
     "None for a position": ("query", set_field("easting", None)),
     "an infinite position": ("query", set_field("northing", float("inf"))),
+    "a zone that does not exist": ("query", set_field("zone", 61)),
+    "None for a zone": ("query", set_field("zone", None)),
     "a row without its fields": ("query", in_first(lambda row: {"id": row["id"]})),
     "a row that is None": ("query", lambda answer: answer if "count(*)" in answer[0] else [None, *answer[1:]]),
     "the same row twice": ("query", lambda answer: answer if "count(*)" in answer[0] else [answer[0], *answer[:-1]]),

@@ -15,7 +15,7 @@ from helpers.indexes import SETTINGS, build_in_pairs, content, make_chunk, write
 from helpers.models import build
 from helpers.processes import run_here, run_script
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.index import Index, IndexMetadata
@@ -84,7 +84,7 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
     folder = write(tmp_path / "index", metadata, [4])
     before = content(folder)
     with writer_of(folder, metadata, append=True) as writer, pytest.raises(InputError, match="line break"):
-        writer.to_extract(ImageSet(["a\nb.jpg"], np.zeros((1, 2))))
+        writer.to_extract(ImageSet.at_utms(["a\nb.jpg"], np.zeros((1, 2))))
     assert content(folder) == before and len(Index(folder)) == 4
     with writer_of(folder, metadata, append=True) as writer:
         writer.features()
@@ -93,7 +93,7 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
 
 def test_appending_warns_of_positions_that_the_index_keeps(tmp_path, metadata, caplog):
     folder = tmp_path / "index"
-    images = ImageSet(["/a.jpg", "/b.jpg", "/c.jpg"], np.array([[1, 2], [np.nan, np.nan], [5, 6]]))
+    images = ImageSet.at_utms(["/a.jpg", "/b.jpg", "/c.jpg"], np.array([[1, 2], [np.nan, np.nan], [5, 6]]))
     with writer_of(folder, metadata) as writer:
         writer.append(make_chunk(0, 3)._replace(images=images))
         writer.features()
@@ -106,12 +106,18 @@ def test_appending_warns_of_positions_that_the_index_keeps(tmp_path, metadata, c
     ):
         caplog.clear()
         with writer_of(folder, metadata, append=True) as writer:
-            assert not len(writer.to_extract(ImageSet(images.paths, np.array(utms))))
-            new = writer.to_extract(ImageSet(["/c.jpg", "/d.jpg"], np.array([utms[2], [7, 8]])))
+            assert not len(writer.to_extract(ImageSet.at_utms(images.paths, np.array(utms))))
+            new = writer.to_extract(ImageSet.at_utms(["/c.jpg", "/d.jpg"], np.array([utms[2], [7, 8]])))
             assert new.tolist() == [1]
         expected = [f"{count} images are in the index {folder} already, with other positions or none, such as {first}."]
         assert [message.split(" The index keeps")[0] for message in caplog.messages] == expected * (count > 0)
     np.testing.assert_array_equal(Index(folder).images.utms, images.utms)
+    caplog.clear()
+    for degrees, count in (((55.1, 12.0), 1), ((np.nan, np.nan), 0)):
+        with writer_of(folder, metadata, append=True) as writer:
+            writer.to_extract(ImageSet.at_degrees(["/b.jpg"], np.array([degrees])))
+        assert len(caplog.messages) == count
+        caplog.clear()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
@@ -134,7 +140,7 @@ def test_an_interrupted_chunk_is_absent_and_is_overwritten(tmp_path, metadata, c
     assert content(broken) == content(complete)
 
 
-@pytest.mark.parametrize("name", ["codes.bin", "descriptors.bin", "utms.bin", "paths.txt"])
+@pytest.mark.parametrize("name", ["codes.bin", "descriptors.bin", "utms.bin", "zones.bin", "degrees.bin", "paths.txt"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 @pytest.mark.parametrize("read", ["load", "append"])
 def test_damage_is_refused_and_named(tmp_path, metadata, name, damage, read):
@@ -153,7 +159,7 @@ def test_damage_is_refused_and_named(tmp_path, metadata, name, damage, read):
     assert content(folder) == before
 
 
-@pytest.mark.parametrize("name", ["codes.bin", "descriptors.bin", "utms.bin", "paths.txt"])
+@pytest.mark.parametrize("name", ["codes.bin", "descriptors.bin", "utms.bin", "zones.bin", "degrees.bin", "paths.txt"])
 @pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data + b"x"], ids=["cut", "longer"])
 def test_a_file_of_another_size_is_refused_even_if_trusted(tmp_path, metadata, name, change):
     path = write(tmp_path / "index", metadata, [3, 3]) / name
@@ -167,14 +173,14 @@ def test_a_file_of_another_size_is_refused_even_if_trusted(tmp_path, metadata, n
     ("name", "text", "words"),
     [
         (METADATA, "{", ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 4}', ["format 4; this version reads format 5. Rebuild the index with build_index.py"]),
-        (METADATA, '{"format": 6}', ["format 6; this version reads format 5"]),
+        (METADATA, '{"format": 5}', ["format 5; this version reads format 6. Rebuild the index with build_index.py"]),
+        (METADATA, '{"format": 7}', ["format 7; this version reads format 6"]),
         (METADATA, "[]", ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 5}', ["metadata.json", "damaged"]),
+        (METADATA, '{"format": 6}', ["metadata.json", "damaged"]),
         (METADATA, 10**5 * "[", ["metadata.json", "damaged", "nested too deeply"]),
         (METADATA, '{"format": ' + 5000 * "9" + "}", ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 5.0}', ["metadata.json", "damaged"]),
-        (METADATA, '{"format": 5, "format": 5}', ["metadata.json", "damaged", "twice"]),
+        (METADATA, '{"format": 6.0}', ["metadata.json", "damaged"]),
+        (METADATA, '{"format": 6, "format": 6}', ["metadata.json", "damaged", "twice"]),
         (MANIFEST, "no json\n", ["manifest.jsonl", "damaged"]),
         (MANIFEST, 10**5 * "[" + "\n", ["manifest.jsonl", "damaged", "nested too deeply"]),
         (MANIFEST, '{"images": ' + 5000 * "9" + "}\n", ["manifest.jsonl", "damaged"]),
@@ -236,9 +242,8 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
     [
         *({"resize": value} for value in (5, [56, "56"], [56, 57], [56.0, 56], [56], [14 * 400, 14], [10**400, 14])),
         *({"descriptor_dim": value} for value in (0, -1, 1 << 17, 10**400)),
-        *({"utm_zone": value} for value in (32, "32V", "61N")),
         *({"backbone": "resnet50"}, {"hashing": "yes"}, {"hashing": 1}, {"weights_file": 3}, {"weights_sha256": None}),
-        *({"descriptor_dtype": "zz"}, {"another": 1}, {"format": 5.0}),
+        *({"descriptor_dtype": "zz"}, {"another": 1}, {"format": 6.0}),
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -362,13 +367,21 @@ def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, 
         Index(narrow).require_compatible(IndexMetadata.of(model, SETTINGS))
 
 
-@pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17)])
-def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        *(("utms", value) for value in ((np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17))),
+        *(("degrees", value) for value in ((90.1, 0), (0, -180.1), (np.inf, 0), (0, np.nan))),
+        *(("zones", value) for value in (61, -61, -128)),
+    ],
+)
+def test_a_position_that_is_none_is_refused(tmp_path, metadata, name, position):
     folder = write(tmp_path / "index", metadata, [3])
-    utms = np.fromfile(folder / "utms.bin").reshape(-1, 2)
-    utms[1] = position
-    (folder / "utms.bin").write_bytes(utms.tobytes())
-    with pytest.raises(InputError, match="utms.bin is damaged: the position of image 1"):
+    dtype, width = metadata.columns[name]
+    rows = np.fromfile(folder / f"{name}.bin", dtype).reshape(-1, width)
+    rows[1] = position
+    (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    with pytest.raises(InputError, match=f"{name}.bin is damaged: the position of image 1"):
         Index(folder, verify=False)
 
 
@@ -381,9 +394,16 @@ def test_the_index_decides_how_queries_are_turned(metadata):
         stored.with_orientation(asked)
 
 
-def test_the_zone_of_positions_comes_back(tmp_path, metadata):
-    folder = write(tmp_path / "index", replace(metadata, utm_zone="56S"), [2])
-    assert Index(folder).images.utm_zone == Index(folder).images[0:1].utm_zone == "56S"
+def test_positions_come_back(tmp_path, metadata):
+    images, expected = (
+        Index(write(tmp_path / "index", metadata, [3, 4])).images,
+        ImageSet.joined([make_chunk(0, 3).images, make_chunk(3, 4).images]),
+    )
+    for name in ("utms", "zones", "degrees"):
+        np.testing.assert_array_equal(getattr(images, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(images[2:5], name), getattr(expected, name)[2:5])
+        assert getattr(images, name).dtype == getattr(expected, name).dtype
+    assert set(images.zones) == {32, -56, 0}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(IndexMetadata)])
@@ -419,7 +439,9 @@ def search_all(folder, verify):
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of descriptors whose exponent was flipped
 @pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize("name", [METADATA, MANIFEST, "paths.txt", "codes.bin", "utms.bin", "descriptors.bin"])
+@pytest.mark.parametrize(
+    "name", [METADATA, MANIFEST, "paths.txt", "codes.bin", "utms.bin", "zones.bin", "degrees.bin", "descriptors.bin"]
+)
 def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path, metadata, name, verify):
     """Without verification, features may change unnoticed; what describes them may not."""
     folder = write_small(tmp_path / "index", metadata)
@@ -455,7 +477,7 @@ def test_a_name_that_is_no_utf8(tmp_path, metadata):
     chunk = make_chunk(0, 2)
     paths = [chunk.images.paths[0], os.fsdecode(b"/images/\xff.jpg")]
     with writer_of(tmp_path / "index", metadata) as writer:
-        writer.append(chunk._replace(images=ImageSet(paths, chunk.images.utms)))
+        writer.append(chunk._replace(images=ImageSet.at_utms(paths, chunk.images.utms)))
         writer.features()
     assert list(Index(tmp_path / "index").images.paths) == paths
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.config import POSITION_SOURCES, PositionConfig
+from datasets.config import PositionConfig
 from model import InputError
 from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
@@ -34,18 +34,7 @@ class BuildIndexArguments:
 
     folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
     index_to_write: IndexConfig = part("index")
-    positions: str | None = flag(
-        "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
-        "(auto, the default)",
-        group="data",
-        choices=POSITION_SOURCES,
-        default_from=lambda flags: None if flags["positions_csv"] else "auto",
-    )
-    positions_csv: Path | None = flag(
-        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
-        group="data",
-        default=None,
-    )
+    positions: PositionConfig = part("data")
     model: TrainedModel = part(
         "model",
         fixed={"required": False},
@@ -55,15 +44,8 @@ class BuildIndexArguments:
 
     def __post_init__(self) -> None:
         require_file("resume" if self.model.resume else "model", self.model.file)
-        require_file("positions_csv", self.positions_csv)
-        if self.positions and self.positions_csv:
-            raise InputError("--positions_csv gives the positions. Give either that or --positions.")
+        require_file("positions_csv", self.positions.csv)
         warn_if_slow(self.extraction.device, self.extraction.precision)
-
-    @property
-    def position_config(self) -> PositionConfig:
-        """Where positions come from."""
-        return PositionConfig(source=self.positions or "auto", csv=self.positions_csv)
 
     @property
     def index(self) -> IndexConfig:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice
 from model.config import check_image_size

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from datasets.images import ImageDataset, collate_images
 from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
 from model.images import normalize
@@ -267,7 +267,7 @@ def _open_store(
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
             original = extractor.model.original
-            metadata = IndexMetadata.of(original, config, save_to, utm_zone=images.utm_zone, pca=pca)
+            metadata = IndexMetadata.of(original, config, save_to, pca=pca)
             return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))

@@ -1,13 +1,15 @@
 """The format of an index on disk, and the checks that reading and writing share.
 
-Format 5; little-endian, without pickled data:
+Format 6; little-endian, without pickled data:
 
     metadata.json    written once: the fields of IndexMetadata
     codes.bin        [N, 64] uint8, 512 bits packed in np.packbits order; for models with a binary branch
     descriptors.bin  [N, dim] float32, float16 or int8; for models with a float branch
     scales.bin       [N] float32, by which descriptors in int8 are multiplied
     pca.bin          written once, with PCA: its mean [D] and components [dim, D], float32
-    utms.bin         [N, 2] float64: easting and northing in metres
+    utms.bin         [N, 2] float64: easting and northing in metres, NaN where unknown
+    zones.bin        [N] int8: their UTM zones, negative south of the equator, 0 where unknown
+    degrees.bin      [N, 2] float64: latitude and longitude, NaN where unknown
     paths.txt        absolute paths, one per line, in UTF-8 (or as the system's bytes, where they are not UTF-8)
     manifest.jsonl   one line per chunk of up to 1024 images: {"images": count, "path_bytes": bytes in paths.txt,
                      "sha256": {file: checksum of the chunk's bytes in it, and of the whole metadata.json}};
@@ -27,7 +29,6 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from tqdm import tqdm
 
-from datasets.positions import UTM_ZONE
 from model import CODE_BITS, GeoLocalizationNet, ImageConfig, InputError, ModelConfig
 from model.config import check_image_size
 from model.files import open_regular, read_regular
@@ -35,7 +36,7 @@ from utils.retrieval.config import DESCRIPTOR_DTYPES, ExtractionConfig, IndexCon
 from utils.retrieval.features import CHUNK_SIZE
 from utils.retrieval.pca import PCA
 
-FORMAT = 5
+FORMAT = 6
 METADATA, MANIFEST, PATHS, PROJECTION = "metadata.json", "manifest.jsonl", "paths.txt", "pca.bin"
 MAX_METADATA_BYTES, MAX_MANIFEST_BYTES = 1 << 20, 1 << 30  # the latter is enough for a billion images
 MAX_DESCRIPTOR_DIM = 1 << 16
@@ -58,9 +59,8 @@ class IndexMetadata:
     """How an index was made.
 
     The fields of ModelConfig; the weights' checksum, and their file or "published"; resize (H, W), antialias,
-    precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors; the UTM zone of
-    the positions, such as "32N", or None if it is not known. Of descriptors that PCA reduced: the model's dimension and
-    the checksum of pca.bin; None if PCA was not used.
+    precision and exif_orientation of the extraction; dimension (0: none) and type of the descriptors. Of
+    descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used.
     """
 
     backbone: str
@@ -75,7 +75,6 @@ class IndexMetadata:
     descriptor_dim: int
     descriptor_dtype: str
     exif_orientation: bool
-    utm_zone: str | None
     pca_input_dim: int | None
     pca_sha256: str | None
 
@@ -85,7 +84,6 @@ class IndexMetadata:
         config: ExtractionConfig,
         index: IndexConfig | None = None,
         *,
-        utm_zone: str | None = None,
         pca: PCA | None = None,
     ) -> "IndexMetadata":
         """The metadata of an index with this model, these settings, and descriptors that this projection reduced.
@@ -108,7 +106,6 @@ class IndexMetadata:
             descriptor_dim=pca.dim if pca else model.descriptor_dim,
             descriptor_dtype=dtype,
             exif_orientation=config.exif_orientation,
-            utm_zone=utm_zone,
             pca_input_dim=model.descriptor_dim if pca else None,
             pca_sha256=hashlib.sha256(pca.to_bytes()).hexdigest() if pca else None,
         )
@@ -162,8 +159,6 @@ class IndexMetadata:
         np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
         if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
-        if self.utm_zone is not None and not UTM_ZONE.fullmatch(self.utm_zone):
-            raise ValueError(f"the UTM zone {self.utm_zone}")
         if (self.pca_input_dim is None) != (self.pca_sha256 is None):
             raise ValueError("one of the fields of PCA without the other")
         if self.pca_input_dim is not None and not 0 < self.descriptor_dim <= self.pca_input_dim <= MAX_DESCRIPTOR_DIM:
@@ -193,7 +188,11 @@ class IndexMetadata:
     @property
     def columns(self) -> dict[str, tuple[np.dtype, int]]:
         """{name: (dtype, width)} of the files <name>.bin, which hold a row per image."""
-        columns: dict[str, tuple[np.dtype, int]] = {"utms": (np.dtype("<f8"), 2)}
+        columns: dict[str, tuple[np.dtype, int]] = {
+            "utms": (np.dtype("<f8"), 2),
+            "zones": (np.dtype("|i1"), 1),
+            "degrees": (np.dtype("<f8"), 2),
+        }
         if self.hashing:
             columns["codes"] = (np.dtype("|u1"), CODE_BITS // 8)
         if self.descriptor_dim:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from datasets.benchmark import ImageSet
 from datasets.file_names import MAX_METRES
+from datasets.image_set import ImageSet
+from datasets.zones import MAX_ZONE
 from model import InputError
 from model.files import open_regular
 from model.zoo import PublishedModel, find_published
@@ -59,12 +61,12 @@ class OpenIndex(abc.ABC):
     def require_compatible(self, metadata: IndexMetadata) -> None:
         """Raises InputError if the index was built with another model or resize than this metadata's."""
         message = f"The index {self} was built with another model or resize"
-        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "utm_zone"}
+        ignored = {"weights_file", "precision", "descriptor_dtype", "exif_orientation"}
         self.metadata.require_same(metadata, ignored, message)
 
 
 class Index(OpenIndex):
-    """An index in a folder. In memory: codes, positions and offsets of paths, 88 bytes per image.
+    """An index in a folder. In memory: codes, positions and offsets of paths, 105 bytes per image.
 
     Attributes: folder; and those of OpenIndex. With `verify` every byte is read and its checksum compared. Raises
     InputError, which names the file, if the folder is not an index, has another format, is damaged, or (without
@@ -93,9 +95,11 @@ class Index(OpenIndex):
             for name, (dtype, width) in self.metadata.columns.items()
         }
         paths = PathList(folder / PATHS, manifest.path_bytes, manifest.images)
-        utms = self._columns["utms"][:]
-        _check_positions(folder / "utms.bin", utms)
-        self.images = ImageSet(paths, utms, self.metadata.utm_zone)
+        utms, zones, degrees = (self._columns[name][:] for name in ("utms", "zones", "degrees"))
+        self.images = ImageSet(paths, utms, zones=zones[:, 0], degrees=degrees)
+        _check_positions(folder / "utms.bin", utms, most=MAX_METRES)
+        _check_positions(folder / "zones.bin", zones, most=MAX_ZONE)
+        _check_positions(folder / "degrees.bin", degrees, most=(90, 180))
         logging.info("The index %s holds %d images.", folder, len(self))
         if not manifest.complete:
             logging.warning("The index %s is incomplete: results do not cover the whole database.", folder)
@@ -112,12 +116,12 @@ class Index(OpenIndex):
         return Features(self.images, codes, descriptors)
 
 
-def _check_positions(path: Path, utms: np.ndarray) -> None:
-    """Raises InputError for positions that no image has, or that are unknown (NaN) in one coordinate only."""
-    unknown = np.isnan(utms)
-    bad = np.flatnonzero((np.abs(utms) > MAX_METRES).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
+def _check_positions(path: Path, rows: np.ndarray, *, most: ArrayLike) -> None:
+    """Raises InputError for values beyond `most`, which no image has, and for what is unknown (NaN) only in part."""
+    unknown = np.isnan(rows)
+    bad = np.flatnonzero((np.abs(rows.astype(np.float64)) > most).any(axis=1) | (unknown[:, 0] != unknown[:, -1]))
     if len(bad):
-        raise damaged(path, f"the position of image {bad[0]} is {utms[bad[0]].tolist()}")
+        raise damaged(path, f"the position of image {bad[0]} is {rows[bad[0]].tolist()}")
 
 
 class PathList(Sequence[str]):

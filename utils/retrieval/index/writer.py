@@ -5,11 +5,11 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from model.files import open_regular, read_regular, remove_leftovers
 from utils.retrieval.config import IndexConfig
@@ -31,7 +31,7 @@ from utils.retrieval.pca import PCA
 from utils.retrieval.quantization import quantize
 from utils.runtime.atomic_files import atomic_write, lock_folder, make_folder
 
-SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
+SAME_POSITION_METRES, SAME_POSITION_DEGREES = 0.01, 1e-7  # what is less is rounding, in file names to centimetres
 
 
 class IndexWriter:
@@ -64,7 +64,7 @@ class IndexWriter:
         if append and (folder / METADATA).exists():
             message = f"--append: the index {folder} was built differently"
             self.metadata = IndexMetadata.read(folder)
-            self.metadata.require_same(metadata, {"weights_file", "utm_zone"}, message)  # to_extract compares the zones
+            self.metadata.require_same(metadata, {"weights_file"}, message)
         else:
             if pca:  # before the metadata, which makes the folder an index
                 with atomic_write(folder / PROJECTION, "wb") as file:
@@ -90,7 +90,7 @@ class IndexWriter:
         """The indices of the images that the index does not contain yet.
 
         Warns of images that it contains with other positions, which it keeps. Raises InputError for a path with a line
-        break, and for positions in another UTM zone than the index's.
+        break.
         """
         paths = [os.path.abspath(path) for path in images.paths]
         for path in paths:
@@ -99,24 +99,19 @@ class IndexWriter:
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
         missing = np.array([i for i, path in enumerate(paths) if path not in self._rows], int)
-        if images.utm_zone != self.metadata.utm_zone and np.isfinite(images.utms[missing]).any():
-            raise InputError(
-                f"--append: the UTM zone of the index {self.folder} is {self.metadata.utm_zone or 'unknown'}, but that "
-                f"of the images to add is {images.utm_zone or 'unknown'}, so their positions cannot be compared. Build "
-                "a new index of all images, or add these without positions (--positions none in build_index.py)."
-            )
-        self._warn_of_other_positions(paths, images.utms)
+        self._warn_of_other_positions(paths, images)
         return missing
 
-    def _warn_of_other_positions(self, paths: list[str], utms: np.ndarray) -> None:
-        """Warns if the index contains images with other positions than these [N, 2], as far as these are known."""
-        known = [i for i, path in enumerate(paths) if path in self._rows and np.isfinite(utms[i]).all()]
+    def _warn_of_other_positions(self, paths: list[str], images: ImageSet) -> None:
+        """Warns if the index contains images with other positions than these, as far as these are known."""
+        known = [i for i in np.flatnonzero(images.is_located) if paths[i] in self._rows]
         if not known:
             return
-        dtype, width = self.metadata.columns["utms"]
-        column = DiskArray(self.folder / "utms.bin", dtype, (self.count, width))
-        saved = column[np.array([self._rows[paths[i]] for i in known])]
-        same = (np.abs(saved - utms[known]) <= SAME_POSITION_METRES).all(axis=1)  # False for unknown ones
+        rows, same = np.array([self._rows[paths[i]] for i in known]), np.ones(len(known), bool)
+        for name, tolerance in (("utms", SAME_POSITION_METRES), ("degrees", SAME_POSITION_DEGREES)):
+            dtype, width = self.metadata.columns[name]
+            saved = DiskArray(self.folder / f"{name}.bin", dtype, (self.count, width))[rows]
+            same &= np.isclose(saved, getattr(images, name)[known], rtol=0, atol=tolerance, equal_nan=True).all(axis=1)
         if not same.all():
             message = (
                 "%d images are in the index %s already, with other positions or none, such as %s. The index keeps "
@@ -130,7 +125,9 @@ class IndexWriter:
         Raises InputError if it cannot write.
         """
         paths = [os.path.abspath(path) for path in chunk.images.paths]
-        arrays = {"utms": chunk.images.utms, "codes": chunk.codes, "descriptors": chunk.descriptors}
+        images = chunk.images
+        arrays: dict[str, Any] = {"utms": images.utms, "zones": images.zones[:, None], "degrees": images.degrees}
+        arrays |= {"codes": chunk.codes, "descriptors": chunk.descriptors}
         if self.metadata.is_quantized:
             arrays["descriptors"], arrays["scales"] = quantize(as_array(chunk.descriptors))
         content = {PATHS: os.fsencode("".join(f"{path}\n" for path in paths))}

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.features import SearchResult

@@ -37,8 +37,8 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     """The page of an evaluation with pictures of at most `num_queries` queries. results: what results.json holds."""
     benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
-    utms = np.concatenate([benchmark.database.utms, benchmark.queries.utms])
-    known = utms[on_map(utms)]
+    places = np.concatenate([benchmark.ground.on_map(images) for images in (benchmark.database, benchmark.queries)])
+    known = places[on_map(places)]
     frame = MapFrame(known) if len(known) else None
     overview = _map(outcome, frame) if frame else ""
     if outcome.correct:
@@ -114,8 +114,8 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
 
 def _map(outcome: Outcome, frame: MapFrame) -> str:
     """The map of the positions that are known, with its legend."""
-    database = np.asarray(outcome.benchmark.database.utms)  # those of a search engine are no array yet
-    queries, correct = outcome.benchmark.queries.utms, outcome.last_correct
+    benchmark, correct = outcome.benchmark, outcome.last_correct
+    database, queries = map(benchmark.ground.on_map, (benchmark.database, benchmark.queries))
     if correct is None:
         groups, legend = {"unknown": np.ones(len(queries), bool)}, {"unknown": "query"}
     else:
@@ -271,7 +271,7 @@ def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: Map
         firsts = [bool(correct[query, 0]) for correct in outcome.correct.values()]
         tags = _tags(firsts, has_positive=positive["image"] is not None)
         marks = [{"kind": "correct", "text": "✔ right"} if firsts[-1] else {"kind": "wrong", "text": "✘ wrong"}]
-        error = round(float(outcome.metres(query, outcome.last.indices[query, :1])[0]), 1)
+        error = round(float(outcome.benchmark.ground.metres(query, outcome.last.indices[query, :1])[0]), 1)
     return {
         "number": query,
         "image": image,
