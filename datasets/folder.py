@@ -16,7 +16,7 @@ from datasets.file_names import EXPECTED_NAME, find_utm_position, utm_position, 
 from datasets.ground import warn_of_far
 from datasets.image_set import ImageSet
 from datasets.positions import PositionTable
-from datasets.zones import degrees_of_utm, zone_text
+from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_text
 from model.errors import InputError
 
 UNKNOWN = (np.nan, np.nan)
@@ -36,7 +36,9 @@ def locate_images(
     if config.source in ("auto", "names"):
         utms[:] = [find_utm_position(path) or UNKNOWN for path in paths]
     has_name = np.isfinite(utms[:, 0])
-    zones = np.array([utm_zone(path) if named else 0 for path, named in zip(paths, has_name, strict=True)], np.int8)
+    zones = np.array(
+        [utm_zone(path) if named else UNKNOWN_ZONE for path, named in zip(paths, has_name, strict=True)], np.int8
+    )
     degrees = degrees_of_utm(utms, zones)
     if config.source in ("auto", "exif"):
         degrees[~has_name] = _gps_positions(list(compress(paths, ~has_name)))

@@ -88,9 +88,11 @@ class Ground:
 
     @cached_property
     def _origin(self) -> np.ndarray:
-        """Latitude and longitude [2] of the image that lies most in the middle."""
+        """Latitude and longitude [2] of the image that lies most in the middle; NaN if none is known."""
         degrees = np.concatenate([self.database.degrees, self.queries.degrees])
         degrees = degrees[np.isfinite(degrees).all(axis=1)]
+        if not len(degrees):
+            return np.full(2, np.nan)
         points = earth_centred(degrees)
         return degrees[np.linalg.norm(points - points.mean(axis=0), axis=1).argmin()]
 
@@ -122,14 +124,16 @@ def find_far(degrees: np.ndarray) -> np.ndarray:
     None if that is so for half of them or more: then the images are spread over the world.
     """
     known = np.flatnonzero(np.isfinite(degrees).all(axis=1))
-    # Millions of images lie in few cells of this size.
-    grid = (earth_centred(degrees[known]) / CELL_METRES).round()
-    cells, cell_of, counts = np.unique(grid, axis=0, return_inverse=True, return_counts=True)
+    # Millions of images lie in few cells of this size. A number for each cell is sorted in a tenth of the time.
+    grid = (earth_centred(degrees[known]) / CELL_METRES).round().astype(np.int64)
+    numbers = grid @ np.array([1 << 40, 1 << 20, 1])
+    _, first, cell_of, counts = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
+    cells = grid[first]
     if len(cells) < 2:
         return known[:0]
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
     neighbours = NearestNeighbors(n_neighbors=2, algorithm="kd_tree").fit(cells)
     distances = neighbours.kneighbors(cells)[0][:, 1] * CELL_METRES
-    far = known[((counts == 1) & (distances > FAR_METRES))[cell_of.ravel()]]
+    far = known[((counts == 1) & (distances > FAR_METRES))[cell_of]]
     return far if 2 * len(far) < len(known) else known[:0]

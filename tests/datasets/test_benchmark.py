@@ -116,6 +116,28 @@ def test_the_distance_to_an_image_of_another_zone_is_not_that_of_the_metres():
     assert away > 390_000 and ground.metres(0, np.arange(3)) == pytest.approx([0, away, 0])
 
 
+def test_metres_that_their_zone_does_not_have_are_not_on_the_map_of_degrees():
+    sets = [ImageSet.at_utms([""], np.array([[9e7, 9e7]]), np.array([zone], np.int8)) for zone in (32, 33)]
+    ground = Ground(*sets)
+    assert not ground.is_flat and np.isnan(ground.on_map(sets[0])).all()
+    with pytest.raises(InputError, match="1 of 1 images are metres without a UTM zone"):
+        ground.require_positions()
+
+
+@pytest.mark.parametrize("place", [(37.78, -122.42), (-16.8, 180.0), (90.0, 0.0)])
+def test_the_map_of_degrees_keeps_distances_and_north_is_up(place):
+    images = ImageSet.at_degrees(
+        [""] * 40, degrees_of_local(np.random.default_rng(0).uniform(-2e3, 2e3, (40, 2)), place)
+    )
+    ground = Ground(images[:30], images[30:])
+    places = np.concatenate([ground.on_map(images[:30]), ground.on_map(images[30:])])
+    for query in range(10):
+        metres = np.hypot(*(places[:30] - places[30 + query]).T)
+        np.testing.assert_allclose(ground.metres(query, np.arange(30)), metres, rtol=1e-6)
+    north_of_origin = images.degrees[:, 0] > ground._origin[0]
+    assert place[0] == 90 or ((places[:, 1] > 0) == north_of_origin)[np.abs(places[:, 1]) > 1].all()
+
+
 @pytest.mark.parametrize("number", [4, 50])
 def test_an_image_far_from_all_others_is_found(number):
     near = degrees_of_local(np.random.default_rng(0).uniform(-40_000, 40_000, (number, 2)), (55.7, 12.6))

@@ -37,10 +37,10 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     """The page of an evaluation with pictures of at most `num_queries` queries. results: what results.json holds."""
     benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
-    places = np.concatenate([benchmark.ground.on_map(images) for images in (benchmark.database, benchmark.queries)])
-    known = places[on_map(places)]
+    database, queries = map(benchmark.ground.on_map, (benchmark.database, benchmark.queries))
+    known = np.concatenate([places[on_map(places)] for places in (database, queries)])
     frame = MapFrame(known) if len(known) else None
-    overview = _map(outcome, frame) if frame else ""
+    overview = _map(frame, database, queries, correct=outcome.last_correct) if frame else ""
     if outcome.correct:
         first = list(results["recalls"].items())[:3]
         title = f"{benchmark.name}: {', '.join(f'R@{n} {value:.1f}' for n, value in first)}"
@@ -112,10 +112,8 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
     return content
 
 
-def _map(outcome: Outcome, frame: MapFrame) -> str:
-    """The map of the positions that are known, with its legend."""
-    benchmark, correct = outcome.benchmark, outcome.last_correct
-    database, queries = map(benchmark.ground.on_map, (benchmark.database, benchmark.queries))
+def _map(frame: MapFrame, database: np.ndarray, queries: np.ndarray, *, correct: np.ndarray | None) -> str:
+    """The map of the positions [N, 2] and [Q, 2] that are known, with its legend. correct: [Q, K]; None if unknown."""
     if correct is None:
         groups, legend = {"unknown": np.ones(len(queries), bool)}, {"unknown": "query"}
     else:
