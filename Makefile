@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?=
 OPTIONAL = $(wildcard requirements-*.txt)
-TOOLS = pytest pytest-xdist hypothesis ruff mypy
+TOOLS = pytest pytest-xdist hypothesis geographiclib ruff mypy
 MILVUS_SERVER = milvus==2.3.5
 BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python

@@ -2,7 +2,7 @@
 positions.
 """
 
-from utils.cli.search import BuildIndexArguments, position_config
+from utils.cli.search import BuildIndexArguments
 from utils.runtime.parser import parse
 
 if __name__ == "__main__":
@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from datasets.folder import locate_images
+from datasets.config import PositionConfig
+from datasets.folder import locate_folder
 from datasets.layouts import list_images
 from model import ModelChoice
 from utils.retrieval.config import PCAConfig
@@ -73,8 +74,8 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         extractor = load_extractor(choice, source, extraction, index=index)
         config = replace(config, weights=source if isinstance(source, Path) else None)
         described = [paths[i] for i in chosen]
-        positions = position_config(config.positions)
-        images, summary = distributed.run_on_main(partial(locate_images, described, folder, positions))
+        positions = PositionConfig.parse(config.positions or "auto")
+        images, summary = distributed.run_on_main(partial(locate_folder, described, folder, positions))
         if distributed.is_main():
             model = f"{source}, {extractor.model.config.flags}; images of {extractor.config.image_config}"
             print(printable(f"{summary}\nModel: {model}"), flush=True)

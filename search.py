@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from datasets.layouts import find_images
 from model.files import MAX_NAME_BYTES
 from model.weights import load_model
@@ -74,14 +74,14 @@ def main(args: SearchArguments) -> None:
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
-            "index": {"folder": str(index), "images": len(index), "utm_zone": index.images.utm_zone},
+            "index": {"folder": str(index), "images": len(index)},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},
             "accept": acceptance and {"max_distance": acceptance.max_distance, "source": acceptance.source},
             "queries": [answer.to_json() for answer in answers],
         }
         print(json.dumps(content, indent=2, allow_nan=False), flush=True)
     else:
-        print_tables(answers, has_zone=index.images.utm_zone is not None)
+        print_tables(answers)
     if args.save_pictures:
         save_pictures(answers, exif_orientation=settings.exif_orientation)
 
@@ -95,12 +95,14 @@ def warn_of_large_images(size: tuple[int, int]) -> None:
         logging.warning(message, *size)
 
 
-def print_tables(answers: list[Answer], *, has_zone: bool) -> None:
-    """Prints the matches of each image, with positions if some are known, and with degrees if their zone is."""
-    has_positions = any(match.easting is not None for answer in answers for match in answer.matches)
+def print_tables(answers: list[Answer]) -> None:
+    """Prints the matches of each image, with metres and degrees where some are known."""
+    matches = [match for answer in answers for match in answer.matches]
+    has_metres = any(match.easting is not None for match in matches)
+    has_degrees = any(match.latitude is not None for match in matches)
     for answer in answers:
         print(printable(f"\n{answer.image}{': ' if answer.verdict else ''}{answer.verdict}"))
-        print("\n".join(table_lines(answer.matches, positions=has_positions, degrees=has_positions and has_zone)))
+        print("\n".join(table_lines(answer.matches, metres=has_metres, degrees=has_degrees)))
         if answer.picture:
             print(printable(f"Picture: {answer.picture}"))
     sys.stdout.flush()

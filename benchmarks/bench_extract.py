@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, BaselineDataset, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, ModelConfig
 from model.images import normalize
 from model.inference import dtype_of

@@ -25,7 +25,7 @@ import torch
 from benchmarks.bench_retrieval import make_codes
 from benchmarks.common import add_json_flag, json_file, report_table
 from benchmarks.milvus_server import ISOLATED, PORT, bring_loopback_up, missing, start_server
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.manifest import CHUNK_SIZE
 from utils.integrations.milvus import export_index, open_index
@@ -145,7 +145,7 @@ def write_index(folder: Path, count: int, *, codes_only: bool) -> Index:
     with IndexWriter(IndexConfig(folder=folder), metadata) as writer:
         for start in range(0, count, CHUNK_SIZE):
             chunk = range(start, min(start + CHUNK_SIZE, count))
-            images = ImageSet([f"/data/city/images/{i:08d}.jpg" for i in chunk], np.zeros((len(chunk), 2)))
+            images = ImageSet.at_utms([f"/data/city/images/{i:08d}.jpg" for i in chunk], np.zeros((len(chunk), 2)))
             rows = np.random.default_rng(start).standard_normal((len(chunk), DIM), dtype=np.float32)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             writer.append(Features(images, codes[start : chunk.stop], None if codes_only else rows))

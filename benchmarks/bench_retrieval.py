@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 from benchmarks.common import Row, compare, measure, parse_arguments, peak_memory_mb, report
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.manifest import CHUNK_SIZE
 from model.index.quantization import QuantizedArray, quantize
@@ -216,7 +216,7 @@ def write_index(folder: Path, count: int) -> Path:
     with IndexWriter(IndexConfig(folder=folder), metadata_of(model, ExtractionConfig())) as writer:
         for start in range(0, count, CHUNK_SIZE):
             chunk = range(start, min(start + CHUNK_SIZE, count))
-            images = ImageSet([image_path(i) for i in chunk], np.zeros((len(chunk), 2)))
+            images = ImageSet.at_utms([image_path(i) for i in chunk], np.zeros((len(chunk), 2)))
             rows = np.roll(descriptors[: len(chunk)], start // CHUNK_SIZE, axis=1)
             writer.append(Features(images, codes[chunk.start : chunk.stop], rows))
         writer.features()  # marks the index as complete

@@ -2,13 +2,14 @@
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets.cities import TRAINING_DATASETS, training_order
 from model.config import patch_grid
 from model.errors import InputError
 from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
 
-POSITION_SOURCES = ("auto", "names", "exif", "none")
+POSITION_SOURCES, CSV_SOURCE = ("auto", "names", "exif", "none"), "csv"
 CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
 TEST_METHODS = ("hard_resize", "single_query", "central_crop", *CROP_METHODS)
 
@@ -51,18 +52,56 @@ class PlacesConfig:
             )
 
 
+POSITIONS_HELP = (
+    "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS (auto)"
+)
+POSITIONS_CSV_HELP = (
+    "positions: a CSV file with the columns image, latitude, longitude or image, easting, northing (and zone)"
+)
+
+
+def positions_flag(source: str) -> Any:
+    """The field source of PositionConfig, with this default."""
+    return flag(
+        f"{POSITIONS_HELP} (default: {source})",
+        name="positions",
+        choices=POSITION_SOURCES,
+        default=source,
+        default_from=lambda flags: CSV_SOURCE if flags["positions_csv"] else source,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig:
-    """Where positions come from: one of POSITION_SOURCES, or a CSV file instead, which lists all images.
+    """Where positions come from: one of POSITION_SOURCES, or "csv", a CSV file which lists all images.
 
     "auto": file names, or EXIF GPS where the names hold none.
     """
 
-    source: str = "auto"
-    csv: Path | None = None
+    source: str = positions_flag("auto")
+    csv: Path | None = flag(
+        POSITIONS_CSV_HELP,
+        name="positions_csv",
+        default=None,
+    )
+
+    @staticmethod
+    def parse(text: str) -> "PositionConfig":
+        """What str() gives."""
+        return (
+            PositionConfig(source=text)
+            if text in POSITION_SOURCES
+            else PositionConfig(source=CSV_SOURCE, csv=Path(text))
+        )
+
+    def __str__(self) -> str:
+        """The source, or the path of the CSV file."""
+        return str(self.csv.absolute()) if self.csv else self.source
 
     def __post_init__(self) -> None:
-        if self.source not in POSITION_SOURCES:
+        if self.source not in (*POSITION_SOURCES, CSV_SOURCE):
             raise InputError(
                 f"Unknown source of positions {self.source!r}. Choose from: {', '.join(POSITION_SOURCES)}."
             )
+        if (self.source == CSV_SOURCE) != (self.csv is not None):
+            raise InputError("--positions_csv gives the positions. Give either that or --positions.")

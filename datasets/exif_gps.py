@@ -32,7 +32,7 @@ def gps_position(path: str | Path) -> tuple[float, float] | None:
     """(latitude, longitude) in degrees, WGS 84, of an image file; None if its EXIF data holds no GPS position.
 
     Reads the header of the file, not its pixels; of a PNG file, also the EXIF data after the pixels and in raw
-    profiles. Raises InvalidGPS for data that is damaged or incomplete, for a position outside UTM, and for 0, 0, which
+    profiles. Raises InvalidGPS for data that is damaged or incomplete, for degrees out of range, and for 0, 0, which
     devices without a fix write. Raises InputError if the file is not an image.
     """
     with open_image(path) as image:
@@ -136,5 +136,5 @@ def _degrees(name: str, gps: dict[int, Any]) -> float:
     value = math.copysign(degrees + minutes / 60 + seconds / 3600, 1 if letter == positive else -1)
     low, high = DEGREE_RANGES[name]
     if not low <= value <= high:
-        raise InvalidGPS(f"its {name} of {value:g} degrees is outside UTM ({low:g} to {high:g})")
+        raise InvalidGPS(f"its {name} is {value:g} degrees, not from {low:g} to {high:g}")
     return value

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.zones import UNKNOWN_ZONE
 from model.errors import InputError
 from model.index.metadata import MAX_METRES
 from utils.runtime.text_files import number_of
@@ -28,8 +29,8 @@ def utm_position(path: str | Path) -> tuple[float, float]:
     position = find_utm_position(path)
     if position is None:
         raise InputError(
-            f"No UTM position in the file name {path}. {EXPECTED_NAME} Give positions with --positions_csv, or "
-            "evaluate without them with --no_labels."
+            f"No UTM position in the file name {path}. {EXPECTED_NAME} Give positions with --positions_csv, take those "
+            "of EXIF data with --positions exif, or evaluate without them with --no_labels."
         )
     return position
 
@@ -43,25 +44,15 @@ def find_utm_position(path: str | Path) -> tuple[float, float] | None:
     return position if all(abs(metres) <= MAX_METRES for metres in position) else None  # NaN is not
 
 
-def common_utm_zone(paths: Sequence[str | Path]) -> str | None:
-    """The UTM zone that all these file names state, such as "32N"; None if one states none, or another one.
+def utm_zone(path: str | Path) -> int:
+    """The UTM zone that a file name states, as in datasets.zones; 0 if it states none.
 
-    N and S stand for the hemispheres. The names have the letter of the latitude band: C to M in the south, N to X in
-    the north.
+    Names have the letter of the latitude band: C to M in the south, N to X in the north.
     """
-    zones = {_zone(*fields) for fields in {(_field(path, ZONE), _field(path, BAND)) for path in paths}}
-    return zones.pop() if len(zones) == 1 else None
-
-
-def utm_zone(path: str | Path) -> str | None:
-    """The UTM zone that a file name states, such as "32N"; None if it states none."""
-    return _zone(_field(path, ZONE), _field(path, BAND))
-
-
-def _zone(number: str, band: str) -> str | None:
+    number, band = _field(path, ZONE), _field(path, BAND)
     if not (ZONE_NUMBER.fullmatch(number) and LATITUDE_BAND.fullmatch(band)):
-        return None
-    return f"{int(number)}{'N' if band >= 'N' else 'S'}"
+        return UNKNOWN_ZONE
+    return int(number) if band >= "N" else -int(number)
 
 
 def image_key(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Images of any folder, and where they were taken: as their names say, their EXIF data, or a CSV file."""
+"""Where the images of a folder were taken: as their names say, their EXIF data, or a CSV file."""
 
 import logging
 import os
@@ -10,15 +10,55 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from datasets.benchmark import ImageSet
 from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
-from datasets.file_names import EXPECTED_NAME, common_utm_zone, find_utm_position
-from datasets.positions import PositionTable, utm_of_degrees, warn_of_far
+from datasets.file_names import EXPECTED_NAME, find_utm_position, utm_position, utm_zone
+from datasets.ground import warn_of_far
+from datasets.image_set import ImageSet
+from datasets.positions import PositionTable
+from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_text
 from model.errors import InputError
 
 UNKNOWN = (np.nan, np.nan)
-MAX_REASONS = 8  # that a warning lists
+MAX_REASONS, MAX_ZONES = 8, 5  # that a message lists
+
+
+def locate_images(
+    paths: Sequence[str], folder: Path, config: PositionConfig, table: PositionTable | None = None
+) -> ImageSet:
+    """The images of a folder with their positions, as far as they are known.
+
+    table: that of config.csv, where several folders share it. Raises InputError if the CSV file lacks an image.
+    """
+    if config.csv:
+        return (table or PositionTable(config.csv, folder)).locate(paths, folder)
+    utms = np.full((len(paths), 2), np.nan)
+    if config.source in ("auto", "names") and paths:
+        utms[:] = [find_utm_position(path) or UNKNOWN for path in paths]
+    has_name = np.isfinite(utms[:, 0])
+    zones = np.array(
+        [utm_zone(path) if named else UNKNOWN_ZONE for path, named in zip(paths, has_name, strict=True)], np.int8
+    )
+    degrees = degrees_of_utm(utms, zones)
+    if config.source in ("auto", "exif"):
+        degrees[~has_name] = _gps_positions(list(compress(paths, ~has_name)))
+    return ImageSet(paths, utms, zones=zones, degrees=degrees)
+
+
+def require_positions(images: ImageSet, folder: Path, config: PositionConfig) -> None:
+    """Raises InputError, which names the first, if images of a folder have no position."""
+    unknown = np.flatnonzero(~images.is_located)
+    if not len(unknown):
+        return
+    path = images.paths[int(unknown[0])]
+    if config.source == "names":
+        utm_position(path)
+    where = "EXIF data" if config.source == "exif" else "names and EXIF data"
+    raise InputError(
+        f"{len(unknown)} of {len(images)} images in {folder} have no position in their {where}, such as {path}. Move "
+        "them to another folder, give the positions of all images with --positions_csv, or evaluate without positions "
+        "(--no_labels)."
+    )
 
 
 class LocatedImages(NamedTuple):
@@ -28,46 +68,24 @@ class LocatedImages(NamedTuple):
     summary: str
 
 
-def locate_images(paths: Sequence[str], folder: Path, config: PositionConfig) -> LocatedImages:
-    """The images of a folder with their positions, NaN where unknown.
+def locate_folder(paths: Sequence[str], folder: Path, config: PositionConfig) -> LocatedImages:
+    """The images of a folder that need no positions. A warning names those that are far from all others.
 
-    All latitudes and longitudes are converted in the UTM zone of most; those too far from it count as unknown. Raises
-    InputError if no image has a position in the given source ("names" or "exif"), if some have one in their names and
-    others in EXIF, or if the CSV file lacks an image.
+    Raises InputError as locate_images does, and if no image has a position in the given source ("names" or "exif").
     """
-    if config.csv:
-        table = PositionTable(config.csv, folder, far_are_unknown=True)
-        return _located(ImageSet(paths, table.utms(paths, folder), table.zone), str(config.csv))
-    named, measured = np.full((2, len(paths), 2), np.nan)
-    if config.source in ("auto", "names"):
-        named[:] = [find_utm_position(path) or UNKNOWN for path in paths]
-    has_name = np.isfinite(named[:, 0])
-    if config.source in ("auto", "exif"):
-        measured[~has_name] = _gps_positions(list(compress(paths, ~has_name)))
-    has_gps = np.isfinite(measured[:, 0])
-    if has_name.any() and has_gps.any():
-        raise InputError(
-            f"{folder}: the names of {has_name.sum()} images hold UTM positions, and {has_gps.sum()} others have only "
-            f"EXIF GPS, such as {paths[has_gps.argmax()]}. The two cannot be combined, because UTM zones may differ. "
-            "Choose one with --positions names or --positions exif, or list all positions in a CSV file "
-            "(--positions_csv)."
-        )
-    if config.source == "names" and not has_name.any():
+    images = locate_images(paths, folder, config)
+    if config.source == "names" and not images.is_located.any():
         raise InputError(
             f"--positions names: no UTM position in the names of the {len(paths)} images in {folder}. {EXPECTED_NAME} "
             "Choose another source, or --positions none."
         )
-    if config.source == "exif" and not has_gps.any():
+    if config.source == "exif" and not images.is_located.any():
         raise InputError(
             f"--positions exif: none of the {len(paths)} images in {folder} has a GPS position in its EXIF data. "
             "Choose another source, or --positions none."
         )
-    if has_gps.any():
-        measured[has_gps], zone, far = utm_of_degrees(measured[has_gps])
-        if len(far):
-            warn_of_far([os.path.relpath(paths[i], folder) for i in np.flatnonzero(has_gps)[far]], zone, folder)
-        return _located(ImageSet(paths, measured, zone), "EXIF GPS")
-    return _located(ImageSet(paths, named, common_utm_zone(list(compress(paths, has_name)))), "file names")
+    warn_of_far(images, folder)
+    return LocatedImages(images, _summary(images, config))
 
 
 def _gps_positions(paths: Sequence[str]) -> np.ndarray:
@@ -93,8 +111,17 @@ def _gps_positions(paths: Sequence[str]) -> np.ndarray:
     return positions
 
 
-def _located(images: ImageSet, source: str) -> LocatedImages:
-    known = int(np.isfinite(images.utms[:, 0]).sum())
-    parts = [f"{known} from {source}"] * (known > 0) + [f"{len(images) - known} unknown"] * (known < len(images))
-    zone = f"; UTM zone {images.utm_zone or 'unknown'}" if known else ""
-    return LocatedImages(images, f"Positions: {', '.join(parts)}{zone}.")
+def _summary(images: ImageSet, config: PositionConfig) -> str:
+    has_metres, is_located = np.isfinite(images.utms[:, 0]), images.is_located
+    metres, degrees = (str(config.csv),) * 2 if config.csv else ("file names", "EXIF GPS")
+    parts = []
+    if has_metres.any():
+        zones = [zone_text(zone) or "unknown" for zone in np.unique(images.zones[has_metres]).tolist()]
+        more = f" and {len(zones) - MAX_ZONES} more" if len(zones) > MAX_ZONES else ""
+        named = f"UTM zone{'s' * (len(zones) > 1)} {', '.join(zones[:MAX_ZONES])}{more}"
+        parts.append(f"{has_metres.sum()} from {metres} ({named})")
+    if (is_located & ~has_metres).any():
+        parts.append(f"{(is_located & ~has_metres).sum()} from {degrees}")
+    if not is_located.all():
+        parts.append(f"{(~is_located).sum()} unknown")
+    return f"Positions: {', '.join(parts)}."

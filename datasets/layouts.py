@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from datasets.config import PositionConfig
 from model.errors import InputError
 from utils.runtime.flags import Values, flag, user_path
 from utils.runtime.text_files import NameTable, read_lines, shorten
@@ -55,9 +56,9 @@ class BenchmarkConfig:
 
     Either one split of a dataset in `datasets_folder`, optionally with other folders of queries than "queries"
     (`queries_subfolders`), or any two folders, `database_folder` and `queries_folder`. `queries_list`: a file that
-    selects some of the queries. `positions_csv`: a file with positions, for images whose names hold none. `labels`:
-    whether positions are known at all. `threshold`: the distance in metres up to which (inclusive) a database image is
-    a positive of a query. Raises InputError for combinations without a meaning.
+    selects some of the queries. `positions`: where they come from. `labels`: whether those of all images are known.
+    `threshold`: the distance in metres up to which (inclusive) a database image is a positive of a query. Raises
+    InputError for combinations without a meaning.
     """
 
     name: str
@@ -67,7 +68,7 @@ class BenchmarkConfig:
     database_folder: Path | None = None
     queries_folder: Path | None = None
     queries_list: Path | None = None
-    positions_csv: Path | None = None
+    positions: PositionConfig = PositionConfig(source="names")
     labels: bool = True
     threshold: float = 25.0
 
@@ -76,7 +77,9 @@ class BenchmarkConfig:
             raise InputError(
                 "--queries_subfolder applies to a dataset; with --queries_folder, name that folder itself."
             )
-        if self.positions_csv and not self.labels:
+        if self.labels and self.positions.source == "none":
+            raise InputError("--positions none leaves no recalls. Evaluate without them (--no_labels).")
+        if self.positions.csv and not self.labels:
             raise InputError("--positions_csv gives positions, which --no_labels ignores; leave one of them out.")
         duplicates = {name for name in self.queries_subfolders if self.queries_subfolders.count(name) > 1}
         if duplicates:

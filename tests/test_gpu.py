@@ -14,9 +14,9 @@ from helpers.evaluations import SCRIPTS, run_mode
 from helpers.models import MODES, image_batch, reference_model
 from helpers.processes import run_python, run_script
 
-from datasets.benchmark import ImageSet
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
+from datasets.image_set import ImageSet
 from model import prepare_for_inference
 from model.config import PRECISIONS
 from model.inference import dtype_of

@@ -19,7 +19,8 @@ from benchmarks.claims.runs import UNTRAINED, Run, make_step, train
 from benchmarks.claims.settings import Settings
 from benchmarks.claims.variants import NETWORKS, two_branch
 from benchmarks.common import peak_memory_mb, time_in_turn
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError
 from model.checkpoint_files import read_checkpoint
 from model.weights import load_float_branch, load_state
@@ -202,9 +203,8 @@ def with_distractors(dataset: Benchmark, loader: PlaceLoader) -> Benchmark:
     """The same queries against a database that holds the training images too, far from all queries."""
     names = [name for place in loader.places.places for name in place]
     paths = [loader.places.folder / "Images" / name for name in names]
-    positions = np.full((len(paths), 2), FAR_AWAY)
-    database = ImageSet([*dataset.database.paths, *paths], np.vstack([dataset.database.utms, positions]))
-    return dataset.with_database(database)
+    distractors = ImageSet.at_utms(paths, np.full((len(paths), 2), FAR_AWAY))
+    return dataset.with_database(ImageSet.joined([dataset.database, distractors]))
 
 
 # ---- Times

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.benchmark import find_positives
+from datasets.ground import find_positives
 from datasets.protocols.recognition import keys_sha256
 from model.errors import InputError
 from utils.runtime.text_files import CsvRow, read_csv

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
 from datasets.file_names import image_key
+from datasets.image_set import ImageSet
 from datasets.protocols.table import PROTOCOLS, Protocol
 
 SEASONS = ("spring", "summer", "fall", "winter")

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from datasets.file_names import EASTING, IMAGE_ID, LON, TILE
 from datasets.layouts import is_system_name, warn_of_skipped
-from datasets.positions import DEGREE_RANGES, wrap_longitude
 from datasets.unified.config import MSLS_CITIES, PITTS30K, SF_XL, UnifiedConfig
 from datasets.unified.names import source_name, split_name
 from datasets.unified.places import SF_XL_GRID, STREET_GRID, Grid
+from datasets.zones import UTM_LATITUDES
 from model.errors import InputError
+from model.geodesy import wrap_longitude
 from utils.runtime.text_files import CsvRow, read_csv
 
 MSLS_PARTS = ("database", "query")
@@ -151,7 +152,7 @@ def _moved_images(root: Path) -> dict[str, str]:
 
 
 def _msls_name(row: CsvRow) -> str:
-    lat, lon = row.number("lat", DEGREE_RANGES["latitude"]), row.number("lon", DEGREE_RANGES["longitude"])
+    lat, lon = row.number("lat", UTM_LATITUDES), row.number("lon", (-180, 180))
     heading, key, date = int(row.number("ca")), row.text("key"), row.text("captured_at").strip()
     if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
         raise row.error(f"key is {key!r}. Expected letters, digits, - and _.")

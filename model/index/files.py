@@ -17,6 +17,7 @@ from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMet
 PATHS = "paths.txt"
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 POSITION_LIMITS = {("easting", "northing"): (MAX_METRES, MAX_METRES), ("latitude", "longitude"): (90, 180)}
+MAX_ZONE = 60
 ATTEMPTS = 10  # to open files that another process compacts meanwhile
 
 
@@ -238,6 +239,9 @@ class IndexFiles:
             bad = np.flatnonzero((np.abs(pair) > limits).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
             if len(bad):
                 raise damaged(path, f"the position of image {bad[0]} is {pair[bad[0]].tolist()}")
+        bad = np.flatnonzero(np.abs(records["zone"].astype(int)) > MAX_ZONE)
+        if len(bad):
+            raise damaged(path, f"the position of image {bad[0]} is in zone {records['zone'][bad[0]]}")
         ids = records["id"]
         if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
             raise damaged(path, "its ids do not ascend")

@@ -8,18 +8,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.evaluations import SCRIPTS, SIZE, expect_refusal, flags_for, run_mode
+from helpers.evaluations import SCRIPTS, SIZE, Outcome, expect_refusal, flags_for, run_mode
 from helpers.oracles import mapillary_apk
+from helpers.photos import copy_as_phone_photos
 from helpers.processes import run_here, run_script
 from PIL import Image
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, ModelConfig, prepare_for_inference
+from model.geodesy import degrees_of_local
 from model.image_files import load_image
 from model.images import normalize
 from model.weights import load_model
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
+from utils.retrieval.index import Index
 from utils.runtime.parser import NO_EFFECT_IN_REFERENCE
 
 pytestmark = pytest.mark.slow
@@ -303,3 +306,53 @@ def test_an_index_without_positions_needs_no_labels(tiny_benchmark, checkpoints,
     result = run_script("search.py", query, f"--index={index}", "--device=cpu", cwd=tmp_path)
     assert result.status == 0 and "easting" not in result.stdout and "unknown" not in result.stdout
     assert "recalls" not in outcome.results and len(outcome.rows) == 160
+
+
+@pytest.mark.parametrize("origin", [(37.77, -122.42), (78.2, 21.0), (-16.8, 179.998), (90.0, 0.0)])
+def test_photos_of_a_phone_are_evaluated_with_their_gps(tiny_benchmark, checkpoints, tmp_path, origin):
+    """The queries lie up to 5.5 km from the origin. Results are those of the same pixels with metres in their names."""
+    split = tiny_benchmark / "tiny/images/test"
+    names = {}
+    for part in ("database", "queries"):
+        copied = copy_as_phone_photos(split / part, tmp_path / part, origin)
+        names |= {f"{part}/{new}": f"{part}/{old}" for new, old in copied.items()}
+    expected = run_mode("two_branch", tiny_benchmark, checkpoints, tmp_path / "names", "--recall_values", 1, 5)
+    flags = ["--backbone=vit-tiny", f"--resume={checkpoints['two_branch']}", *SIZE, "--recall_values", 1, 5]
+    folders = [f"--database_folder={tmp_path / 'database'}", f"--queries_folder={tmp_path / 'queries'}"]
+    result = run_script("eval_rerank.py", *folders, "--positions=exif", "--save_index=index", *flags, cwd=tmp_path)
+    found = Outcome(result, tmp_path)
+    for row in found.rows:
+        row["query"], row["database_photo"] = names[row["query"]], names[row["database_photo"]]
+    assert found.rows == expected.rows and found.results["recalls"] == expected.results["recalls"]
+    assert 'id="map"' in (found.folder / "report.html").read_text()
+    flags += [folders[1], "--positions=auto", "--load_index=index", "--save_dir=load"]
+    assert Outcome(run_script("eval_rerank.py", *flags, cwd=tmp_path), tmp_path, "load").results["recalls"]
+    images = Index(tmp_path / "index").images
+    assert images.degrees[0] == pytest.approx(degrees_of_local([0, 0], origin), abs=1e-5) or origin[0] == 90
+    assert np.isnan(images.utms).all()
+
+
+def test_evaluations_without_the_positions_of_all_images_are_refused(tiny_benchmark, checkpoints, tmp_path):
+    split = tiny_benchmark / "tiny/images/test"
+    folders = [f"--database_folder={tmp_path / 'photos'}", f"--queries_folder={split / 'queries'}"]
+    copy_as_phone_photos(split / "database", tmp_path / "photos", (37.77, -122.42))
+    shutil.copy(next((split / "queries").iterdir()), tmp_path / "photos/no_gps.jpg")
+    flags = ["--backbone=vit-tiny", f"--resume={checkpoints['hashing']}", *SIZE]
+    for i, (more, words) in enumerate(
+        (
+            (["--positions=exif"], ["1 of 17 images", "no position in their EXIF data, such as", "no_gps.jpg. Move"]),
+            (["--positions=auto"], ["1 of 17 images", "no position in their names and EXIF data"]),
+            ([], ["No UTM position in the file name", "--positions exif", "--no_labels"]),
+            (["--positions=none"], ["--positions none leaves no recalls", "--no_labels"]),
+            (["--positions=exif", "--positions_csv=/dev/null"], ["Give either that or --positions."]),
+        )
+    ):
+        (tmp_path / str(i)).mkdir()
+        result = run_here("eval_hashing.py", *folders, *flags, *more, cwd=tmp_path / str(i))
+        expect_refusal(result, tmp_path / str(i), *words)
+    (tmp_path / "photos/no_gps.jpg").unlink()  # then the database has degrees, and the queries metres in no zone
+    (tmp_path / "zones").mkdir()
+    result = run_here("eval_hashing.py", *folders, *flags, "--positions=auto", cwd=tmp_path / "zones")
+    expect_refusal(result, tmp_path / "zones", "10 of 10 images are metres without a UTM zone", "--positions_csv")
+    result = run_script("eval_hashing.py", *folders, *flags, "--positions=auto", "--no_labels", cwd=tmp_path)
+    assert 'id="map"' in (Outcome(result, tmp_path).folder / "report.html").read_text()

@@ -4,12 +4,17 @@ import math
 
 import numpy as np
 import pytest
+import utm
+from geographiclib.geodesic import Geodesic
 from helpers.photos import make_split
 
-from datasets.benchmark import Benchmark, ImageSet, find_positives
-from datasets.file_names import common_utm_zone, utm_position
+from datasets.benchmark import Benchmark
+from datasets.file_names import utm_position
+from datasets.ground import Ground, find_far, find_positives
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import InputError
+from model.geodesy import degrees_of_local
 
 
 def town(datasets, **options):
@@ -38,25 +43,111 @@ def test_benchmark_attributes(tmp_path):
     assert all(word in str(benchmark) for word in ("town", "3 database", "3 queries"))
 
 
+def name_at(degrees, zone):
+    """A file name that states a position in a zone, or in none (0)."""
+    easting, northing, *_ = utm.from_latlon(*degrees, force_zone_number=abs(zone) or None)
+    if zone < 0 <= degrees[0]:
+        northing += 10_000_000
+    return f"@{easting:.3f}@{northing:.3f}@{abs(zone) or ''}@{'V' if zone > 0 else 'G' if zone else ''}@.jpg"
+
+
 @pytest.mark.parametrize(
-    ("zones", "refused"),
-    [(("32@V", "32@V"), False), (("32@V", "33@V"), True), (("32@N", "32@M"), True), (("32@V", "@"), False)],
+    ("place", "zones", "is_flat"),
+    [
+        ((56.0, 12.0), (32, 32), True),
+        ((56.0, 10.0), (32, 0), True),
+        ((56.0, 12.0), (32, 33), False),
+        ((0.0001, 10.0), (32, -32), False),
+    ],
 )
-def test_positions_in_different_utm_zones_are_not_compared(tmp_path, zones, refused):
-    """Of a database in files, and of one in an index."""
-    database, queries = ([f"@1@2@{zone}@.jpg"] for zone in zones)
-    make_split(tmp_path / "both", database, queries)
-    make_split(tmp_path / "queries", database, queries)
-    only_queries = Benchmark(town(tmp_path / "queries"), has_database=False)
-    index = ImageSet(database, np.array([[1, 2]]), common_utm_zone(database))
-    for compare in (lambda: Benchmark(town(tmp_path / "both")), lambda: only_queries.with_database(index)):
-        if refused:
-            with pytest.raises(InputError, match=r"zone 32N, but those of the queries in zone (33N|32S), so"):
-                compare()
-        else:
-            assert [positives.tolist() for positives in compare().positives] == [[0]]
+def test_positions_in_different_utm_zones_are_compared_as_degrees(tmp_path, place, zones, is_flat):
+    """Of a database in files, and of one in an index. The second image is some 30 m away, beyond the threshold."""
+    names = [name_at((place[0] + north, place[1]), zones[0]) for north in (0, 27e-5)]
+    queries = [name_at(place, zones[1])]
+    make_split(tmp_path / "both", names, queries)
+    make_split(tmp_path / "queries", names, queries)
+    both = Benchmark(town(tmp_path / "both"))
+    index = ImageSet.at_utms(names, both.database.utms, both.database.zones)
+    for benchmark in (both, Benchmark(town(tmp_path / "queries"), has_database=False).with_database(index)):
+        assert benchmark.ground.is_flat is is_flat
+        first = int(benchmark.ground.metres(0, np.array([0, 1])).argmin())
+        assert [positives.tolist() for positives in benchmark.positives] == [[first]]
+        assert benchmark.ground.metres(0, np.array([first, 1 - first])) == pytest.approx([0, 30], abs=0.2)
     unlabelled = Benchmark(town(tmp_path / "both", labels=False))
     assert unlabelled.with_database(index).database is index
+
+
+def test_distances_between_metres_without_a_zone_and_degrees_are_refused(tmp_path):
+    make_split(tmp_path, ["@500000@6000000@a@.jpg"], [name_at((54.1, 9.0), 32)])
+    queries = Benchmark(town(tmp_path)).queries
+    index = ImageSet.at_degrees(["/a.jpg"], np.array([[54.1, 9.0]]))
+    benchmark = Benchmark(town(tmp_path), has_database=False)
+    assert benchmark.with_database(index).ground.metres(0, np.array([0])) == pytest.approx([0], abs=2e-3)
+    split = make_split(tmp_path / "plain", queries=["@500000@6000000@.jpg"])
+    assert queries.zones.tolist() == [32] and len(list_images(split / "queries")) == 1
+    with pytest.raises(
+        InputError, match=r"1 of 1 images are metres without a UTM zone, such as .*@500000@6000000@.jpg"
+    ):
+        Benchmark(town(tmp_path / "plain"), has_database=False).with_database(index)
+    unknown = ImageSet.without_positions(["/a.jpg"])
+    with pytest.raises(InputError, match=r"holds images without positions.*Use --no_labels"):
+        benchmark.with_database(unknown)
+
+
+@pytest.mark.parametrize("place", [(37.78, -122.42), (48.86, 2.35), (78.22, 21.0), (-16.8, 180.0), (90.0, 0.0)])
+@pytest.mark.parametrize("threshold", [25, 5000])
+def test_positives_by_degrees_are_those_that_geographiclib_finds(place, threshold):
+    random = np.random.default_rng(0)
+    database, queries = (degrees_of_local(random.uniform(-3, 3, (n, 2)) * threshold, place) for n in (300, 20))
+    ground = Ground(ImageSet.at_degrees([""] * 300, database), ImageSet.at_degrees([""] * 20, queries))
+    for i, (query, positives) in enumerate(zip(queries, ground.positives(threshold), strict=True)):
+        metres = np.array([Geodesic.WGS84.Inverse(*query, *point)["s12"] for point in database])
+        assert positives.tolist() == np.flatnonzero(metres <= threshold).tolist() and positives.dtype == np.int64
+        np.testing.assert_allclose(ground.metres(i, np.arange(300)), metres, rtol=1e-7, atol=1e-5)
+
+
+def test_the_distance_to_an_image_of_another_zone_is_not_that_of_the_metres():
+    """One set may span several zones, as in MSLS: metres are compared within a zone alone."""
+    utms, zones = np.full((3, 2), (500_000, 6_000_000.0)), np.array([32, 33, 0], np.int8)
+    database = ImageSet.at_utms(["a", "b", "c"], utms, zones)
+    ground = Ground(database, database[:2])
+    assert ground.is_flat and [found.tolist() for found in ground.positives(25)] == [[0, 2], [1, 2]]
+    away = Geodesic.WGS84.Inverse(*database.degrees[0], *database.degrees[1])["s12"]
+    assert away > 390_000 and ground.metres(0, np.arange(3)) == pytest.approx([0, away, 0])
+
+
+def test_metres_that_their_zone_does_not_have_are_not_on_the_map_of_degrees():
+    sets = [ImageSet.at_utms([""], np.array([[9e7, 9e7]]), np.array([zone], np.int8)) for zone in (32, 33)]
+    ground = Ground(*sets)
+    assert not ground.is_flat and np.isnan(ground.on_map(sets[0])).all()
+    with pytest.raises(InputError, match="1 of 1 images are metres without a UTM zone"):
+        ground.require_positions()
+
+
+@pytest.mark.parametrize("place", [(37.78, -122.42), (-16.8, 180.0), (90.0, 0.0)])
+def test_the_map_of_degrees_keeps_distances_and_north_is_up(place):
+    images = ImageSet.at_degrees(
+        [""] * 40, degrees_of_local(np.random.default_rng(0).uniform(-2e3, 2e3, (40, 2)), place)
+    )
+    ground = Ground(images[:30], images[30:])
+    places = np.concatenate([ground.on_map(images[:30]), ground.on_map(images[30:])])
+    for query in range(10):
+        metres = np.hypot(*(places[:30] - places[30 + query]).T)
+        np.testing.assert_allclose(ground.metres(query, np.arange(30)), metres, rtol=1e-6)
+    north_of_origin = images.degrees[:, 0] > ground._origin[0]
+    assert place[0] == 90 or ((places[:, 1] > 0) == north_of_origin)[np.abs(places[:, 1]) > 1].all()
+
+
+@pytest.mark.parametrize("number", [4, 50])
+def test_an_image_far_from_all_others_is_found(number):
+    near = degrees_of_local(np.random.default_rng(0).uniform(-40_000, 40_000, (number, 2)), (55.7, 12.6))
+    unknown, wrong, fiji = (np.nan, np.nan), (55.7, -12.6), [(-16.8, 179.99), (-16.8, -179.99)]
+    assert find_far(near).tolist() == find_far(near[:1]).tolist() == find_far(near[:0]).tolist() == []
+    assert find_far(np.vstack([unknown, near, wrong])).tolist() == [number + 1]
+    assert find_far(np.vstack([near, fiji])).tolist() == []  # across 180 degrees they are neighbours
+    assert find_far(np.array([wrong, fiji[0], (0, 0), (90, 0), near[0]])).tolist() == []  # a trip around the world
+    at = degrees_of_local([[0, 0], [0, 1000], [0, 98_000], [0, 205_000]], (55.7, 12.6))
+    assert find_far(at).tolist() == [3]
 
 
 def test_without_its_database_only_the_queries_are_looked_at(tmp_path):

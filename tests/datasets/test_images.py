@@ -16,8 +16,8 @@ import torch
 from helpers.processes import ROOT
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from datasets.benchmark import ImageSet
 from datasets.config import TEST_METHODS
+from datasets.image_set import ImageSet
 from datasets.images import ImageBatch, ImageDataset, collate_images
 from datasets.layouts import list_images
 from model import InputError, image_files

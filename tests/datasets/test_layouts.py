@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import utm
+from geographiclib.geodesic import Geodesic
 from helpers.evaluations import run_mode
 
 from datasets.benchmark import Benchmark
+from datasets.config import PositionConfig
 from datasets.layouts import BenchmarkConfig, find_images, list_images
 from model import InputError
 
@@ -325,7 +327,7 @@ def unnamed(tmp_path):
 
 def with_csv(datasets, text):
     (datasets / "positions.csv").write_text(text)
-    return town(datasets, positions_csv=datasets / "positions.csv")
+    return town(datasets, positions=PositionConfig(source="csv", csv=datasets / "positions.csv"))
 
 
 def test_positions_in_metres(unnamed):
@@ -334,35 +336,48 @@ def test_positions_in_metres(unnamed):
     assert benchmark.database.utms.tolist() == [[10, 1], [20, 2]] and benchmark.queries.utms.tolist() == [[30, 3]]
 
 
-def test_positions_in_degrees_are_converted_to_utm(unnamed):
-    degrees = {"a.jpg": (55.676, 12.568), "b.jpg": (55.6765, 12.5685), "q.jpg": (55.6761, 12.5682)}
-    table = "image,latitude,longitude\n" + "".join(f"{name},{lat},{lon}\n" for name, (lat, lon) in degrees.items())
+def test_positions_in_metres_with_a_zone(unnamed):
+    table = "image,easting,northing,zone\na.jpg,500000,6000000,32N\nb.jpg,500000,6000000,\nq.jpg,500000,4000000, 56S \n"
     benchmark = Benchmark(with_csv(unnamed, table))
-    expected = [utm.from_latlon(*degrees[name])[:2] for name in ("a.jpg", "b.jpg", "q.jpg")]
-    assert np.allclose(np.concatenate([benchmark.database.utms, benchmark.queries.utms]), expected, atol=1e-6)
+    assert benchmark.database.zones.tolist() == [32, 0] and benchmark.queries.zones.tolist() == [-56]
+    expected = [utm.to_latlon(500000, 6000000, 32, northern=True), (math.nan, math.nan)]
+    np.testing.assert_allclose(benchmark.database.degrees, expected)
+    np.testing.assert_allclose(benchmark.queries.degrees, [utm.to_latlon(500000, 4000000, 56, northern=False)])
 
 
-@pytest.mark.parametrize("where", ["zone border", "date line", "equator"])
+def test_positions_in_degrees_stay_as_they_are(unnamed):
+    degrees = {"a.jpg": (55.676, 12.568), "b.jpg": (-55.6765, 180), "q.jpg": (90, -180)}
+    rows = [f"{name},{latitude},{longitude},?\n" for name, (latitude, longitude) in degrees.items()]
+    benchmark = Benchmark(with_csv(unnamed, "image,latitude,longitude,zone\n" + "".join(rows)))
+    found = np.concatenate([benchmark.database.degrees, benchmark.queries.degrees])
+    assert list(map(tuple, found.tolist())) == list(degrees.values())
+    assert np.isnan(benchmark.database.utms).all() and not benchmark.database.zones.any()
+
+
+@pytest.mark.parametrize("where", ["zone border", "date line", "equator", "Svalbard", "pole"])
 def test_distances_across_a_border_of_utm_are_right(unnamed, where):
-    """The query lies about 22 m east, or north, of a.jpg, on the other side; b.jpg lies farther on the first side."""
-    (lat, lon), step, farther = {
-        "zone border": ((45.0, 11.99995), (0, 0.00028), (0, -0.001)),
-        "date line": ((10.0, 179.99995), (0, 0.0002), (0, -0.001)),
-        "equator": ((-0.00005, 20.0), (0.0002, 0), (-0.001, 0)),
-    }[where]
+    """The query lies some 22 m from a.jpg, on the other side; b.jpg lies farther on the first side."""
     points = {
-        "a.jpg": (lat, lon),
-        "b.jpg": (lat + farther[0], lon + farther[1]),
-        "q.jpg": (lat + step[0], lon + step[1]),
-    }
-    points = {name: (y, (x + 180) % 360 - 180) for name, (y, x) in points.items()}
-    table = "image,latitude,longitude\n" + "".join(f"{name},{y!r},{x!r}\n" for name, (y, x) in points.items())
-    header, *rows = table.splitlines()
-    benchmark = Benchmark(with_csv(unnamed, "\n".join([header, *rows[::-1]])))  # the first row does not decide
-    assert benchmark.database.utms[0, 0] == pytest.approx(utm.from_latlon(*points["a.jpg"])[0])
-    metres = math.hypot(*(benchmark.database.utms[0] - benchmark.queries.utms[0]))
-    assert metres == pytest.approx(math.hypot(step[0], step[1] * math.cos(math.radians(lat))) * 111_200, rel=0.01)
+        "zone border": ((45.0, 11.99995), (45.0, 12.00023), (45.0, 11.999)),
+        "date line": ((10.0, 179.99995), (10.0, -179.99985), (10.0, 179.999)),
+        "equator": ((-0.00005, 20.0), (0.00015, 20.0), (-0.001, 20.0)),
+        "Svalbard": ((78.2, 20.9995), (78.2, 21.0005), (78.2, 20.99)),
+        "pole": ((89.9999, 0.0), (89.9999, 180.0), (89.999, 0.0)),
+    }[where]
+    rows = [f"{name},{y!r},{x!r}" for name, (y, x) in zip(("a.jpg", "q.jpg", "b.jpg"), points, strict=True)]
+    benchmark = Benchmark(with_csv(unnamed, "\n".join(["image,latitude,longitude", *rows])))
+    expected = [Geodesic.WGS84.Inverse(*points[1], *point)["s12"] for point in (points[0], points[2])]
+    assert benchmark.ground.metres(0, np.array([0, 1])) == pytest.approx(expected)
+    assert expected[0] == pytest.approx(22, abs=2)
     assert [found.tolist() for found in benchmark.positives] == [[0]]
+
+
+def test_a_position_far_from_all_others_is_a_warning(unnamed, caplog):
+    Benchmark(with_csv(unnamed, "image,latitude,longitude\na.jpg,55,12\nb.jpg,12,55\nq.jpg,55.1,12\n"))
+    assert caplog.messages == [
+        f"1 of 3 images in {unnamed / 'town/test'} lie more than 100 km from all others: database/b.jpg. Check the "
+        "letters and signs of their positions, and the order of latitude and longitude."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -384,13 +399,9 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ("image,easting,northing\na.jpg,1,inf\n", "line 2: northing is 'inf'"),
         (
             "image,latitude,longitude\na.jpg,1,2\nb.jpg,91,2\n",
-            "line 3: latitude is '91'. Expected a number from -80 to 84",
+            "line 3: latitude is '91'. Expected a number from -90 to 90",
         ),
         ("image,latitude,longitude\na.jpg,1,200\n", "line 2: longitude is '200'. Expected a number from -180 to 180"),
-        (
-            "image,latitude,longitude\na.jpg,55,12\nb.jpg,37,-122\nq.jpg,55,12\n",
-            "most are in zone 33, but b.jpg is in zone 10",
-        ),
         ("image,latitude,longitude\n", "lists no images"),
         ("image,easting,northing\n,1,2\n", "line 2: the column image is empty"),
         ('image,easting,northing,note\na.jpg,1,2,"two\nlines"\nb.jpg,1,east,\n', "line 4: northing is 'east'"),
@@ -410,11 +421,15 @@ def test_distances_across_a_border_of_utm_are_right(unnamed, where):
         ("image,easting,northing\na.jpg,１２,2\n", "line 2: easting is '１２'. Expected a number"),
         ("image,easting,northing\na.jpg,1e17,2\n", r"line 2: easting is '1e17'. Expected a number from -1e\+08 to"),
         ("image,easting,northing\na.jpg,1,-3e38\n", "line 2: northing is '-3e38'"),
-        ("image,latitude,longitude\na.jpg,151.2,-33.9\n", "latitude is '151.2'.*Are latitude and longitude swapped"),
-        (
-            "image,latitude,longitude\na.jpg,55,12\nb.jpg,12,55\nq.jpg,55.1,12\n",
-            "b.jpg is in zone 40. Are latitude and longitude swapped",
+        ("image,latitude,longitude\na.jpg,nan,2\n", "line 2: latitude is 'nan'"),
+        *(
+            (
+                f"image,easting,northing,zone\na.jpg,1,2,{zone}\n",
+                f"line 2: zone is '{zone}'. Expected a UTM zone with its",
+            )
+            for zone in ("32", "32V", "61N", "0N", "N", "32n", "-32")
         ),
+        ("image,latitude,longitude\na.jpg,151.2,-33.9\n", "latitude is '151.2'.*Are latitude and longitude swapped"),
         (f"image,easting,northing\na.jpg,1,{'2' * 400}\n", r"line 2: northing is '2{199}\.\.\.\. Expected a number"),
     ],
 )
@@ -433,9 +448,11 @@ def test_a_table_of_positions_is_refused(unnamed, table, message):
 )
 def test_files_that_are_no_text_are_refused(unnamed, content, message):
     (unnamed / "positions.csv").write_bytes(content)
-    for flag in ("positions_csv", "queries_list"):
+    table = unnamed / "positions.csv"
+    positions = PositionConfig(source="csv", csv=table)
+    for config in (town(unnamed, positions=positions), town(unnamed, queries_list=table, labels=False)):
         with pytest.raises(InputError, match=rf"positions\.csv.*{message}"):
-            Benchmark(town(unnamed, **{flag: unnamed / "positions.csv"}, labels=flag == "positions_csv"))
+            Benchmark(config)
 
 
 def test_names_that_are_not_utf8_are_found_in_a_table_and_in_a_list(unnamed):
@@ -443,7 +460,7 @@ def test_names_that_are_not_utf8_are_found_in_a_table_and_in_a_list(unnamed):
     (unnamed / "town/test/queries/q.jpg").rename(unnamed / "town/test/queries" / os.fsdecode(b"caf\xe9.jpg"))
     (unnamed / "list.txt").write_bytes(b"caf\xe9.jpg\n")
     config = with_csv(unnamed, "")
-    config.positions_csv.write_bytes(b"image,easting,northing\na.jpg,10,1\nb.jpg,20,2\ncaf\xe9.jpg,3000,4000\n")
+    config.positions.csv.write_bytes(b"image,easting,northing\na.jpg,10,1\nb.jpg,20,2\ncaf\xe9.jpg,3000,4000\n")
     assert Benchmark(replace(config, queries_list=unnamed / "list.txt")).queries.utms.tolist() == [[3000, 4000]]
 
 

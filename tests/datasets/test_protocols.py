@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig
 from datasets.protocols import PROTOCOLS, recognise
 from datasets.protocols.__main__ import main
@@ -53,7 +54,8 @@ class Names(Sequence):
 
 def images(count: int, spacing: float = 3, pattern: str = "images/@0@{i}@.jpg") -> ImageSet:
     """Images along a line, with positions to the centimetre."""
-    return ImageSet(Names(count, pattern), np.stack([np.zeros(count), np.round(np.arange(count) * spacing, 2)], axis=1))
+    utms = np.stack([np.zeros(count), np.round(np.arange(count) * spacing, 2)], axis=1)
+    return ImageSet.at_utms(Names(count, pattern), utms)
 
 
 @pytest.mark.parametrize(("name", "database", "queries", "spacing"), COUNTS)

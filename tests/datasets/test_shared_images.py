@@ -11,7 +11,8 @@ import pytest
 from helpers.evaluations import run_mode
 
 from datasets import shared_images
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig
 from datasets.shared_images import find_shared
 from model import InputError
@@ -86,12 +87,12 @@ def test_some_are_a_warning_and_an_index_is_compared_too(folders, caplog):
     assert benchmark.queries_in_database.tolist() == [1]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "1 of 3 queries are also database images" in caplog.text and "also given without them" in caplog.text
-    same = ImageSet(list(benchmark.database.paths), benchmark.database.utms)
+    same = ImageSet.at_utms(list(benchmark.database.paths), benchmark.database.utms)
     assert benchmark.with_database(same).queries_in_database.tolist() == [1] and len(caplog.records) == 1
     with pytest.raises(InputError, match="3 of 3 queries"):
-        benchmark.with_database(ImageSet([*same.paths, *benchmark.queries.paths], np.zeros((6, 2))))
+        benchmark.with_database(ImageSet.at_utms([*same.paths, *benchmark.queries.paths], np.zeros((6, 2))))
     caplog.clear()
-    gone = ImageSet(["/nowhere/a.jpg", *same.paths], np.zeros((4, 2)))
+    gone = ImageSet.at_utms(["/nowhere/a.jpg", *same.paths], np.zeros((4, 2)))
     assert benchmark.with_database(gone).queries_in_database.tolist() == [1]
     assert "1 of 4 database images are no longer at their paths" in caplog.text
 

@@ -15,10 +15,11 @@ from outcomes import REFUSALS, problems_of_an_end
 from processes import start_forked
 from trials import TRIALS, trials
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
 from datasets.cities import COLUMNS
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, is_system_name
 from datasets.positions import PositionTable
 from utils.cli.evaluation import FloatEvaluation, TwoBranchEvaluation
@@ -105,7 +106,7 @@ def test_names_of_images(explore, tally, tiny_benchmark, metadata, tmp_path):
         paths = list(benchmark.database.paths)
         with writer_of(tmp_path / "index", metadata) as writer:
             chunk = make_chunk(0, len(paths))
-            writer.append(chunk._replace(images=ImageSet(paths, chunk.images.utms)))
+            writer.append(chunk._replace(images=ImageSet.at_utms(paths, chunk.images.utms)))
             writer.features()
         assert list(Index(tmp_path / "index").images.paths) == paths
         with atomic_write(tmp_path / "predictions.csv") as file:
@@ -137,9 +138,10 @@ def files_with(headers: list[list[str]]) -> st.SearchStrategy[bytes]:
 def test_files_with_positions(explore, tally, tmp_path):
     def check(data: bytes) -> None:
         (tmp_path / "positions.csv").write_bytes(data)
-        PositionTable(tmp_path / "positions.csv", tmp_path).utms([str(tmp_path / "a.jpg")], tmp_path)
+        PositionTable(tmp_path / "positions.csv", tmp_path).locate([str(tmp_path / "a.jpg")], tmp_path)
 
-    headers = [["image", "easting", "northing"], ["image", "latitude", "longitude"], ["image", "image", "easting"], []]
+    metres = ["image", "easting", "northing"]
+    headers = [metres, [*metres, "zone"], ["image", "latitude", "longitude"], ["image", "image", "easting"], []]
     explore("--positions_csv", files_with(headers), check)
     tally.finish()
 

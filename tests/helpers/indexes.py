@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from model.calibration import CALIBRATION
 from model.index.manifest import MANIFEST
@@ -26,7 +26,9 @@ SETTINGS = ExtractionConfig(resize=(56, 56))
 def make_chunk(first, count):
     """The features of made-up images."""
     random = np.random.default_rng([first, count])
-    images = ImageSet([f"/images/é {i}\t.jpg" for i in range(first, first + count)], random.uniform(0, 1e6, (count, 2)))
+    paths = [f"/images/é {i}\t.jpg" for i in range(first, first + count)]
+    zones = np.array([(32, -56, 0)[i % 3] for i in range(first, first + count)], np.int8)
+    images = ImageSet.at_utms(paths, random.uniform(0, 1e6, (count, 2)), zones)
     codes = random.integers(0, 256, (count, 64), dtype=np.uint8)
     return Features(images, codes, random.standard_normal((count, 512)).astype(np.float32))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from utils.retrieval.config import IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter
@@ -16,8 +16,11 @@ def write(folder, metadata, rows, seed=0):
     with IndexWriter(IndexConfig(folder=folder, append=True), metadata) as writer:
         for start in range(writer.count, rows, 1024):
             random, count = np.random.default_rng([seed, start]), min(1024, rows - start)
-            images = ImageSet([f"/images/é {i}.jpg" for i in range(start, start + count)], random.random((count, 2)))
+            paths = [f"/images/é {i}.jpg" for i in range(start, start + count)]
+            zones = random.integers(-60, 61, count, np.int8)
+            images = ImageSet.at_utms(paths, random.random((count, 2)) * 1e6, zones)
             images.utms[random.random(count) < 0.1] = np.nan
+            images.degrees[random.random(count) < 0.1] = np.nan
             codes = np.zeros((count, 64), np.uint8)
             codes[:, :2] = random.integers(0, 2, (count, 2))  # distances from 0 to 2: hundreds of equal ones
             descriptors = random.standard_normal((count, metadata.descriptor_dim), np.float32)
@@ -46,4 +49,7 @@ def assert_same_results(index, copy, k):
         assert_equal(rerank(actual, theirs, reranked, rerank_num=50), expected)
     found = expected.indices[:, ::7].ravel()
     assert [ours.images.paths[i] for i in found] == [theirs.images.paths[i] for i in found]
-    np.testing.assert_array_equal(ours.images.utms[found], theirs.images.utms[found])
+    for name in ("utms", "zones", "degrees"):
+        expected, actual = (getattr(images, name)[found] for images in (ours.images, theirs.images))
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == expected.dtype

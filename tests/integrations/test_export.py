@@ -16,7 +16,7 @@ from helpers.evaluations import SCRIPTS, flags_for
 from helpers.models import MODES, build
 from helpers.processes import run_here, run_script
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import Description, InputError, PlaceRecognizer
 from model.config import LoopConfig
 from model.files import remove_leftovers

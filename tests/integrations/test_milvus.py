@@ -13,7 +13,7 @@ from helpers.models import build
 from helpers.processes import run_here, run_script
 
 from benchmarks.milvus_server import MilvusProcess, missing
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
@@ -79,7 +79,10 @@ def test_a_copy_gives_the_results_of_the_folder(exported, k):
     copy = open_any_index(address)
     assert len(copy) == ROWS and copy.metadata == index.metadata
     assert_same_results(index, copy, k)
-    np.testing.assert_array_equal(np.asarray(copy.images.utms), index.images.utms)
+    for name in ("utms", "zones", "degrees"):
+        expected, actual = (np.asarray(getattr(images, name)) for images in (index.images, copy.images))
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("max_rows", [350, 700])
@@ -188,15 +191,15 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
         collections.rows(collections.codes, [4, 5], ["path"])
 
 
-@pytest.mark.parametrize("part", ["paths", "utms", "codes", "descriptors", "count"])
+@pytest.mark.parametrize("part", ["paths", "utms", "zones", "degrees", "codes", "descriptors", "count"])
 def test_rows_that_differ_after_an_export_are_noticed(exported, part):
     index, address = exported
     features, collections = index.features(), open_index(address)._collections
     writer._verify(collections, features)
     if part == "paths":
-        images = ImageSet(["/other.jpg", *features.images.paths[1:]], features.images.utms)
-    elif part == "utms":
-        images = ImageSet(features.images.paths, features.images.utms + 1)
+        images = replace(features.images, paths=["/other.jpg", *features.images.paths[1:]])
+    elif part in ("utms", "zones", "degrees"):
+        images = replace(features.images, **{part: getattr(features.images, part) + 1})
     else:
         images = features.images[: ROWS - (part == "count")]
     codes = features.codes ^ 1 if part == "codes" else features.codes

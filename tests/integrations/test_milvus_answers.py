@@ -8,10 +8,14 @@ import pytest
 from helpers.milvus import assert_same_results, write
 from helpers.models import build
 
+from datasets.ground import Ground
+from datasets.image_set import ImageSet
 from model import InputError
+from model.geodesy import degrees_of_local
 from utils.integrations.milvus import export_index, open_index, reader, writer
-from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.index import Index, metadata_of
+from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
+from utils.retrieval.features import Features
+from utils.retrieval.index import Index, IndexWriter, metadata_of
 
 pytest.importorskip("pymilvus")
 
@@ -140,6 +144,33 @@ def test_the_table_in_memory_answers_as_the_folder_does(index, table):
     assert_same_results(index, open_index(ADDRESS), 100)
 
 
+@pytest.mark.parametrize("form", ["degrees", "metres in two zones"])
+def test_distances_to_the_images_of_a_copy_are_those_of_the_folder(tmp_path, metadata, table, form):
+    random = np.random.default_rng(0)
+    paths, metres = [f"/{i}.jpg" for i in range(30)], random.uniform(0, 100, (30, 2))
+    if form == "degrees":
+        images = ImageSet.at_degrees(paths, degrees_of_local(metres, (-16.8, 180)))
+    else:
+        images = ImageSet.at_utms(paths, metres + (500_000, 6_000_000), random.choice([32, -33], 30).astype(np.int8))
+    codes, descriptors = (
+        random.integers(0, 256, (30, 64), np.uint8),
+        np.zeros((30, metadata.descriptor_dim), np.float32),
+    )
+    with IndexWriter(IndexConfig(folder=tmp_path / "index"), metadata) as index_writer:
+        index_writer.append(Features(images, codes, descriptors))
+        index_writer.features()
+    export_index(Index(tmp_path / "index"), ADDRESS)
+    ours, theirs = Ground(images, images[:9]), Ground(open_index(ADDRESS).images, images[:9])
+    theirs.require_positions()
+    assert ours.is_flat is theirs.is_flat is (form != "degrees")
+    expected, found = (list(map(list, ground.positives(25))) for ground in (ours, theirs))
+    assert found == expected and sum(map(len, expected)) > 9
+    few = np.array([3, 0, 29])
+    np.testing.assert_array_equal(theirs.metres(4, few), ours.metres(4, few))
+    for chosen in (slice(0, 30), few):
+        np.testing.assert_array_equal(theirs.on_map(theirs.database[chosen]), ours.on_map(images[chosen]))
+
+
 LIES = {
     "fewer queries": ("search", lambda answer: answer[:1]),
     "more queries": ("search", lambda answer: [*answer, answer[0]]),
@@ -166,6 +197,8 @@ LIES = {
     "a line break in a path": ("query", set_field("path", "a\nb")),
     "None for a position": ("query", set_field("easting", None)),
     "an infinite position": ("query", set_field("northing", float("inf"))),
+    "a zone that does not exist": ("query", set_field("zone", 61)),
+    "None for a zone": ("query", set_field("zone", None)),
     "a row without its fields": ("query", in_first(lambda row: {"id": row["id"]})),
     "a row that is None": ("query", lambda answer: answer if "count(*)" in answer[0] else [None, *answer[1:]]),
     "the same row twice": ("query", lambda answer: answer if "count(*)" in answer[0] else [answer[0], *answer[:-1]]),

@@ -10,7 +10,7 @@ from helpers.models import MODES, build, filled
 from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import Description, InputError, Loop, PlaceRecognizer
 from model.fingerprint import fingerprint
 from model.image_files import load_image

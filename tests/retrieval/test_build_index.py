@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from PIL.TiffImagePlugin import IFDRational
 import build_index
 from datasets.config import PositionConfig
 from datasets.exif_gps import InvalidGPS, gps_position
-from datasets.file_names import common_utm_zone
-from datasets.folder import locate_images
+from datasets.file_names import utm_zone
+from datasets.folder import locate_folder
 from datasets.layouts import list_images
-from datasets.positions import degrees_of_utm, utm_of_degrees
+from datasets.zones import degrees_of_utm, zone_of_text, zone_text
 from model import InputError
 from model.image_files import load_image
 from utils.cli.search import BuildIndexArguments
@@ -74,9 +75,9 @@ def test_a_photo_without_a_gps_position(tmp_path, tags):
         ({LON: (IFDRational(1, 0), IFDRational(0, 1), IFDRational(0, 1))}, "longitude is nan degrees"),
         ({LAT: (IFDRational(10, 1), IFDRational(61, 1), IFDRational(0, 1))}, "61 minutes"),
         ({LAT: (IFDRational(10, 1), IFDRational(0, 1), IFDRational(6001, 100))}, "60.01 seconds"),
-        ({LAT: (IFDRational(91, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
-        ({LAT_LETTER: "S", LAT: (IFDRational(80, 1), IFDRational(0, 1), IFDRational(1, 1))}, "outside UTM"),
-        ({LON: (IFDRational(181, 1), IFDRational(0, 1), IFDRational(0, 1))}, "outside UTM"),
+        ({LAT: (IFDRational(91, 1), IFDRational(0, 1), IFDRational(0, 1))}, "not from -90 to 90"),
+        ({LAT_LETTER: "S", LAT: (IFDRational(90, 1), IFDRational(0, 1), IFDRational(1, 1))}, "not from -90 to 90"),
+        ({LON: (IFDRational(181, 1), IFDRational(0, 1), IFDRational(0, 1))}, "not from -180 to 180"),
         ({LAT: (IFDRational(10, 1),)}, "neither minutes nor a fraction"),
         ({LAT: (IFDRational(10, 1),) * 4}, "latitude has 4 numbers"),
         ({LAT: (IFDRational(0, 1),) * 3, LON: (IFDRational(0, 1),) * 3}, "latitude and longitude are 0"),
@@ -180,107 +181,115 @@ def test_every_reason_is_counted(tmp_path, caplog):
 # ---- Positions
 
 
-def test_one_wrong_letter_and_svalbard_and_the_date_line_leave_an_index(tmp_path, caplog):
+def test_one_wrong_letter_is_a_warning_and_the_position_stays(tmp_path, caplog):
     for i in range(9):
-        save_photo(tmp_path / "wrong" / f"p{i}.jpg", gps_tags(55.676 + i * 1e-4, 12.568))
-    save_photo(tmp_path / "wrong" / "p9.jpg", gps_tags(55.676, -12.568))
-    images, summary = located(tmp_path / "wrong")
-    assert summary == "Positions: 9 from EXIF GPS, 1 unknown; UTM zone 33N."
-    assert "1 positions are too far from UTM zone 33N" in caplog.text and caplog.text.endswith("unknown: p9.jpg\n")
-    # North of 72 degrees, zone 34 does not exist. 0.001 degrees of longitude are 23 m here.
-    for name, longitude in (("a", 20.9995), ("b", 21.0005)):
-        save_photo(tmp_path / "svalbard" / f"{name}.jpg", gps_tags(78.2, longitude))
-    images, summary = located(tmp_path / "svalbard")
-    assert summary == "Positions: 2 from EXIF GPS; UTM zone 33N."
-    metres = 0.001 * math.cos(math.radians(78.2)) * 111_320
-    assert math.hypot(*(images.utms[0] - images.utms[1])) == pytest.approx(metres, rel=0.02)
-    save_photo(tmp_path / "line" / "a.jpg", gps_tags(10.0, 180.0))
-    assert located(tmp_path / "line").images.utm_zone == "1N"
+        save_photo(tmp_path / f"p{i}.jpg", gps_tags(55.676 + i * 1e-4, 12.568))
+    save_photo(tmp_path / "p9.jpg", gps_tags(55.676, -12.568))
+    images, summary = located(tmp_path)
+    assert summary == "Positions: 10 from EXIF GPS."
+    assert images.degrees[9] == pytest.approx((55.676, -12.568), abs=1e-5)
+    assert caplog.messages == [
+        f"1 of 10 images in {tmp_path} lie more than 100 km from all others: p9.jpg. Check the letters and signs of "
+        "their positions, and the order of latitude and longitude."
+    ]
 
 
-def test_older_versions_of_utm_and_longitude_180(monkeypatch):
-    """utm 0.7 puts 180 in a zone 61, and refuses to convert there."""
-    monkeypatch.setattr(utm, "latlon_to_zone_number", lambda latitude, longitude: int((longitude + 180) // 6) + 1)
-    assert utm_of_degrees(np.array([[10.0, 180.0]])).zone == "1N"
+WORLD = {
+    **{"san francisco a": (37.7749, -122.4194), "san francisco b": (37.7751, -122.4194)},
+    **{"paris a": (48.8566, 2.3522), "paris b": (48.8568, 2.3522)},
+    **{"svalbard a": (78.2, 20.9995), "svalbard b": (78.2, 21.0005)},
+    **{"fiji west": (-16.8, 179.9999), "fiji east": (-16.8, -179.9999), "fiji 180": (-16.8, 180.0)},
+    **{"north pole": (90.0, 0.0), "near it": (89.9999, 170.0), "south pole": (-90.0, 0.0), "no place": None},
+}
 
 
-def test_degrees_that_no_place_has_are_not_printed():
-    positions = np.array([[5e5, 4e6], [9e7, 4e6], [5e5, 9e7], [5e5, -9e7], [np.nan, np.nan]])
-    assert np.isfinite(degrees_of_utm(positions, "33N")).all(axis=1).tolist() == [True, False, False, False, False]
+def test_the_whole_world_in_one_folder(tmp_path, caplog):
+    """Both sides of 21 E on Svalbard and of 180 degrees at Fiji lie in zones that are no neighbours; poles in none."""
+    for name, place in WORLD.items():
+        save_photo(tmp_path / f"{name}.jpg", gps_tags(*place) if place else None)
+    images, summary = located(tmp_path)
+    assert summary == "Positions: 12 from EXIF GPS, 1 unknown."
+    assert len(caplog.messages) == 1 and "others: south pole.jpg. Check" in caplog.text
+    found = {Path(path).stem: degrees for path, degrees in zip(images.paths, images.degrees, strict=True)}
+    for name, place in WORLD.items():
+        np.testing.assert_allclose(found[name], place or (np.nan, np.nan), rtol=0, atol=0.005 / 3600)
+    assert np.isnan(images.utms).all() and not images.zones.any()
+
+
+def test_degrees_of_metres_that_no_place_has_are_unknown():
+    utms = np.array([[5e5, 4e6], [9e7, 4e6], [5e5, 9e7], [5e5, -9e7], [np.nan, np.nan], [5e5, 4e6]])
+    degrees = degrees_of_utm(utms, np.array([33, 33, 33, 33, 33, 0], np.int8))
+    assert np.isfinite(degrees).all(axis=1).tolist() == [True, False, False, False, False, False]
+    assert degrees[0] == pytest.approx(utm.to_latlon(5e5, 4e6, 33, northern=True))
 
 
 def located(folder, source="auto", csv=None):
-    return locate_images(list_images(folder), folder, PositionConfig(source=source, csv=csv))
+    return locate_folder(list_images(folder), folder, PositionConfig(source="csv" if csv else source, csv=csv))
 
 
-def test_positions_of_names_and_their_zone(tmp_path):
+def test_positions_of_names_and_their_zones(tmp_path):
     for name in ("@551937.34@4181580.89@10@S@37.78@-122.41@.jpg", "@551937.5@4181580@10@T@.jpg", "other.jpg"):
         save_photo(tmp_path / name)
     for source in ("auto", "names"):
         images, summary = located(tmp_path, source)
-        assert images.utm_zone == "10N" and summary == "Positions: 2 from file names, 1 unknown; UTM zone 10N."
+        assert images.zones.tolist() == [10, 10, 0]
+        assert summary == "Positions: 2 from file names (UTM zone 10N), 1 unknown."
         np.testing.assert_array_equal(images.utms, [[551937.34, 4181580.89], [551937.5, 4181580], [math.nan, math.nan]])
+        expected = [utm.to_latlon(*metres, 10, northern=True) for metres in images.utms[:2]]
+        np.testing.assert_allclose(images.degrees, [*expected, (math.nan, math.nan)])
     images, summary = located(tmp_path, "none")
-    assert np.isnan(images.utms).all() and images.utm_zone is None and summary == "Positions: 3 unknown."
+    assert not images.is_located.any() and summary == "Positions: 3 unknown."
+    for zone in (*range(21, 27), ""):
+        save_photo(tmp_path / f"@551937@4181580@{zone}@G@.jpg")
+    summary = "9 from file names (UTM zones 26S, 25S, 24S, 23S, 22S and 3 more), 1 unknown"
+    assert located(tmp_path).summary == f"Positions: {summary}."
 
 
 @pytest.mark.parametrize(
-    ("names", "zone"),
+    ("name", "zone"),
     [
-        (["@1@2@04@Q@.jpg"], "4N"),
-        (["@1@2@4@G@a.jpg", "@1@2@04@H@b.jpg"], "4S"),
-        (["@1@2@4@G@a.jpg", "@1@2@5@G@a.jpg"], None),
-        (["@1@2@4@M@a.jpg", "@1@2@4@N@a.jpg"], None),
-        (["@1@2@4@G@a.jpg", "@1@2@.jpg"], None),
-        (["@1@2@3_0@G@.jpg"], None),
-        (["@1@2@61@G@.jpg"], None),
-        (["@1@2@0@G@.jpg"], None),
-        (["@1@2@4@I@.jpg"], None),
-        ([], None),
+        ("@1@2@04@Q@.jpg", 4),
+        ("@1@2@4@G@a.jpg", -4),
+        ("@1@2@60@M@a.jpg", -60),
+        ("@1@2@4@N@a.jpg", 4),
+        ("@1@2@.jpg", 0),
+        ("@1@2@3_0@G@.jpg", 0),
+        ("@1@2@61@G@.jpg", 0),
+        ("@1@2@0@G@.jpg", 0),
+        ("@1@2@4@I@.jpg", 0),
     ],
 )
-def test_the_zone_in_file_names(names, zone):
-    assert common_utm_zone(names) == zone
+def test_the_zone_in_a_file_name(name, zone):
+    assert utm_zone(name) == zone
 
 
-def test_positions_of_exif_lie_in_one_zone(tmp_path, caplog):
-    places = [(37.78, -122.41), (37.79, -122.42), (37.8, -119.9)]  # the last one is in the next zone
-    for i, place in enumerate(places):
-        save_photo(tmp_path / f"IMG_{i}.JPG", gps_tags(*place))
-    save_photo(tmp_path / "IMG_3.png")
-    save_photo(tmp_path / "IMG_4.JPG", gps_tags(0, 0))
+def test_the_zone_that_a_text_states():
+    for zone in [*range(-60, 0), *range(1, 61)]:
+        assert zone_of_text(zone_text(zone)) == zone
+    assert zone_of_text("04S") == -4 and zone_text(0) is None
+    assert [zone_of_text(text) for text in ("", "N", "0N", "61N", "32", "32V", "-3N", "032N")] == [None] * 8
+
+
+def test_names_with_metres_and_exif_data_in_one_folder(tmp_path):
+    """Each image keeps its own position: names come first."""
+    save_photo(tmp_path / "@551955.00@4181569.90@10@S@.jpg", gps_tags(10, 10))
+    save_photo(tmp_path / "@500000@4000000@.jpg", gps_tags(37.78, -122.41))
+    save_photo(tmp_path / "b.jpg", gps_tags(37.78, -122.41))
+    save_photo(tmp_path / "c.jpg", gps_tags(0, 0))
     images, summary = located(tmp_path)
-    assert summary == "Positions: 3 from EXIF GPS, 2 unknown; UTM zone 10N."
-    assert caplog.messages == [
-        "1 of 5 images have EXIF GPS data that cannot be used: 1 such as IMG_4.JPG (its latitude and longitude are 0). "
-        "Their positions are unknown."
-    ]
-    rows = dict(zip(images.paths, images.utms, strict=True))
-    for i, place in enumerate(places):
-        expected = utm.from_latlon(*place, force_zone_number=10)[:2]
-        assert rows[str(tmp_path / f"IMG_{i}.JPG")] == pytest.approx(expected, abs=0.3)
-    assert np.isnan(rows[str(tmp_path / "IMG_3.png")]).all()
-    degrees = degrees_of_utm(images.utms, images.utm_zone)
-    assert np.nanmin(degrees, axis=0) == pytest.approx([37.78, -122.42], abs=1e-5)
+    expected = "Positions: 2 from file names (UTM zones unknown, 10N), 1 from EXIF GPS, 1 unknown."
+    assert summary == expected
+    assert images.zones.tolist() == [0, 10, 0, 0] and images.is_located.tolist() == [True, True, True, False]
+    np.testing.assert_allclose(images.degrees[[0, 3]], np.nan)
+    np.testing.assert_allclose(images.degrees[[1, 2]], [(37.78, -122.41)] * 2, atol=1e-5)
+    assert located(tmp_path, "exif").summary == "Positions: 3 from EXIF GPS, 1 unknown."
 
 
-def test_positions_that_cannot_be_combined_or_found_are_refused(tmp_path, caplog):
-    save_photo(tmp_path / "both" / "@500000@4000000@10@S@.jpg", gps_tags(37.78, -122.41))
-    assert located(tmp_path / "both").summary == "Positions: 1 from file names; UTM zone 10N."  # the name comes first
-    assert located(tmp_path / "both", "exif").images.utms[0, 0] == pytest.approx(551955, abs=1)
-    save_photo(tmp_path / "both" / "b.jpg", gps_tags(37.78, -122.41))
-    with pytest.raises(InputError, match=r"names of 1 images hold UTM .* 1 others have only EXIF GPS, such as .*b.jpg"):
-        located(tmp_path / "both")
-    assert located(tmp_path / "both", "exif").summary == "Positions: 2 from EXIF GPS; UTM zone 10N."
-    save_photo(tmp_path / "none" / "a.jpg")
+def test_a_source_in_which_no_image_has_a_position_is_refused(tmp_path):
+    save_photo(tmp_path / "a.jpg")
     for source, words in (("names", "no UTM position in the names of the 1"), ("exif", "none of the 1 images")):
         with pytest.raises(InputError, match=f"--positions {source}: {words}"):
-            located(tmp_path / "none", source)
-    for name, place in (("a", (48.85, 2.35)), ("b", (48.86, 2.35)), ("c", (40.7, -74))):
-        save_photo(tmp_path / "far" / f"{name}.jpg", gps_tags(*place))
-    images, summary = located(tmp_path / "far")
-    assert summary == "Positions: 2 from EXIF GPS, 1 unknown; UTM zone 31N." and np.isnan(images.utms[2]).all()
-    assert caplog.messages[-1].endswith("too far from UTM zone 31N, in which most lie, and count as unknown: c.jpg")
+            located(tmp_path, source)
 
 
 def test_positions_of_a_csv_file(tmp_path):
@@ -296,19 +305,12 @@ def test_positions_of_a_csv_file(tmp_path):
                 located(tmp_path / "images", csv=table)
         elif "latitude" in header:
             images, summary = located(tmp_path / "images", csv=table)
-            assert summary == f"Positions: 2 from {table}; UTM zone 56S."
-            np.testing.assert_allclose(degrees_of_utm(images.utms, "56S"), [[-33.9, 151.1], [-33.8, 151.2]], atol=1e-6)
+            assert summary == f"Positions: 2 from {table}."
+            assert images.degrees.tolist() == [[-33.9, 151.1], [-33.8, 151.2]]
         else:
             images, summary = located(tmp_path / "images", csv=table)
-            assert summary.endswith("UTM zone unknown.") and images.utms.tolist() == [[151.1, -33.9], [151.2, -33.8]]
-
-
-def test_degrees_and_utm_across_the_equator():
-    degrees = np.array([[0.5, 36.1], [-0.5, 36.2]])
-    utms, zone, _ = utm_of_degrees(degrees)
-    assert zone == "37N" and utms[1, 1] < 0
-    unknown = np.vstack([utms, [[np.nan, np.nan]]])
-    np.testing.assert_allclose(degrees_of_utm(unknown, zone), [*degrees, [np.nan, np.nan]], atol=1e-6)
+            assert summary == f"Positions: 2 from {table} (UTM zone unknown)."
+            assert images.utms.tolist() == [[151.1, -33.9], [151.2, -33.8]]
 
 
 def build(folder, checkpoint, cwd, *more):
@@ -330,12 +332,12 @@ def test_the_files_are_those_of_an_evaluation(tmp_path, tiny_benchmark, checkpoi
         path.rename(path.with_name(f"@{easting}@{northing}@32@V@@@{name}@.jpg"))
     flags = flags_for(datasets, checkpoints[mode], "--save_index=expected", "--exif_orientation", *more)
     assert run_script(SCRIPTS[mode], *flags, cwd=tmp_path).status == 0
-    result = build(database_of(datasets), checkpoints[mode], tmp_path, *more)
+    result = build(database_of(datasets), checkpoints[mode], tmp_path, "--positions=names", *more)
     assert result.status == 0, result.stderr
-    assert "16 images" in result.stdout and "Positions: 16 from file names; UTM zone 32N." in result.stdout
+    assert "16 images" in result.stdout and "Positions: 16 from file names (UTM zone 32N)." in result.stdout
     assert "The index index is complete and holds 16 images." in result.stdout
     assert content(tmp_path / "index") == content(tmp_path / "expected")
-    assert Index(tmp_path / "index").images.utm_zone == "32N"
+    assert set(Index(tmp_path / "index").images.zones) == {32}
 
 
 @pytest.mark.slow
@@ -365,27 +367,27 @@ extraction.IndexWriter.append = lambda *a, append=extraction.IndexWriter.append:
 
 
 @pytest.mark.slow
-def test_more_images_are_added_if_their_positions_fit(tmp_path, checkpoints):
+def test_images_of_the_whole_world_are_added_whatever_their_positions(tmp_path, checkpoints):
     checkpoint = checkpoints["hashing"]
-    for name, place in (("a", (37.78, -122.41)), ("b", (37.79, -122.42)), ("c", (37.8, -119.9))):
+    for name, place in (("a", (37.78, -122.41)), ("b", (48.86, 2.35)), ("c", (-16.8, 180.0))):
         save_photo(tmp_path / name / "IMG.jpg", gps_tags(*place))
     save_photo(tmp_path / "d" / "no position.jpg")
-    save_photo(tmp_path / "e" / "@500000@4000000@.jpg")
+    save_photo(tmp_path / "e" / "@500000@4000000@33@S@.jpg")
     assert build(tmp_path / "a", checkpoint, tmp_path).status == 0
     before = content(tmp_path / "index")
     refused = build(tmp_path / "a", checkpoint, tmp_path)
     assert refused.status == 2 and "index already contains an index. Use --append" in refused.stderr
-    for name, zone in (("c", "11N"), ("e", "unknown")):
-        refused = build(tmp_path / name, checkpoint, tmp_path, "--append")
-        assert refused.status == 2 and "Traceback" not in refused.stderr
-        assert f"zone of the index index is 10N, but that of the images to add is {zone}" in refused.stderr
     refused = build(tmp_path / "b", checkpoint, tmp_path, "--append", "--ignore_exif_orientation")
     assert refused.status == 2 and "exif_orientation True (now False)" in refused.stderr
     assert content(tmp_path / "index") == before
-    for name, more, count in (("b", [], 2), ("d", [], 3), ("c", ["--positions=none"], 4)):
-        result = build(tmp_path / name, checkpoint, tmp_path, "--append", *more)
+    for count, name in enumerate("bcde", 2):
+        result = build(tmp_path / name, checkpoint, tmp_path, "--append")
         assert result.status == 0 and f"is complete and holds {count} images" in result.stdout, result.stderr
-    assert np.isfinite(Index(tmp_path / "index").images.utms[:, 0]).tolist() == [True, True, False, False]
+    images = Index(tmp_path / "index").images
+    assert images.zones.tolist() == [0, 0, 0, 0, 33]
+    expected = [(37.78, -122.41), (48.86, 2.35), (-16.8, 180.0), (math.nan, math.nan), utm.to_latlon(5e5, 4e6, 33, "S")]
+    np.testing.assert_allclose(images.degrees, expected, atol=1e-6)
+    np.testing.assert_array_equal(images.utms, [[math.nan] * 2] * 4 + [[5e5, 4e6]])
 
 
 @pytest.fixture

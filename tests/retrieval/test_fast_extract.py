@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.models import MODES, reference_model
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from datasets.resizing import resize_image
 from model import InputError
 from model.image_files import load_image

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.oracles import naive_hamming
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from utils.retrieval import gpu_search, search
 from utils.retrieval.features import Features
 from utils.retrieval.gpu_search import search_hamming_on_device

@@ -15,7 +15,7 @@ from helpers.indexes import SETTINGS, build_in_pairs, content, features_of, make
 from helpers.models import build
 from helpers.processes import run_here, run_script
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from model.fingerprint import fingerprint
 from model.index.files import PathList
@@ -86,7 +86,7 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
     folder = write(tmp_path / "index", metadata, [4])
     before = content(folder)
     with writer_of(folder, metadata, append=True) as writer, pytest.raises(InputError, match="line break"):
-        writer.to_extract(ImageSet(["a\nb.jpg"], np.zeros((1, 2))))
+        writer.to_extract(ImageSet.at_utms(["a\nb.jpg"], np.zeros((1, 2))))
     assert content(folder) == before and len(Index(folder)) == 4
     with writer_of(folder, metadata, append=True) as writer:
         writer.features()
@@ -95,7 +95,7 @@ def test_appending_that_adds_nothing_leaves_the_index_complete(tmp_path, metadat
 
 def test_appending_warns_of_positions_that_the_index_keeps(tmp_path, metadata, caplog):
     folder = tmp_path / "index"
-    images = ImageSet(["/a.jpg", "/b.jpg", "/c.jpg"], np.array([[1, 2], [np.nan, np.nan], [5, 6]]))
+    images = ImageSet.at_utms(["/a.jpg", "/b.jpg", "/c.jpg"], np.array([[1, 2], [np.nan, np.nan], [5, 6]]))
     with writer_of(folder, metadata) as writer:
         writer.append(make_chunk(0, 3)._replace(images=images))
         writer.features()
@@ -108,12 +108,18 @@ def test_appending_warns_of_positions_that_the_index_keeps(tmp_path, metadata, c
     ):
         caplog.clear()
         with writer_of(folder, metadata, append=True) as writer:
-            assert not len(writer.to_extract(ImageSet(images.paths, np.array(utms))))
-            new = writer.to_extract(ImageSet(["/c.jpg", "/d.jpg"], np.array([utms[2], [7, 8]])))
+            assert not len(writer.to_extract(ImageSet.at_utms(images.paths, np.array(utms))))
+            new = writer.to_extract(ImageSet.at_utms(["/c.jpg", "/d.jpg"], np.array([utms[2], [7, 8]])))
             assert new.tolist() == [1]
         expected = [f"{count} images are in the index {folder} already, with other positions or none, such as {first}."]
         assert [message.split(" The index keeps")[0] for message in caplog.messages] == expected * (count > 0)
     np.testing.assert_array_equal(Index(folder).images.utms, images.utms)
+    caplog.clear()
+    for degrees, count in (((55.1, 12.0), 1), ((np.nan, np.nan), 0)):
+        with writer_of(folder, metadata, append=True) as writer:
+            writer.to_extract(ImageSet.at_degrees(["/b.jpg"], np.array([degrees])))
+        assert len(caplog.messages) == count
+        caplog.clear()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
@@ -368,11 +374,20 @@ def test_metadata_with_a_forged_checksum_does_not_misread_descriptors(tmp_path, 
         Index(narrow).metadata.require_compatible(metadata_of(model, SETTINGS), narrow)
 
 
-@pytest.mark.parametrize("position", [(np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17)])
-def test_a_position_that_is_none_is_refused(tmp_path, metadata, position):
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        *(("utms", value) for value in ((np.inf, 1), (1, -np.inf), (np.nan, 1), (3e38, 1), (1, -1e17))),
+        *(("degrees", value) for value in ((90.1, 0), (0, -180.1), (np.inf, 0), (0, np.nan))),
+        *(("zones", value) for value in (61, -61, -128)),
+    ],
+)
+def test_a_position_that_is_none_is_refused(tmp_path, metadata, name, position):
     folder = write(tmp_path / "index", metadata, [3])
+    names = {"utms": ["easting", "northing"], "zones": ["zone"], "degrees": ["latitude", "longitude"]}[name]
     records = np.fromfile(folder / "images.bin", RECORD)
-    records["easting"][1], records["northing"][1] = position
+    for field, value in zip(names, np.atleast_1d(position), strict=True):
+        records[field][1] = value
     (folder / "images.bin").write_bytes(records.tobytes())
     with pytest.raises(InputError, match="images.bin is damaged: the position of image 1"):
         Index(folder, verify=False)
@@ -385,6 +400,18 @@ def test_the_index_decides_how_queries_are_turned(metadata):
     assert turned_as(upright, usual) == turned_as(upright, asked) == asked
     with pytest.raises(InputError, match="Leave --exif_orientation out"):
         turned_as(stored, asked)
+
+
+def test_positions_come_back(tmp_path, metadata):
+    images, expected = (
+        Index(write(tmp_path / "index", metadata, [3, 4])).images,
+        ImageSet.joined([make_chunk(0, 3).images, make_chunk(3, 4).images]),
+    )
+    for name in ("utms", "zones", "degrees"):
+        np.testing.assert_array_equal(getattr(images, name), getattr(expected, name))
+        np.testing.assert_array_equal(getattr(images[2:5], name), getattr(expected, name)[2:5])
+        assert getattr(images, name).dtype == getattr(expected, name).dtype
+    assert set(images.zones) == {32, -56, 0}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(IndexMetadata)])
@@ -456,7 +483,7 @@ def test_a_name_that_is_no_utf8(tmp_path, metadata):
     chunk = make_chunk(0, 2)
     paths = [chunk.images.paths[0], os.fsdecode(b"/images/\xff.jpg")]
     with writer_of(tmp_path / "index", metadata) as writer:
-        writer.append(chunk._replace(images=ImageSet(paths, chunk.images.utms)))
+        writer.append(chunk._replace(images=ImageSet.at_utms(paths, chunk.images.utms)))
         writer.features()
     assert list(Index(tmp_path / "index").images.paths) == paths
 

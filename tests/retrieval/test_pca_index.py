@@ -13,7 +13,7 @@ from helpers.indexes import SETTINGS, content, make_chunk
 from helpers.models import build
 from helpers.processes import run_script, start_script
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError, ModelConfig
 from model.index.manifest import MANIFEST
 from model.index.metadata import METADATA, PROJECTION

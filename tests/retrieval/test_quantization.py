@@ -11,7 +11,7 @@ from helpers.indexes import SETTINGS, make_chunk, write, writer_of
 from helpers.models import build
 from helpers.processes import run_script
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from model.index.quantization import QuantizedArray, quantize
 from utils.retrieval.features import DiskArray, Features, SearchResult

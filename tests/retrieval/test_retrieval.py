@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.oracles import described, mapillary_apk, naive_hamming, naive_l2, naive_length
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
 from utils.retrieval import search
 from utils.retrieval.config import IVFConfig

@@ -179,7 +179,7 @@ def phone(checkpoints, tmp_path_factory):
         save_photo(folder / "queries" / "trip [1]" / f"{name} upright.png", image=pattern(name))
     flags = ["photos", "--index=index", f"--resume={checkpoints['two_branch']}", *SIZE]
     result = run_script("build_index.py", *flags, cwd=folder)
-    assert result.status == 0 and "Positions: 2 from EXIF GPS, 1 unknown; UTM zone 10N." in result.stdout
+    assert result.status == 0 and "Positions: 2 from EXIF GPS, 1 unknown." in result.stdout
     return folder
 
 
@@ -191,7 +191,7 @@ def search_json(*flags, cwd):
 
 def test_a_turned_image_is_found_by_its_upright_twin_with_its_position_as_json(phone, checkpoints):
     found = search_json("queries", "--results=2", "--save_pictures=pictures", cwd=phone)
-    assert found["index"] == {"folder": "index", "images": 3, "utm_zone": "10N"}
+    assert found["index"] == {"folder": "index", "images": 3}
     model = {"backbone": "vit-tiny", "aggregation": "gem", "hashing": True, "rerank": True, "resize": [56, 56]}
     assert found["model"] == {**model, "weights": str(checkpoints["two_branch"])}
     assert [query["image"] for query in found["queries"]] == [f"queries/trip [1]/{name} upright.png" for name in PLACES]
@@ -201,31 +201,63 @@ def test_a_turned_image_is_found_by_its_upright_twin_with_its_position_as_json(p
         assert first["path"] == str(phone / "photos" / f"{name}.png")
         assert first["distance"] == pytest.approx(0, abs=1e-3) and second["distance"] > 1e-2
         assert query["picture"] == f"pictures/{i + 1:03d}_{name} upright.png" and (phone / query["picture"]).exists()
-        position = [first[field] for field in ("easting", "northing", "latitude", "longitude")]
-        if PLACES[name]:
-            assert position == pytest.approx([*utm.from_latlon(*PLACES[name])[:2], *PLACES[name]], abs=1e-5)
-        else:
-            assert position == [None] * 4
+        assert [first[field] for field in ("easting", "northing", "utm_zone")] == [None] * 3
+        degrees = first["latitude"], first["longitude"]
+        assert degrees == (pytest.approx(PLACES[name], abs=1e-8) if PLACES[name] else (None, None))
     refused = run_script("search.py", "--index=index", "photos/a.png", "--ignore_exif_orientation", cwd=phone)
     assert refused.status == 2 and "queries are turned as the images of the index were" in refused.stderr
 
 
-def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_positions(phone, tmp_path, checkpoints):
+def test_the_table_has_columns_for_what_is_known(phone, tmp_path, checkpoints):
     result = run_script("search.py", "--index=index", "queries/*/*.png", "--device=cpu", cwd=phone)
     assert result.status == 0, result.stderr
     tables = [block.splitlines()[1:] for block in result.stdout.strip().split("\n\n")[1:]]
     assert [len(table) for table in tables] == [4, 4, 4]
-    assert tables[0][0].split() == ["rank", "distance", "easting", "northing", "latitude", "longitude", "image"]
-    easting, northing = utm.from_latlon(37.78, -122.41)[:2]
-    expected = [f"{easting:.2f}", f"{northing:.2f}", "37.780000", "-122.410000", f"{phone / 'photos' / 'a.png'}"]
-    assert tables[0][1].split()[3:] == expected
-    assert tables[2][1].split()[3:7] == ["unknown"] * 4
+    assert tables[0][0].split() == ["rank", "distance", "latitude", "longitude", "image"]
+    assert tables[0][1].split()[3:] == ["37.780000", "-122.410000", f"{phone / 'photos' / 'a.png'}"]
+    assert tables[2][1].split()[3:5] == ["unknown"] * 2
     flags = [phone / "photos", "--index=index", f"--resume={checkpoints['float']}", *SIZE, "--positions=none"]
     assert run_script("build_index.py", *flags, cwd=tmp_path).status == 0
     result = run_script("search.py", "--index=index", phone / "photos/a.png", "--device=cpu", cwd=tmp_path)
     lines = result.stdout.strip().splitlines()
     assert lines[3].split() == ["rank", "distance", "image"] and "unknown" not in result.stdout
     assert lines[4].split()[2:] == ["l2", str(phone / "photos/a.png")]
+
+
+WORLD = {
+    **{"San Francisco": (37.7749, -122.4194), "Paris": (48.8566, 2.3522)},
+    **{"Svalbard, west of 21 E": (78.2, 20.9995), "Svalbard, east of it": (78.2, 21.0005)},
+    **{"Fiji, west of 180": (-16.8, 179.9999), "Fiji, east of it": (-16.8, -179.9999), "Fiji, at 180": (-16.8, 180.0)},
+}
+
+
+def test_the_whole_world_in_one_index_and_metres_of_names_beside_it(tmp_path, checkpoints):
+    names = dict(zip("abcdefg", WORLD, strict=True))
+    for letter, place in names.items():
+        save_photo(tmp_path / "photos" / f"{place}.png", gps_tags(*WORLD[place]), image=pattern(letter))
+        save_photo(tmp_path / "queries" / f"{letter}.png", image=pattern(letter))
+    easting, northing, *_ = utm.from_latlon(-33.8568, 151.2153)
+    sydney = f"@{easting:.2f}@{northing:.2f}@56@H@.png"
+    save_photo(tmp_path / "photos" / sydney, image=pattern("h"))
+    save_photo(tmp_path / "queries" / "h.png", image=pattern("h"))
+    flags = ["photos", "--index=index", f"--resume={checkpoints['two_branch']}", *SIZE]
+    result = run_script("build_index.py", *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    assert "Positions: 1 from file names (UTM zone 56S), 7 from EXIF GPS." in result.stdout
+    result = run_script("search.py", "--index=index", "queries", "--results=1", "--device=cpu", "--json", cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    found = [query["matches"][0] for query in json.loads(result.stdout)["queries"]]
+    assert [match["path"] for match in found] == [
+        str(tmp_path / "photos" / name) for name in (*(f"{place}.png" for place in WORLD), sydney)
+    ]
+    for match, place in zip(found, [*WORLD.values(), (-33.8568, 151.2153)], strict=True):
+        assert (match["latitude"], match["longitude"]) == pytest.approx(place, abs=1e-6)
+    metres = {"easting": pytest.approx(easting, abs=0.01), "northing": pytest.approx(northing, abs=0.01)}
+    assert {key: found[-1][key] for key in ("easting", "northing", "utm_zone")} == {**metres, "utm_zone": "56S"}
+    result = run_script("search.py", "--index=index", "queries/h.png", "--results=8", "--device=cpu", cwd=tmp_path)
+    header, first, *_ = result.stdout.strip().splitlines()[3:]
+    assert header.split()[2:] == ["easting", "northing", "latitude", "longitude", "image"]
+    assert first.split()[3:7] == [f"{easting:.2f}", f"{northing:.2f}", "-33.856800", "151.215300"]
 
 
 def test_the_pictures_show_turned_images_upright(phone):
@@ -244,7 +276,7 @@ def test_the_pictures_show_turned_images_upright(phone):
 
 
 def test_the_captions_of_a_match():
-    match = Match(2, "a.jpg", 0.123456, "l2", 551955.2, 4181569.9, 37.78, -122.41)
+    match = Match(2, "a.jpg", 0.123456, "l2", 551955.2, 4181569.9, "10N", 37.78, -122.41)
     assert match.captions == ["2: 0.1235", "551955 E  4181570 N", "37.78000, -122.41000"]
     assert match._replace(easting=None, latitude=None).captions == ["2: 0.1235"]
 

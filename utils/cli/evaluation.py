@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.config import PositionConfig, positions_flag
 from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
 from model import InputError
 from model.config import check_image_size
@@ -47,9 +48,7 @@ class BenchmarkFlags:
     queries_list: Path | None = flag(
         "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces", default=None
     )
-    positions_csv: Path | None = flag(
-        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude", default=None
-    )
+    positions: PositionConfig = part("data", changed={"source": positions_flag("names")})
     no_labels: bool = switch("no positions are known: write predictions without recalls")
     threshold: float | None = flag(
         "a database image within this distance of a query counts as correct (default: 25)",
@@ -60,8 +59,9 @@ class BenchmarkFlags:
     )
 
     def __post_init__(self) -> None:
-        for name in ("queries_list", "positions_csv"):
-            require_file(name, getattr(self, name))
+        single = {"queries_list": self.queries_list, "positions_csv": self.positions.csv}
+        for name, path in single.items():
+            require_file(name, path)
         if self.no_labels and self.threshold is not None:
             raise InputError("--val_positive_dist_threshold applies to labels, which --no_labels leaves out.")
         if self.given_folders:
@@ -76,8 +76,8 @@ class BenchmarkFlags:
         names = self.dataset_name or ()
         if len(set(names)) < len(names):
             raise InputError(f"--dataset_name {' '.join(names)}: a dataset is named more than once.")
-        for name in ("queries_list", "positions_csv", "queries_subfolder"):
-            if len(names) > 1 and getattr(self, name):
+        for name, value in {**single, "queries_subfolder": self.queries_subfolder}.items():
+            if len(names) > 1 and value:
                 raise InputError(f"--{name} {SINGLE.format(len(names))}")
 
     @property
@@ -91,7 +91,7 @@ class BenchmarkFlags:
         options: dict[str, Any] = {
             "queries_subfolders": self.queries_subfolder,
             "queries_list": self.queries_list,
-            "positions_csv": self.positions_csv,
+            "positions": self.positions,
             "labels": not self.no_labels,
             "threshold": self.threshold or DEFAULT_THRESHOLD,
         }

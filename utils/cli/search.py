@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from datasets.config import POSITION_SOURCES, PositionConfig
+from datasets.config import POSITION_SOURCES, POSITIONS_CSV_HELP, POSITIONS_HELP
 from model import InputError
 from model.config import PRECISIONS
 from model.index.metadata import DESCRIPTOR_DTYPES, METADATA, IndexMetadata
@@ -88,17 +88,12 @@ class BuildIndexArguments:
         group="images",
     )
     positions: str | None = flag(
-        "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
-        "(auto, the default)",
+        f"{POSITIONS_HELP} (default: as for the images of the index, or auto)",
         group="data",
         choices=POSITION_SOURCES,
-        default_from=lambda flags: None if flags["positions_csv"] else "auto",
-    )
-    positions_csv: Path | None = flag(
-        "positions: a CSV file with the columns image, easting, northing or image, latitude, longitude",
-        group="data",
         default=None,
     )
+    positions_csv: Path | None = flag(POSITIONS_CSV_HELP, group="data", default=None)
     model: TrainedModel = part(
         "model",
         fixed={"required": False},
@@ -170,13 +165,6 @@ class BuildIndexArguments:
             positions=positions,
             check_content=self.check_content,
         )
-
-
-def position_config(positions: str | None) -> PositionConfig:
-    """Where the positions of an index come from, as its metadata has it."""
-    if positions in (None, *POSITION_SOURCES):
-        return PositionConfig(source=positions or "auto")
-    return PositionConfig(csv=Path(positions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 import csv
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice
 from model.calibration import CALIBRATION
@@ -103,7 +105,11 @@ class Pipeline:
             return distributed.run_on_main(partial(_features_in_index, index, self.extractor), share=False)
         if ivf and not index.folder:
             ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
-        return extract(self.extractor, dataset.database, save_to=index.to_write(self.weights))
+        to_write = index.to_write(self.weights)
+        if to_write:
+            positions = str(dataset.config.positions)
+            to_write = replace(to_write, root=dataset.database_folder, positions=positions)
+        return extract(self.extractor, dataset.database, save_to=to_write)
 
     def _with_inverted_file(self, database: Features, ivf: IVFConfig) -> Features:
         """The inverted file of the codes, which searches them approximately, takes their place."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import CODE_BITS
 from model.errors import InputError
 from model.index.files import DiskArray

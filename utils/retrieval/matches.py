@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
-from datasets.positions import degrees_of_utm
+from datasets.image_set import ImageSet
+from datasets.zones import zone_text
 from utils.retrieval.search import SearchResult
 from utils.runtime.terminal import printable
 
@@ -15,8 +15,8 @@ DEGREE_COLUMNS = ("latitude", 11, 6), ("longitude", 11, 6)
 
 
 class Match(NamedTuple):
-    """An image that was found. rank: from 1. metric: of the distance. easting, northing: in metres, latitude,
-    longitude: in degrees, WGS 84; None where unknown.
+    """An image that was found. rank: from 1. metric: of the distance. easting, northing: in metres, in the UTM zone,
+    such as "32N"; latitude, longitude: in degrees, WGS 84; None where unknown.
     """
 
     rank: int
@@ -25,6 +25,7 @@ class Match(NamedTuple):
     metric: str
     easting: float | None
     northing: float | None
+    utm_zone: str | None
     latitude: float | None
     longitude: float | None
 
@@ -76,17 +77,17 @@ def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:
     ]
 
 
-def _positions(images: ImageSet, indices: np.ndarray) -> list[list[float | None]]:
-    """[easting, northing, latitude, longitude] of each of these images."""
-    utms = np.asarray(images.utms[indices])
-    degrees = degrees_of_utm(utms, images.utm_zone) if images.utm_zone else np.full_like(utms, np.nan)
-    rows = np.hstack([utms, degrees]).tolist()
-    return [[value if np.isfinite(value) else None for value in row] for row in rows]
+def _positions(images: ImageSet, indices: np.ndarray) -> list[tuple[Any, ...]]:
+    """(easting, northing, utm_zone, latitude, longitude) of each of these images."""
+    numbers = np.hstack([images.utms[indices], images.degrees[indices]])
+    rows = [[value if np.isfinite(value) else None for value in row] for row in numbers.tolist()]
+    zones = map(zone_text, images.zones[indices].tolist())
+    return [(*row[:2], zone, *row[2:]) for row, zone in zip(rows, zones, strict=True)]
 
 
-def table_lines(matches: list[Match], *, positions: bool, degrees: bool) -> list[str]:
-    """The table of one query's matches, with or without columns for UTM positions, and for degrees."""
-    columns = [*(UTM_COLUMNS if positions else ()), *(DEGREE_COLUMNS if degrees else ())]
+def table_lines(matches: list[Match], *, metres: bool, degrees: bool) -> list[str]:
+    """The table of one query's matches, with or without columns for eastings and northings, and for degrees."""
+    columns = [*(UTM_COLUMNS if metres else ()), *(DEGREE_COLUMNS if degrees else ())]
     names = "".join(f"  {name:>{width}}" for name, width, _ in columns)
     lines = [f"{'rank':>4}  {'distance':>16}{names}  image"]
     for match in matches:

@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig
 from model import GeoLocalizationNet, InputError
 from utils.retrieval.config import ExtractionConfig

@@ -1,6 +1,6 @@
 """The collections of an index in Milvus.
 
-NAME:             id (row of the index), code, path, easting, northing; exact Hamming search (BIN_FLAT)
+NAME:             id (row of the index), code, path and POSITION_FIELDS; exact Hamming search (BIN_FLAT)
 NAME_descriptors: id, descriptor (float32); if the model has a float branch
 
 The description of NAME is the index's metadata.json. Its property STATE_PROPERTY says which rows of which index it
@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from datasets.zones import MAX_ZONE
 from model import CODE_BITS
 from model.errors import InputError
 from model.index.metadata import METADATA_ERRORS, IndexMetadata, UnknownFormat
 from utils.retrieval.config import EngineAddress
 
+POSITION_FIELDS = ("easting", "northing", "zone", "latitude", "longitude")  # NaN, or the zone 0, where unknown
 STATE_PROPERTY = "selavprplusplus.state"
 CONNECT_SECONDS, REQUEST_SECONDS, LOAD_SECONDS = 5, 120, 3600
 MAX_ROWS = 16_384  # that Milvus returns for a query
@@ -140,7 +142,8 @@ class Collections:
             schema = self.connection.schema(metadata.to_json())
             schema.add_field("code", DataType.BINARY_VECTOR, dim=CODE_BITS)
             schema.add_field("path", DataType.VARCHAR, max_length=MAX_PATH_BYTES)
-            schema.add_field("easting", DataType.DOUBLE).add_field("northing", DataType.DOUBLE)
+            for name in POSITION_FIELDS:
+                schema.add_field(name, DataType.INT8 if name == "zone" else DataType.DOUBLE)
             self._create(self.codes, schema, state, index=("code", "BIN_FLAT", "HAMMING"))
             self.exists = True
         if metadata.descriptor_dim and not self.connection.call("has_collection", self.descriptors):
@@ -223,6 +226,9 @@ class Collections:
             elif field == "path":
                 checked = value
                 is_right = isinstance(value, str) and value != "" and not {"\0", "\n"} & set(value)
+            elif field == "zone":
+                checked = value
+                is_right = type(value) is int and abs(value) <= MAX_ZONE
             else:  # NaN: an unknown position
                 checked = value
                 is_right = isinstance(value, float) and not math.isinf(value)

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import CODE_BITS
 from model.errors import InputError
-from utils.integrations.milvus.collections import MAX_ROWS, Collections, Connection, split_rows
+from utils.integrations.milvus.collections import MAX_ROWS, POSITION_FIELDS, Collections, Connection, split_rows
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.features import Features, SearchResult
 from utils.retrieval.index.engines import EnginePositions
@@ -43,7 +44,11 @@ class MilvusIndex(OpenIndex):
                     "collections and export the index again."
                 )
         self._table = ImageTable(collections, state.images)
-        self.images = ImageSet(Paths(self._table), cast(np.ndarray, self._table))
+        utms, zones, degrees = (
+            cast(np.ndarray, Positions(self._table, fields, dtype))
+            for fields, dtype in ((slice(0, 2), np.float64), (2, np.int8), (slice(3, 5), np.float64))
+        )
+        self.images = ImageSet(Paths(self._table), utms, zones=zones, degrees=degrees)
         logging.info("The index %s holds %d images.", address, len(self))
 
     def __str__(self) -> str:
@@ -55,17 +60,16 @@ class MilvusIndex(OpenIndex):
         return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
 
 
-class ImageTable(EnginePositions):
-    """Paths and positions of the images, read on demand: `table[indices]` and conversion to an array give positions.
+class ImageTable:
+    """Paths and positions of the images, read on demand.
 
     A search announces what it found. The first access to one of these reads them all, many rows at a time.
     """
 
     def __init__(self, collections: Collections, count: int) -> None:
         self._collections, self.count = collections, count
-        self._known: dict[int, tuple[str, float, float]] = {}
+        self._known: dict[int, tuple[str, np.ndarray]] = {}
         self._announced = np.empty(0, np.int64)
-        self._utms: np.ndarray | None = None
 
     def announce(self, indices: np.ndarray) -> None:
         """These images will probably be asked for."""
@@ -75,36 +79,53 @@ class ImageTable(EnginePositions):
         """The path of an image."""
         return self._row(index)[0]
 
-    def __len__(self) -> int:
-        return self.count
+    def positions(self, indices: Sequence[int]) -> np.ndarray:
+        """The values of POSITION_FIELDS of some images, [n, 5] float64."""
+        return np.array([self._row(index)[1] for index in indices]).reshape(-1, len(POSITION_FIELDS))
 
-    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        if isinstance(indices, slice) or self._utms is not None:
-            return self._all_utms()[indices]
-        return np.array([self._row(index)[1:] for index in np.asarray(indices).tolist()]).reshape(-1, 2)
+    @cached_property
+    def all_positions(self) -> np.ndarray:
+        """Those of all images, [N, 5] float64."""
+        found = np.empty((self.count, len(POSITION_FIELDS)))
+        for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
+            ids = range(start, min(start + MAX_ROWS, self.count))
+            rows = self._collections.rows(self._collections.codes, ids, list(POSITION_FIELDS))
+            found[start : ids.stop] = [_position(rows[i]) for i in ids]
+        return found
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        utms = self._all_utms().astype(dtype or np.float64, copy=False)
-        return utms.copy() if copy else utms
-
-    def _all_utms(self) -> np.ndarray:
-        if self._utms is None:
-            self._utms = np.empty((self.count, 2))
-            for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
-                ids = range(start, min(start + MAX_ROWS, self.count))
-                rows = self._collections.rows(self._collections.codes, ids, ["easting", "northing"])
-                self._utms[start : ids.stop] = [(rows[i]["easting"], rows[i]["northing"]) for i in ids]
-        return self._utms
-
-    def _row(self, index: int) -> tuple[str, float, float]:
+    def _row(self, index: int) -> tuple[str, np.ndarray]:
         if index not in self._known:
             wanted = [i for i in np.union1d(self._announced, index).tolist() if i not in self._known]
             self._announced = np.empty(0, np.int64)
             for start in with_progress(range(0, len(wanted), MAX_ROWS), "Reading paths"):
                 ids = wanted[start : start + MAX_ROWS]
-                rows = self._collections.rows(self._collections.codes, ids, ["path", "easting", "northing"])
-                self._known |= {i: (row["path"], row["easting"], row["northing"]) for i, row in rows.items()}
+                rows = self._collections.rows(self._collections.codes, ids, ["path", *POSITION_FIELDS])
+                self._known |= {i: (row["path"], np.array(_position(row))) for i, row in rows.items()}
         return self._known[index]
+
+
+def _position(row: dict[str, Any]) -> list[float]:
+    return [row[name] for name in POSITION_FIELDS]
+
+
+class Positions(EnginePositions):
+    """Some of the POSITION_FIELDS of all images, in place of an array: [N, 2], or [N] for one field."""
+
+    def __init__(self, table: ImageTable, fields: slice | int, dtype: type) -> None:
+        self._table, self._fields, self._dtype = table, fields, dtype
+
+    def __len__(self) -> int:
+        return self._table.count
+
+    def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
+        if isinstance(indices, slice) or "all_positions" in self._table.__dict__:
+            rows = self._table.all_positions[indices]
+        else:
+            rows = self._table.positions(np.asarray(indices).tolist())
+        return rows[:, self._fields].astype(self._dtype)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self._table.all_positions[:, self._fields].astype(dtype or self._dtype)
 
 
 class Paths(Sequence[str]):
@@ -114,7 +135,7 @@ class Paths(Sequence[str]):
         self._table = table
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._table.count
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from datasets.image_set import ImageSet
 from model.errors import InputError
 from model.index.manifest import CHUNK_SIZE, Manifest
 from utils.integrations.milvus.collections import (
     LOAD_SECONDS,
     MAX_PATH_BYTES,
+    POSITION_FIELDS,
     Collections,
     Connection,
     State,
@@ -118,12 +122,20 @@ def _write_chunk(collections: Collections, features: Features, chunk: range) -> 
             call("upsert", collections.descriptors, content)
     images = features.images[rows]
     content = [
-        {"id": i, "code": code.tobytes(), "path": require_text(str(path)), "easting": utm[0], "northing": utm[1]}
-        for i, code, path, utm in zip(
-            chunk, as_array(features.codes)[rows], images.paths, images.utms.tolist(), strict=True
+        {"id": i, "code": code.tobytes(), "path": require_text(str(path)), **position}
+        for i, code, path, position in zip(
+            chunk, as_array(features.codes)[rows], images.paths, _positions(images), strict=True
         )
     ]
     call("upsert", collections.codes, content)
+
+
+def _positions(images: ImageSet) -> Iterator[dict[str, Any]]:
+    """The fields of the position of each image."""
+    for utm, zone, degrees in zip(
+        *(rows.tolist() for rows in (images.utms, images.zones, images.degrees)), strict=True
+    ):
+        yield dict(zip(POSITION_FIELDS, (*utm, zone, *degrees), strict=True))
 
 
 def require_text(path: str) -> str:
@@ -148,13 +160,13 @@ def _verify(collections: Collections, features: Features) -> None:
         if count != images:
             raise InputError(f"{collections.address} holds {count} rows in {name} instead of {images}. {remedy}")
     ids = np.unique(np.linspace(0, images - 1, SAMPLE_SIZE).astype(int))
-    rows = collections.rows(collections.codes, ids.tolist(), ["code", "path", "easting", "northing"])
+    rows = collections.rows(collections.codes, ids.tolist(), ["code", "path", *POSITION_FIELDS])
     expected = features.images[ids]
     descriptors, codes = features.descriptors, as_array(features.codes)[ids]
     same = descriptors is None or np.array_equal(MilvusDescriptors(collections)[ids], descriptors[ids])
-    for i, code, path, utm in zip(ids.tolist(), codes, expected.paths, expected.utms, strict=True):
+    for i, code, path, position in zip(ids.tolist(), codes, expected.paths, _positions(expected), strict=True):
         row = rows[i]
         same = same and (row["code"], row["path"]) == (code.tobytes(), path)
-        same = same and np.array_equal((row["easting"], row["northing"]), utm, equal_nan=True)
+        same = same and np.array_equal([row[name] for name in position], list(position.values()), equal_nan=True)
     if not same:
         raise InputError(f"Rows of {collections.address} differ from the index after the export. {remedy}")

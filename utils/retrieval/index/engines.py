@@ -26,12 +26,12 @@ class Engine(Protocol):
 
 
 class EnginePositions(Protocol):
-    """The positions [N, 2] of images that an engine holds, in place of the array of an ImageSet."""
+    """Positions [N, 2], or their zones [N], of images that an engine holds, in place of an array of an ImageSet."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        """Reads the positions of some images, [n, 2]."""
+        """Reads those of some images."""
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """Reads all of them."""

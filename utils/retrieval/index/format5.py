@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_of_text
 from model import InputError
 from model.files import read_regular
 from model.index.files import PATHS, DiskArray, PathList, file_state
@@ -86,12 +87,14 @@ class Format5Files:
         states = [file_state(self.path(row)) for row in rows.tolist()]
         records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
         records["easting"], records["northing"] = columns.pop("utms").T
-        records["latitude"], records["longitude"] = np.nan, np.nan
+        records["zone"] = self._zone
+        utms = np.stack([records["easting"], records["northing"]], axis=1)
+        records["latitude"], records["longitude"] = degrees_of_utm(utms, records["zone"]).T
         return {**columns, "images": records}
 
 
-def _parse(text: bytes) -> tuple[IndexMetadata, str | None]:
+def _parse(text: bytes) -> tuple[IndexMetadata, int]:
     content = parse_object(text)
     require_format(content, Format5Files.FORMAT)
-    zone = content.pop("utm_zone")
+    zone = zone_of_text(content.pop("utm_zone") or "") or UNKNOWN_ZONE
     return IndexMetadata.parse(json.dumps({**content, "format": FORMAT, "positions": None}).encode()), zone

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import InputError
-from model.index.files import DiskArray, IndexFiles, JoinedPaths, JoinedRows
+from model.index.files import POSITION_LIMITS, DiskArray, IndexFiles, JoinedPaths, JoinedRows
 from model.index.metadata import IndexMetadata, read_pca
 from model.index.pca import PCA
 from model.index.quantization import QuantizedArray
@@ -129,8 +129,8 @@ class SeveralIndexes(OpenIndex):
         self.pca = indexes[0].pca
         self._rows = distinct_rows([index.images.paths for index in indexes])
         paths = JoinedPaths(self._parts([index.images.paths for index in indexes]))
-        utms = [index.images.utms[rows] for index, rows in zip(indexes, self._rows, strict=True)]
-        self.images = ImageSet(paths, np.concatenate(utms))
+        images = [index.images[rows] for index, rows in zip(indexes, self._rows, strict=True)]
+        self.images = replace(ImageSet.joined(images), paths=paths)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._indexes))
@@ -170,7 +170,8 @@ def verify_files(files: IndexFiles, names: Iterable[str] | None = None) -> None:
 
 def image_set(paths: Sequence[str], records: np.ndarray) -> ImageSet:
     """Images as an index describes them."""
-    return ImageSet(paths, np.stack([records["easting"], records["northing"]], axis=1))
+    utms, degrees = (np.stack([records[name] for name in names], axis=1) for names in POSITION_LIMITS)
+    return ImageSet(paths, utms, zones=records["zone"].copy(), degrees=degrees)
 
 
 def _select(array: np.ndarray, rows: np.ndarray | None) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.benchmark import ImageSet
+from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError
 from model.index.files import PATHS, FileState, IndexFiles, file_state
 from model.index.manifest import Header
@@ -21,10 +21,10 @@ from model.index.quantization import quantize
 from model.index.writing import RowWriter
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features, as_array
-from utils.retrieval.index.reader import Index, verify_files
+from utils.retrieval.index.reader import Index, image_set, verify_files
 from utils.runtime.atomic_files import make_folder
 
-SAME_POSITION_METRES = 0.01  # what is less is rounding, in file names to centimetres
+SAME_POSITION_METRES, SAME_POSITION_DEGREES = 0.01, 1e-7  # what is less is rounding, in file names to centimetres
 RECENT_NS = 1_000_000_000  # a file that was changed less than so long ago may change again within a tick of its clock
 READERS = 8  # threads that read files for their digests
 
@@ -112,18 +112,20 @@ class IndexWriter:
         changes = find_changes(self._rows.files, paths, check_content=self.config.check_content)
         self._replaced = {paths[i]: row for i, row in changes.changed.items()}
         chosen = sorted([*changes.new, *changes.changed])
-        self._warn_of_other_positions(changes.unchanged, paths, images.utms)
+        self._warn_of_other_positions(changes.unchanged, paths, images)
         self._states = {paths[i]: file_state(paths[i]) for i in chosen}
         return np.array(chosen, int)
 
-    def _warn_of_other_positions(self, rows: dict[int, int], paths: list[str], utms: np.ndarray) -> None:
-        """Warns if the index contains images, {index: row}, with other positions than utms [N, 2], where known."""
-        known = [i for i in rows if np.isfinite(utms[i]).all()]
+    def _warn_of_other_positions(self, rows: dict[int, int], paths: list[str], images: ImageSet) -> None:
+        """Warns if the index contains images, {index: row}, with other positions than these, where known."""
+        known = [i for i in np.flatnonzero(images.is_located).tolist() if i in rows]
         if not known or self._rows.files is None:
             return
-        records = self._rows.files.columns["images"][np.array([rows[i] for i in known])]
-        saved = np.stack([records["easting"], records["northing"]], axis=1)
-        same = (np.abs(saved - utms[known]) <= SAME_POSITION_METRES).all(axis=1)  # False for unknown ones
+        saved = image_set((), self._rows.files.columns["images"][np.array([rows[i] for i in known])])
+        same = np.ones(len(known), bool)
+        for name, tolerance in (("utms", SAME_POSITION_METRES), ("degrees", SAME_POSITION_DEGREES)):
+            old, new = getattr(saved, name), getattr(images, name)[known]
+            same &= np.isclose(old, new, rtol=0, atol=tolerance, equal_nan=True).all(axis=1)
         if not same.all():
             message = (
                 "%d images are in the index %s already, with other positions or none, such as %s. The index keeps "
@@ -153,7 +155,8 @@ class IndexWriter:
         records["id"] = self._rows.next_id + np.arange(len(paths))
         records["time"] = np.nan
         records["easting"], records["northing"] = images.utms.T
-        records["latitude"], records["longitude"] = np.nan, np.nan
+        records["latitude"], records["longitude"] = images.degrees.T
+        records["zone"] = images.zones
         states = [self._states.get(path) or file_state(path) for path in paths]
         records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
         records["mtime_ns"][records["mtime_ns"] > time.time_ns() - RECENT_NS] = 0

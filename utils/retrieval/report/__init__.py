@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.benchmark import Benchmark, ImageSet
+from datasets.benchmark import Benchmark
+from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from model.calibration import CALIBRATION, PRECISIONS, precision_recall
 from utils.retrieval.config import ReportConfig

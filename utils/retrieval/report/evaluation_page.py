@@ -37,10 +37,10 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
     """The page of an evaluation with pictures of at most `num_queries` queries. results: what results.json holds."""
     benchmark = outcome.benchmark
     title, before, after = f"{benchmark.name}: predictions", [], []
-    utms = np.concatenate([benchmark.database.utms, benchmark.queries.utms])
-    known = utms[on_map(utms)]
+    database, queries = map(benchmark.ground.on_map, (benchmark.database, benchmark.queries))
+    known = np.concatenate([places[on_map(places)] for places in (database, queries)])
     frame = MapFrame(known) if len(known) else None
-    overview = _map(outcome, frame) if frame else ""
+    overview = _map(frame, database, queries, correct=outcome.last_correct) if frame else ""
     if outcome.correct:
         first = list(results["recalls"].items())[:3]
         title = f"{benchmark.name}: {', '.join(f'R@{n} {value:.1f}' for n, value in first)}"
@@ -112,10 +112,8 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
     return content
 
 
-def _map(outcome: Outcome, frame: MapFrame) -> str:
-    """The map of the positions that are known, with its legend."""
-    database = np.asarray(outcome.benchmark.database.utms)  # those of a search engine are no array yet
-    queries, correct = outcome.benchmark.queries.utms, outcome.last_correct
+def _map(frame: MapFrame, database: np.ndarray, queries: np.ndarray, *, correct: np.ndarray | None) -> str:
+    """The map of the positions [N, 2] and [Q, 2] that are known, with its legend. correct: [Q, K]; None if unknown."""
     if correct is None:
         groups, legend = {"unknown": np.ones(len(queries), bool)}, {"unknown": "query"}
     else:
@@ -272,7 +270,7 @@ def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: Map
         firsts = [bool(correct[query, 0]) for correct in outcome.correct.values()]
         tags = _tags(firsts, has_positive=positive["image"] is not None)
         marks = [{"kind": "correct", "text": "✔ right"} if firsts[-1] else {"kind": "wrong", "text": "✘ wrong"}]
-        error = round(float(outcome.metres(query, outcome.last.indices[query, :1])[0]), 1)
+        error = round(float(outcome.benchmark.ground.metres(query, outcome.last.indices[query, :1])[0]), 1)
     return {
         "number": query,
         "image": image,

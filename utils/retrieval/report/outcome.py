@@ -1,7 +1,6 @@
 """The outcome of an evaluation, as its files, pictures and page show it."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,17 +48,12 @@ class Outcome:
         """Which results of the last stage are correct, bool [Q, K]; None without labels."""
         return list(self.correct.values())[-1] if self.correct else None
 
-    def metres(self, query: int, images: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The distances on the ground of database images to a query; NaN where one is unknown."""
-        difference = self.benchmark.database.utms[images] - self.benchmark.queries.utms[query]
-        return np.hypot(difference[:, 0], difference[:, 1])
-
     def nearest_positive(self, query: int) -> NearestPositive | None:
         """None if the query has no positive."""
         positives = self.benchmark.positives[query]
         if not len(positives):
             return None
-        metres = self.metres(query, positives)
+        metres = self.benchmark.ground.metres(query, positives)
         image = int(positives[metres.argmin()])
         ranks = (np.flatnonzero(self.last.indices[query] == image) + 1).tolist()
         return NearestPositive(image, float(metres.min()), ranks[0] if ranks else None)
@@ -68,7 +62,8 @@ class Outcome:
         """A query."""
         queries = self.benchmark.queries
         path = queries.paths[query]
-        return Shown(path, ("Query", Path(path).name), "query", queries.utms[query])
+        (place,) = self.benchmark.ground.on_map(queries[query : query + 1])
+        return Shown(path, ("Query", Path(path).name), "query", place)
 
     def shown_positive(self, query: int) -> Shown:
         """The nearest positive of a query, or an empty frame if there is none."""
@@ -81,7 +76,8 @@ class Outcome:
             rank = f"rank {nearest.rank}, {self.last.distances[query, nearest.rank - 1]:.4g}"
         database = self.benchmark.database
         captions = (f"Nearest positive, {format_metres(nearest.metres)}", rank)
-        return Shown(database.paths[nearest.image], captions, "positive", database.utms[[nearest.image]][0])
+        (place,) = self.benchmark.ground.on_map(database[np.array([nearest.image])])
+        return Shown(database.paths[nearest.image], captions, "positive", place)
 
     def shown_matches(self, name: str, query: int, count: int) -> list[Shown]:
         """The first `count` results of a query in a stage: with their distances and, with labels, metres. The heading
@@ -89,7 +85,9 @@ class Outcome:
         """
         stage, database, shown = self.stages[name], self.benchmark.database, []
         indices = stage.indices[query, :count]
-        positions, metres = database.utms[indices], self.metres(query, indices)
+        ground = self.benchmark.ground
+        places = ground.on_map(database[indices])
+        metres = ground.metres(query, indices) if self.correct else ()
         for rank, index in enumerate(indices):
             captions, kind = [f"{stage.distances[query, rank]:.4g}"], "unknown"
             if stage.metric[rank] != stage.metric[0]:  # beyond --rerank_num
@@ -98,7 +96,7 @@ class Outcome:
                 captions.append(format_metres(metres[rank]))
                 kind = "correct" if self.correct[name][query, rank] else "wrong"
             heading = "" if rank else self.heading(name)
-            shown.append(Shown(database.paths[index], captions, kind, positions[rank], heading))
+            shown.append(Shown(database.paths[index], captions, kind, places[rank], heading))
         return shown
 
     def heading(self, name: str) -> str:
