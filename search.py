@@ -18,12 +18,13 @@ from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
 from model import InputError
 from model.files import MAX_NAME_BYTES
+from model.places import MATCHES
 from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.acceptance import distance_kind, find_acceptance
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.index import IndexMetadata, open_index
-from utils.retrieval.matches import Answer, list_matches, table_lines
+from utils.retrieval.matches import Answer, EstimatedPlace, estimate_places, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
@@ -58,19 +59,18 @@ def main(args: SearchArguments) -> None:
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
     rerank_num = args.search.rerank_num if model.config.rerank else 0
-    stages = search_and_rerank(index.features(), queries, args.results, rerank_num=rerank_num, device=settings.device)
+    k = max(args.results, MATCHES)
+    stages = search_and_rerank(index.features(), queries, k, rerank_num=rerank_num, device=settings.device)
 
     # ---- Report: a table for each image, or one JSON object for all; then pictures, if wanted
     found = list_matches(stages[-1].first(args.results), index.images)
-    answers = [
-        Answer(
-            image=image,
-            picture=args.save_pictures and args.save_pictures / picture_name(i + 1, image),
-            accepted=acceptance.accepts(matches[0].distance) if acceptance else None,
-            matches=matches,
-        )
-        for i, (image, matches) in enumerate(zip(images, found, strict=True))
-    ]
+    places = estimate_places(stages[-1], index.images, acceptance.radius if acceptance else None)
+    answers = []
+    for i, (image, matches, place) in enumerate(zip(images, found, places, strict=True)):
+        picture = args.save_pictures and args.save_pictures / picture_name(i + 1, image)
+        accepted = acceptance.accepts(matches[0].distance) if acceptance else None
+        known_place = None if accepted is False else EstimatedPlace.of(place, index.images.utm_zone)
+        answers.append(Answer(image, picture, accepted, known_place, matches))
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
@@ -101,6 +101,8 @@ def print_tables(answers: list[Answer], *, has_zone: bool) -> None:
     for answer in answers:
         print(printable(f"\n{answer.image}{': ' if answer.verdict else ''}{answer.verdict}"))
         print("\n".join(table_lines(answer.matches, positions=has_positions, degrees=has_positions and has_zone)))
+        if answer.place:
+            print(answer.place)
         if answer.picture:
             print(printable(f"Picture: {answer.picture}"))
     sys.stdout.flush()

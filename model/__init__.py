@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .aggregation import AGGREGATIONS
     from .inference import InferenceModel, prepare_for_inference
     from .network import CODE_BITS, GeoLocalizationNet, HashingOutput, TwoBranchOutput
+    from .places import Place
     from .recognizer import Loop, Match, PlaceRecognizer
     from .rows import Description
     from .weights import load_any_model
@@ -27,6 +28,7 @@ _MODULES = {  # {name: the module that has it}
     "InferenceModel": "inference",
     "Loop": "recognizer",
     "Match": "recognizer",
+    "Place": "places",
     "PlaceRecognizer": "recognizer",
     "TwoBranchOutput": "network",
     "load_any_model": "weights",
@@ -47,6 +49,7 @@ __all__ = [
     "Match",
     "ModelChoice",
     "ModelConfig",
+    "Place",
     "PlaceRecognizer",
     "TwoBranchOutput",
     "load_any_model",

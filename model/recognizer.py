@@ -16,6 +16,7 @@ from .fingerprint import fingerprint
 from .images import normalize, rgb_pixels
 from .inference import dtype_of, prepare_for_inference
 from .network import CODE_BITS, GeoLocalizationNet
+from .places import MATCHES, Place, estimate_place
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
 from .weights import load_any_model
@@ -90,6 +91,7 @@ class PlaceRecognizer:
         self.device = torch.device(device)
         self.rerank_num = rerank_num
         self.max_distance: float | None = None
+        self._radius: float | None = None  # of places within max_distance
         self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
         self._rows = Rows()
@@ -190,8 +192,23 @@ class PlaceRecognizer:
             raise InputError(
                 f"{calibration}: no distance reached {precision} % precision. Choose a lower one, or give max_distance."
             )
-        self.max_distance = threshold
-        return threshold
+        self.max_distance, self._radius = threshold.distance, threshold.radius
+        return threshold.distance
+
+    def locate(self, images: Any, *, max_distance: float | None = None, bgr: bool = False) -> list[Place | None]:
+        """Where each image was taken, in the metres of `add`; None for an unknown place, whose nearest match is beyond
+        max_distance (None: that of `accept`, if it was called), and where no match has a position.
+
+        See estimate_place. A place has a radius if `accept` has read one for the threshold that applies.
+        """
+        limit, radius = (self.max_distance, self._radius) if max_distance is None else (max_distance, None)
+        places = list[Place | None]()
+        for matches in self.search(images, MATCHES, max_distance=np.inf, bgr=bgr):
+            is_known = bool(matches) and (limit is None or matches[0].distance <= limit)
+            positions = np.array([match.position or (np.nan, np.nan) for match in matches]).reshape(-1, 2)
+            distances = np.array([match.distance for match in matches])
+            places.append(estimate_place(positions, distances, radius) if is_known else None)
+        return places
 
     def find_loops(
         self,

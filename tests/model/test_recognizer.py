@@ -11,7 +11,7 @@ from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
 
 from datasets.benchmark import ImageSet
-from model import Description, InputError, Loop, PlaceRecognizer
+from model import Description, InputError, Loop, Place, PlaceRecognizer
 from model.fingerprint import fingerprint
 from model.image_files import load_image
 from model.images import rgb_pixels
@@ -246,11 +246,13 @@ def test_an_unknown_place_has_no_match():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
     recognizer = recognizer_of(mode)
-    recognizer.add([photo(0), photo(1)], names=["square", "street"])
+    recognizer.add([photo(0), photo(1)], names=["square", "street"], positions=[[0, 0], [500, 7]])
+    assert recognizer.locate(photo(1), max_distance=1000) == [Place((500.0, 7.0), None, 1)]
     metric = "hamming" if mode == "hashing" else "l2"
-    points = {"95": {"distance": 0.01}, "99": {"distance": 0.0}, "100": None}
+    points = {"95": {"distance": 0.01, "radius": 8, "accepted": 1}, "100": None}
+    points["99"] = {"distance": 0, "radius": None, "accepted": 0}
     settings = {"weights_sha256": fingerprint(MODELS[mode]), "image_size": SIZE, "antialias": True}
-    settings |= {"descriptor_dim": 512, "test_method": "hard_resize"}
+    settings |= {"descriptor_dim": 512, "test_method": "hard_resize", "queries": 9}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**settings, "first_match": {"metric": metric, "at_precision": points}}))
     assert len(recognizer.search(photo(2), k=2)[0]) == 2
@@ -258,6 +260,8 @@ def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
     known, unknown = recognizer.search([photo(1), photo(2)])
     assert [match.name for match in known] == ["street"] and unknown == []
     assert len(recognizer.search(photo(2), k=2, max_distance=1000)[0]) == 2
+    assert recognizer.locate([photo(1), photo(2)]) == [Place((500.0, 7.0), 8.0, 1), None]
+    assert recognizer.locate(photo(1), max_distance=1) == [Place((500.0, 7.0), None, 1)]
     for precision, words in ((100, "no distance reached 100 %"), (98, "precision is 98")):
         with pytest.raises(InputError, match=words):
             recognizer.accept(path, precision=precision)
@@ -265,6 +269,20 @@ def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
     with pytest.raises(InputError, match="weights_sha256"):
         recognizer.accept(path)
     assert recognizer.max_distance == 0.01
+
+
+def test_a_place_is_the_middle_of_the_matches_that_agree():
+    recognizer, angles = recognizer_of("float"), np.array([0, 0.5, 0.51, 0.52, 0.53])
+    views = np.zeros((5, 512), np.float32)
+    views[:, 0], views[:, 1] = np.cos(angles), np.sin(angles)
+    recognizer.add(Description(None, views[1:]), positions=[[7000, 0], [0, 0], [20, 0], [0, 20]])
+    recognizer.add(made_up(20, 1, "float"))  # without positions
+    (place,) = recognizer.locate(Description(None, views[:1]))
+    distances = 2 * np.sin(angles[2:] / 2)
+    weights = np.exp(-(distances / (2 * np.sin(0.25)) - 1) / 0.1)
+    expected = np.average([[0, 0], [20, 0], [0, 20]], axis=0, weights=weights)
+    assert place.position == pytest.approx(tuple(expected), abs=1e-3) and place.matches == 3
+    assert recognizer_of("float").locate(photo(0)) == [None]
 
 
 def test_loops_of_a_tour_that_returns():

@@ -97,7 +97,7 @@ def calibrated(tiny_benchmark, checkpoints, tmp_path_factory):
         content = json.loads(written.read_text())
         assert (folder / "index" / "calibration.json").read_text() == written.read_text()
         # The model is not trained, so that no distance may reach a precision. This is what one that was may find:
-        content["first_match"]["at_precision"]["99"] = {"distance": 1e-3}
+        content["first_match"]["at_precision"]["99"] = {"distance": 1e-3, "radius": 12.34, "accepted": 0.5}
         (folder / "index" / "calibration.json").write_text(json.dumps(content))
     return folders
 
@@ -110,9 +110,15 @@ def test_images_are_accepted_or_unknown_by_the_threshold_of_an_evaluation(calibr
     result = run_script(*flags, "--save_pictures=pictures", cwd=cwd)
     assert result.status == 0, result.stderr
     lines, metric = result.stdout.splitlines(), "hamming" if mode == "hashing" else "l2"
-    line = f"First matches up to 0.0010 ({metric}) are accepted: 99 % are right in index/calibration.json."
+    line = (
+        f"First matches up to 0.0010 ({metric}) are accepted: of 5 queries, 99 % are right in index/calibration.json."
+    )
     assert line in lines and f"{known}: accepted" in lines and f"{unknown}: unknown place" in lines
+    place = "Estimated place: 500000.00 E 6950000.00 N +- 12.3 m, in 90% of cases"
+    assert [text for text in lines if text.startswith("Estimated")] == [place]
     found = json.loads(run_script(*flags, "--json", cwd=cwd).stdout)
+    position = {"easting": 500000.0, "northing": 6950000.0, "latitude": None, "longitude": None}
+    assert [query["place"] for query in found["queries"]] == [{**position, "radius": 12.34, "matches": 2}, None]
     assert found["accept"] == {"max_distance": 1e-3, "source": "index/calibration.json"}
     assert [query["accepted"] for query in found["queries"]] == [True, False]
     assert all(len(query["matches"]) == 2 for query in found["queries"])
@@ -214,7 +220,8 @@ def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_po
     result = run_script("search.py", "--index=index", "queries/*/*.png", "--device=cpu", cwd=phone)
     assert result.status == 0, result.stderr
     tables = [block.splitlines()[1:] for block in result.stdout.strip().split("\n\n")[1:]]
-    assert [len(table) for table in tables] == [4, 4, 4]
+    assert [len(table) for table in tables] == [5, 5, 5]
+    assert tables[0][4].startswith("Estimated place: ") and tables[0][4].endswith(" N (37.780000, -122.410000)")
     assert tables[0][0].split() == ["rank", "distance", "easting", "northing", "latitude", "longitude", "image"]
     easting, northing = utm.from_latlon(37.78, -122.41)[:2]
     expected = [f"{easting:.2f}", f"{northing:.2f}", "37.780000", "-122.410000", f"{phone / 'photos' / 'a.png'}"]
@@ -225,6 +232,7 @@ def test_the_table_has_degrees_where_the_zone_is_known_and_no_columns_without_po
     result = run_script("search.py", "--index=index", phone / "photos/a.png", "--device=cpu", cwd=tmp_path)
     lines = result.stdout.strip().splitlines()
     assert lines[3].split() == ["rank", "distance", "image"] and "unknown" not in result.stdout
+    assert "Estimated" not in result.stdout
     assert lines[4].split()[2:] == ["l2", str(phone / "photos/a.png")]
 
 

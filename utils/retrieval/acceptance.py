@@ -10,11 +10,12 @@ from utils.retrieval.index import IndexMetadata
 
 
 class Acceptance(NamedTuple):
-    """The largest distance of a first match that is accepted, or None if none is; the file that says so, if it was not
-    the user; and a line that tells the user.
+    """The largest distance of a first match that is accepted, or None if none is; the radius of places that these give,
+    if it is known; the file that says so, if it was not the user; and a line that tells the user.
     """
 
     max_distance: float | None
+    radius: float | None
     source: str | None
     line: str
 
@@ -42,7 +43,7 @@ def find_acceptance(config: AcceptConfig, kind: DistanceKind, index: Path | Engi
     """
     if config.max_distance is not None:
         line = f"First matches up to {config.max_distance:g} ({kind.metric}) are accepted."
-        return Acceptance(config.max_distance, None, line)
+        return Acceptance(config.max_distance, None, None, line)
     file = config.file
     if file is None and isinstance(index, Path) and (index / CALIBRATION).exists():
         file = index / CALIBRATION
@@ -52,6 +53,9 @@ def find_acceptance(config: AcceptConfig, kind: DistanceKind, index: Path | Engi
     threshold = Calibration.read(file, kind).thresholds[precision]
     if threshold is None:
         line = f"No match is accepted: {file} knows no distance up to which {precision} % of them are right."
-    else:
-        line = f"First matches up to {threshold:.4f} ({kind.metric}) are accepted: {precision} % are right in {file}."
-    return Acceptance(threshold, str(file), line)
+        return Acceptance(None, None, str(file), line)
+    limit = f"{threshold.distance:.4f} ({kind.metric})"
+    line = (
+        f"First matches up to {limit} are accepted: of {threshold.queries} queries, {precision} % are right in {file}."
+    )
+    return Acceptance(threshold.distance, threshold.radius, str(file), line)

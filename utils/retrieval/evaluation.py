@@ -14,6 +14,7 @@ from model import ImageConfig, InputError, ModelChoice
 from model.calibration import CALIBRATION
 from model.config import check_image_size
 from model.fingerprint import fingerprint
+from model.places import MATCHES
 from model.weights import load_model
 from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
@@ -48,7 +49,7 @@ class Evaluation:
     def __init__(self, database: Features, queries: Features, config: EvaluationConfig, run: RunDir) -> None:
         self.database, self.queries, self.run = database, queries, run
         self.rerank_num = config.search.rerank_num
-        self.k = max(self.rerank_num, *config.report.recall_values)
+        self.k = max(self.rerank_num, MATCHES, *config.report.recall_values)
         self.device = config.extraction.device
 
 

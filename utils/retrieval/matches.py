@@ -7,6 +7,7 @@ import numpy as np
 
 from datasets.benchmark import ImageSet
 from datasets.positions import degrees_of_utm
+from model.places import MATCHES, SHARE, Place, estimate_place
 from utils.retrieval.search import SearchResult
 from utils.runtime.terminal import printable
 
@@ -41,12 +42,13 @@ class Match(NamedTuple):
 
 class Answer(NamedTuple):
     """What a search says of an image. picture: the file that shows it with its matches, if one is wanted. accepted:
-    whether the first match is near enough; None without a threshold.
+    whether the first match is near enough; None without a threshold. place: None where it is unknown.
     """
 
     image: str
     picture: Path | None
     accepted: bool | None
+    place: "EstimatedPlace | None"
     matches: list[Match]
 
     @property
@@ -61,8 +63,50 @@ class Answer(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """What --json prints of it."""
-        picture, matches = self.picture and str(self.picture), [match._asdict() for match in self.matches]
-        return {**self._asdict(), "picture": picture, "matches": matches}
+        return {
+            **self._asdict(),
+            "picture": self.picture and str(self.picture),
+            "place": self.place and self.place._asdict(),
+            "matches": [match._asdict() for match in self.matches],
+        }
+
+
+class EstimatedPlace(NamedTuple):
+    """Where an image was probably taken. easting, northing: in metres; latitude, longitude: in degrees, None without a
+    UTM zone; radius, matches: those of Place.
+    """
+
+    easting: float
+    northing: float
+    latitude: float | None
+    longitude: float | None
+    radius: float | None
+    matches: int
+
+    @staticmethod
+    def of(place: Place | None, utm_zone: str | None) -> "EstimatedPlace | None":
+        """A place in a UTM zone, if that is known."""
+        if place is None:
+            return None
+        easting, northing = place.position
+        latitude, longitude = (
+            float(value) if np.isfinite(value) else None for value in _degrees(np.array([place.position]), utm_zone)[0]
+        )
+        return EstimatedPlace(easting, northing, latitude, longitude, place.radius, place.matches)
+
+    def __str__(self) -> str:
+        degrees = f" ({self.latitude:.6f}, {self.longitude:.6f})" if self.latitude is not None else ""
+        radius = f" +- {self.radius:.3g} m, in {SHARE:.0%} of cases" if self.radius is not None else ""
+        return f"Estimated place: {self.easting:.2f} E {self.northing:.2f} N{degrees}{radius}"
+
+
+def estimate_places(results: SearchResult, images: ImageSet, radius: float | None = None) -> list[Place | None]:
+    """Where each query was taken, by its first matches: those whose distances have the metric of the first one's."""
+    first = results.first(min(MATCHES, results.metric.count(results.metric[0])))
+    return [
+        estimate_place(np.asarray(images.utms[indices]), distances, radius)
+        for distances, indices in zip(first.distances, first.indices, strict=True)
+    ]
 
 
 def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:
@@ -79,9 +123,13 @@ def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:
 def _positions(images: ImageSet, indices: np.ndarray) -> list[list[float | None]]:
     """[easting, northing, latitude, longitude] of each of these images."""
     utms = np.asarray(images.utms[indices])
-    degrees = degrees_of_utm(utms, images.utm_zone) if images.utm_zone else np.full_like(utms, np.nan)
-    rows = np.hstack([utms, degrees]).tolist()
+    rows = np.hstack([utms, _degrees(utms, images.utm_zone)]).tolist()
     return [[value if np.isfinite(value) else None for value in row] for row in rows]
+
+
+def _degrees(utms: np.ndarray, utm_zone: str | None) -> np.ndarray:
+    """Latitudes and longitudes [N, 2]; NaN without a zone."""
+    return degrees_of_utm(utms, utm_zone) if utm_zone else np.full_like(utms, np.nan)
 
 
 def table_lines(matches: list[Match], *, positions: bool, degrees: bool) -> list[str]:

@@ -1,0 +1,51 @@
+"""Where an image was taken: a position estimated from those of its first matches."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+MATCHES = 10  # from which a position is estimated
+REACH = 25.0  # metres; matches this near each other show the same place
+DECAY = 0.1  # a match that is farther than the first by this share of its distance has the weight 1/e
+SHARE = 0.9  # of the places that lie within a calibrated radius
+
+
+class Place(NamedTuple):
+    """An estimated position. position: easting and northing in metres; radius: in metres around it, within which the
+    image was taken in the share SHARE of cases, or None if no evaluation calibrated it; matches: how many agree.
+    """
+
+    position: tuple[float, float]
+    radius: float | None
+    matches: int
+
+
+def estimate_place(positions: np.ndarray, distances: np.ndarray, radius: float | None = None) -> Place | None:
+    """The middle of the densest group of matches; None if no match has a position.
+
+    positions: [K, 2] in metres, NaN where unknown, best match first, of which the first MATCHES count; distances: [K],
+    ascending, of any metric. A match weighs exp(-e / DECAY), where e is how much farther it is than the first, relative
+    to the first one's distance. A group is a match and those within REACH of it. The group with the largest weight
+    wins, of equal ones that of the better match, and the position is the weighted mean of its members: a wrong match
+    far away, even the first one, does not move it.
+    """
+    known = np.isfinite(positions[:MATCHES]).all(axis=1)
+    places, near = positions[:MATCHES][known].astype(np.float64), distances[:MATCHES][known].astype(np.float64)
+    if not len(places):
+        return None
+    weights = np.exp(-(near - near[0]) / (DECAY * max(near[0], 1e-9)))
+    together = np.linalg.norm(places[:, None] - places, axis=2) <= REACH
+    group = together[(together * weights).sum(axis=1).argmax()]
+    easting, northing = np.average(places[group], axis=0, weights=weights[group]).tolist()
+    return Place((easting, northing), radius, int(group.sum()))
+
+
+def calibrated_radius(errors: np.ndarray) -> float | None:
+    """The radius that holds the true position in the share SHARE of further cases like these; None for too few.
+
+    errors: [N], metres between true and estimated positions. Split conformal prediction (Vovk et al., 2005): the
+    ceil((N + 1) * SHARE)-th smallest error.
+    """
+    rank = math.ceil((len(errors) + 1) * SHARE)
+    return float(np.sort(errors)[rank - 1]) if rank <= len(errors) else None
