@@ -16,7 +16,7 @@ from pathlib import Path
 
 from datasets.benchmark import ImageSet
 from datasets.layouts import find_images
-from model import InputError
+from model import InputError, sequences
 from model.files import MAX_NAME_BYTES
 from model.places import MATCHES
 from model.weights import load_model
@@ -26,6 +26,7 @@ from utils.retrieval.extraction import Extractor, extract, prepare, settle_image
 from utils.retrieval.index import IndexMetadata, open_index
 from utils.retrieval.matches import Answer, EstimatedPlace, estimate_places, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
+from utils.retrieval.sequences import search_sequences
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
@@ -50,7 +51,7 @@ def main(args: SearchArguments) -> None:
     model = load_model(index.metadata.model_config, source)
     warn_of_large_images(index.metadata.image_config.resize)
     index.require_compatible(IndexMetadata.of(model, settings, pca=index.pca))
-    acceptance = find_acceptance(args.accept, distance_kind(index.metadata), args.index)
+    acceptance = find_acceptance(args.accept, distance_kind(index.metadata, args.search.sequence), args.index)
     if acceptance:
         print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
@@ -59,8 +60,11 @@ def main(args: SearchArguments) -> None:
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
     rerank_num = args.search.rerank_num if model.config.rerank else 0
-    k = max(args.results, MATCHES)
+    length = args.search.sequence
+    k = max(args.results, MATCHES, sequences.MATCHES if length > 1 else 1)
     stages = search_and_rerank(index.features(), queries, k, rerank_num=rerank_num, device=settings.device)
+    if length > 1:
+        stages.append(search_sequences(stages[-1], queries.images, index.images, length=length))
 
     # ---- Report: a table for each image, or one JSON object for all; then pictures, if wanted
     found = list_matches(stages[-1].first(args.results), index.images)

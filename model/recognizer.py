@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .calibration import PRECISIONS, Calibration, DistanceKind
+from .calibration import PRECISIONS, Calibration, DistanceKind, Threshold
 from .config import ImageConfig, check_image_size
 from .errors import InputError
 from .fingerprint import fingerprint
@@ -19,6 +19,8 @@ from .network import CODE_BITS, GeoLocalizationNet
 from .places import MATCHES, Place, estimate_place
 from .resizing import resize_pixels
 from .rows import Description, Rows, search
+from .sequences import MATCHES as SEQUENCE_MATCHES
+from .sequences import Frames, match_sequences, metric_of
 from .weights import load_any_model
 
 BATCH = 8  # images that are described at a time
@@ -66,7 +68,7 @@ class PlaceRecognizer:
     An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
     call any method at the same time. Everything is kept in memory: 64 bytes and 4 bytes per dimension an image, and up
-    to twice that while there is room to grow. Attributes: resize; rerank_num; max_distance, see `accept`.
+    to twice that while there is room to grow. Attributes: resize; rerank_num.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -90,8 +92,7 @@ class PlaceRecognizer:
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
-        self.max_distance: float | None = None
-        self._radius: float | None = None  # of places within max_distance
+        self._accepted: dict[int, Threshold] = {}  # {frames of a sequence: the threshold of `accept`}
         self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
         self._rows = Rows()
@@ -163,7 +164,7 @@ class PlaceRecognizer:
         """
         if k < 1:
             raise InputError(f"k is {k}. Expected 1 or more.")
-        limit = self.max_distance if max_distance is None else max_distance
+        limit = self._limit(max_distance, frames=1)
         features = self._features(images, bgr=bgr)
         snapshot = self._rows.snapshot()
         mask = None if among is None else self._mask(among, len(snapshot.removed))
@@ -178,21 +179,59 @@ class PlaceRecognizer:
             )
         ]
 
-    def accept(self, calibration: str | Path, *, precision: int = 99) -> float:
+    def search_sequence(
+        self, frames: Any, k: int = 5, *, times: Any = None, max_distance: float | None = None, bgr: bool = False
+    ) -> list[Match]:
+        """The k best of the remembered images for the last of some frames, by the mean distance of all: see
+        match_sequences. There are fewer within max_distance, as in `search`.
+
+        frames: the latest ones of a recording, in order, or a Description of them. Without times, the remembered images
+        count as recorded in the order of ids, as often as the frames; times: [N] of the frames, in the unit of those
+        that `add` was given. Raises InputError if one is not known.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}. Expected 1 or more.")
+        features = self._features(frames, bgr=bgr)
+        snapshot, length, depth = self._rows.snapshot(), len(features), max(k, SEQUENCE_MATCHES)
+        found = [search(snapshot, frame, depth, rerank_num=self.rerank_num, among=None) for frame in _each(features)]
+        if not len(found[0].rows):
+            return []
+        count = len(snapshot.removed)
+        if times is None:
+            own, known = np.arange(length), np.arange(count)
+        else:
+            own, known = np.array([entry.time for entry in _entries(length, None, None, times)]), self._times(count)
+        distances, rows = match_sequences(
+            np.stack([each.distances for each in found]),
+            np.stack([each.rows for each in found]),
+            queries=Frames(np.zeros(length, np.int64), own),
+            database=Frames(np.zeros(count, np.int64), known),
+            length=length,
+        )
+        last = int(own.argmax())
+        limit, metric = self._limit(max_distance, frames=length), metric_of(found[0].metric, length)
+        return [
+            Match(row, distance, metric, *self._entries[row])
+            for row, distance in zip(rows[last, :k].tolist(), distances[last, :k].tolist(), strict=True)
+            if limit is None or distance <= limit
+        ]
+
+    def accept(self, calibration: str | Path, *, precision: int = 99, frames: int = 1) -> float:
         """Takes the threshold up to which first matches of an evaluation had this precision, in percent: 95, 99 or 100.
-        From then on it is the max_distance of searches that state none. Returns it.
+        From then on it is the max_distance of calls that state none: of `search` and `locate`, or of search_sequence
+        with so many frames, the --sequence of the evaluation. Returns it.
 
         calibration: the evaluation's calibration.json, or results.json. Raises InputError if it is about another model,
-        resize or metric, or if no distance reached the precision.
+        resize, metric or number of frames, or if no distance reached the precision.
         """
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision is {precision}. Choose from: {', '.join(PRECISIONS)}.")
-        threshold = Calibration.read(calibration, self._distance_kind()).thresholds[str(precision)]
+        threshold = Calibration.read(calibration, self._distance_kind(frames)).thresholds[str(precision)]
         if threshold is None:
             raise InputError(
                 f"{calibration}: no distance reached {precision} % precision. Choose a lower one, or give max_distance."
             )
-        self.max_distance, self._radius = threshold.distance, threshold.radius
+        self._accepted[frames] = threshold
         return threshold.distance
 
     def locate(self, images: Any, *, max_distance: float | None = None, bgr: bool = False) -> list[Place | None]:
@@ -201,7 +240,8 @@ class PlaceRecognizer:
 
         See estimate_place. A place has a radius if `accept` has read one for the threshold that applies.
         """
-        limit, radius = (self.max_distance, self._radius) if max_distance is None else (max_distance, None)
+        limit = self._limit(max_distance, frames=1)
+        radius = self._accepted[1].radius if max_distance is None and 1 in self._accepted else None
         places = list[Place | None]()
         for matches in self.search(images, MATCHES, max_distance=np.inf, bgr=bgr):
             is_known = bool(matches) and (limit is None or matches[0].distance <= limit)
@@ -280,8 +320,21 @@ class PlaceRecognizer:
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
-    def _distance_kind(self) -> DistanceKind:
-        """The kind of the distances that searches give."""
+    def _limit(self, max_distance: float | None, *, frames: int) -> float | None:
+        """The largest distance of a match: that of a call, or else of `accept`; None for any."""
+        if max_distance is None and frames in self._accepted:
+            return self._accepted[frames].distance
+        return max_distance
+
+    def _times(self, count: int) -> np.ndarray:
+        """The times of the first `count` images. Raises InputError if one is not known."""
+        times = [entry.time for entry in self._entries[:count]]
+        if None in times:
+            raise InputError(f"Image {times.index(None)} has no time. Give `add` the times of all, or search without.")
+        return np.array(times)
+
+    def _distance_kind(self, frames: int) -> DistanceKind:
+        """The kind of the distances that searches give for sequences of so many frames."""
         has_floats = self._model.config.has_float_branch
         return DistanceKind(
             weights_sha256=fingerprint(self._model.original),
@@ -289,7 +342,7 @@ class PlaceRecognizer:
             antialias=self._antialias,
             descriptor_dim=self._model.descriptor_dim or CODE_BITS,
             test_method="hard_resize",
-            metric="l2" if has_floats else "hamming",
+            metric=metric_of("l2" if has_floats else "hamming", frames),
         )
 
     def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -118,4 +118,5 @@ class SearchArguments:
             raise InputError("--model names the model. Give either that or --resume.")
         for name in ("trust_index", "allow_incomplete_index"):
             check_folder_flag(name, getattr(self, name), self.index)
+        check_folder_flag("sequence", self.search.sequence > 1, self.index)
         warn_if_slow(self.extraction.device, self.extraction.precision)

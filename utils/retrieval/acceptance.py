@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from model.calibration import CALIBRATION, Calibration, DistanceKind
 from model.network import CODE_BITS
+from model.sequences import metric_of
 from utils.retrieval.config import AcceptConfig, EngineAddress
 from utils.retrieval.index import IndexMetadata
 
@@ -24,15 +25,17 @@ class Acceptance(NamedTuple):
         return self.max_distance is not None and distance <= self.max_distance
 
 
-def distance_kind(index: IndexMetadata) -> DistanceKind:
-    """The kind of the distances that a search in an index gives, after re-ranking if there are descriptors."""
+def distance_kind(index: IndexMetadata, sequence: int) -> DistanceKind:
+    """The kind of the distances that a search in an index gives, after re-ranking if there are descriptors, for
+    sequences of so many frames.
+    """
     return DistanceKind(
         weights_sha256=index.weights_sha256,
         image_size=index.image_config.resize,
         antialias=index.antialias,
         descriptor_dim=index.descriptor_dim or CODE_BITS,
         test_method="hard_resize",
-        metric="l2" if index.descriptor_dim else "hamming",
+        metric=metric_of("l2" if index.descriptor_dim else "hamming", sequence),
     )
 
 

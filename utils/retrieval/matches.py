@@ -136,13 +136,14 @@ def table_lines(matches: list[Match], *, positions: bool, degrees: bool) -> list
     """The table of one query's matches, with or without columns for UTM positions, and for degrees."""
     columns = [*(UTM_COLUMNS if positions else ()), *(DEGREE_COLUMNS if degrees else ())]
     names = "".join(f"  {name:>{width}}" for name, width, _ in columns)
-    lines = [f"{'rank':>4}  {'distance':>16}{names}  image"]
+    wide = max([len("hamming"), *(len(match.metric) for match in matches)])
+    lines = [f"{'rank':>4}  {'distance':>{9 + wide}}{names}  image"]
     for match in matches:
         numbers = [getattr(match, name) for name, *_ in columns]
         texts = [
             f"  {number:>{width}.{digits}f}" if number is not None else f"  {'unknown':>{width}}"
             for number, (_, width, digits) in zip(numbers, columns, strict=True)
         ]
-        distance = f"{match.distance:>8.4g} {match.metric:<7}"
+        distance = f"{match.distance:>8.4g} {match.metric:<{wide}}"
         lines.append(f"{match.rank:>4}  {distance}{''.join(texts)}  {printable(match.path)}")
     return lines

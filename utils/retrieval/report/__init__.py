@@ -110,6 +110,7 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     return {
         "recalls": final,
         "recall_intervals": {n: wilson_interval(value, len(correct)) for n, value in final.items()},
+        "stage_recalls": recalls,
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
         "conditions": conditions,

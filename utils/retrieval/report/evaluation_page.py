@@ -28,8 +28,8 @@ FAILURE_SHARE = 0.8  # of the gallery, where there are enough failures and succe
 OUTCOMES = {
     "wrong": "wrong first prediction",
     "right": "right first prediction",
-    "corrected": "corrected by re-ranking",
-    "spoilt": "spoilt by re-ranking",
+    "corrected": "corrected after the first stage",
+    "spoilt": "spoilt after the first stage",
     "none": "no positive exists",
 }
 
