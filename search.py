@@ -16,14 +16,17 @@ from pathlib import Path
 
 from datasets.image_set import ImageSet
 from datasets.layouts import find_images
+from model import sequences
 from model.files import MAX_NAME_BYTES
+from model.places import MATCHES
 from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.acceptance import distance_kind, find_acceptance
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.index import metadata_of, open_indexes, turned_as, weights_of
-from utils.retrieval.matches import Answer, list_matches, table_lines
+from utils.retrieval.matches import Answer, EstimatedPlace, estimate_places, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
+from utils.retrieval.sequences import search_sequences
 from utils.runtime.atomic_files import make_folder
 from utils.runtime.script import cli_main
 from utils.runtime.terminal import printable
@@ -49,7 +52,7 @@ def main(args: SearchArguments) -> None:
     warn_of_large_images(index.metadata.image_config.resize)
     index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
-    acceptance = find_acceptance(args.accept, distance_kind(index.metadata), calibrated)
+    acceptance = find_acceptance(args.accept, distance_kind(index.metadata, args.search.sequence), calibrated)
     if acceptance:
         print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
@@ -58,19 +61,21 @@ def main(args: SearchArguments) -> None:
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
     rerank_num = args.search.rerank_num if model.config.rerank else 0
-    stages = search_and_rerank(index.features(), queries, args.results, rerank_num=rerank_num, device=settings.device)
+    length = args.search.sequence
+    k = max(args.results, MATCHES, sequences.MATCHES if length > 1 else 1)
+    stages = search_and_rerank(index.features(), queries, k, rerank_num=rerank_num, device=settings.device)
+    if length > 1:
+        stages.append(search_sequences(stages[-1], queries.images, index.images, length=length))
 
     # ---- Report: a table for each image, or one JSON object for all; then pictures, if wanted
     found = list_matches(stages[-1].first(args.results), index.images)
-    answers = [
-        Answer(
-            image=image,
-            picture=args.save_pictures and args.save_pictures / picture_name(i + 1, image),
-            accepted=acceptance.accepts(matches[0].distance) if acceptance else None,
-            matches=matches,
-        )
-        for i, (image, matches) in enumerate(zip(images, found, strict=True))
-    ]
+    places = estimate_places(stages[-1], index.images, acceptance.radius if acceptance else None)
+    answers = []
+    for i, (image, matches, place) in enumerate(zip(images, found, places, strict=True)):
+        picture = args.save_pictures and args.save_pictures / picture_name(i + 1, image)
+        accepted = acceptance.accepts(matches[0].distance) if acceptance else None
+        known_place = None if accepted is False else EstimatedPlace.of(place)
+        answers.append(Answer(image, picture, accepted, known_place, matches))
     if args.json:
         weights = str(source) if isinstance(source, Path) else "published"
         content = {
@@ -103,6 +108,8 @@ def print_tables(answers: list[Answer]) -> None:
     for answer in answers:
         print(printable(f"\n{answer.image}{': ' if answer.verdict else ''}{answer.verdict}"))
         print("\n".join(table_lines(answer.matches, metres=has_metres, degrees=has_degrees)))
+        if answer.place:
+            print(answer.place)
         if answer.picture:
             print(printable(f"Picture: {answer.picture}"))
     sys.stdout.flush()

@@ -1,5 +1,6 @@
 """What the file names of benchmarks tell, as VPR-datasets-downloader writes them: fields separated by @."""
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ LAYOUT = "@easting@northing@zone@letter@lat@lon@id@tile@heading@pitch@roll@heigh
 EASTING, NORTHING, ZONE, BAND, LAT, LON, IMAGE_ID, TILE, HEADING, TIMESTAMP, NOTE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14
 ZONE_NUMBER, LATITUDE_BAND = re.compile("0?[1-9]|[1-5][0-9]|60"), re.compile("[C-HJ-NP-X]")
 EXPECTED_NAME = "Expected @<utm_easting>@<utm_northing>@...@.jpg with two numbers."
+SUFFIX, LAST_NUMBER = re.compile(r"\.[A-Za-z]\w*$"), re.compile(r"\d+(?:\.\d+)?")
 MSLS_NOTE = re.compile(r"(?P<light>day|night)_(?P<view>forward|backward|sideways)_(?P<city>.+)")
 
 
@@ -71,6 +73,25 @@ def mapillary_conditions(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
         for value in sorted({note[group] for note in notes if note}):
             conditions[value] = [i for i, note in enumerate(notes) if note and note[group] == value]
     return {name: np.array(indices) for name, indices in conditions.items()} if all(notes) else {}
+
+
+def frame_of(path: str | Path) -> tuple[str, float]:
+    """The recording of which an image is a frame, and the frame's number, or its time, in it.
+
+    The number is the last one in the file name, and what comes before it, with the folder, names the recording. Of
+    names in LAYOUT it is the timestamp in the recording of the folder, or else the id counts in place of the name, or
+    what follows the position. An image without a number is a recording of its own.
+    """
+    folder, name = os.path.split(path)
+    fields = name.split("@")
+    text = SUFFIX.sub("", name)
+    if len(fields) > NORTHING + 1:
+        time = number_of(_field(path, TIMESTAMP))
+        if math.isfinite(time):
+            return folder, time
+        text = image_key(path) or SUFFIX.sub("", fields[NORTHING + 1])
+    *_, last = (None, *LAST_NUMBER.finditer(text))
+    return (os.path.join(folder, text[: last.start()]), float(last[0])) if last else (str(path), 0.0)
 
 
 def _field(path: str | Path, number: int) -> str:

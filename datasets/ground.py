@@ -80,6 +80,12 @@ class Ground:
             metres[is_elsewhere] = distance_metres(database.degrees[images][is_elsewhere], queries.degrees[query])
         return metres
 
+    def metres_to_places(self, utms: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+        """The distance [Q] of each query to a place of its own, in metres [Q, 2] and degrees [Q, 2]; NaN if unknown."""
+        if self.is_flat:
+            return np.linalg.norm(utms - self.queries.utms, axis=1)
+        return distance_metres(degrees, self.queries.degrees)
+
     def on_map(self, images: ImageSet) -> np.ndarray:
         """Metres [n, 2] east and north on a map of both sets; NaN where unknown."""
         if self.is_flat:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .inference import InferenceModel, prepare_for_inference
     from .loops import Loop
     from .network import GeoLocalizationNet, HashingOutput, TwoBranchOutput
+    from .places import Place
     from .recognizer import Match, PlaceRecognizer
     from .rows import Description
     from .weights import load_any_model
@@ -27,6 +28,7 @@ _MODULES = {  # {name: the module that has it}
     "InferenceModel": "inference",
     "Loop": "loops",
     "Match": "recognizer",
+    "Place": "places",
     "PlaceRecognizer": "recognizer",
     "TwoBranchOutput": "network",
     "load_any_model": "weights",
@@ -47,6 +49,7 @@ __all__ = [
     "Match",
     "ModelChoice",
     "ModelConfig",
+    "Place",
     "PlaceRecognizer",
     "TwoBranchOutput",
     "load_any_model",

@@ -29,16 +29,26 @@ class DistanceKind(NamedTuple):
     metric: str
 
 
+class Threshold(NamedTuple):
+    """The largest distance up to which first matches have a precision, and the radius in metres around the places that
+    `estimate_place` gives for them (see calibrated_radius; None if there were too few of them). queries: the number of
+    queries within it, on which both rest.
+    """
+
+    distance: float
+    radius: float | None
+    queries: int
+
+
 class Calibration(NamedTuple):
     """What an evaluation found out about the distances of first matches.
 
-    source: the file; kind: of the distances; thresholds: {key of PRECISIONS: the largest distance up to which first
-    matches have that precision, or None if there is none}.
+    source: the file; kind: of the distances; thresholds: {key of PRECISIONS: the threshold, or None if there is none}.
     """
 
     source: str
     kind: DistanceKind
-    thresholds: dict[str, float | None]
+    thresholds: dict[str, Threshold | None]
 
     @staticmethod
     def read(path: str | Path, kind: DistanceKind) -> "Calibration":
@@ -71,18 +81,20 @@ def _parse(source: str, content: dict[str, Any]) -> Calibration:
     """Raises LookupError, TypeError or ValueError for what no evaluation writes."""
     first_match = content["first_match"]
     given = {**content, "metric": first_match["metric"], "image_size": tuple(content["image_size"])}
-    points = {name: first_match["at_precision"][name] for name in PRECISIONS}
+    points, count = {name: first_match["at_precision"][name] for name in PRECISIONS}, content["queries"]
     return Calibration(
         source=source,
         kind=DistanceKind(**{name: given[name] for name in DistanceKind._fields}),
-        thresholds={name: None if point is None else _finite(point["distance"]) for name, point in points.items()},
+        thresholds={name: None if point is None else _threshold(point, count) for name, point in points.items()},
     )
 
 
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not np.isfinite(value):
-        raise ValueError(f"the distance {value}")
-    return float(value)
+def _threshold(point: dict[str, Any], queries: int) -> Threshold:
+    distance, radius, accepted = point["distance"], point["radius"], point["accepted"] * queries
+    for value in (distance, 0 if radius is None else radius, accepted):
+        if isinstance(value, bool) or not np.isfinite(value):
+            raise ValueError(f"the number {value}")
+    return Threshold(float(distance), None if radius is None else float(radius), round(accepted))
 
 
 class PrecisionRecall(NamedTuple):

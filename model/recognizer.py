@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .calibration import PRECISIONS, Calibration, DistanceKind
+from .calibration import PRECISIONS, Calibration, DistanceKind, Threshold
 from .config import CODE_BITS, ImageConfig, LoopConfig, check_image_size
 from .entries import Entries, make_entries
 from .errors import InputError
@@ -21,8 +21,11 @@ from .index.pca import PCA
 from .inference import dtype_of, prepare_for_inference
 from .loops import Loop, find_loops
 from .network import GeoLocalizationNet
+from .places import MATCHES, Place, estimate_place
 from .resizing import resize_pixels
 from .rows import Description, Rows, Snapshot, search
+from .sequences import MATCHES as SEQUENCE_MATCHES
+from .sequences import Frames, match_sequences, metric_of
 from .weights import load_any_model
 from .zoo import PublishedModel, find_model
 
@@ -59,7 +62,7 @@ class PlaceRecognizer:
     `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
     call any method at the same time. What is added is kept in memory: 64 bytes and 4 bytes per dimension an image, and
     up to twice that while there is room to grow; descriptors of an index that was opened stay on the disk. Attributes:
-    resize; rerank_num; max_distance, see `accept`.
+    resize; rerank_num.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -85,7 +88,7 @@ class PlaceRecognizer:
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
         self.rerank_num = rerank_num
-        self.max_distance: float | None = None
+        self._accepted: dict[int, Threshold] = {}  # {frames of a sequence: the threshold of `accept`}
         self._model = prepare_for_inference(network, dtype, device=self.device)
         self._computing, self._adding = threading.Lock(), threading.Lock()
         self._precision = precision
@@ -159,7 +162,7 @@ class PlaceRecognizer:
         """
         if k < 1:
             raise InputError(f"k is {k}. Expected 1 or more.")
-        limit = self.max_distance if max_distance is None else max_distance
+        limit = self._limit(max_distance, frames=1)
         features = self._features(images, bgr=bgr)
         snapshot = self._rows.snapshot()
         mask = None if among is None else _mask(snapshot, among)
@@ -174,22 +177,79 @@ class PlaceRecognizer:
             )
         ]
 
-    def accept(self, calibration: str | Path, *, precision: int = 99) -> float:
+    def search_sequence(
+        self, frames: Any, k: int = 5, *, times: Any = None, max_distance: float | None = None, bgr: bool = False
+    ) -> list[Match]:
+        """The k best of the remembered images for the last of some frames, by the mean distance of all: see
+        match_sequences. There are fewer within max_distance, as in `search`.
+
+        frames: the latest ones of a recording, in order, or a Description of them. Without times, the remembered images
+        count as recorded in the order of ids, as often as the frames; times: [N] of the frames, in the unit of those
+        that `add` was given. Raises InputError if one is not known.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}. Expected 1 or more.")
+        features = self._features(frames, bgr=bgr)
+        snapshot, length, depth = self._rows.snapshot(), len(features), max(k, SEQUENCE_MATCHES)
+        found = [search(snapshot, frame, depth, rerank_num=self.rerank_num, among=None) for frame in _each(features)]
+        if not len(found[0].rows):
+            return []
+        count = len(snapshot.removed)
+        if times is None:
+            own, known = np.arange(length), np.arange(count)
+        else:
+            entries = make_entries(features, length, None, None, times)
+            own, known = np.array([entry.time for entry in entries]), self._times(count)
+        distances, rows = match_sequences(
+            np.stack([each.distances for each in found]),
+            np.stack([each.rows for each in found]),
+            queries=Frames(np.zeros(length, np.int64), own),
+            database=Frames(np.zeros(count, np.int64), known),
+            length=length,
+        )
+        last = int(own.argmax())
+        limit, metric = self._limit(max_distance, frames=length), metric_of(found[0].metric, length)
+        return [
+            Match(int(snapshot.ids[row]), distance, metric, *self._entries[row][:4])
+            for row, distance in zip(rows[last, :k].tolist(), distances[last, :k].tolist(), strict=True)
+            if limit is None or distance <= limit
+        ]
+
+    def accept(self, calibration: str | Path, *, precision: int = 99, frames: int = 1) -> float:
         """Takes the threshold up to which first matches of an evaluation had this precision, in percent: 95, 99 or 100.
-        From then on it is the max_distance of searches that state none. Returns it.
+        From then on it is the max_distance of calls that state none: of `search` and `locate`, or of search_sequence
+        with so many frames, the --sequence of the evaluation. Returns it.
 
         calibration: the evaluation's calibration.json, or results.json. Raises InputError if it is about another model,
-        resize or metric, or if no distance reached the precision.
+        resize, metric or number of frames, or if no distance reached the precision.
         """
         if str(precision) not in PRECISIONS:
             raise InputError(f"precision is {precision}. Choose from: {', '.join(PRECISIONS)}.")
-        threshold = Calibration.read(calibration, self._distance_kind()).thresholds[str(precision)]
+        threshold = Calibration.read(calibration, self._distance_kind(frames)).thresholds[str(precision)]
         if threshold is None:
             raise InputError(
                 f"{calibration}: no distance reached {precision} % precision. Choose a lower one, or give max_distance."
             )
-        self.max_distance = threshold
-        return threshold
+        self._accepted[frames] = threshold
+        return threshold.distance
+
+    def locate(self, images: Any, *, max_distance: float | None = None, bgr: bool = False) -> list[Place | None]:
+        """Where each image was taken; None for an unknown place, whose nearest match is beyond
+        max_distance (None: that of `accept`, if it was called), and where no match has a position.
+
+        See estimate_place. A place has a radius if `accept` has read one for the threshold that applies.
+        """
+        limit = self._limit(max_distance, frames=1)
+        radius = self._accepted[1].radius if max_distance is None and 1 in self._accepted else None
+        places = list[Place | None]()
+        for matches in self.search(images, MATCHES, max_distance=np.inf, bgr=bgr):
+            is_known = bool(matches) and (limit is None or matches[0].distance <= limit)
+            unknown = (np.nan, np.nan)
+            positions = np.array([match.position or unknown for match in matches]).reshape(-1, 2)
+            degrees = np.array([match.degrees or unknown for match in matches]).reshape(-1, 2)
+            distances = np.array([match.distance for match in matches])
+            places.append(estimate_place(positions, distances, radius, degrees=degrees) if is_known else None)
+        return places
 
     def find_loops(
         self,
@@ -317,16 +377,29 @@ class PlaceRecognizer:
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
-    def _distance_kind(self) -> DistanceKind:
-        """The kind of the distances that searches give."""
+    def _limit(self, max_distance: float | None, *, frames: int) -> float | None:
+        """The largest distance of a match: that of a call, or else of `accept`; None for any."""
+        if max_distance is None and frames in self._accepted:
+            return self._accepted[frames].distance
+        return max_distance
+
+    def _times(self, count: int) -> np.ndarray:
+        """The times of the first `count` images. Raises InputError if one is not known."""
+        times = [self._entries[row].time for row in range(count)]
+        if None in times:
+            raise InputError(f"Image {times.index(None)} has no time. Give `add` the times of all, or search without.")
+        return np.array(times)
+
+    def _distance_kind(self, frames: int) -> DistanceKind:
+        """The kind of the distances that searches give for sequences of so many frames."""
         has_floats = self._model.config.has_float_branch
         return DistanceKind(
             weights_sha256=fingerprint(self._model.original),
             image_size=self.resize,
             antialias=self._antialias,
-            descriptor_dim=self._model.descriptor_dim or CODE_BITS,
+            descriptor_dim=(self._pca.dim if self._pca else self._model.descriptor_dim) or CODE_BITS,
             test_method="hard_resize",
-            metric="l2" if has_floats else "hamming",
+            metric=metric_of("l2" if has_floats else "hamming", frames),
         )
 
     def _forward(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:

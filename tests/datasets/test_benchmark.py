@@ -9,7 +9,7 @@ from geographiclib.geodesic import Geodesic
 from helpers.photos import make_split
 
 from datasets.benchmark import Benchmark
-from datasets.file_names import utm_position
+from datasets.file_names import frame_of, utm_position
 from datasets.ground import Ground, find_far, find_positives
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
@@ -229,3 +229,22 @@ def test_positives_are_those_at_most_the_threshold_away(seed, size):
             ]
             assert positives.tolist() == naive
             assert positives.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("path", "recording", "time"),
+    [
+        ("a/day_left_007.jpg", "a/day_left_", 7),
+        ("a/f10_hall_frame_000016.jpg", "a/f10_hall_frame_", 16),
+        ("a/1403636579.763555.png", "a/", 1403636579.763555),
+        ("tour.mp4#t=12.40", "tour.mp4#t=", 12.4),
+        ("a/@500010.00@6950000.00@0000001@.jpg", "a/", 1),
+        ("a/@0@1000@day_left_100@.jpg", "a/day_left_", 100),
+        ("a/@1@2@32@T@53@10@pano_12@1@90@@@@@@.jpg", "a/pano_", 12),
+        ("a/@1@2@32@T@53@10@pano_12@1@90@@@@1554.5@@.jpg", "a", 1554.5),
+        ("a/church.jpg", "a/church.jpg", 0),
+        ("a/@1@2@.jpg", "a/@1@2@.jpg", 0),
+    ],
+)
+def test_the_recording_and_the_number_of_a_frame(path, recording, time):
+    assert frame_of(path) == (recording, time)

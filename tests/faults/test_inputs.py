@@ -230,14 +230,15 @@ COMMANDS: dict[str, type] = {
 }
 NUMERIC = {
     "eval.py": (
-        "infer_batch_size num_workers memory_share seed recall_values val_positive_dist_threshold resize pca_dim"
+        "infer_batch_size num_workers memory_share seed recall_values val_positive_dist_threshold resize pca_dim "
+        "sequence"
     ).split(),
     "train.py": (
         "epochs_num patience train_batch_size images_per_place randaugment_ops lr warmup_steps ema weight_decay seed "
         "num_workers infer_batch_size memory_share recall_values val_positive_dist_threshold image_size resize"
     ).split(),
     "build_index.py": "infer_batch_size num_workers resize".split(),
-    "search.py": "results rerank_num infer_batch_size".split(),
+    "search.py": "results rerank_num infer_batch_size sequence".split(),
 }
 NUMERIC["eval_rerank.py"] = [*NUMERIC["eval.py"], "rerank_num", "ivf"]
 NUMERIC["train_hashing.py"] = [*NUMERIC["train.py"], "pair_fraction"]

@@ -7,13 +7,21 @@ import pytest
 from sklearn.metrics import auc, precision_recall_curve
 
 from model import InputError
-from model.calibration import PRECISIONS, Calibration, DistanceKind, precision_recall
+from model.calibration import PRECISIONS, Calibration, DistanceKind, Threshold, precision_recall
 from utils.retrieval.config import ACCEPT_PRECISIONS
 
 KIND = DistanceKind("ab12", (56, 70), True, 512, "hard_resize", "l2")
 CONTENT = {
     **KIND._asdict(),
-    "first_match": {"metric": "l2", "at_precision": {"95": {"distance": 0.7}, "99": {"distance": 0}, "100": None}},
+    "first_match": {
+        "metric": "l2",
+        "at_precision": {
+            "95": {"distance": 0.7, "radius": 12, "accepted": 0.3},
+            "99": {"distance": 0, "radius": None, "accepted": 0.1},
+            "100": None,
+        },
+    },
+    "queries": 70,
 }
 
 
@@ -24,7 +32,8 @@ def test_the_flag_offers_the_precisions_of_the_thresholds():
 def test_thresholds_are_read_from_a_file(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(CONTENT))
     found = Calibration.read(tmp_path / "c.json", KIND)
-    assert found.thresholds == {"95": 0.7, "99": 0.0, "100": None} and found.kind == KIND
+    assert found.thresholds == {"95": Threshold(0.7, 12.0, 21), "99": Threshold(0.0, None, 7), "100": None}
+    assert found.kind == KIND
 
 
 @pytest.mark.parametrize(
@@ -36,9 +45,10 @@ def test_thresholds_are_read_from_a_file(tmp_path):
         ("[" * 100_000, "Cannot read"),
         ("{}", "holds no calibration: KeyError"),
         (json.dumps({**CONTENT, "first_match": {"metric": "l2", "at_precision": {}}}), "holds no calibration"),
-        (json.dumps(CONTENT).replace("0.7", "NaN"), "holds no calibration: .*the distance nan"),
+        (json.dumps(CONTENT).replace("0.7", "NaN"), "holds no calibration: .*the number nan"),
         (json.dumps(CONTENT).replace("0.7", '"near"'), "holds no calibration"),
         (json.dumps(CONTENT).replace("0.7", "true"), "holds no calibration"),
+        (json.dumps(CONTENT).replace('"radius": 12', '"radius": Infinity'), "holds no calibration"),
         (json.dumps({**CONTENT, "antialias": False}), r"other distances: antialias False \(now True\)"),
     ],
 )

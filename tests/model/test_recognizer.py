@@ -11,7 +11,7 @@ from helpers.processes import NOT_TORCH, ROOT, run_python
 from PIL import Image
 
 from datasets.image_set import ImageSet
-from model import Description, InputError, Loop, PlaceRecognizer
+from model import Description, InputError, Loop, Place, PlaceRecognizer
 from model.fingerprint import fingerprint
 from model.image_files import load_image
 from model.images import rgb_pixels
@@ -21,6 +21,7 @@ from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, extract, prepare
 from utils.retrieval.features import Features
 from utils.retrieval.search import search_and_rerank
+from utils.retrieval.sequences import search_sequences
 
 SIZE = (56, 70)
 MODELS = {mode: filled(build("vit-nano", **flags)) for mode, flags in MODES.items()}
@@ -250,25 +251,89 @@ def test_an_unknown_place_has_no_match():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
     recognizer = recognizer_of(mode)
-    recognizer.add([photo(0), photo(1)], names=["square", "street"])
+    recognizer.add([photo(0), photo(1)], names=["square", "street"], positions=[[0, 0], [500, 7]])
+    assert recognizer.locate(photo(1), max_distance=1000) == [Place((500.0, 7.0), None, 1)]
     metric = "hamming" if mode == "hashing" else "l2"
-    points = {"95": {"distance": 0.01}, "99": {"distance": 0.0}, "100": None}
+    points = {"95": {"distance": 0.01, "radius": 8, "accepted": 1}, "100": None}
+    points["99"] = {"distance": 0, "radius": None, "accepted": 0}
     settings = {"weights_sha256": fingerprint(MODELS[mode]), "image_size": SIZE, "antialias": True}
-    settings |= {"descriptor_dim": 512, "test_method": "hard_resize"}
+    settings |= {"descriptor_dim": 512, "test_method": "hard_resize", "queries": 9}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**settings, "first_match": {"metric": metric, "at_precision": points}}))
     assert len(recognizer.search(photo(2), k=2)[0]) == 2
-    assert recognizer.accept(path, precision=95) == recognizer.max_distance == 0.01
+    assert recognizer.accept(path, precision=95) == 0.01
     known, unknown = recognizer.search([photo(1), photo(2)])
     assert [match.name for match in known] == ["street"] and unknown == []
     assert len(recognizer.search(photo(2), k=2, max_distance=1000)[0]) == 2
+    assert recognizer.locate([photo(1), photo(2)]) == [Place((500.0, 7.0), 8.0, 1), None]
+    assert recognizer.locate(photo(1), max_distance=1) == [Place((500.0, 7.0), None, 1)]
     for precision, words in ((100, "no distance reached 100 %"), (98, "precision is 98")):
         with pytest.raises(InputError, match=words):
             recognizer.accept(path, precision=precision)
     path.write_text(path.read_text().replace(settings["weights_sha256"], "0" * 64))
     with pytest.raises(InputError, match="weights_sha256"):
         recognizer.accept(path)
-    assert recognizer.max_distance == 0.01
+    assert recognizer.search(photo(2)) == [[]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sequence_is_matched_as_the_scripts_do(tmp_path, mode):
+    """Numbers of frames, and times that make the same order of other ids."""
+    random, database, queries = np.random.default_rng(1), made_up(90, 1, mode), made_up(4, 2, mode)
+    names = [f"tour_{i}.jpg" for i in range(90)]
+    images = [ImageSet.without_positions(paths) for paths in (names, [f"query_{i}.jpg" for i in range(4)])]
+    rerank_num = 100 if mode == "two_branch" else 0
+    *_, frames = search_and_rerank(
+        Features(images[0], *database), Features(images[1], *queries), 100, rerank_num=rerank_num
+    )
+    expected = search_sequences(frames, images[1], images[0], length=4)
+    recognizer = recognizer_of(mode)
+    recognizer.add(database, times=np.arange(90))
+    found = recognizer.search_sequence(queries, k=7)
+    np.testing.assert_allclose([match.distance for match in found], expected.distances[3, :7], atol=1e-5)
+    assert {match.metric for match in found} == {expected.metric[0]}
+    assert recognizer.search_sequence(queries, k=7, times=range(4)) == found
+    shuffled, order = recognizer_of(mode), random.permutation(90)
+    shuffled.add(Description(*(None if part is None else part[order] for part in database)), times=order)
+    by_time = shuffled.search_sequence(queries, k=7, times=[10, 11, 12, 13])
+    np.testing.assert_allclose([match.distance for match in by_time], [match.distance for match in found], atol=1e-5)
+    limit = found[2].distance
+    assert len(recognizer.search_sequence(queries, k=7, max_distance=limit)) == sum(
+        match.distance <= limit for match in found
+    )
+    shuffled.add(made_up(1, 5, mode))
+    with pytest.raises(InputError, match="Image 90 has no time"):
+        shuffled.search_sequence(queries, times=range(4))
+    assert recognizer_of(mode).search_sequence(queries) == []
+
+
+def test_a_threshold_of_sequences_applies_to_as_many_frames(tmp_path):
+    recognizer, path = recognizer_of("float"), tmp_path / "calibration.json"
+    recognizer.add([photo(0), photo(1), photo(2)])
+    settings = {"weights_sha256": fingerprint(MODELS["float"]), "image_size": SIZE, "antialias": True}
+    settings |= {"descriptor_dim": 512, "test_method": "hard_resize", "queries": 9}
+    points = dict.fromkeys(("95", "99", "100"), {"distance": 0.01, "radius": None, "accepted": 1})
+    path.write_text(json.dumps({**settings, "first_match": {"metric": "l2_mean2", "at_precision": points}}))
+    with pytest.raises(InputError, match=r"metric l2_mean2 \(now l2\)"):
+        recognizer.accept(path)
+    assert recognizer.accept(path, frames=2) == 0.01
+    assert [match.id for match in recognizer.search_sequence([photo(1), photo(2)])] == [2]
+    assert recognizer.search_sequence([photo(2), photo(5)]) == [] and len(recognizer.search(photo(5))[0]) == 3
+    assert len(recognizer.search_sequence([photo(0), photo(1), photo(5)])) == 3
+
+
+def test_a_place_is_the_middle_of_the_matches_that_agree():
+    recognizer, angles = recognizer_of("float"), np.array([0, 0.5, 0.51, 0.52, 0.53])
+    views = np.zeros((5, 512), np.float32)
+    views[:, 0], views[:, 1] = np.cos(angles), np.sin(angles)
+    recognizer.add(Description(None, views[1:]), positions=[[7000, 0], [0, 0], [20, 0], [0, 20]])
+    recognizer.add(made_up(20, 1, "float"))  # without positions
+    (place,) = recognizer.locate(Description(None, views[:1]))
+    distances = 2 * np.sin(angles[2:] / 2)
+    weights = np.exp(-(distances / (2 * np.sin(0.25)) - 1) / 0.1)
+    expected = np.average([[0, 0], [20, 0], [0, 20]], axis=0, weights=weights)
+    assert place.position == pytest.approx(tuple(expected), abs=1e-3) and place.matches == 3
+    assert recognizer_of("float").locate(photo(0)) == [None]
 
 
 def test_loops_of_a_tour_that_returns():

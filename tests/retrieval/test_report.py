@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from scipy import stats
 
 from datasets.file_names import utm_position
 from model import InputError
-from model.calibration import Calibration, DistanceKind, precision_recall
+from model.calibration import Calibration, DistanceKind, Threshold, precision_recall
 from utils.cli.evaluation import FloatEvaluation
 from utils.retrieval import report as report_package
 from utils.retrieval.config import ReportConfig
+from utils.retrieval.features import SearchResult
 from utils.retrieval.metrics import paired_difference, wilson_interval
 from utils.retrieval.report import report
 from utils.retrieval.report.__main__ import main
@@ -235,7 +237,8 @@ def test_results_hold_the_thresholds_of_the_last_stage(run, tiny_benchmark):
     first_match = results["first_match"]
     assert (first_match["metric"], first_match["auc"]) == ("l2", curve.auc)
     expected = {"95": curve.at_precision(0.95), "99": curve.at_precision(0.99), "100": curve.at_precision(1)}
-    assert first_match["at_precision"] == expected
+    few = {"radius": None}  # of the ten queries, less than nine are accepted
+    assert first_match["at_precision"] == {name: point and {**point, **few} for name, point in expected.items()}
     assert first_match["recall_at_100_precision"] == (expected["100"] or {"recall": 0})["recall"]
     assert results["folder"] == str(benchmark.folder)
 
@@ -245,12 +248,38 @@ def test_either_file_holds_the_thresholds_for_distances_of_the_same_kind(run, ti
     results = write_report(run, read_tiny(tiny_benchmark))
     kind = DistanceKind(**{field: {**MODEL, "metric": "l2"}[field] for field in DistanceKind._fields})
     points = results["first_match"]["at_precision"]
-    thresholds = {precision: point and point["distance"] for precision, point in points.items()}
+    thresholds = {
+        name: point and Threshold(point["distance"], None, round(10 * point["accepted"]))
+        for name, point in points.items()
+    }
     path = str(run.folder / name)
     assert Calibration.read(path, kind) == Calibration(path, kind, thresholds)
     for field, other in (("metric", "hamming"), ("image_size", (56, 56)), ("weights_sha256", "1" * 64)):
         with pytest.raises(InputError, match=rf"{field} .* \(now .*Evaluate with the model"):
             Calibration.read(path, kind._replace(**{field: other}))
+
+
+def test_the_radius_is_that_of_the_accepted_queries(run, tiny_benchmark):
+    """All first matches are right, at positions that are known: the errors are those of the naive estimate."""
+    benchmark = read_tiny(tiny_benchmark)
+    indices = np.array([[2 * place, 2 * place + 1] for place in range(8)] * 2)[:10]
+    with_positives = replace(benchmark.config, threshold=1e6)
+    benchmark.config = with_positives
+    distances = np.tile([0.5, 0.55], (10, 1)).astype(np.float32)
+    report(
+        run,
+        benchmark,
+        {"Float": SearchResult(distances, indices, ["l2"] * 2)},
+        model=MODEL,
+        config=ReportConfig(page_queries=0),
+    )
+    content = json.loads((run.folder / "calibration.json").read_text())
+    found = np.array([utm_position(path) for path in benchmark.database.paths])[indices]
+    truth = np.array([utm_position(path) for path in benchmark.queries.paths])
+    middle = np.average(found, axis=1, weights=[1, np.exp(-1)])  # 7 m apart; 10 % farther counts 1/e
+    errors = np.sort(np.linalg.norm(middle - truth, axis=1))
+    assert content["first_match"]["at_precision"]["100"]["radius"] == pytest.approx(errors[9], abs=1e-3)
+    assert f"{errors[9]:.3g} m with 100% precision" in read_page(run)[0]
 
 
 def test_without_labels_there_is_no_calibration(run, tiny_benchmark):

@@ -1,7 +1,9 @@
 """search.py end to end: an index of the tiny benchmark, single photos, phone images, folders, patterns, JSON."""
 
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +99,7 @@ def calibrated(tiny_benchmark, checkpoints, tmp_path_factory):
         content = json.loads(written.read_text())
         assert (folder / "index" / "calibration.json").read_text() == written.read_text()
         # The model is not trained, so that no distance may reach a precision. This is what one that was may find:
-        content["first_match"]["at_precision"]["99"] = {"distance": 1e-3}
+        content["first_match"]["at_precision"]["99"] = {"distance": 1e-3, "radius": 12.34, "accepted": 0.5}
         (folder / "index" / "calibration.json").write_text(json.dumps(content))
     return folders
 
@@ -110,9 +112,15 @@ def test_images_are_accepted_or_unknown_by_the_threshold_of_an_evaluation(calibr
     result = run_script(*flags, "--save_pictures=pictures", cwd=cwd)
     assert result.status == 0, result.stderr
     lines, metric = result.stdout.splitlines(), "hamming" if mode == "hashing" else "l2"
-    line = f"First matches up to 0.0010 ({metric}) are accepted: 99 % are right in index/calibration.json."
+    line = (
+        f"First matches up to 0.0010 ({metric}) are accepted: of 5 queries, 99 % are right in index/calibration.json."
+    )
     assert line in lines and f"{known}: accepted" in lines and f"{unknown}: unknown place" in lines
+    place = "Estimated place: 500000.00 E 6950000.00 N +- 12.3 m, in 90% of cases"
+    assert [text for text in lines if text.startswith("Estimated")] == [place]
     found = json.loads(run_script(*flags, "--json", cwd=cwd).stdout)
+    position = {"easting": 500000.0, "northing": 6950000.0, "latitude": None, "longitude": None}
+    assert [query["place"] for query in found["queries"]] == [{**position, "radius": 12.34, "matches": 2}, None]
     assert found["accept"] == {"max_distance": 1e-3, "source": "index/calibration.json"}
     assert [query["accepted"] for query in found["queries"]] == [True, False]
     assert all(len(query["matches"]) == 2 for query in found["queries"])
@@ -140,6 +148,55 @@ def test_a_threshold_of_other_distances_is_refused(calibrated, tiny_benchmark):
     ):
         result = run_here("search.py", photo, "--index=index", "--device=cpu", *flags, cwd=calibrated["two_branch"])
         assert result.status == 2 and all(word in result.stderr for word in words), (flags, result.stderr)
+
+
+@pytest.fixture(scope="module")
+def tours(tmp_path_factory):
+    """A dataset of 12 places in a row, with queries that go the other way."""
+    datasets = tmp_path_factory.mktemp("tours")
+    for folder, places in (("database", range(12)), ("queries", range(10, 2, -1))):
+        target = datasets / "tiny" / "images" / "test" / folder
+        target.mkdir(parents=True)
+        for frame, place in enumerate(places):
+            image = pattern(chr(ord("a") + place)).resize((120, 90) if folder == "database" else (100, 75))
+            image.save(target / f"@{500000 + 50 * place}.00@6950000.00@tour_{frame}@.jpg")
+    return datasets
+
+
+@pytest.mark.parametrize("mode", SCRIPTS)
+def test_sequences_in_evaluations_and_searches(tours, checkpoints, tmp_path, mode):
+    flags = flags_for(tours, checkpoints[mode], "--save_index=index", "--sequence=3", "--recall_values", 1, 2)
+    result = run_script(SCRIPTS[mode], *flags, cwd=tmp_path)
+    assert result.status == 0, result.stderr
+    (folder,) = (tmp_path / "logs" / "eval").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    metric = "hamming_mean3" if mode == "hashing" else "l2_mean3"
+    *_, single, last = results["stage_recalls"]
+    assert last == "Sequences of 3" and results["stage_recalls"][last] == results["recalls"]
+    assert single in ("Float", "Binary", "Re-ranked") and "sequences" in results["seconds"]
+    assert results["first_match"]["metric"] == metric
+    page = (folder / "report.html").read_text()
+    assert f">{single}</th>" in page and ">Sequences of 3</th>" in page
+    queries = tours / "tiny" / "images" / "test" / "queries"
+    found = run_script("search.py", queries, "--index=index", "--sequence=3", "--json", "--device=cpu", cwd=tmp_path)
+    assert found.status == 0, found.stderr
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    firsts = {Path(query["image"]).name: query["matches"][0] for query in json.loads(found.stdout)["queries"]}
+    for row in rows:
+        first = firsts[Path(row["query"]).name]
+        assert (
+            Path(first["path"]).name == Path(row["database_photo"]).name and first["metric"] == row["metric"] == metric
+        )
+        assert first["distance"] == pytest.approx(float(row["distance"]), rel=1e-5)
+    table = run_script("search.py", queries, "--index=index", "--sequence=3", "--device=cpu", cwd=tmp_path)
+    assert len({line.index("/tiny/") for line in table.stdout.splitlines() if f" {metric} " in line}) == 1
+
+
+def test_images_without_an_order_are_no_sequence(phone, tours, checkpoints, tmp_path):
+    photo = phone / "queries" / "trip [1]" / "a upright.png"
+    result = run_here("search.py", photo, "--index=index", "--sequence=2", "--device=cpu", cwd=phone)
+    assert result.status == 2 and "--sequence needs frames of recordings: queries whose names" in result.stderr
 
 
 def test_wrong_input(tmp_path, tiny_benchmark, indexes, checkpoints):
@@ -212,7 +269,8 @@ def test_the_table_has_columns_for_what_is_known(phone, tmp_path, checkpoints):
     result = run_script("search.py", "--index=index", "queries/*/*.png", "--device=cpu", cwd=phone)
     assert result.status == 0, result.stderr
     tables = [block.splitlines()[1:] for block in result.stdout.strip().split("\n\n")[1:]]
-    assert [len(table) for table in tables] == [4, 4, 4]
+    assert [len(table) for table in tables] == [5, 5, 5]
+    assert tables[0][4].startswith("Estimated place: 37.780000, -122.410000")
     assert tables[0][0].split() == ["rank", "distance", "latitude", "longitude", "image"]
     assert tables[0][1].split()[3:] == ["37.780000", "-122.410000", f"{phone / 'photos' / 'a.png'}"]
     assert tables[2][1].split()[3:5] == ["unknown"] * 2
@@ -221,6 +279,7 @@ def test_the_table_has_columns_for_what_is_known(phone, tmp_path, checkpoints):
     result = run_script("search.py", "--index=index", phone / "photos/a.png", "--device=cpu", cwd=tmp_path)
     lines = result.stdout.strip().splitlines()
     assert lines[3].split() == ["rank", "distance", "image"] and "unknown" not in result.stdout
+    assert "Estimated" not in result.stdout
     assert lines[4].split()[2:] == ["l2", str(phone / "photos/a.png")]
 
 

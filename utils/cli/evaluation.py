@@ -141,7 +141,7 @@ class FloatEvaluation(EvaluationArguments):
             "load_index": flag("search this index; database images are not read", type=index_folder, default=None)
         },
     )
-    search: SearchConfig = fixed(SearchConfig(rerank_num=0))
+    search: SearchConfig = part("search", fixed={"rerank_num": 0, "ivf": None})
 
 
 @dataclass(frozen=True, kw_only=True)

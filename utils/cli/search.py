@@ -222,9 +222,10 @@ class SearchArguments:
             raise InputError("Give IMAGE, the files to locate, or folders of them.")
         if self.model and self.resume:
             raise InputError("--model names the model. Give either that or --resume.")
-        for name in ("trust_index", "allow_incomplete_index", "image_root"):
-            for index in self.indexes:
+        for index in self.indexes:
+            for name in ("trust_index", "allow_incomplete_index", "image_root"):
                 check_folder_flag(name, getattr(self, name), index)
+            check_folder_flag("sequence", self.search.sequence > 1, index)
         warn_if_slow(self.extraction.device, self.extraction.precision)
 
     @property

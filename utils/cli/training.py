@@ -168,7 +168,7 @@ class TwoBranchTraining(TrainingArguments):
         choices=("reranked", "binary"),
         default="reranked",
     )
-    search: SearchConfig = part("search", fixed={"ivf": None})
+    search: SearchConfig = part("search", fixed={"ivf": None, "sequence": 1})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,16 +5,18 @@ from typing import NamedTuple
 
 from model.calibration import CALIBRATION, Calibration, DistanceKind
 from model.config import CODE_BITS
+from model.sequences import metric_of
 from utils.retrieval.config import AcceptConfig, EngineAddress
 from utils.retrieval.index import IndexMetadata
 
 
 class Acceptance(NamedTuple):
-    """The largest distance of a first match that is accepted, or None if none is; the file that says so, if it was not
-    the user; and a line that tells the user.
+    """The largest distance of a first match that is accepted, or None if none is; the radius of places that these give,
+    if it is known; the file that says so, if it was not the user; and a line that tells the user.
     """
 
     max_distance: float | None
+    radius: float | None
     source: str | None
     line: str
 
@@ -23,15 +25,17 @@ class Acceptance(NamedTuple):
         return self.max_distance is not None and distance <= self.max_distance
 
 
-def distance_kind(index: IndexMetadata) -> DistanceKind:
-    """The kind of the distances that a search in an index gives, after re-ranking if there are descriptors."""
+def distance_kind(index: IndexMetadata, sequence: int) -> DistanceKind:
+    """The kind of the distances that a search in an index gives, after re-ranking if there are descriptors, for
+    sequences of so many frames.
+    """
     return DistanceKind(
         weights_sha256=index.weights_sha256,
         image_size=index.image_config.resize,
         antialias=index.antialias,
         descriptor_dim=index.descriptor_dim or CODE_BITS,
         test_method="hard_resize",
-        metric="l2" if index.descriptor_dim else "hamming",
+        metric=metric_of("l2" if index.descriptor_dim else "hamming", sequence),
     )
 
 
@@ -42,7 +46,7 @@ def find_acceptance(config: AcceptConfig, kind: DistanceKind, index: Path | Engi
     """
     if config.max_distance is not None:
         line = f"First matches up to {config.max_distance:g} ({kind.metric}) are accepted."
-        return Acceptance(config.max_distance, None, line)
+        return Acceptance(config.max_distance, None, None, line)
     file = config.file
     if file is None and isinstance(index, Path) and (index / CALIBRATION).exists():
         file = index / CALIBRATION
@@ -52,6 +56,9 @@ def find_acceptance(config: AcceptConfig, kind: DistanceKind, index: Path | Engi
     threshold = Calibration.read(file, kind).thresholds[precision]
     if threshold is None:
         line = f"No match is accepted: {file} knows no distance up to which {precision} % of them are right."
-    else:
-        line = f"First matches up to {threshold:.4f} ({kind.metric}) are accepted: {precision} % are right in {file}."
-    return Acceptance(threshold, str(file), line)
+        return Acceptance(None, None, str(file), line)
+    limit = f"{threshold.distance:.4f} ({kind.metric})"
+    line = (
+        f"First matches up to {limit} are accepted: of {threshold.queries} queries, {precision} % are right in {file}."
+    )
+    return Acceptance(threshold.distance, threshold.radius, str(file), line)

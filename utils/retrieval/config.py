@@ -360,7 +360,7 @@ class IVFConfig:
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How a database is searched: first-stage results to re-rank (0: there is no second stage); approximately, if ivf
-    is given.
+    is given; by how many frames in a row.
     """
 
     rerank_num: int = flag("first-stage results to re-rank", type=positive_int, default=100, may_change=True)
@@ -371,6 +371,11 @@ class SearchConfig:
         default=None,
         convert=lambda pair: IVFConfig(nlist=pair[0], nprobe=pair[1]),
         metavar=("NLIST", "NPROBE"),
+    )
+    sequence: int = flag(
+        "match each query together with the N - 1 frames before it; the last numbers in the names of images order them",
+        type=positive_int,
+        default=1,
     )
 
 
@@ -470,3 +475,4 @@ class EvaluationConfig:
                 "--pca_dim does not apply to --load_index: the index states how its descriptors were reduced."
             )
         check_folder_flag("ivf", self.search.ivf, self.index.load_index)
+        check_folder_flag("sequence", self.search.sequence > 1, self.index.load_index)

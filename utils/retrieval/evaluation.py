@@ -12,12 +12,13 @@ import numpy as np
 from datasets.benchmark import Benchmark
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
-from model import ImageConfig, InputError, ModelChoice
+from model import ImageConfig, InputError, ModelChoice, sequences
 from model.calibration import CALIBRATION
 from model.config import check_image_size
 from model.fingerprint import fingerprint
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
+from model.places import MATCHES
 from model.weights import load_model
 from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
@@ -36,6 +37,7 @@ from utils.retrieval.index import metadata_of, open_index, turned_as
 from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.pca import check_pca_dim, fit_pca
 from utils.retrieval.report import Results, announce, report
+from utils.retrieval.sequences import search_sequences
 from utils.runtime import distributed
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.run_dir import RunDir
@@ -51,7 +53,8 @@ class Evaluation:
     def __init__(self, database: Features, queries: Features, config: EvaluationConfig, run: RunDir) -> None:
         self.database, self.queries, self.run = database, queries, run
         self.rerank_num = config.search.rerank_num
-        self.k = max(self.rerank_num, *config.report.recall_values)
+        of_sequences = sequences.MATCHES if config.search.sequence > 1 else 1
+        self.k = max(self.rerank_num, MATCHES, of_sequences, *config.report.recall_values)
         self.device = config.extraction.device
 
 
@@ -83,6 +86,12 @@ class Pipeline:
             with run.phase("inverted_file"):
                 database = self._with_inverted_file(database, self.config.search.ivf)
         stages = self.search(Evaluation(database, queries, self.config, run))
+        length = self.config.search.sequence
+        if length > 1:
+            with run.phase("sequences"):
+                frames = list(stages.values())[-1]
+                found = search_sequences(frames, queries.images, database.images, length=length)
+                stages = {**stages, f"Sequences of {length}": found}
         model = self.extractor.model.config
         kind = f"{model.kind}, {model.aggregation}" if model.kind == "float" else model.kind
         described = {

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.image_set import ImageSet
-from datasets.zones import zone_text
+from datasets.zones import UNKNOWN_ZONE, zone_text
+from model.places import MATCHES, SHARE, Place, estimate_place
 from utils.retrieval.search import SearchResult
 from utils.runtime.terminal import printable
 
@@ -42,12 +43,13 @@ class Match(NamedTuple):
 
 class Answer(NamedTuple):
     """What a search says of an image. picture: the file that shows it with its matches, if one is wanted. accepted:
-    whether the first match is near enough; None without a threshold.
+    whether the first match is near enough; None without a threshold. place: None where it is unknown.
     """
 
     image: str
     picture: Path | None
     accepted: bool | None
+    place: "EstimatedPlace | None"
     matches: list[Match]
 
     @property
@@ -62,8 +64,54 @@ class Answer(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """What --json prints of it."""
-        picture, matches = self.picture and str(self.picture), [match._asdict() for match in self.matches]
-        return {**self._asdict(), "picture": picture, "matches": matches}
+        return {
+            **self._asdict(),
+            "picture": self.picture and str(self.picture),
+            "place": self.place and self.place._asdict(),
+            "matches": [match._asdict() for match in self.matches],
+        }
+
+
+class EstimatedPlace(NamedTuple):
+    """Where an image was probably taken. easting, northing: in metres; latitude, longitude: in degrees; None where the
+    matches have none; radius, matches: those of Place.
+    """
+
+    easting: float | None
+    northing: float | None
+    latitude: float | None
+    longitude: float | None
+    radius: float | None
+    matches: int
+
+    @staticmethod
+    def of(place: Place | None) -> "EstimatedPlace | None":
+        """A place, if it is known."""
+        if place is None:
+            return None
+        easting, northing = place.position or (None, None)
+        latitude, longitude = place.degrees or (None, None)
+        return EstimatedPlace(easting, northing, latitude, longitude, place.radius, place.matches)
+
+    def __str__(self) -> str:
+        metres = f"{self.easting:.2f} E {self.northing:.2f} N" if self.easting is not None else ""
+        degrees = f"{self.latitude:.6f}, {self.longitude:.6f}" if self.latitude is not None else ""
+        both = f"{metres} ({degrees})" if metres and degrees else metres or degrees
+        radius = f" +- {self.radius:.3g} m, in {SHARE:.0%} of cases" if self.radius is not None else ""
+        return f"Estimated place: {both}{radius}"
+
+
+def estimate_places(results: SearchResult, images: ImageSet, radius: float | None = None) -> list[Place | None]:
+    """Where each query was taken, by its first matches: those whose distances have the metric of the first one's."""
+    first = results.first(min(MATCHES, results.metric.count(results.metric[0])))
+    places = []
+    for distances, indices in zip(first.distances, first.indices, strict=True):
+        utms = np.array(images.utms[indices])
+        if len(set(images.zones[indices].tolist()) - {UNKNOWN_ZONE}) > 1:
+            utms[:] = np.nan  # metres of several zones are no map
+        degrees = np.asarray(images.degrees[indices])
+        places.append(estimate_place(utms, distances, radius, degrees=degrees))
+    return places
 
 
 def list_matches(results: SearchResult, images: ImageSet) -> list[list[Match]]:
@@ -89,13 +137,14 @@ def table_lines(matches: list[Match], *, metres: bool, degrees: bool) -> list[st
     """The table of one query's matches, with or without columns for eastings and northings, and for degrees."""
     columns = [*(UTM_COLUMNS if metres else ()), *(DEGREE_COLUMNS if degrees else ())]
     names = "".join(f"  {name:>{width}}" for name, width, _ in columns)
-    lines = [f"{'rank':>4}  {'distance':>16}{names}  image"]
+    wide = max([len("hamming"), *(len(match.metric) for match in matches)])
+    lines = [f"{'rank':>4}  {'distance':>{9 + wide}}{names}  image"]
     for match in matches:
         numbers = [getattr(match, name) for name, *_ in columns]
         texts = [
             f"  {number:>{width}.{digits}f}" if number is not None else f"  {'unknown':>{width}}"
             for number, (_, width, digits) in zip(numbers, columns, strict=True)
         ]
-        distance = f"{match.distance:>8.4g} {match.metric:<7}"
+        distance = f"{match.distance:>8.4g} {match.metric:<{wide}}"
         lines.append(f"{match.rank:>4}  {distance}{''.join(texts)}  {printable(match.path)}")
     return lines

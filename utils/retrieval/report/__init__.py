@@ -13,8 +13,10 @@ from datasets.benchmark import Benchmark
 from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from model.calibration import CALIBRATION, PRECISIONS, precision_recall
+from model.places import calibrated_radius
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.features import SearchResult
+from utils.retrieval.matches import estimate_places
 from utils.retrieval.metrics import average_precision_at, format_recalls, recalls_at, wilson_interval
 from utils.retrieval.report.evaluation_page import evaluation_page
 from utils.retrieval.report.outcome import Outcome
@@ -59,6 +61,7 @@ def report(
     }
     if outcome.correct:
         results = _report_recalls(outcome, recall_values) | results
+        results["first_match"] = _describe_first_matches(outcome, list(stages.values())[-1])
     else:
         logging.info("%d queries searched without labels: predictions only, no recalls", len(benchmark.queries))
     write_predictions(run.folder / "predictions.csv", outcome)
@@ -108,9 +111,9 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     return {
         "recalls": final,
         "recall_intervals": {n: wilson_interval(value, len(correct)) for n, value in final.items()},
+        "stage_recalls": recalls,
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
-        "first_match": _describe_first_matches(outcome, correct),
         "conditions": conditions,
         "queries_without_positives": without_positives,
         "queries_in_database": len(shared),
@@ -120,14 +123,30 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     }
 
 
-def _describe_first_matches(outcome: Outcome, correct: np.ndarray) -> dict[str, Any]:
-    """Area under the precision-recall curve of the first matches, and the distances up to which to accept them."""
-    curve = precision_recall(outcome.last.distances[:, 0], correct[:, 0])
+def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, Any]:
+    """Area under the precision-recall curve of the first matches, the distances up to which to accept them, and the
+    radius of the places that the accepted ones, and those after them in the last stage, give.
+    """
+    assert outcome.last_correct is not None, "with labels"
+    distances, benchmark = last.distances[:, 0], outcome.benchmark
+    curve = precision_recall(distances, outcome.last_correct[:, 0])
+    places = estimate_places(last, benchmark.database)
+    utms, degrees = (
+        np.array([(place and getattr(place, name)) or (np.nan, np.nan) for place in places])
+        for name in ("position", "degrees")
+    )
+    errors = benchmark.ground.metres_to_places(utms, degrees)
+    points: dict[str, dict[str, float | None] | None] = {}
+    for name, precision in PRECISIONS.items():
+        point = curve.at_precision(precision)
+        points[name] = None
+        if point:
+            points[name] = {**point, "radius": calibrated_radius(errors[distances <= point["distance"]])}
     return {
         "metric": outcome.last.metric[0],
         "auc": curve.auc,
         "recall_at_100_precision": curve.recall_at_100_precision,
-        "at_precision": {name: curve.at_precision(precision) for name, precision in PRECISIONS.items()},
+        "at_precision": points,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from model.calibration import PRECISIONS, PrecisionRecall, precision_recall
+from model.places import MATCHES, SHARE
 from utils.retrieval.metrics import format_recalls, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
@@ -27,8 +28,8 @@ FAILURE_SHARE = 0.8  # of the gallery, where there are enough failures and succe
 OUTCOMES = {
     "wrong": "wrong first prediction",
     "right": "right first prediction",
-    "corrected": "corrected by re-ranking",
-    "spoilt": "spoilt by re-ranking",
+    "corrected": "corrected after the first stage",
+    "spoilt": "spoilt after the first stage",
     "none": "no positive exists",
 }
 
@@ -45,7 +46,7 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
         first = list(results["recalls"].items())[:3]
         title = f"{benchmark.name}: {', '.join(f'R@{n} {value:.1f}' for n, value in first)}"
         overview = f'<div class="columns"><div>{_recalls(outcome, results)}</div>{overview}</div>'
-        after.append(_distance_section(outcome))
+        after.append(_distance_section(outcome, results["first_match"]["at_precision"]))
     if overview:
         before.append(
             Section(anchor="recalls", heading="Recalls and map" if outcome.correct else "Map", content=overview)
@@ -137,7 +138,8 @@ def _map(frame: MapFrame, database: np.ndarray, queries: np.ndarray, *, correct:
 # ---- Match distance
 
 
-def _distance_section(outcome: Outcome) -> Section:
+def _distance_section(outcome: Outcome, points: dict[str, dict[str, float] | None]) -> Section:
+    """points: of the last stage, as results.json holds them."""
     histograms, rows, lines = [], [], {}
     lowest = 1.0
     for name, stage in outcome.stages.items():
@@ -165,6 +167,12 @@ def _distance_section(outcome: Outcome) -> Section:
         "these are right. The share of right matches that 100% precision accepts is VPR-Bench's R@100P. Thresholds "
         "chosen on these queries are optimistic for others.</p>"
     )
+    radii = [
+        f"{point['radius']:.3g} m with {name}% precision" for name, point in points.items() if point and point["radius"]
+    ]
+    if radii:
+        places = f"the place estimated from its first {MATCHES} matches lies within {'; '.join(radii)}"
+        note += f'<p class="hint">Of {SHARE:.0%} of the accepted queries of the last stage, {places}.</p>'
     return Section(anchor="distances", heading="Match distance", content=f"{content}</div>{thresholds}{note}")
 
 
