@@ -1,4 +1,4 @@
-"""Build an index of a folder of images, in which search.py finds places. The images need no positions."""
+"""Build an index of a folder of images, or of a video, in which search.py finds places. Positions are not needed."""
 
 from utils.cli.search import BuildIndexArguments
 from utils.runtime.parser import parse
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from datasets.folder import locate_images
-from datasets.layouts import list_images
+from datasets.layouts import list_source
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
 from utils.retrieval.extraction import extract
@@ -25,11 +25,12 @@ def main(args: BuildIndexArguments) -> None:
 
     # ---- Images and model
     distributed.run_on_main(partial(check_folder, args.index.folder, append=args.index.append))
-    paths = distributed.run_on_main(partial(list_images, args.folder))
+    paths = distributed.run_on_main(partial(list_source, args.folder, fps=args.fps))
     extractor = load_extractor(args.model.choice, args.model.source, args.extraction, index=args.index.folder)
 
     # ---- Positions
-    images, summary = distributed.run_on_main(partial(locate_images, paths, args.folder, args.position_config))
+    above = args.folder.parent if args.folder.is_file() else args.folder  # of a video
+    images, summary = distributed.run_on_main(partial(locate_images, paths, above, args.position_config))
     if distributed.is_main():
         print(printable(f"{len(images)} images in {args.folder}. {summary}"))
         model = f"{args.model.label}, {extractor.model.config.flags}; images of {extractor.config.image_config}"

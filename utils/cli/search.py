@@ -17,7 +17,7 @@ from utils.retrieval.config import (
     index_location,
 )
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import flag, part, positive_int, switch
+from utils.runtime.flags import flag, part, positive_float, positive_int, switch
 
 READ_UPRIGHT = switch(
     "ignore the images' EXIF orientation; by default they are turned upright",
@@ -28,11 +28,17 @@ OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the im
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
 
+def fps_flag() -> float:
+    """The field fps."""
+    return flag("frames per second that are taken of a video", group="data", type=positive_float, default=1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildIndexArguments:
     """The command line of build_index.py."""
 
-    folder: Path = flag("folder of images, also in subfolders", metavar="IMAGES", positional=True)
+    folder: Path = flag("folder of images, also in subfolders; or a video", metavar="IMAGES", positional=True)
+    fps: float = fps_flag()
     index_to_write: IndexConfig = part("index")
     positions: str | None = flag(
         "where positions come from: file names (@easting@northing@...), EXIF GPS, or names and otherwise EXIF GPS "
@@ -78,11 +84,12 @@ class SearchArguments:
     """
 
     images: tuple[str, ...] = flag(
-        'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"',
+        'image files to locate, folders of them, videos, or patterns in quotes, such as "trip/*.jpg"',
         nargs="+",
         metavar="IMAGE",
         positional=True,
     )
+    fps: float = fps_flag()
     index: Path | EngineAddress = flag(
         "an index built by build_index.py or eval*.py --save_index, or milvus://HOST:PORT/NAME",
         group="index",
