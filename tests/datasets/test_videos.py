@@ -94,9 +94,9 @@ def test_frames_in_order_are_decoded_once_and_far_ones_are_searched(tmp_path, mo
         return decode(reader)
 
     monkeypatch.setattr(VideoReader, "_next", counted)
-    names = list_frames(path, 1)
-    assert len(names) == 120
-    for frames, most in ((names, 3000), (names[::20], 6 * 40), (names[::-1], 120 * 40)):
+    names, close = list_frames(path, 1), list_frames(path, 5)
+    assert len(names) == 120 and len(close) == 600
+    for frames, most in ((names, 3000), (close, 3000 + 40), (names[::20], 6 * 40), (names[::-1], 120 * 40)):
         count[0] = 0
         assert [np.asarray(load_image(name))[40, 40, 0] // 4 for name in frames] == [
             pytest.approx(round(25 * frame_time(name)) % 60, abs=1) for name in frames
@@ -150,13 +150,18 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def playlist(path):
+    write_video(path.with_name("other.mp4"))
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+
+
 @pytest.mark.parametrize(
     ("write", "words"),
     [
         (sound, "no video"),
         (cut, "damaged or truncated"),
         (lambda path: path.touch(), "damaged or truncated"),
-        (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"), "damaged or truncated"),
+        (playlist, "damaged or truncated"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: None, "no such file"),
     ],
