@@ -12,7 +12,7 @@ import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from selavprplusplus import PlaceRecognizer
+from selavprplusplus import Loop, PlaceRecognizer
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -23,9 +23,11 @@ class LoopNode(Node):
     def __init__(self) -> None:
         super().__init__("place_recognition")
         defaults = {"model": "SelaVPRplusplus_base_rerank", "device": "cpu", "max_distance": 0.9, "min_gap": 50}
+        defaults["suppress"] = 25  # of loops closer than this at both ends, the first one is published
         self.settings = {name: self.declare_parameter(name, value).value for name, value in defaults.items()}
         self.recognizer = PlaceRecognizer(self.settings["model"], device=self.settings["device"])
         self.times: list[float] = []
+        self.published: list[Loop] = []
         self.publisher = self.create_publisher(String, "loop", 10)
         latest_image = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Image, "image", self.on_image, latest_image)
@@ -43,8 +45,11 @@ class LoopNode(Node):
         self.times.append(stamp)
         gap, distance = self.settings["min_gap"], self.settings["max_distance"]
         for loop in self.recognizer.find_loops(latest, max_distance=distance, min_gap=gap):
-            found = {"stamp": stamp, "earlier_stamp": self.times[loop.earlier], "distance": round(loop.distance, 4)}
-            self.publisher.publish(String(data=json.dumps(found)))
+            steps = (max(abs(loop.id - o.id), abs(loop.earlier - o.earlier)) for o in self.published)
+            if all(step >= self.settings["suppress"] for step in steps):
+                self.published.append(loop)
+                found = {"stamp": stamp, "earlier_stamp": self.times[loop.earlier], "distance": round(loop.distance, 4)}
+                self.publisher.publish(String(data=json.dumps(found)))
 
 
 if __name__ == "__main__":
