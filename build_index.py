@@ -1,5 +1,5 @@
-"""Build an index of a folder of images, in which search.py finds places, and keep it up to date. The images need no
-positions.
+"""Build an index of a folder of images, or of a video, in which search.py finds places, and keep it up to date.
+Positions are not needed.
 """
 
 from utils.cli.search import BuildIndexArguments
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets.config import PositionConfig
 from datasets.folder import locate_folder
-from datasets.layouts import list_images
+from datasets.layouts import list_source
 from model import ModelChoice
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
@@ -55,7 +55,8 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         distributed.run_on_main(partial(maintenance.move, index, args.image_root))
 
     # ---- Images
-    paths = distributed.run_on_main(partial(list_images, folder))
+    paths = distributed.run_on_main(partial(list_source, folder, fps=args.fps))
+    above = folder.parent if folder.is_file() else folder  # of a video
     find_changes = partial(maintenance.changes_since, index, paths, folder, check_content=args.check_content)
     changes = distributed.run_on_main(find_changes)
     chosen = sorted([*changes.new, *changes.changed])
@@ -75,7 +76,7 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         config = replace(config, weights=source if isinstance(source, Path) else None)
         described = [paths[i] for i in chosen]
         positions = PositionConfig.parse(config.positions or "auto")
-        images, summary = distributed.run_on_main(partial(locate_folder, described, folder, positions))
+        images, summary = distributed.run_on_main(partial(locate_folder, described, above, positions))
         if distributed.is_main():
             model = f"{source}, {extractor.model.config.flags}; images of {extractor.config.image_config}"
             print(printable(f"{summary}\nModel: {model}"), flush=True)

@@ -36,7 +36,7 @@ LARGE_PIXELS = 8 * 322 * 322  # of the usual size: attention takes some 50 times
 
 
 def main(args: SearchArguments) -> None:
-    images = find_images(args.images)
+    images = find_images(args.images, fps=args.fps)
     if args.save_pictures:
         make_folder(args.save_pictures, exist_ok=True)
 

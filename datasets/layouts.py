@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from datasets.config import PositionConfig
 from model.errors import InputError
+from model.video_files import frame_of, is_video, list_frames
 from utils.runtime.flags import Values, flag, user_path
 from utils.runtime.text_files import NameTable, read_lines, shorten
 
@@ -136,19 +137,30 @@ def list_images(folder: Path) -> list[str]:
     return _check_names(paths)
 
 
-def find_images(names: Sequence[str]) -> list[str]:
-    """The image files that names stand for, in the order of the names: files; folders, see list_images; and patterns.
+def list_source(source: Path, *, fps: float) -> list[str]:
+    """The images of a folder, see list_images; or the frames of a video, see list_frames. Videos in a folder are none
+    of its images. Raises InputError as these functions do.
+    """
+    return _check_names(list_frames(source, fps)) if is_video(source) and source.is_file() else list_images(source)
+
+
+def find_images(names: Sequence[str], *, fps: float = 1.0) -> list[str]:
+    """The images that names stand for, in the order of the names: image files; folders and videos, see list_source;
+    frames of videos; and patterns.
 
     A pattern, such as "trip/*.jpg" or "trip/**/*.jpg", stands for the image files that it matches, sorted; folders that
     it matches are not entered. Raises InputError for a folder or pattern without images, and for a file that does not
     exist.
     """
-    return [path for name in names for path in _images_of(os.path.expanduser(name))]
+    return [path for name in names for path in _images_of(os.path.expanduser(name), fps)]
 
 
-def _images_of(name: str) -> list[str]:
-    if os.path.isdir(name):
-        return list_images(Path(name))
+def _images_of(name: str, fps: float) -> list[str]:
+    if os.path.isdir(name) or is_video(name) and os.path.lexists(name):
+        return list_source(Path(name), fps=fps)
+    frame = frame_of(name)
+    if frame and os.path.isfile(frame.video):
+        return [name]
     if os.path.lexists(name):  # the names of files may contain brackets
         return [name]
     if not glob.has_magic(name):

@@ -9,6 +9,7 @@ import numpy as np
 from .errors import InputError
 from .index.files import FileState, file_state
 from .index.metadata import RECORD
+from .video_files import frame_time
 
 NO_FILE = FileState(-1, -1)
 DEGREES = 180  # positions of which none is larger are suspected to be degrees
@@ -87,7 +88,8 @@ def make_entries(images: Any, count: int, names: Any, positions: Any, times: Any
         if text is not None and (not isinstance(text, str) or not text or "\n" in text or "\0" in text):
             raise InputError(f"The name {text!r}: expected a text without line breaks, or None.")
     metres = [None] * count if positions is None else list(map(tuple, _column("positions", positions, (count, 2))))
-    seconds = [None] * count if times is None else _column("times", times, (count,))
+    shown = [None if path is None else frame_time(path) for path in paths]  # frames of videos have times
+    seconds = shown if times is None else _column("times", times, (count,))
     return [
         Entry(text, position, time, None, state if text == path else NO_FILE)
         for text, position, time, path, state in zip(texts, metres, seconds, paths, states, strict=True)

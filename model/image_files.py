@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngStream
 
 from .errors import InputError
 from .jpeg_files import completed_versions, jpeg_structure, read_jpeg
+from .video_files import frame_of, load_frame
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG")  # Pillow opens MPO, of stereo cameras and phones, as JPEG
 NO_HEIC = " For HEIC: pip install -r requirements-heic.txt."
@@ -70,7 +71,8 @@ for _name in ("chunk_tEXt", "chunk_zTXt", "chunk_iTXt", "chunk_iCCP"):  # the pi
 def load_image(
     path: str | Path, draft_size: tuple[int, int] | None = None, *, exif_orientation: bool = False
 ) -> Image.Image:
-    """The decoded RGB image, the first one if a JPEG or PNG file contains several.
+    """The decoded RGB image, the first one if a JPEG or PNG file contains several; or the frame of a video, named as
+    video_files says.
 
     Transparency is dropped, and 16 bits are reduced to 8: see docs/datasets.md. Raises InputError, which names the
     file, if it is missing, not a JPEG, PNG or (with pillow-heif) HEIC file, too large, unreadable or truncated.
@@ -81,6 +83,9 @@ def load_image(
     With draft_size = (H, W) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side falls below
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
+    frame = frame_of(path)
+    if frame:
+        return load_frame(frame)
     with open_image(path) as image:
         if "progressive" in image.info:
             _check_scans(path)
@@ -124,9 +129,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     Raises InputError as load_image does, also for errors of Pillow in the block.
     """
     try:
-        _check_file(path)
+        check_file(path)
         with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
+            check_size(*image.size)
             yield image
         return
     except FileNotFoundError:
@@ -174,7 +179,7 @@ def exif_orientation_of(image: Image.Image) -> int:
     return orientation if orientation in TURNS else 1
 
 
-def _check_file(path: str | Path) -> None:
+def check_file(path: str | Path) -> None:
     """Raises InputError for what would block, such as a named pipe, or is no file."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
@@ -183,7 +188,7 @@ def _check_file(path: str | Path) -> None:
         raise InputError("this is a named pipe, socket or device. Give image files.")
 
 
-def _check_size(image: Image.Image) -> None:
+def check_size(width: int, height: int) -> None:
     """Raises InputError if an image, of which only the header was read, is too large to decode."""
-    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-        raise InputError(f"it has {image.width} x {image.height} pixels. {SMALLER}")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise InputError(f"it has {width} x {height} pixels. {SMALLER}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import open_regular, read_regular
+from ..video_files import frame_of
 from .manifest import CHUNK_SIZE, MANIFEST, Manifest
 from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMetadata, damaged
 
@@ -131,9 +132,10 @@ class FileState(NamedTuple):
 
 
 def file_state(path: str) -> FileState:
-    """The state of a file now."""
+    """The state of a file now; of the frame of a video, that of the video."""
+    frame = frame_of(path)
     try:
-        status = os.stat(path)
+        status = os.stat(frame.video if frame else path)
     except OSError:
         return FileState(-1, -1)
     return FileState(status.st_size, status.st_mtime_ns)

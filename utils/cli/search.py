@@ -28,17 +28,23 @@ OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the im
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
 
+def fps_flag() -> float:
+    """The field fps."""
+    return flag("frames per second that are taken of a video", group="data", type=positive_float, default=1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildIndexArguments:
     """The command line of build_index.py."""
 
     folder: Path | None = flag(
-        "folder of images, also in subfolders; none for --merge, or --compact alone",
+        "folder of images, also in subfolders, or a video; none for --merge, or --compact alone",
         metavar="IMAGES",
         positional=True,
         nargs="?",
         default=None,
     )
+    fps: float = fps_flag()
     index_folder: Path = flag("the folder of the index; see docs/index_format.md", name="index")
     append: bool = switch(
         "bring --index up to date: add new images, describe changed ones again, or continue an interrupted build"
@@ -125,6 +131,11 @@ class BuildIndexArguments:
                 if getattr(self, name):
                     raise InputError(f"--{name} brings an index up to date; give --append too.")
 
+    @property
+    def _folder_of_images(self) -> Path | None:
+        """The folder that IMAGES is, or, of a video, that it is in."""
+        return self.folder.parent if self.folder and self.folder.is_file() else self.folder
+
     def settings(self, stored: IndexMetadata | None) -> tuple[ExtractionConfig, IndexConfig]:
         """The settings of the extraction, and of the index; those of the index, if there is one already.
 
@@ -161,7 +172,7 @@ class BuildIndexArguments:
             append=self.append,
             descriptor_dtype=dtype,
             weights=self.model.file,
-            root=self.image_root or self.folder,
+            root=self.image_root or self._folder_of_images,
             positions=positions,
             check_content=self.check_content,
         )
@@ -175,12 +186,13 @@ class SearchArguments:
     """
 
     first_images: tuple[str, ...] = flag(
-        'image files to locate, folders of them, or patterns in quotes, such as "trip/*.jpg"',
+        'image files to locate, folders of them, videos, or patterns in quotes, such as "trip/*.jpg"',
         nargs="*",
         metavar="IMAGE",
         positional=True,
         default=(),
     )
+    fps: float = fps_flag()
     locations: tuple[Path | EngineAddress, ...] = flag(
         "an index built by build_index.py or eval*.py --save_index, or several that are searched as one; or "
         "milvus://HOST:PORT/NAME",

@@ -19,6 +19,7 @@ from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, IndexM
 from model.index.pca import PCA
 from model.index.quantization import quantize
 from model.index.writing import RowWriter
+from model.video_files import frame_of, frame_time
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features, as_array
 from utils.retrieval.index.reader import Index, image_set, verify_files
@@ -153,15 +154,17 @@ class IndexWriter:
     def _records(self, paths: list[str], images: ImageSet) -> np.ndarray:
         records = np.zeros(len(paths), RECORD)
         records["id"] = self._rows.next_id + np.arange(len(paths))
-        records["time"] = np.nan
+        times = map(frame_time, paths)
+        records["time"] = [np.nan if time is None else time for time in times]
         records["easting"], records["northing"] = images.utms.T
         records["latitude"], records["longitude"] = images.degrees.T
         records["zone"] = images.zones
         states = [self._states.get(path) or file_state(path) for path in paths]
         records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
-        records["mtime_ns"][records["mtime_ns"] > time.time_ns() - RECENT_NS] = 0
         with ThreadPoolExecutor(READERS) as pool:
             records["digest"] = list(pool.map(_digest_of_state, paths, states))
+        is_recent = records["mtime_ns"] > time.time_ns() - RECENT_NS
+        records["mtime_ns"][is_recent & (records["digest"] != 0)] = 0
         return records
 
     def features(self) -> Features:
@@ -182,8 +185,8 @@ def find_changes(
     """Compares the images of an index with files, by absolute paths: by size and time of change or, with
     `check_content`, by their content.
 
-    A file that cannot be looked at is not changed: reading it will say why. folder: where the paths were listed; None
-    for files of any folder, of which none is gone.
+    A file that cannot be looked at is not changed: reading it will say why. folder: where the paths were listed, or the
+    video of which they are frames; None for files of any folder, of which none is gone.
     """
     if files is None:
         return Changes(list(range(len(paths))), {}, {}, [])
@@ -197,7 +200,7 @@ def find_changes(
         else:
             kind = changed if _is_changed(path, records[row], check_content=check_content) else unchanged
             kind[i] = row
-    within = f"{os.path.abspath(folder)}{os.sep}" if folder else None
+    within = f"{os.path.abspath(folder)}{'#' if folder.is_file() else os.sep}" if folder else None
     listed = set(paths)
     gone = [row for path, row in rows.items() if within and path.startswith(within) and path not in listed]
     return Changes(new, changed, unchanged, gone)
@@ -224,7 +227,7 @@ def digest_of(path: str) -> int:
 
 def _digest_of_state(path: str, state: FileState) -> int:
     """The digest of a file that is still in this state; otherwise 0, which is compared with nothing."""
-    digest = digest_of(path) if state.size >= 0 else 0
+    digest = digest_of(path) if state.size >= 0 and not frame_of(path) else 0  # a video would be read for each frame
     return digest if file_state(path) == state else 0
 
 
