@@ -61,8 +61,9 @@ def _pair(values: np.ndarray) -> tuple[float, float] | None:
 def calibrated_radius(errors: np.ndarray) -> float | None:
     """The radius that holds the true position in the share SHARE of further cases like these; None for too few.
 
-    errors: [N], metres between true and estimated positions. Split conformal prediction (Vovk et al., 2005): the
-    ceil((N + 1) * SHARE)-th smallest error.
+    errors: [N], metres between true and estimated positions; NaN, an unknown one, counts as the largest. Split
+    conformal prediction (Vovk et al., 2005): the ceil((N + 1) * SHARE)-th smallest error.
     """
     rank = math.ceil((len(errors) + 1) * SHARE)
-    return float(np.sort(errors)[rank - 1]) if rank <= len(errors) else None
+    radius = np.sort(errors)[rank - 1] if rank <= len(errors) else np.nan
+    return float(radius) if np.isfinite(radius) else None

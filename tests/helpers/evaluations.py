@@ -28,8 +28,8 @@ class Outcome:
         (self.folder,) = (cwd / "logs" / save_dir).iterdir()
         assert report == f"Report: {self.folder.relative_to(cwd) / 'report.html'}"
         self.results = json.loads((self.folder / "results.json").read_text())
-        expected = [name for name in FILES if name != "calibration.json" or self.results["recalls"]]
-        assert sorted(path.name for path in self.folder.iterdir()) == expected
+        files = FILES if "recalls" in self.results else [name for name in FILES if name != "calibration.json"]
+        assert sorted(path.name for path in self.folder.iterdir()) == files
         with open(self.folder / "predictions.csv", newline="") as file:
             self.rows = list(csv.DictReader(file))
         self.log = (self.folder / "log.txt").read_text()

@@ -60,3 +60,4 @@ def test_the_radius_holds_further_cases_in_the_stated_share():
         held.append(errors[-1] <= calibrated_radius(errors[:-1]))
     assert SHARE - 0.02 < np.mean(held) < SHARE + 1 / 25 + 0.02
     assert calibrated_radius(np.arange(8)) is None and calibrated_radius(np.arange(9)) == 8
+    assert calibrated_radius(np.array([*range(8), np.nan])) is None

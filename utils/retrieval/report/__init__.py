@@ -26,7 +26,7 @@ from utils.runtime.run_dir import RunDir
 
 PAGE = "report.html"
 CALIBRATION_FIELDS = (  # of results.json: what model.calibration reads, and what tells a person where it is from
-    *("dataset", "database", "queries", "date", "model", "weights_sha256", "image_size", "antialias", "descriptor_dim"),
+    *("dataset", "database", "queries", "model", "weights_sha256", "image_size", "antialias", "descriptor_dim"),
     *("test_method", "first_match"),
 )
 Results = dict[str, Any]  # the content of results.json
