@@ -64,6 +64,8 @@ def commands(request, checkpoints, tiny_benchmark, tmp_path_factory) -> Callable
             images = tiny_benchmark / "tiny" / "images" / "test" / "database"
             flags = [f"--resume={checkpoints['float']}", "--resize", 56, 56, "--num_workers=0", "--device=cpu"]
             return [images, "--index=made", "--append", *flags]
+        if script == "export.py":
+            return []
         if script == "datasets.synthetic":
             return ["made", "--places=12", "--val_places=3", "--test_places=3", "--size", 48, 48]
         if script == "datasets.unified":

@@ -9,14 +9,17 @@ from model import InputError
 TRAININGS = ["train.py", "train_hashing.py", "train_rerank.py"]
 EVALUATIONS = ["eval.py", "eval_hashing.py", "eval_rerank.py"]
 REFUSALS = (InputError, OSError)  # with both, the scripts end with status 2
-SMALL_CHUNKS = """
-import os, sys, time
+SLOW_WRITES = """
+import os, time
+fsync = os.fsync
+os.fsync = lambda file: (time.sleep(0.01), fsync(file))
+"""
+SMALL_CHUNKS = f"""{SLOW_WRITES}
+import sys
 import utils.retrieval.evaluation, utils.retrieval.extraction
 for name, module in list(sys.modules.items()):
     if name.startswith("utils.") and hasattr(module, "CHUNK_SIZE"):
         module.CHUNK_SIZE = 2
-fsync = os.fsync
-os.fsync = lambda file: (time.sleep(0.01), fsync(file))
 """  # 8 chunks of the tiny benchmark, and time between the files of each
 
 

@@ -96,6 +96,33 @@ def test_an_evaluation_stops_at_a_signal_and_leaves_nothing_behind(rng, commands
     tally.finish()
 
 
+@trials(4 * TRIALS, fixed=1)
+def test_an_evaluation_stops_while_its_workers_start_or_end(rng, commands, undisturbed, tally, tmp_path):
+    """In these moments, tenths of a second each, DataLoader is half made or half finalised."""
+    script, number = rng.choice(EVALUATIONS), rng.choice([signal.SIGINT, signal.SIGTERM])
+    flags = [*commands(script), "--num_workers=2"]
+    seconds, cold = undisturbed(script, "--num_workers=2").seconds, rng.random() < 0.3
+    start = time.perf_counter()
+    subject = start_command(python_command(script, flags), tmp_path) if cold else start_forked(script, flags, tmp_path)
+    subject.wait_for_start()
+    moment = rng.choice(["the start", "the workers' start", "the workers' end", "the end"])
+    for _ in range(rng.randint(1, 2) if "workers" in moment else 0):  # the database's, the queries'
+        wait_until(lambda: not subject.workers() or subject.wait(0) is not None, 60)
+        wait_until(lambda: subject.workers() or subject.wait(0) is not None, 60)
+    if moment == "the workers' end":
+        wait_until(lambda: not subject.workers() or subject.wait(0) is not None, 60)
+    if moment == "the end":
+        subject.wait(seconds - rng.uniform(0, 0.3))
+    else:
+        subject.wait(rng.uniform(0, 0.3 if moment == "the start" else 0.1))
+    if subject.wait(0) is None:
+        passed = time.perf_counter() - start
+        fault, problems = stop(rng, subject, number)
+        way = "a fresh interpreter" if cold else "a forked process"
+        tally.add(f"{script} --num_workers=2 in {way}: at {moment}, after {passed:.2f} s, {fault}", problems)
+    tally.finish()
+
+
 @trials()
 def test_search_and_builders_stop_at_a_signal_and_continue(rng, commands, undisturbed, tally, tmp_path):
     script = rng.choice(OTHERS)
