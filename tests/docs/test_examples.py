@@ -102,7 +102,7 @@ def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeyp
     exec(examples_of("README.md"), namespace)
     assert loaded == [("OWNER/SelaVPRplusplus", "PlaceRecognizer", "SelaVPRplusplus_base_rerank")]
     match = namespace["match"]
-    assert (match.id, match.name) == (0, "street.jpg") and match.distance == pytest.approx(0, abs=1e-6)
+    assert (match.id, match.name) == (0, str(tmp_path / "street.jpg")) and match.distance == pytest.approx(0, abs=1e-6)
 
 
 def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):

@@ -214,10 +214,10 @@ def test_two_checkouts_of_different_versions_in_one_process(tmp_path):
     for name, bits in (("first", 512), ("second", 256)):
         shutil.copytree(ROOT / "model", tmp_path / name / "model")
         shutil.copy(ROOT / "hubconf.py", tmp_path / name)
-        network = tmp_path / name / "model" / "network.py"
-        source = network.read_text()
-        assert source.count("\nCODE_BITS = 512\n") == 1
-        network.write_text(source.replace("\nCODE_BITS = 512\n", f"\nCODE_BITS = {bits}\n"))
+        config = tmp_path / name / "model" / "config.py"
+        source = config.read_text()
+        assert source.count("\nCODE_BITS = 512 ") == 1
+        config.write_text(source.replace("\nCODE_BITS = 512 ", f"\nCODE_BITS = {bits} "))
     code = f"""
 import torch
 networks = [torch.hub.load(name, "SelaVPRplusplus", source="local", {TINY}) for name in ("first", "second", "first")]

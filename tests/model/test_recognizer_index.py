@@ -201,7 +201,7 @@ def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not name the weights of its model. Give them"):
         PlaceRecognizer.open(tmp_path / "index")
     with pytest.raises(InputError, match="was built with another model"):
-        PlaceRecognizer.open(tmp_path / "index", build("vit-nano", hashing=True, rerank=True))
+        PlaceRecognizer.open(tmp_path / "index", build("vit-nano", hashing=True, rerank=True).eval())
     half = shutil.copytree(tmp_path / "index", tmp_path / "half")
     lines = (half / "manifest.jsonl").read_bytes().splitlines(keepends=True)
     (half / "manifest.jsonl").write_bytes(b"".join(lines[:-1]))
