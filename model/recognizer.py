@@ -130,9 +130,9 @@ class PlaceRecognizer:
     ) -> list[int]:
         """Remembers images, or a Description of them, and returns their ids: numbers in the order of addition.
 
-        names: [N] strings; without them, files have their absolute paths, and other images None. positions: [N, 2], easting and
-        northing in metres. times: [N], in seconds. If one of the images cannot be used, none is added, and InputError
-        says which.
+        names: [N] strings; without them, files have their absolute paths, and other images None. positions: [N, 2],
+        easting and northing in metres. times: [N], in seconds. If one of the images cannot be used, none is added, and
+        InputError says which.
         """
         features = self._features(images, bgr=bgr)
         entries = make_entries(images, len(features), names, positions, times)
