@@ -48,6 +48,7 @@ class History:
         self.files: dict[str, str] = {}
         self.described: dict[str, str] = {}
         self.unfinished: set[str] = set()  # contents of files when a step was killed
+        self.half_pruned: set[str] = set()  # paths that a killed step may have removed, which the next one completes
         self.elsewhere: dict[str, str] = {}  # of an index that was merged: pruning leaves them alone
         self.clock = 10**18
         self.count = 0
@@ -142,7 +143,10 @@ class History:
                 not is_pruned
             ):  # what a killed step had described of files that are gone since stays, as all gone ones do
                 after = {**{path: text for path, text in found.items() if text in self.unfinished}, **after}
-            self.unfinished |= set(self.files.values()) if status == KILLED else set()
+                after = {path: text for path, text in after.items() if path in found or path not in self.half_pruned}
+            if status == KILLED:
+                self.unfinished |= set(self.files.values())
+                self.half_pruned |= set(before or {}) - set(self.files) if is_pruned else set()
             between = {**(before or {}), **self.files}  # pruning comes after adding
             assert found == after or (status == KILLED and found in (before, between)), (found, before, after)
             self.described = found
