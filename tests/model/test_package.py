@@ -37,7 +37,8 @@ def test_it_contains_the_files_of_model_alone_and_needs_torch_and_numpy_alone(wh
         info = f"selavprplusplus-{VERSION}.dist-info/"
         names = {name for name in archive.namelist() if not name.startswith(info)}
         metadata = archive.read(info + "METADATA").decode()
-    assert names == {f"selavprplusplus/{path.name}" for path in (ROOT / "model").glob("*.py")}
+    model = ROOT / "model"
+    assert names == {f"selavprplusplus/{path.relative_to(model).as_posix()}" for path in model.rglob("*.py")}
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     assert needed == ["Requires-Dist: torch>=2.6", "Requires-Dist: numpy>=1.26.4"]
 
