@@ -1,6 +1,7 @@
 """What a program, or an index, says about images beside their features."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ from .index.metadata import RECORD
 from .video_files import frame_time
 
 NO_FILE = FileState(-1, -1)
-DEGREES = 180  # positions of which none is larger are suspected to be degrees
+MAX_DEGREES = 180
+SMALL = (
+    "All positions are small. If they are degrees, give metres instead: model.geodesy.local_metres makes them from "
+    "latitudes and longitudes."
+)
 
 
 class Entry(NamedTuple):
@@ -89,11 +94,19 @@ def make_entries(images: Any, count: int, names: Any, positions: Any, times: Any
             raise InputError(f"The name {text!r}: expected a text without line breaks, or None.")
     metres = [None] * count if positions is None else list(map(tuple, _column("positions", positions, (count, 2))))
     shown = [None if path is None else frame_time(path) for path in paths]  # frames of videos have times
+    if positions is not None:
+        _warn_of_degrees(np.array(metres))
     seconds = shown if times is None else _column("times", times, (count,))
     return [
         Entry(text, position, time, None, state if text == path else NO_FILE)
         for text, position, time, path, state in zip(texts, metres, seconds, paths, states, strict=True)
     ]
+
+
+def _warn_of_degrees(positions: np.ndarray) -> None:
+    """Warns, once, of positions [N, 2] that look like degrees. Those of a map that begins near its origin do not."""
+    if (np.abs(positions) <= MAX_DEGREES).all() and (np.abs(positions).max(axis=1) > 1).all():
+        warnings.warn(SMALL, stacklevel=4)
 
 
 def _known_pair(first: float, second: float) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -435,3 +436,13 @@ print(ids, match.name, round(match.distance, 5), model.OWNER, utils.OWNER, datas
     assert result.stdout == "[0, 1] street 0.0 the program: model the program: utils the program: datasets\n", (
         result.stderr
     )
+
+
+def test_positions_that_look_like_degrees_are_warned_of():
+    recognizer = recognizer_of()
+    with pytest.warns(UserWarning, match="All positions are small"):
+        recognizer.add(made_up(2), positions=[(48.8566, 2.3522), (48.857, 2.353)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recognizer.add(made_up(2), positions=[(0, 0), (3.5, 1.2)])  # of a map that begins at its origin
+        recognizer.add(made_up(1), positions=[(448251.8, 5411943.8)])
