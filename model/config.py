@@ -28,6 +28,8 @@ class ViTConfig:
 
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # number formats, and PyTorch's names
+FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}  # number formats of stored descriptors, and NumPy's names
+DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
 BACKBONES = {
     "dinov2-base": ViTConfig(embed_dim=768, depth=12, num_heads=12, num_adapters=12, gem_dim=2048),
     "dinov2-large": ViTConfig(embed_dim=1024, depth=24, num_heads=16, num_adapters=16, gem_dim=4096),

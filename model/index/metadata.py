@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..config import CODE_BITS, PRECISIONS, ImageConfig, ModelConfig, check_image_size
+from ..config import CODE_BITS, DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig, ModelConfig, check_image_size
 from ..errors import InputError
 from ..files import read_regular
 from ..zoo import PublishedModel, find_published
+from . import METADATA
 from .pca import PCA
 
 if TYPE_CHECKING:
     from ..network import GeoLocalizationNet
 
 FORMAT = 6
-METADATA, PROJECTION = "metadata.json", "pca.bin"
+PROJECTION = "pca.bin"
 MAX_METADATA_BYTES = 1 << 20
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_METRES = 1e8  # of an easting or northing; those of national grids that begin with the zone have eight digits
 PUBLISHED, UNKNOWN_WEIGHTS = "published", ""  # in place of the file of a model's weights
 REPAIR = "Rebuild the index, or copy it again."
 METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
-FLOAT_DTYPES = {"fp32": "<f4", "fp16": "<f2"}
-DESCRIPTOR_DTYPES = {**FLOAT_DTYPES, "int8": "|i1"}
 NOT_COMPARED = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
 RECORD = np.dtype(  # of an image, in images.bin
     [

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model import ImageConfig, InputError
-from model.config import LoopConfig
-from model.index.metadata import FLOAT_DTYPES
+from model.config import FLOAT_DTYPES, LoopConfig
 from utils.cli.model import TrainedModel
 from utils.retrieval.config import EngineAddress, ExtractionConfig, engine_address, index_folder
 from utils.runtime.atomic_files import check_output

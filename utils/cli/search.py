@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.config import POSITION_SOURCES, POSITIONS_CSV_HELP, POSITIONS_HELP
 from model import InputError
-from model.config import PRECISIONS
-from model.index.metadata import DESCRIPTOR_DTYPES, METADATA, IndexMetadata
+from model.config import DESCRIPTOR_DTYPES, PRECISIONS
+from model.index import METADATA
 from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
 from utils.cli.model import MODEL_HELP, TrainedModel, model_name_flag
@@ -25,6 +25,9 @@ from utils.runtime.devices import PRECISION_HELP, warn_if_slow
 from utils.runtime.flags import flag, part, positive_float, positive_int, switch, user_path
 
 OBSOLETE_IN_SEARCH = {"--ignore_exif_orientation": "queries are turned as the images of the index were"}
+if TYPE_CHECKING:
+    from model.index.metadata import IndexMetadata  # needs NumPy, which --help does not wait for
+
 FIXED_SETTINGS = {"compile": False, "memory_share": 0.5}
 
 
@@ -136,7 +139,7 @@ class BuildIndexArguments:
         """The folder that IMAGES is, or, of a video, that it is in."""
         return self.folder.parent if self.folder and self.folder.is_file() else self.folder
 
-    def settings(self, stored: IndexMetadata | None) -> tuple[ExtractionConfig, IndexConfig]:
+    def settings(self, stored: "IndexMetadata | None") -> tuple[ExtractionConfig, IndexConfig]:
         """The settings of the extraction, and of the index; those of the index, if there is one already.
 
         Raises InputError for flags that state something else than the index.

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from model.config import FLOAT_DTYPES
 from model.errors import InputError
 from model.index.manifest import CHUNK_SIZE
-from model.index.metadata import FLOAT_DTYPES
 from utils.integrations.shared import relative_name, require_descriptors, require_utf8
 from utils.retrieval.index import Index
 from utils.retrieval.search import with_progress

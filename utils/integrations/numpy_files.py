@@ -6,8 +6,8 @@ from typing import IO
 
 import numpy as np
 
+from model.config import FLOAT_DTYPES
 from model.index.manifest import CHUNK_SIZE
-from model.index.metadata import FLOAT_DTYPES
 from model.saving import TEXT_OPTIONS
 from utils.integrations.shared import relative_name, require_descriptors
 from utils.retrieval.features import Descriptors, as_array

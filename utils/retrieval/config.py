@@ -9,9 +9,8 @@ from typing import Any
 
 from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from model.config import PRECISIONS, ImageConfig, patch_grid
+from model.config import DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig, patch_grid
 from model.errors import InputError
-from model.index.metadata import DESCRIPTOR_DTYPES
 from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
     fixed,

@@ -18,7 +18,6 @@ from model.config import check_image_size
 from model.fingerprint import fingerprint
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
-from model.places import MATCHES
 from model.weights import load_model
 from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
@@ -54,7 +53,7 @@ class Evaluation:
         self.database, self.queries, self.run = database, queries, run
         self.rerank_num = config.search.rerank_num
         of_sequences = sequences.MATCHES if config.search.sequence > 1 else 1
-        self.k = max(self.rerank_num, MATCHES, of_sequences, *config.report.recall_values)
+        self.k = max(self.rerank_num, of_sequences, *config.report.recall_values)
         self.device = config.extraction.device
 
 

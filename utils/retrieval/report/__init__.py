@@ -13,7 +13,7 @@ from datasets.benchmark import Benchmark
 from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from model.calibration import CALIBRATION, PRECISIONS, precision_recall
-from model.places import calibrated_radius
+from model.places import MATCHES, calibrated_radius
 from utils.retrieval.config import ReportConfig
 from utils.retrieval.features import SearchResult
 from utils.retrieval.matches import estimate_places
@@ -136,12 +136,14 @@ def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, A
         for name in ("position", "degrees")
     )
     errors = benchmark.ground.metres_to_places(utms, degrees)
+    has_matches = last.distances.shape[1] >= min(MATCHES, len(benchmark.database))  # as many as a search takes
     points: dict[str, dict[str, float | None] | None] = {}
     for name, precision in PRECISIONS.items():
         point = curve.at_precision(precision)
         points[name] = None
         if point:
-            points[name] = {**point, "radius": calibrated_radius(errors[distances <= point["distance"]])}
+            accepted = errors[distances <= point["distance"]]
+            points[name] = {**point, "radius": calibrated_radius(accepted) if has_matches else None}
     return {
         "metric": outcome.last.metric[0],
         "auc": curve.auc,
