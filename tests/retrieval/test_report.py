@@ -265,11 +265,12 @@ def test_the_radius_is_that_of_the_accepted_queries(run, tiny_benchmark):
     indices = np.array([[2 * place, 2 * place + 1] for place in range(8)] * 2)[:10]
     with_positives = replace(benchmark.config, threshold=1e6)
     benchmark.config = with_positives
-    distances = np.tile([0.5, 0.55], (10, 1)).astype(np.float32)
+    distances = np.tile([0.5, 0.55, *[50] * 8], (10, 1)).astype(np.float32)  # the others weigh nothing
+    ranks = np.hstack([indices, np.tile(np.arange(8), (10, 1))])
     report(
         run,
         benchmark,
-        {"Float": SearchResult(distances, indices, ["l2"] * 2)},
+        {"Float": SearchResult(distances, ranks, ["l2"] * 10)},
         model=MODEL,
         config=ReportConfig(page_queries=0),
     )
