@@ -15,7 +15,7 @@ from trials import SEED
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from model import InputError
-from utils.integrations.milvus import export_index, open_index, reader
+from utils.integrations.milvus import export_index, open_index
 from utils.retrieval.config import EngineAddress, ExtractionConfig
 from utils.retrieval.index import metadata_of
 
@@ -67,7 +67,7 @@ def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_
                 problems.append(str(error))
         *_, progress = re.findall(r"(\d+)/\d+ \[", subject.stderr) or ["0"]
         tally.add(f"kill {kill}, {shards} shards, image {progress}", problems)
-    assert export_index(local_index, address) > 0
+    assert export_index(local_index, address).copied > 0
     assert_same_results(local_index, open_index(address), 100)
     assert_complete(local_index, open_index(address))
     tally.finish()
@@ -85,7 +85,7 @@ def test_a_server_that_is_killed_during_an_export_loses_nothing(tmp_path, server
     if subject.wait(GRACE) != 2 or "error: " not in subject.stderr:
         problems.append(f"status {subject.wait(0)}: {subject.stderr[-300:]}")
     server.start()
-    assert 0 < export_index(local_index, address) < ROWS
+    assert 0 < export_index(local_index, address).copied < ROWS
     assert_same_results(local_index, open_index(address), 100)
     assert_complete(local_index, open_index(address))
     tally.add("the server killed", problems)
@@ -101,7 +101,7 @@ def test_an_encrypted_connection(tmp_path, local_index):
     server = MilvusProcess(tmp_path / "milvus", **settings)
     try:
         address = EngineAddress.parse(f"milvus+tls://{server.address}/encrypted", tls_ca=files[1])
-        assert export_index(local_index, address) == ROWS
+        assert export_index(local_index, address) == (ROWS, 0)
         assert_same_results(local_index, open_index(address), 100)
         for text, tls_ca in ((str(address), None), (str(address).replace("+tls", ""), None)):
             with pytest.raises(InputError, match="No Milvus server answers"):
@@ -118,5 +118,5 @@ def assert_complete(index, copy):
         rows = copy._collections.rows(copy._collections.codes, ids, ["code", "path"])
         assert [rows[i]["path"] for i in ids] == features.images.paths[start : start + 1000]
         assert [rows[i]["code"] for i in ids] == [code.tobytes() for code in features.codes[start : ids.stop]]
-        rows = reader.MilvusDescriptors(copy._collections)[np.arange(start, ids.stop)]
+        rows = copy.features().descriptors[start : ids.stop]
         np.testing.assert_array_equal(rows, features.descriptors[start : ids.stop])

@@ -13,8 +13,9 @@ TOKEN = "root:Milvus"  # a new server's
 
 def write(folder, metadata, rows, seed=0):
     """An index of made-up images, many of which have equal codes, in chunks of 1024. It may exist already."""
+    there = len(Index(folder)) if folder.exists() else 0
     with IndexWriter(IndexConfig(folder=folder, append=True), metadata) as writer:
-        for start in range(writer.count, rows, 1024):
+        for start in range(there, rows, 1024):
             random, count = np.random.default_rng([seed, start]), min(1024, rows - start)
             paths = [f"/images/é {i}.jpg" for i in range(start, start + count)]
             zones = random.integers(-60, 61, count, np.int8)
