@@ -1,5 +1,6 @@
 """An index in Milvus: what is exported is what is found, as in the folder; a real server in a network of its own."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.evaluations import SCRIPTS, flags_for
-from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.milvus import TOKEN, LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
 from helpers.processes import run_here, run_script
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.image_set import ImageSet
 from model import InputError
-from utils.integrations.milvus import export_index, open_index, reader, writer
+from utils.integrations.milvus import collections, export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter, metadata_of
@@ -131,7 +132,8 @@ def test_evaluations_and_searches_give_the_same_predictions(
     assert actual["recalls"] == expected["recalls"] and actual["database"] == expected["database"] == 16
     if mode == "two_branch":
         query = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
-        printed = [run("search.py", f"--index={index}", query, "--device=cpu") for index in ("index", where)]
+        flags = [query, "--accept=index/calibration.json", "--device=cpu"]  # which a copy does not have
+        printed = [run("search.py", f"--index={index}", *flags) for index in ("index", where)]
         assert printed[0].splitlines()[1:] == printed[1].splitlines()[1:] and "l2" in printed[0]
     else:
         flags = flags_for(tiny_benchmark, checkpoints["two_branch"], f"--load_index={where}")
@@ -142,6 +144,38 @@ def test_evaluations_and_searches_give_the_same_predictions(
 
 class Interrupted(Exception):
     pass
+
+
+def test_a_copy_follows_an_index_that_lives(tmp_path, metadata, address, monkeypatch):
+    """Rows are added, replaced and removed, the files compacted, and exports interrupted at any request."""
+    living, target, random = LivingIndex(tmp_path / "index", metadata, 0), address("living"), np.random.default_rng(0)
+    call, left = collections.Connection.call, [0]
+
+    def fail_later(self, method, *args, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise Interrupted
+        return call(self, method, *args, **options)
+
+    monkeypatch.setattr(collections.Connection, "call", fail_later)
+    monkeypatch.setattr(writer, "CHUNK_SIZE", 20)
+    index = None
+    for step in range(4):
+        for kind in ("remove", "replace", "add", "compact")[: step + 1]:
+            living.change(kind)
+        before, index = index, Index(living.folder)
+        for most in (15, 40):  # requests
+            left[0] = int(random.integers(3, most))
+            with contextlib.suppress(Interrupted):
+                export_index(index, target, append=True)
+            left[0] = 0
+            if before:
+                copy = open_index(target)
+                expected = next(state for state in (before, index) if is_copy(state, copy))
+                assert_same_results(expected, copy, 30)
+        export_index(index, target, append=step > 0)
+        assert export_index(index, target) == (0, 0)
+        assert_same_results(index, open_index(target), 30)
 
 
 def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, address, monkeypatch):
