@@ -79,7 +79,7 @@ def milvus(args: cli.MilvusExport) -> None:
     """A copy of an index in Milvus, for databases that outgrow one machine. The folder stays the original."""
     from utils.integrations.milvus import export_index
 
-    index = Index(args.index)
+    index = Index(args.index, verify=not args.trust_index)
     print(printable(f"The index {args.index} holds {len(index)} images."))
     copied, removed = export_index(index, args.address, append=args.append, shards=args.shards)
     if copied or removed:
