@@ -79,11 +79,13 @@ def milvus(args: cli.MilvusExport) -> None:
     """A copy of an index in Milvus, for databases that outgrow one machine. The folder stays the original."""
     from utils.integrations.milvus import export_index
 
-    index = Index(args.index)
+    index = Index(args.index, verify=not args.trust_index)
     print(printable(f"The index {args.index} holds {len(index)} images."))
-    copied = export_index(index, args.address, append=args.append, shards=args.shards)
-    if copied:
-        print(f"Exported to {args.address}: {copied} images, {len(index) - copied} were there already. Verified.")
+    copied, removed = export_index(index, args.address, append=args.append, shards=args.shards)
+    if copied or removed:
+        gone = f" {removed} that are gone were removed." if removed else ""
+        there = len(index) - copied
+        print(f"Exported to {args.address}: {copied} images, {there} were there already.{gone} Verified.")
     else:
         print(f"{args.address} holds this index already. Nothing was changed.")
 

@@ -8,16 +8,16 @@ import time
 
 import numpy as np
 import pytest
-from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.milvus import TOKEN, LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
 from processes import GRACE, start_forked, wait_until
 from trials import SEED
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from model import InputError
-from utils.integrations.milvus import export_index, open_index, reader
+from utils.integrations.milvus import export_index, open_index
 from utils.retrieval.config import EngineAddress, ExtractionConfig
-from utils.retrieval.index import metadata_of
+from utils.retrieval.index import Index, metadata_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -67,9 +67,38 @@ def test_an_export_that_is_killed_ten_times_is_complete(tmp_path, server, local_
                 problems.append(str(error))
         *_, progress = re.findall(r"(\d+)/\d+ \[", subject.stderr) or ["0"]
         tally.add(f"kill {kill}, {shards} shards, image {progress}", problems)
-    assert export_index(local_index, address) > 0
+    assert export_index(local_index, address).copied > 0
     assert_same_results(local_index, open_index(address), 100)
     assert_complete(local_index, open_index(address))
+    tally.finish()
+
+
+def test_an_append_that_is_killed_leaves_the_earlier_or_the_present_state(tmp_path, server, tally):
+    """Images are added, replaced and removed between exports, and the exports killed while they write."""
+    rng = random.Random(f"{SEED} append")
+    metadata = metadata_of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+    living = LivingIndex(tmp_path / "index", metadata, SEED)
+    address = EngineAddress.parse(f"milvus://{server.address}/appended", token=TOKEN)
+    export_index(held := Index(living.folder), address)
+    flags = ["milvus", f"--index={living.folder}", f"--to={address}", f"--token={TOKEN}", "--append"]
+    for kill in range(KILLS):
+        for kind in ("add", "remove", "replace", "add"):
+            living.change(kind)
+        index = Index(living.folder)
+        subject = start_forked("export.py", flags, tmp_path, SMALL_CHUNKS.replace("64", "4"))
+        subject.wait_for_start()
+        wait_until(lambda subject=subject: "Exporting" in subject.stderr or subject.wait(0) is not None, 120)
+        subject.wait(rng.uniform(0, 6))
+        subject.signal(signal.SIGKILL, [subject.pid])
+        subject.wait(GRACE)
+        copy = open_index(address)
+        states = [state for state in (held, index) if is_copy(state, copy)]
+        problems = [] if states else [f"{len(copy)} images: neither {len(held)} nor {len(index)}"]
+        held = states[0] if states else held
+        assert_same_results(held, copy, 30)
+        tally.add(f"kill {kill} of an append, {'after' if held is index else 'before'} its end", problems)
+    export_index(index, address, append=True)
+    assert_same_results(index, open_index(address), 30)
     tally.finish()
 
 
@@ -85,7 +114,7 @@ def test_a_server_that_is_killed_during_an_export_loses_nothing(tmp_path, server
     if subject.wait(GRACE) != 2 or "error: " not in subject.stderr:
         problems.append(f"status {subject.wait(0)}: {subject.stderr[-300:]}")
     server.start()
-    assert 0 < export_index(local_index, address) < ROWS
+    assert 0 < export_index(local_index, address).copied < ROWS
     assert_same_results(local_index, open_index(address), 100)
     assert_complete(local_index, open_index(address))
     tally.add("the server killed", problems)
@@ -101,7 +130,7 @@ def test_an_encrypted_connection(tmp_path, local_index):
     server = MilvusProcess(tmp_path / "milvus", **settings)
     try:
         address = EngineAddress.parse(f"milvus+tls://{server.address}/encrypted", tls_ca=files[1])
-        assert export_index(local_index, address) == ROWS
+        assert export_index(local_index, address) == (ROWS, 0)
         assert_same_results(local_index, open_index(address), 100)
         for text, tls_ca in ((str(address), None), (str(address).replace("+tls", ""), None)):
             with pytest.raises(InputError, match="No Milvus server answers"):
@@ -118,5 +147,5 @@ def assert_complete(index, copy):
         rows = copy._collections.rows(copy._collections.codes, ids, ["code", "path"])
         assert [rows[i]["path"] for i in ids] == features.images.paths[start : start + 1000]
         assert [rows[i]["code"] for i in ids] == [code.tobytes() for code in features.codes[start : ids.stop]]
-        rows = reader.MilvusDescriptors(copy._collections)[np.arange(start, ids.stop)]
+        rows = copy.features().descriptors[start : ids.stop]
         np.testing.assert_array_equal(rows, features.descriptors[start : ids.stop])

@@ -1,5 +1,6 @@
 """An index in Milvus: what is exported is what is found, as in the folder; a real server in a network of its own."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.evaluations import SCRIPTS, flags_for
-from helpers.milvus import TOKEN, assert_same_results, write
+from helpers.milvus import TOKEN, LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
 from helpers.processes import run_here, run_script
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.image_set import ImageSet
 from model import InputError
-from utils.integrations.milvus import export_index, open_index, reader, writer
+from utils.integrations.milvus import collections, export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter, metadata_of
@@ -61,15 +62,15 @@ def exported(tmp_path_factory, metadata, address):
     index = write(tmp_path_factory.mktemp("index") / "index", metadata, ROWS)
     write_chunk = writer._write_chunk
 
-    def write_first_rows_again(collections, features, chunk):
+    def write_first_rows_again(collections, original, rows):
         """Of equal rows, Milvus finds first what it got first. So the first rows come last."""
-        write_chunk(collections, features, chunk)
-        if chunk.stop == ROWS:
-            write_chunk(collections, features, range(1024))
+        write_chunk(collections, original, rows)
+        if rows[-1] == ROWS - 1:
+            write_chunk(collections, original, np.arange(1024))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "_write_chunk", write_first_rows_again)
-        assert export_index(index, address("exported")) == ROWS
+        assert export_index(index, address("exported")) == (ROWS, 0)
     return index, address("exported")
 
 
@@ -131,7 +132,8 @@ def test_evaluations_and_searches_give_the_same_predictions(
     assert actual["recalls"] == expected["recalls"] and actual["database"] == expected["database"] == 16
     if mode == "two_branch":
         query = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
-        printed = [run("search.py", f"--index={index}", query, "--device=cpu") for index in ("index", where)]
+        flags = [query, "--accept=index/calibration.json", "--device=cpu"]  # which a copy does not have
+        printed = [run("search.py", f"--index={index}", *flags) for index in ("index", where)]
         assert printed[0].splitlines()[1:] == printed[1].splitlines()[1:] and "l2" in printed[0]
     else:
         flags = flags_for(tiny_benchmark, checkpoints["two_branch"], f"--load_index={where}")
@@ -144,16 +146,48 @@ class Interrupted(Exception):
     pass
 
 
+def test_a_copy_follows_an_index_that_lives(tmp_path, metadata, address, monkeypatch):
+    """Rows are added, replaced and removed, the files compacted, and exports interrupted at any request."""
+    living, target, random = LivingIndex(tmp_path / "index", metadata, 0), address("living"), np.random.default_rng(0)
+    call, left = collections.Connection.call, [0]
+
+    def fail_later(self, method, *args, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise Interrupted
+        return call(self, method, *args, **options)
+
+    monkeypatch.setattr(collections.Connection, "call", fail_later)
+    monkeypatch.setattr(writer, "CHUNK_SIZE", 20)
+    index = None
+    for step in range(4):
+        for kind in ("remove", "replace", "add", "compact")[: step + 1]:
+            living.change(kind)
+        before, index = index, Index(living.folder)
+        for most in (15, 40):  # requests
+            left[0] = int(random.integers(3, most))
+            with contextlib.suppress(Interrupted):
+                export_index(index, target, append=True)
+            left[0] = 0
+            if before:
+                copy = open_index(target)
+                expected = next(state for state in (before, index) if is_copy(state, copy))
+                assert_same_results(expected, copy, 30)
+        export_index(index, target, append=step > 0)
+        assert export_index(index, target) == (0, 0)
+        assert_same_results(index, open_index(target), 30)
+
+
 def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, address, monkeypatch):
     metadata = replace(metadata, rerank=False, descriptor_dim=0)
     index, target = write(tmp_path / "index", metadata, ROWS), address("interrupted")
     write_chunk, written = writer._write_chunk, []
 
-    def write_two(collections, features, chunk):
-        if chunk.start == 2048:
+    def write_two(collections, original, rows):
+        if rows[0] == 2048:
             raise Interrupted
-        written.append(chunk)
-        write_chunk(collections, features, chunk)
+        written.append((rows[0], len(rows)))
+        write_chunk(collections, original, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "_write_chunk", write_two)
@@ -161,16 +195,15 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
             export_index(index, target)
     with pytest.raises(InputError, match=r"incomplete.*Run export\.py milvus again"):
         open_index(target)
-    assert export_index(index, target) == ROWS - 2048 and written == [range(1024), range(1024, 2048)]
+    assert export_index(index, target) == (ROWS - 2048, 0) and written == [(0, 1024), (1024, 1024)]
     assert_same_results(index, open_index(target), 100)
 
     # A second export changes nothing, and more images need --append.
     with monkeypatch.context() as patch:
         patch.setattr(writer, "_write_chunk", None)
-        assert export_index(index, target) == 0
-        assert export_index(index, target, append=True) == 0
+        assert export_index(index, target) == export_index(index, target, append=True) == (0, 0)
         longer = write(tmp_path / "index", metadata, ROWS + 100)
-        with pytest.raises(InputError, match=f"first {ROWS} of {ROWS + 100} images.*--append"):
+        with pytest.raises(InputError, match="it lacks 100 images, and 0 of its.*--append"):
             export_index(longer, target)
         with pytest.raises(InputError, match="--shards 3: .* exists with 1"):
             export_index(longer, target, append=True, shards=3)
@@ -179,7 +212,7 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
             with pytest.raises(InputError, match="holds another index"):
                 export_index(other, target, append=append)
     assert len(open_index(target)) == ROWS
-    assert export_index(longer, target, append=True) == 100
+    assert export_index(longer, target, append=True) == (100, 0)
     assert_same_results(longer, open_index(target), 100)
 
     # Rows that are lost afterwards are noticed.
@@ -195,17 +228,18 @@ def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, addres
 def test_rows_that_differ_after_an_export_are_noticed(exported, part):
     index, address = exported
     features, collections = index.features(), open_index(address)._collections
-    writer._verify(collections, features)
+    writer._verify(collections, writer.Original(index.ids, features), ROWS)
     if part == "paths":
         images = replace(features.images, paths=["/other.jpg", *features.images.paths[1:]])
     elif part in ("utms", "zones", "degrees"):
         images = replace(features.images, **{part: getattr(features.images, part) + 1})
     else:
-        images = features.images[: ROWS - (part == "count")]
+        images = features.images
     codes = features.codes ^ 1 if part == "codes" else features.codes
     descriptors = features.descriptors[:] + 1 if part == "descriptors" else features.descriptors
+    original = writer.Original(index.ids, Features(images, codes, descriptors))
     with pytest.raises(InputError, match="instead of 2499" if part == "count" else "Rows of .* differ"):
-        writer._verify(collections, Features(images, codes, descriptors))
+        writer._verify(collections, original, ROWS - (part == "count"))
 
 
 def test_collections_of_others_are_refused(address, exported):

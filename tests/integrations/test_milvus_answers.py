@@ -1,11 +1,12 @@
 """What a Milvus server answers is checked like a file; here the server is a table in memory that can be told to lie."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.milvus import assert_same_results, write
+from helpers.milvus import LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
 
 from datasets.ground import Ground
@@ -21,15 +22,18 @@ pytest.importorskip("pymilvus")
 
 ADDRESS = EngineAddress.parse("milvus://127.0.0.1:9/copy")
 ROWS = 2500
+CHANGES = {"create_collection", "alter_collection_properties", "upsert", "delete", "flush"}
 
 
 class Table:
     """Collections in memory, with as much of MilvusClient as is called. `lie`: {method: what its answer becomes};
-    `calls`: the names of methods; `fail_after`: the number of upserts after which the server is gone.
+    `calls`: the names of methods; `fail_after`: the number of upserts, and `changes_left`: that of changes, after which
+    the server is gone.
     """
 
     def __init__(self):
-        self.found, self.rows, self.lie, self.calls, self.fail_after = {}, {}, {}, [], 10**9
+        self.found, self.rows, self.lie, self.calls = {}, {}, {}, []
+        self.fail_after = self.changes_left = 10**9
 
     def connect(self, address):
         self.address = address
@@ -43,6 +47,9 @@ class Table:
 
     def call(self, method, *args, timeout=0, **options):
         self.calls.append(method)
+        self.changes_left -= method in CHANGES
+        if self.changes_left < 0:
+            raise InputError("the server is gone")
         answer = getattr(self, method)(*args, **options)
         return self.lie[method](answer) if method in self.lie else answer
 
@@ -70,9 +77,9 @@ class Table:
             raise InputError("the server is gone")
         self.rows[name] |= {row["id"]: row for row in content}
 
-    def delete(self, name, filter):
-        for i in self.ids(name, filter):
-            del self.rows[name][i]
+    def delete(self, name, filter="", ids=None):
+        for i in self.ids(name, filter) if ids is None else ids:
+            self.rows[name].pop(i, None)
 
     def ids(self, name, condition):
         matches = compile(condition or "True", "filter", "eval")
@@ -124,6 +131,15 @@ def use(index):
     return features.descriptors[found[0]], [copy.images.paths[i] for i in found[0]], np.asarray(copy.images.utms)
 
 
+def is_searchable():
+    try:
+        open_index(ADDRESS)
+    except InputError as error:
+        assert "is incomplete" in str(error) or "No index" in str(error)
+        return False
+    return True
+
+
 def in_first(change):
     """An answer whose first row, or hit of the first query, is changed."""
 
@@ -140,7 +156,7 @@ def set_field(name, value):
 
 
 def test_the_table_in_memory_answers_as_the_folder_does(index, table):
-    assert export_index(index, ADDRESS) == ROWS
+    assert export_index(index, ADDRESS) == (ROWS, 0)
     assert_same_results(index, open_index(ADDRESS), 100)
 
 
@@ -215,7 +231,7 @@ LIES = {
         "describe_collection",
         lambda answer: {
             **answer,
-            "properties": {"selavprplusplus.state": '{"images": "9", "sha256": 1, "complete": 1}'},
+            "properties": {"selavprplusplus.state": '{"images": "9", "end": 9}'},
         },
     ),
 }
@@ -244,7 +260,7 @@ def test_a_bad_name_is_found_before_anything_is_changed(tmp_path, metadata, inde
         export_index(bad, ADDRESS, append=True)
     assert not {"upsert", "alter_collection_properties", "create_collection"} & set(table.calls)
     assert len(open_index(ADDRESS)) == 1024
-    assert export_index(Index(tmp_path / "index"), ADDRESS, append=True) == 1024
+    assert export_index(Index(tmp_path / "index"), ADDRESS, append=True) == (1024, 0)
     assert len(open_index(ADDRESS)) == 2048
 
 
@@ -261,7 +277,7 @@ def test_an_interrupted_append_leaves_the_old_state_searchable_and_continues(tmp
     assert len(copy) == ROWS - 1
     queries = large.features().codes[-3:]  # whose own rows may be there, but do not belong to the copy yet
     assert copy.features().codes.search(queries, 200).indices.max() < ROWS - 1
-    assert export_index(large, ADDRESS, append=True) == len(large) - len(small) - upserts // 2 * 1024
+    assert export_index(large, ADDRESS, append=True) == (len(large) - len(small) - upserts // 2 * 1024, 0)
     assert_same_results(large, open_index(ADDRESS), 100)
 
 
@@ -275,5 +291,135 @@ def test_rows_of_an_abandoned_append_are_removed(tmp_path, metadata, table):
         export_index(other, ADDRESS, append=True)
     table.fail_after = 10**9
     large = write(tmp_path / "index", metadata, ROWS + 1024)
-    assert export_index(large, ADDRESS, append=True) == 1024
+    assert export_index(large, ADDRESS, append=True) == (1024, 0)
     assert_same_results(large, open_index(ADDRESS), 100)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_copy_of_an_index_that_lives_holds_its_earlier_or_its_present_state(
+    tmp_path, metadata, table, monkeypatch, seed
+):
+    """Rows are added, replaced and removed, the files compacted, and exports interrupted at any change."""
+    living = LivingIndex(tmp_path / "index", replace(metadata, descriptor_dim=8), seed)
+    random = np.random.default_rng(seed)
+    monkeypatch.setattr(writer, "CHUNK_SIZE", 20)
+    held = None  # what the copy holds
+    for _ in range(15):
+        for _ in range(random.integers(1, 4)):
+            living.change()
+        index = Index(living.folder)
+        table.changes_left = int(random.integers(0, 15))
+        try:
+            export_index(index, ADDRESS, append=True)
+            assert export_index(index, ADDRESS) == (0, 0)
+            held = index
+            assert set(table.rows["copy"]) == set(table.rows["copy_descriptors"]) == set(index.ids.tolist())
+        except InputError as error:
+            assert "the server is gone" in str(error)
+        table.changes_left = 10**9
+        if held or is_searchable():
+            copy = open_index(ADDRESS)
+            held = next(state for state in (held, index) if state and is_copy(state, copy))
+            assert_same_results(held, copy, 30)
+    export_index(index, ADDRESS, append=True)
+    assert_same_results(index, open_index(ADDRESS), 30)
+
+
+def living(folder, metadata):
+    """An index with gaps, and a copy of it."""
+    index = LivingIndex(folder, metadata, 0)
+    for kind in ("add", "add", "remove"):
+        index.change(kind)
+    export_index(Index(folder), ADDRESS)
+    return index
+
+
+def test_only_a_copy_with_gaps_reads_all_ids(tmp_path, metadata, index, table, monkeypatch):
+    requests = []
+    monkeypatch.setitem(table.lie, "query", lambda answer: requests.append(answer) or answer)
+    export_index(index, ADDRESS)
+    requests.clear()
+    open_index(ADDRESS)
+    assert len(requests) == 2 and all("count(*)" in answer[0] for answer in requests)
+    table.found.clear()
+    gaps = living(tmp_path / "index", metadata)
+    requests.clear()
+    open_index(ADDRESS)
+    assert [len(answer) for answer in requests] == [1, 1, len(Index(gaps.folder))]
+
+
+def test_many_images_are_removed_in_steps(tmp_path, metadata, table, monkeypatch):
+    index = living(tmp_path / "index", metadata)
+    before = Index(index.folder)
+    for _ in range(4):
+        index.change("remove")
+    index.change("add")
+    after = Index(index.folder)
+    monkeypatch.setattr(writer, "MAX_REMOVED", 3)
+    seen, delete = [], table.delete
+
+    def look(name, **options):
+        copy = open_index(ADDRESS)
+        paths = set(copy.images.paths)
+        assert set(after.images.paths) <= paths <= {*before.images.paths, *after.images.paths}
+        found = copy.features().codes.search(after.features().codes[:1], len(copy)).indices
+        assert sorted(found[0]) == list(range(len(copy)))
+        seen.append(len(paths))
+        delete(name, **options)
+
+    monkeypatch.setattr(table, "delete", look)
+    removed = len(np.setdiff1d(before.ids, after.ids))
+    assert export_index(after, ADDRESS, append=True) == (len(np.setdiff1d(after.ids, before.ids)), removed)
+    assert len(seen) > 8 and seen == sorted(seen, reverse=True) and seen[-1] == len(after)
+    assert_same_results(after, open_index(ADDRESS), 30)
+
+
+def test_what_is_gone_and_what_is_missing_needs_append(tmp_path, metadata, table):
+    index = living(tmp_path / "index", metadata)
+    before = Index(index.folder)
+    for kind in ("add", "remove"):
+        index.change(kind)
+    after = Index(index.folder)
+    missing, gone = len(np.setdiff1d(after.ids, before.ids)), len(np.setdiff1d(before.ids, after.ids))
+    with pytest.raises(InputError, match=f"it lacks {missing} images, and {gone} of its images are gone. Use --append"):
+        export_index(after, ADDRESS)
+    export_index(after, ADDRESS, append=True)
+    with pytest.raises(InputError, match="holds a later state of"):
+        export_index(before, ADDRESS, append=True)
+
+
+def test_an_index_that_went_another_way_is_refused(tmp_path, metadata, table):
+    index = living(tmp_path / "index", metadata)
+    shutil.copytree(index.folder, tmp_path / "backup")
+    index.change("add")
+    export_index(Index(index.folder), ADDRESS, append=True)
+    other = LivingIndex(tmp_path / "other", metadata, 1)
+    restored = LivingIndex.__new__(LivingIndex)
+    restored.__dict__ |= {**index.__dict__, "folder": tmp_path / "backup"}
+    for changed in (restored, other):
+        for kind in ("add", "add", "add", "compact"):
+            changed.change(kind)
+        with pytest.raises(InputError, match="holds another index"):
+            export_index(Index(changed.folder), ADDRESS, append=True)
+    assert_same_results(Index(index.folder), open_index(ADDRESS), 30)
+
+
+def test_an_index_whose_images_were_all_replaced_is_still_the_same(tmp_path, metadata, table):
+    index = living(tmp_path / "index", metadata)
+    ids = Index(index.folder).ids
+    while Index(index.folder).ids[0] < ids[-1]:
+        index.change("replace")
+    found = Index(index.folder)
+    assert export_index(found, ADDRESS, append=True) == (len(found), len(ids))
+    assert_same_results(found, open_index(ADDRESS), 30)
+
+
+def test_an_index_that_changes_after_it_was_opened_says_so(tmp_path, metadata, table):
+    index = living(tmp_path / "index", metadata)
+    copy, codes = open_index(ADDRESS), Index(index.folder).features().codes[:1]
+    for kind in ("add", "remove"):
+        index.change(kind)
+    export_index(Index(index.folder), ADDRESS, append=True)
+    with pytest.raises(InputError, match="has been changed since it was opened. Open it again"):
+        copy.features().codes.search(codes, len(copy))
+    assert_same_results(Index(index.folder), open_index(ADDRESS), 30)

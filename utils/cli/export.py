@@ -143,13 +143,14 @@ class MilvusExport:
     """A copy of an index in Milvus, for databases that outgrow one machine. The folder stays the original."""
 
     index: Path = flag(
-        "a complete index built by eval_hashing.py or eval_rerank.py --save_index; its checksums are verified",
+        "a complete index built by build_index.py, eval_hashing.py or eval_rerank.py --save_index",
         type=index_folder,
     )
+    trust_index: bool = switch("skip checksum verification of --index; saves time with a large one")
     to: EngineAddress = flag(
         "milvus://HOST:PORT/NAME, or milvus+tls:// for an encrypted connection", type=engine_address, metavar="ADDRESS"
     )
-    append: bool = switch("add the images that --index has more than the copy")
+    append: bool = switch("bring the copy in step with --index: add what is missing, remove what is gone")
     shards: int | None = flag("shards of a new copy (default: 1)", type=int, choices=range(1, 17), default=None)
     token: str | None = flag(
         "USER:PASSWORD; visible to other users of this machine, unlike the environment variable MILVUS_TOKEN",

@@ -1,10 +1,9 @@
 """The collections of an index in Milvus.
 
-NAME:             id (row of the index), code, path and POSITION_FIELDS; exact Hamming search (BIN_FLAT)
+NAME:             id (that of the index), code, path and POSITION_FIELDS; exact Hamming search (BIN_FLAT)
 NAME_descriptors: id, descriptor (float32); if the model has a float branch
 
-The description of NAME is the index's metadata.json. Its property STATE_PROPERTY says which rows of which index it
-holds, and whether all have arrived.
+The description of NAME is the index's metadata.json. Its property STATE_PROPERTY says which rows belong to the copy.
 """
 
 import json
@@ -12,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from model import CODE_BITS
 from model.errors import InputError
 from model.index.metadata import METADATA_ERRORS, IndexMetadata, UnknownFormat
 from utils.retrieval.config import EngineAddress
+from utils.retrieval.search import with_progress
 
 POSITION_FIELDS = ("easting", "northing", "zone", "latitude", "longitude")  # NaN, or the zone 0, where unknown
 STATE_PROPERTY = "selavprplusplus.state"
@@ -82,23 +82,40 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a collection holds, or will hold: the first `images` images of an index, which `sha256` identifies.
+    """Which rows belong to the copy: those with an id below `end` that are not `removed`.
 
-    complete: whether all have arrived. pending_sha256: what identifies the larger part of the index that is being
-    copied, beyond these images; None if none is. Raises ValueError for other values.
+    images: how many these are; 0 before the first export has come to its end. removed: ids of rows that are being
+    deleted, in order. pending: whether there may be rows of an unfinished export, all of them at or beyond `end`.
+    Raises ValueError for other values.
     """
 
     images: int
-    sha256: str
-    complete: bool
-    pending_sha256: str | None = None
+    end: int
+    removed: list[int] = field(default_factory=list)
+    pending: bool = False
 
     def __post_init__(self) -> None:
-        texts = [self.sha256] + ([] if self.pending_sha256 is None else [self.pending_sha256])
-        if type(self.images) is not int or self.images < 1 or type(self.complete) is not bool:
-            raise ValueError(f"{self.images} images, complete: {self.complete}")
-        if not all(type(text) is str for text in texts):
-            raise ValueError("a checksum that is not a text")
+        numbers = [self.images, self.end, *self.removed]
+        if any(type(number) is not int or number < 0 for number in numbers) or type(self.pending) is not bool:
+            raise ValueError(f"{self.images} images below {self.end}, pending: {self.pending}")
+        if self.images > self.end or self.removed != sorted(set(self.removed)):
+            raise ValueError(f"{self.images} images below {self.end}, or removed ids that do not ascend")
+
+    @staticmethod
+    def of(ids: np.ndarray, removed: np.ndarray) -> "State":
+        """The state of a copy that holds these ids, one or more in ascending order, while others are deleted."""
+        return State(images=len(ids), end=int(ids[-1]) + 1, removed=removed.tolist())
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether ids are missing between 0 and the last one."""
+        return self.images != self.end
+
+    @property
+    def searchable(self) -> str:
+        """The condition that leaves out other rows; "" where there are none, as a condition costs time."""
+        parts = [f"id < {self.end}"] if self.pending else []
+        return " and ".join(parts + ([f"id not in {self.removed}"] if self.removed else []))
 
 
 class Collections:
@@ -114,7 +131,7 @@ class Collections:
             try:
                 self.shards = found["num_shards"]
                 self.metadata = IndexMetadata.parse(found["description"].encode())
-                self.state = State(**json.loads(found["properties"][STATE_PROPERTY]))
+                self.state = _state_of(found)
             except UnknownFormat as error:
                 raise InputError(f"The index {self.address} has {error}. Export it again under another name.") from None
             except (*METADATA_ERRORS, AttributeError) as error:
@@ -145,7 +162,7 @@ class Collections:
             for name in POSITION_FIELDS:
                 schema.add_field(name, DataType.INT8 if name == "zone" else DataType.DOUBLE)
             self._create(self.codes, schema, state, index=("code", "BIN_FLAT", "HAMMING"))
-            self.exists = True
+            self.exists, self.state = True, state
         if metadata.descriptor_dim and not self.connection.call("has_collection", self.descriptors):
             schema = self.connection.schema(f"Descriptors of {self.codes}")
             schema.add_field("descriptor", DataType.FLOAT_VECTOR, dim=metadata.descriptor_dim)
@@ -166,6 +183,15 @@ class Collections:
         self.connection.call("alter_collection_properties", self.codes, properties=properties)
         self.state = state
 
+    def _read_state(self) -> State | None:
+        """The state now; None if there is none any more."""
+        if not self.connection.call("has_collection", self.codes):
+            return None
+        try:
+            return _state_of(self.connection.call("describe_collection", self.codes))
+        except (*METADATA_ERRORS, AttributeError):
+            return None
+
     def load(self) -> None:
         """Has the servers load the collections, which searching and counting need, and waits for it."""
         for name in self.names:
@@ -173,10 +199,16 @@ class Collections:
 
     def malformed(self, problem: str) -> InputError:
         """The error for an answer that no server gives about this index."""
-        return InputError(
+        return self.error(
             f"The Milvus server at {self.address.host}:{self.address.port} answers what cannot be right: {problem}. "
             f"Has {self.address} been changed? Drop its collections and export the index again."
         )
+
+    def error(self, message: str) -> InputError:
+        """The error for rows that are not those of the state; another one if an export has changed it meanwhile."""
+        if self._read_state() != self.state:
+            message = f"The index {self.address} has been changed since it was opened. Open it again."
+        return InputError(message)
 
     def count(self, name: str) -> int:
         """The rows of a collection, all acknowledged ones included. This takes 0.2 s or more."""
@@ -190,9 +222,37 @@ class Collections:
             raise self.malformed(f"{name} holds {count!r} rows")
         return count
 
+    def ids(self) -> np.ndarray:
+        """The ids of the copy's images, int64 in ascending order. Where there are gaps, all of them are read.
+
+        Raises InputError if rows are missing, or there are too many.
+        """
+        if not self.state.has_gaps:
+            return np.arange(self.state.images)
+        found = np.setdiff1d(self.stored_ids(self.codes, range(self.state.end)), self.state.removed)
+        if len(found) != self.state.images:
+            raise self.malformed(f"{self.codes} holds {len(found)} rows instead of {self.state.images}")
+        return found
+
+    def stored_ids(self, name: str, among: range) -> np.ndarray:
+        """The ids of a collection in a range, int64 in ascending order."""
+        pages = [np.empty(0, np.int64)]
+        for start in with_progress(range(among.start, among.stop, MAX_ROWS), "Reading ids"):
+            page = range(start, min(start + MAX_ROWS, among.stop))  # the order of a query's rows is not promised
+            pages.append(np.array(sorted(self._query(name, page, [])), np.int64))
+        return np.concatenate(pages)
+
     def rows(self, name: str, ids: Sequence[int] | range, fields: list[str]) -> dict[int, dict[str, Any]]:
         """{id: fields} of at most MAX_ROWS rows. Raises InputError if one is missing, or a field is not what it is."""
-        condition = f"id >= {ids.start} and id < {ids.stop}" if isinstance(ids, range) else f"id in {list(ids)}"
+        found = self._query(name, ids, fields)
+        if len(found) != len(ids):
+            raise self.malformed(f"{name} holds {len(found)} of {len(ids)} rows that were asked for")
+        return found
+
+    def _query(self, name: str, ids: Sequence[int] | range, fields: list[str]) -> dict[int, dict[str, Any]]:
+        """{id: fields} of those rows that are there, of MAX_ROWS different ids at most."""
+        first, last = min(ids), max(ids)
+        condition = f"id >= {first} and id <= {last}" if len(ids) == last - first + 1 else f"id in {list(ids)}"
         options: dict[str, Any] = {
             "output_fields": ["id", *fields],
             "consistency_level": "Eventually",
@@ -206,12 +266,20 @@ class Collections:
             if type(number) is not int or number not in wanted or number in found:
                 raise self.malformed(f"a row of {name} with the id {number!r}, unasked or twice")
             found[number] = {field: self._checked(field, row[field], number) for field in fields}
-        if len(found) != len(wanted):
-            raise InputError(
-                f"The collection {name} of {self.address} holds {len(found)} of {len(wanted)} rows that were asked "
-                "for. Has it been changed? Drop it and export the index again."
-            )
         return found
+
+    def read_descriptors(self, ids: np.ndarray) -> np.ndarray:
+        """The descriptors of these ids, [n, dim] float32. Ids may repeat."""
+        rows = np.empty((len(ids), self.metadata.descriptor_dim), np.float32)
+        for part in split_rows(len(ids), self.metadata.descriptor_dim):
+            found = self.rows(self.descriptors, np.unique(ids[part]).tolist(), ["descriptor"])
+            rows[part] = [found[i]["descriptor"] for i in ids[part].tolist()]
+        return rows
+
+    def delete(self, name: str, ids: np.ndarray) -> None:
+        """Deletes rows, which need not be there."""
+        for start in range(0, len(ids), MAX_ROWS):
+            self.connection.call("delete", name, ids=ids[start : start + MAX_ROWS].tolist())
 
     def _checked(self, field: str, value: Any, number: int) -> Any:
         """The value of a field: a code as bytes, a descriptor as float32. Raises InputError for what is neither."""
@@ -239,7 +307,12 @@ class Collections:
         return checked
 
 
-def split_rows(rows: range, dim: int) -> Iterable[range]:
-    """Consecutive ranges of rows whose descriptors fit into a message."""
+def _state_of(description: Mapping[str, Any]) -> State:
+    """The state of a collection that is described. Raises one of METADATA_ERRORS if it has none."""
+    return State(**json.loads(description["properties"][STATE_PROPERTY]))
+
+
+def split_rows(count: int, dim: int) -> Iterable[slice]:
+    """Consecutive slices of rows whose descriptors fit into a message."""
     size = min(MAX_ROWS, max(1, MAX_MESSAGE_BYTES // (4 * dim)))
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -10,7 +10,7 @@ import numpy as np
 from datasets.image_set import ImageSet
 from model import CODE_BITS
 from model.errors import InputError
-from utils.integrations.milvus.collections import MAX_ROWS, POSITION_FIELDS, Collections, Connection, split_rows
+from utils.integrations.milvus.collections import MAX_ROWS, POSITION_FIELDS, Collections, Connection
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.features import Features, SearchResult
 from utils.retrieval.index.engines import EnginePositions
@@ -30,7 +30,7 @@ class MilvusIndex(OpenIndex):
         if not collections.exists:
             raise InputError(f"No index {address}: there is no such collection. export.py milvus creates one.")
         self.metadata, state = collections.metadata, collections.state
-        if not state.complete:
+        if not state.images:
             raise InputError(
                 f"The index {address} is incomplete: exporting it was interrupted or is still in progress. Run "
                 "export.py milvus again."
@@ -38,12 +38,12 @@ class MilvusIndex(OpenIndex):
         collections.load()
         for name in collections.names:
             count = collections.count(name)
-            if count != state.images and not (state.pending_sha256 and count > state.images):
-                raise InputError(
+            if count < state.images or (count > state.images + len(state.removed) and not state.pending):
+                raise collections.error(
                     f"The index {address} is damaged: {name} holds {count} rows instead of {state.images}. Drop the "
                     "collections and export the index again."
                 )
-        self._table = ImageTable(collections, state.images)
+        self._table = ImageTable(collections)
         utms, zones, degrees = (
             cast(np.ndarray, Positions(self._table, fields, dtype))
             for fields, dtype in ((slice(0, 2), np.float64), (2, np.int8), (slice(3, 5), np.float64))
@@ -56,20 +56,35 @@ class MilvusIndex(OpenIndex):
 
     def features(self) -> Features:
         """Nothing is read yet."""
-        descriptors = MilvusDescriptors(self._collections) if self.metadata.descriptor_dim else None
-        return Features(self.images, MilvusCodes(self._collections, self._table), descriptors)
+        descriptors = MilvusDescriptors(self._table) if self.metadata.descriptor_dim else None
+        return Features(self.images, MilvusCodes(self._table), descriptors)
 
 
 class ImageTable:
-    """Paths and positions of the images, read on demand.
+    """Paths and positions of the images, read on demand. Image i has the i-th id of the copy.
 
     A search announces what it found. The first access to one of these reads them all, many rows at a time.
+    Attributes: collections; count.
     """
 
-    def __init__(self, collections: Collections, count: int) -> None:
-        self._collections, self.count = collections, count
+    def __init__(self, collections: Collections) -> None:
+        self.collections, self.count = collections, collections.state.images
+        self._ids = collections.ids() if collections.state.has_gaps else None
         self._known: dict[int, tuple[str, np.ndarray]] = {}
         self._announced = np.empty(0, np.int64)
+
+    def ids(self, images: slice | np.ndarray) -> np.ndarray:
+        """The ids [n] of images, int64."""
+        if self._ids is not None:
+            return self._ids[images]
+        return np.arange(*images.indices(self.count)) if isinstance(images, slice) else np.asarray(images)
+
+    def images(self, ids: np.ndarray) -> np.ndarray:
+        """The images [n] with these ids, int64; -1 where there is none."""
+        if self._ids is None:
+            return np.where((ids >= 0) & (ids < self.count), ids, -1)
+        places = np.searchsorted(self._ids, ids).clip(max=self.count - 1)
+        return np.where(self._ids[places] == ids, places, -1)
 
     def announce(self, indices: np.ndarray) -> None:
         """These images will probably be asked for."""
@@ -88,9 +103,10 @@ class ImageTable:
         """Those of all images, [N, 5] float64."""
         found = np.empty((self.count, len(POSITION_FIELDS)))
         for start in with_progress(range(0, self.count, MAX_ROWS), "Reading positions"):
-            ids = range(start, min(start + MAX_ROWS, self.count))
-            rows = self._collections.rows(self._collections.codes, ids, list(POSITION_FIELDS))
-            found[start : ids.stop] = [_position(rows[i]) for i in ids]
+            page = slice(start, min(start + MAX_ROWS, self.count))
+            ids = self.ids(page).tolist()
+            rows = self.collections.rows(self.collections.codes, ids, list(POSITION_FIELDS))
+            found[page] = [_position(rows[i]) for i in ids]
         return found
 
     def _row(self, index: int) -> tuple[str, np.ndarray]:
@@ -98,9 +114,11 @@ class ImageTable:
             wanted = [i for i in np.union1d(self._announced, index).tolist() if i not in self._known]
             self._announced = np.empty(0, np.int64)
             for start in with_progress(range(0, len(wanted), MAX_ROWS), "Reading paths"):
-                ids = wanted[start : start + MAX_ROWS]
-                rows = self._collections.rows(self._collections.codes, ids, ["path", *POSITION_FIELDS])
-                self._known |= {i: (row["path"], np.array(_position(row))) for i, row in rows.items()}
+                images = wanted[start : start + MAX_ROWS]
+                ids = self.ids(np.array(images)).tolist()
+                rows = self.collections.rows(self.collections.codes, ids, ["path", *POSITION_FIELDS])
+                for i, number in zip(images, ids, strict=True):
+                    self._known[i] = rows[number]["path"], np.array(_position(rows[number]))
         return self._known[index]
 
 
@@ -150,10 +168,8 @@ class MilvusCodes:
     and more still while the last one is as near as the k-th.
     """
 
-    def __init__(self, collections: Collections, table: ImageTable) -> None:
-        self._collections, self._table = collections, table
-        # Rows of an export that is not complete are left out. Otherwise no condition, which would cost time.
-        self._searchable = f"id < {table.count}" if collections.state.pending_sha256 else ""
+    def __init__(self, table: ImageTable) -> None:
+        self._collections, self._table = table.collections, table
 
     def __len__(self) -> int:
         return self._table.count
@@ -203,7 +219,10 @@ class MilvusCodes:
         Raises InputError for an answer that is none: another number of queries or hits, an id twice or out of range.
         """
         size = max(1, MAX_HITS // limit)
-        condition = f"id >= {rows.start} and id < {rows.stop}" if rows else self._searchable
+        condition = self._collections.state.searchable
+        if rows:
+            first, last = self._table.ids(np.array([rows.start, rows.stop - 1])).tolist()
+            condition = f"id >= {first} and id <= {last}" + (f" and {condition}" if condition else "")
         rows = rows or range(len(self))
         for start in range(0, len(queries), size):
             options: dict[str, Any] = {"limit": limit, "filter": condition, "consistency_level": "Eventually"}
@@ -213,21 +232,19 @@ class MilvusCodes:
                 raise self._collections.malformed(f"{len(answer)} results for {len(data)} queries")
             for hits in answer:
                 try:
-                    indices = np.array([hit["id"] for hit in hits])
+                    ids = np.array([hit["id"] for hit in hits])
                     distances = np.array([hit["distance"] for hit in hits], np.float64)
                 except (LookupError, TypeError, ValueError, OverflowError):
                     raise self._collections.malformed("a hit without a number and a distance") from None
-                if (
-                    indices.dtype.kind != "i"
-                    or len(np.unique(indices)) != min(limit, len(rows))
-                    or len(indices) > limit
-                ):
+                if ids.dtype.kind != "i" or len(np.unique(ids)) != min(limit, len(rows)) or len(ids) > limit:
                     raise self._collections.malformed(
-                        f"{len(hits)} hits, of which {len(np.unique(indices))} differ, for the {limit} nearest of "
+                        f"{len(hits)} hits, of which {len(np.unique(ids))} differ, for the {limit} nearest of "
                         f"{len(rows)} images"
                     )
-                if indices.min() < rows.start or indices.max() >= rows.stop:
-                    raise self._collections.malformed(f"a hit with the id {indices.max()}")
+                indices = self._table.images(ids)
+                strange = (indices < rows.start) | (indices >= rows.stop)
+                if strange.any():
+                    raise self._collections.malformed(f"a hit with the id {ids[strange][0]}")
                 if not np.isin(distances, np.arange(CODE_BITS + 1)).all():
                     raise self._collections.malformed("a distance that codes cannot have")
                 order = np.lexsort((indices, distances))
@@ -243,20 +260,12 @@ class MilvusDescriptors:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, collections: Collections) -> None:
-        self._collections = collections
-        self.shape = collections.state.images, collections.metadata.descriptor_dim
+    def __init__(self, table: ImageTable) -> None:
+        self._table = table
+        self.shape = table.count, table.collections.metadata.descriptor_dim
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
-        if isinstance(indices, slice):
-            indices = np.arange(*indices.indices(len(self)))
-        rows = np.empty((len(indices), self.shape[1]), np.float32)
-        for part in split_rows(range(len(indices)), self.shape[1]):
-            ids = indices[part.start : part.stop].tolist()
-            found = self._collections.rows(self._collections.descriptors, sorted(set(ids)), ["descriptor"])
-            for i, row in zip(part, ids, strict=True):
-                rows[i] = found[row]["descriptor"]
-        return rows
+        return self._table.collections.read_descriptors(self._table.ids(indices))

@@ -1,7 +1,7 @@
 """Search engines that hold a copy of an index, for databases that outgrow one machine."""
 
 import importlib
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -9,6 +9,13 @@ from utils.retrieval.config import EngineAddress
 from utils.retrieval.index.reader import Index, OpenIndex
 
 ENGINES = {"milvus": "utils.integrations.milvus"}  # {scheme of an address: module, an Engine}
+
+
+class Exported(NamedTuple):
+    """What an export has changed: the images that it copied, and those of the copy that it removed."""
+
+    copied: int
+    removed: int
 
 
 class Engine(Protocol):
@@ -21,8 +28,8 @@ class Engine(Protocol):
 
     def export_index(
         self, index: Index, address: EngineAddress, *, append: bool = False, shards: int | None = None
-    ) -> int:
-        """Copies an index, or with `append` what is missing of it. Returns the number of images that it copied."""
+    ) -> Exported:
+        """Copies an index; or, with `append`, brings a copy in step with it."""
 
 
 class EnginePositions(Protocol):
