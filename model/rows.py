@@ -11,6 +11,7 @@ from .index.files import JoinedRows
 
 CODE_WORDS = 8  # of 64 bits
 BLOCK = 16384  # codes that are compared at a time: what one pass writes stays in the cache
+SAMPLE_STEP = 16  # of every so many rows, the k smallest distances bound those of all
 L2_MARGIN = 64  # further candidates of the fast comparison of descriptors, whose order is exact up to rounding
 
 
@@ -134,7 +135,8 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
     among: bool [N], the rows to search; None for all that are not removed.
     """
     allowed = ~snapshot.removed if among is None else among & ~snapshot.removed
-    k = min(k, int(allowed.sum()))
+    count = np.count_nonzero(allowed)
+    k = min(k, count)
     if k == 0:
         return Found(np.zeros(0, np.int64), np.zeros(0, np.float32), "l2" if query.code is None else "hamming")
     if query.code is None:
@@ -144,7 +146,7 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
     assert snapshot.words is not None
     distances = hamming_distances(snapshot.words, query.code[0].view(np.uint64))
     distances[~allowed] = 64 * CODE_WORDS + 1
-    rows = _smallest(distances, max(k, rerank_num) if query.descriptor is not None else k)[: int(allowed.sum())]
+    rows = _smallest(distances, max(k, rerank_num) if query.descriptor is not None else k)[:count]
     if query.descriptor is None:
         return Found(rows, distances[rows].astype(np.float32), "hamming")
     assert snapshot.descriptors is not None
@@ -175,13 +177,15 @@ def _nearest_by_product(descriptors: Stored, query: np.ndarray, k: int, allowed:
     for start in range(0, len(descriptors), BLOCK):
         products[start : start + BLOCK] = descriptors[start : start + BLOCK] @ query
     products[~allowed] = -np.inf
-    k = min(k, int(allowed.sum()))
+    k = min(k, np.count_nonzero(allowed))
     return np.flatnonzero(products >= np.partition(products, -k)[-k])
 
 
 def _smallest(distances: np.ndarray, k: int) -> np.ndarray:
     """The rows of the k smallest distances [N] uint16, smallest first; among equal ones in their order."""
-    bound = np.searchsorted(np.cumsum(np.bincount(distances)), k)
+    k = min(k, len(distances))
+    some = distances[::SAMPLE_STEP] if SAMPLE_STEP * k <= len(distances) else distances
+    bound = np.partition(some, k - 1)[k - 1]  # of some rows, and therefore not below that of all
     rows = np.flatnonzero(distances <= bound)
     return rows[np.argsort(distances[rows], kind="stable")][:k]
 

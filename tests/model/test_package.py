@@ -37,8 +37,8 @@ def test_it_contains_the_files_of_model_alone_and_needs_torch_and_numpy_alone(wh
         info = f"selavprplusplus-{VERSION}.dist-info/"
         names = {name for name in archive.namelist() if not name.startswith(info)}
         metadata = archive.read(info + "METADATA").decode()
-    model = ROOT / "model"
-    assert names == {f"selavprplusplus/{path.relative_to(model).as_posix()}" for path in model.rglob("*.py")}
+    files = {path.relative_to(ROOT / "model").as_posix() for path in (ROOT / "model").rglob("*.py")}
+    assert names == {f"selavprplusplus/{name}" for name in files}
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     assert needed == ["Requires-Dist: torch>=2.6", "Requires-Dist: numpy>=1.26.4"]
 
@@ -59,3 +59,25 @@ print(importlib.metadata.version("selavprplusplus") == VERSION, network.config)
     hidden = (*NOT_TORCH, "model", "utils", "datasets")
     result = run_python(code, cwd=tmp_path, without=hidden, env={"PYTHONPATH": str(tmp_path / "installed")})
     assert result.stdout == 2 * "(1, 512) (1, 512) (1, 512)\n" + f"True {model.config}\n", result.stderr
+
+
+def test_a_program_recognises_saves_and_opens_with_it_and_pillow_alone(wheel, tmp_path):
+    pip("install", "--target", tmp_path / "installed", wheel)
+    torch.save(reference_model("vit-tiny", hashing=True, rerank=True).state_dict(), tmp_path / "model.pth")
+    code = """
+import numpy as np
+from PIL import Image
+from selavprplusplus import PlaceRecognizer
+frames = list(np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8))
+Image.fromarray(frames[2]).save("frame.png")
+recognizer = PlaceRecognizer("model.pth", resize=(56, 70))
+recognizer.add(frames, names=["street", "square", "bridge"])
+recognizer.save("index")
+recognizer.remove(0)
+recognizer.save("index")
+opened = PlaceRecognizer.open("index")
+print(len(opened), opened.search("frame.png", 1)[0][0].name, opened.search(frames) == recognizer.search(frames))
+"""
+    hidden = (*(name for name in NOT_TORCH if name != "PIL"), "model", "utils", "datasets")
+    result = run_python(code, cwd=tmp_path, without=hidden, env={"PYTHONPATH": str(tmp_path / "installed")})
+    assert result.stdout == "2 bridge True\n", result.stderr

@@ -224,6 +224,18 @@ def test_hamming_distances(monkeypatch, has_count):
     assert np.array_equal(found, np.unpackbits(codes ^ codes[7], axis=1).sum(axis=1))
 
 
+@pytest.mark.parametrize("k", [1, 40, 313, 2000, 5000, 6000])
+def test_many_equal_distances_are_in_the_order_of_ids(k):
+    recognizer, rng = recognizer_of("hashing"), np.random.default_rng(0)
+    bits = rng.integers(0, 2, (5000, 512)) * (np.arange(512) < 8)  # distances of 0 to 8
+    codes = np.packbits(bits, axis=1)
+    recognizer.add(Description(codes, None))
+    [matches] = recognizer.search(Description(codes[:1], None), k)
+    distances = np.unpackbits(codes ^ codes[0], axis=1).sum(axis=1)
+    nearest = np.argsort(distances, kind="stable")[:k]
+    assert [(match.id, match.distance) for match in matches] == [(i, distances[i]) for i in nearest]
+
+
 def test_what_could_not_be_added_leaves_no_entry(monkeypatch, tmp_path):
     recognizer = recognizer_of()
     with monkeypatch.context() as patch:
