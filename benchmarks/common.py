@@ -205,7 +205,13 @@ def count_gflop(function: Callable[[], object], device: str = "cpu") -> float:
 
 
 def peak_memory_mb(function: Callable[[], object], warm: bool = True) -> float:
-    """Resident memory in MB (10^6 bytes) that a call of the function adds at its peak. Linux with glibc only.
+    """Resident memory in MB (10^6 bytes) that a call of the function adds at its peak. See measure_in_child."""
+    return measure_in_child(function, warm)[1]
+
+
+def measure_in_child(function: Callable[[], object], warm: bool = True) -> tuple[float, float]:
+    """Seconds of a call of the function, and the resident memory in MB (10^6 bytes) that it adds at its peak. Linux
+    with glibc only.
 
     The call runs in a forked process on one thread, because OpenMP's threads do not survive a fork. CUDA does not
     either. With `warm` the function is called once before, so that memory which outlives a call (caches, the pages of
@@ -225,16 +231,17 @@ def peak_memory_mb(function: Callable[[], object], warm: bool = True) -> float:
 
 
 def _send_peak(function: Callable[[], object], sender: Connection, warm: bool) -> None:
-    """Runs in the forked process: sends what a call of the function, with `warm` the second one, adds at its peak."""
+    """Runs in the forked process: sends the time and the memory of a call of the function, with `warm` the second one."""
     torch.set_num_threads(1)
     if warm:
         function()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise the second call reuses freed memory that is still resident
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM, to the current resident memory
-    before = _status_mb("VmRSS")
+    before, start = _status_mb("VmRSS"), time.perf_counter()
     function()
-    sender.send(max(_status_mb("VmHWM") - before, 0.0))
+    seconds = time.perf_counter() - start
+    sender.send((seconds, max(_status_mb("VmHWM") - before, 0.0)))
 
 
 def _status_mb(name: str) -> float:

@@ -177,7 +177,7 @@ def _nearest_by_product(descriptors: Stored, query: np.ndarray, k: int, allowed:
     for start in range(0, len(descriptors), BLOCK):
         products[start : start + BLOCK] = descriptors[start : start + BLOCK] @ query
     products[~allowed] = -np.inf
-    k = min(k, np.count_nonzero(allowed))
+    k = min(k, int(np.count_nonzero(allowed)))
     return np.flatnonzero(products >= np.partition(products, -k)[-k])
 
 

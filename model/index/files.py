@@ -17,6 +17,7 @@ from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMet
 
 PATHS = "paths.txt"
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
+PATHS_AT_ONCE = 1 << 13  # that are decoded at a time
 POSITION_LIMITS = {("easting", "northing"): (MAX_METRES, MAX_METRES), ("latitude", "longitude"): (90, 180)}
 MAX_ZONE = 60
 ATTEMPTS = 10  # to open files that another process compacts meanwhile
@@ -75,7 +76,7 @@ class PathList(Sequence[str]):
     """
 
     def __init__(self, file: IO[bytes], size: int, count: int, *, root: str = "") -> None:
-        self._root = root
+        self._prefix = os.path.join(root, "") if root else "./"
         ends = [np.empty(0, np.int64)]
         file.seek(0)
         for start in range(0, size, READ_BLOCK):  # read rather than mapped, so that the pages do not stay in memory
@@ -95,8 +96,17 @@ class PathList(Sequence[str]):
         """The path, or the name, of an image; "" for one that has none."""
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        name = self.stored(i)
-        return os.path.join(self._root, name[2:]) if self._root and name.startswith("./") else name
+        return self._path_of(self.stored(i))
+
+    def __iter__(self) -> Iterator[str]:
+        """All of them, in a fraction of the time that they take one by one."""
+        for start in range(0, len(self), PATHS_AT_ONCE):
+            first = self._ends[start - 1] + 1 if start else 0
+            last = self._ends[min(start + PATHS_AT_ONCE, len(self)) - 1]
+            yield from map(self._path_of, os.fsdecode(self._text[first:last]).split("\n"))
+
+    def _path_of(self, name: str) -> str:
+        return self._prefix + name[2:] if name.startswith("./") else name
 
     def stored(self, i: int) -> str:
         """A line: a path in the root begins with "./"."""

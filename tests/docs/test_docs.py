@@ -29,6 +29,7 @@ from datasets.protocols import PROTOCOLS
 from model import AGGREGATIONS, aggregation, config, zoo
 from utils.cli import search as search_flags
 from utils.retrieval.index import Index
+from utils.retrieval.index.maintenance import compact, finish
 from utils.runtime.flags import positive_float
 from utils.runtime.parser import NO_EFFECT_IN_REFERENCE, parse
 
@@ -227,24 +228,30 @@ def indexes(tiny_benchmark, checkpoints, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["complete", "with an unfinished chunk"])
+@pytest.mark.parametrize("state", ["complete", "unfinished build", "unfinished change", "pruned", "compacted"])
 @pytest.mark.parametrize("kind", [*MODES, *SMALLER])
 def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
     folder = tmp_path / "index"
     shutil.copytree(indexes[kind], folder)
+    if state in ("pruned", "compacted"):
+        finish(folder, [0, 5, 6])
+    if state == "compacted":
+        compact(folder)
     expected = Index(folder).features()
-    if state != "complete":
+    if state.startswith("unfinished"):
         for path in {*folder.glob("*.bin"), folder / "paths.txt"} - {folder / "pca.bin"}:
             path.write_bytes(path.read_bytes() + b"/unfinished\n")
         manifest = folder / "manifest.jsonl"
-        first_line = manifest.read_bytes().splitlines(keepends=True)[0]
-        manifest.write_bytes(first_line + first_line[:40])
+        header, chunk, mark = manifest.read_bytes().splitlines(keepends=True)
+        manifest.write_bytes(header + chunk + (mark if state == "unfinished change" else b"") + chunk[:40])
     (code,) = blocks(ROOT / "docs" / "index_format.md", "python")
     assert '"/data/my_index"' in code
     names: dict = {}
     exec(code.replace('"/data/my_index"', repr(str(folder))), names)
-    assert names["paths"] == list(expected.images.paths) and len(names["paths"]) == 16
-    np.testing.assert_array_equal(names["positions"], expected.images.utms)
+    assert names["paths"] == list(expected.images.paths)
+    assert len(names["paths"]) == (13 if state in ("pruned", "compacted") else 16)
+    for name, array in (("positions", "utms"), ("degrees", "degrees"), ("zones", "zones")):
+        np.testing.assert_array_equal(names[name], getattr(expected.images, array))
     for name, features in (("codes", expected.codes), ("descriptors", expected.descriptors)):
         if features is None:
             assert names[name] is None

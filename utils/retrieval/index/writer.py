@@ -190,29 +190,33 @@ def find_changes(
     """
     if files is None:
         return Changes(list(range(len(paths))), {}, {}, [])
-    records, removed = files.records(), files.manifest.removed
-    rows = {path: row for row, path in enumerate(files.paths) if not removed[row]}
-    new, changed, unchanged = list[int](), dict[int, int](), dict[int, int]()
-    for i, path in enumerate(paths):
-        row = rows.get(path)
-        if row is None:
-            new.append(i)
-        else:
-            kind = changed if _is_changed(path, records[row], check_content=check_content) else unchanged
-            kind[i] = row
-    within = f"{os.path.abspath(folder)}{'#' if folder.is_file() else os.sep}" if folder else None
-    listed = set(paths)
-    gone = [row for path, row in rows.items() if within and path.startswith(within) and path not in listed]
-    return Changes(new, changed, unchanged, gone)
+    records = files.records()
+    pairs = zip(files.paths, files.manifest.removed.tolist(), strict=True)
+    rows = {path: row for row, (path, removed) in enumerate(pairs) if not removed}
+    found = np.array([rows.get(path, -1) for path in paths], np.int64)
+    known = np.flatnonzero(found >= 0)
+    is_changed = _are_changed([paths[i] for i in known.tolist()], records[found[known]], check_content=check_content)
+    changed, unchanged = (known[chosen].tolist() for chosen in (is_changed, ~is_changed))
+    is_listed = np.zeros(len(records), bool)
+    is_listed[found[known]] = True
+    listed, gone = is_listed.tolist(), list[int]()
+    if folder:
+        within = f"{os.path.abspath(folder)}{'#' if folder.is_file() else os.sep}"
+        gone = [row for path, row in rows.items() if not listed[row] and path.startswith(within)]
+    new = np.flatnonzero(found < 0).tolist()
+    return Changes(new, {i: int(found[i]) for i in changed}, {i: int(found[i]) for i in unchanged}, gone)
 
 
-def _is_changed(path: str, record: np.void, *, check_content: bool) -> bool:
-    state = file_state(path)
-    if record["size"] < 0 or state.size < 0:
-        return False
-    if record["digest"] and (check_content or not record["mtime_ns"]):
-        return state.size != record["size"] or digest_of(path) != record["digest"]
-    return (state.size, state.mtime_ns) != (record["size"], record["mtime_ns"])
+def _are_changed(paths: Sequence[str], records: np.ndarray, *, check_content: bool) -> np.ndarray:
+    """Whether each file differs from its record: bool [N]."""
+    states = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
+    other_size, other_time = states[:, 0] != records["size"], states[:, 1] != records["mtime_ns"]
+    by_content = (records["digest"] != 0) & (check_content | (records["mtime_ns"] == 0))
+    is_comparable = (states[:, 0] >= 0) & (records["size"] >= 0)
+    is_changed = is_comparable & (other_size | (other_time & ~by_content))
+    for i in np.flatnonzero(is_comparable & by_content & ~other_size).tolist():
+        is_changed[i] = digest_of(paths[i]) != records["digest"][i]
+    return is_changed
 
 
 def digest_of(path: str) -> int:
