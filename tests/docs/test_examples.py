@@ -107,7 +107,7 @@ def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeyp
 
 def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
     frames = [rgb_pixels(path) for path in list_images(images)]
-    namespace = {"drive": [(frame, (10 * i, 0)) for i, frame in enumerate(frames)], "images": torch.zeros(2, 3, 56, 70)}
+    namespace = {"drive": [(frame, (500_000 + 10 * i, 0)) for i, frame in enumerate(frames)], "images": torch.zeros(2, 3, 56, 70)}
     namespace["new_frame"] = frames[-1]
     monkeypatch.setitem(sys.modules, "selavprplusplus", model)
     load = partial(weights.load_any_model, checkpoints["two_branch"])

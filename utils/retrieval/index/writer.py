@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -209,7 +209,7 @@ def find_changes(
 
 def _are_changed(paths: Sequence[str], records: np.ndarray, *, check_content: bool) -> np.ndarray:
     """Whether each file differs from its record: bool [N]."""
-    states = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
+    states: Any = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
     other_size, other_time = states[:, 0] != records["size"], states[:, 1] != records["mtime_ns"]
     by_content = (records["digest"] != 0) & (check_content | (records["mtime_ns"] == 0))
     is_comparable = (states[:, 0] >= 0) & (records["size"] >= 0)
