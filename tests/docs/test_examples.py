@@ -107,12 +107,12 @@ def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeyp
 
 def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
     frames = [rgb_pixels(path) for path in list_images(images)]
-    namespace = {"drive": [(frame, (500_000 + 10 * i, 0)) for i, frame in enumerate(frames)], "images": torch.zeros(2, 3, 56, 70)}
-    namespace["new_frame"] = frames[-1]
+    drive = [(frame, (500_000 + 10 * i, 0)) for i, frame in enumerate(frames)]
+    namespace = {"drive": drive, "images": torch.zeros(2, 3, 56, 70), "new_frame": frames[-1]}
     monkeypatch.setitem(sys.modules, "selavprplusplus", model)
     load = partial(weights.load_any_model, checkpoints["two_branch"])
     monkeypatch.setattr("model.recognizer.load_any_model", lambda name: load())
     monkeypatch.setattr("model.weights.load_any_model", lambda name: load())
     exec(examples_of("docs/embedding.md").replace('device="cuda", precision="fp16"', "resize=(56, 56)"), namespace)
-    assert namespace["place"] == (10 * (len(frames) - 1), 0) and len(namespace["recognizer"]) == len(frames)
+    assert namespace["place"] == drive[-1][1] and len(namespace["recognizer"]) == len(frames)
     assert namespace["code"].shape == (2, 512) and namespace["descriptor"].shape == (2, 512)
