@@ -8,6 +8,7 @@ from utils.runtime.parser import parse
 if __name__ == "__main__":
     args = parse(BuildIndexArguments, __doc__)  # before the imports that take seconds
 
+import logging
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from datasets.config import PositionConfig
 from datasets.folder import locate_folder
 from datasets.layouts import list_source
-from model import ModelChoice
+from model import InputError, ModelChoice
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor
 from utils.retrieval.extraction import extract
@@ -28,25 +29,30 @@ from utils.runtime.terminal import printable
 
 
 def main(args: BuildIndexArguments) -> None:
+    distributed.init(args.extraction.device)
     index = args.index_folder
     if args.merge:
-        count = maintenance.merge(args.merge, index)
-        print(printable(f"The index {index} is complete and holds {count} images."))
+        count = distributed.run_on_main(partial(maintenance.merge, args.merge, index, args.image_root))
+        say(f"The index {index} is complete and holds {count} images.")
     if args.folder:
-        distributed.init(args.extraction.device)
         distributed.run_on_main(partial(check_folder, index, append=args.append))
         watcher = maintenance.Watcher(args.watch, time.time) if args.watch else None
         update(args, args.folder, watcher)
-        while args.watch:
+        while watcher and args.watch:
             time.sleep(args.watch)
-            update(replace(args, append=True, prune=True), args.folder, watcher)
+            try:
+                update(replace(args, append=True, prune=True), args.folder, watcher)
+            except InputError as error:  # such as a file that cannot be read: the next round leaves it out
+                logging.warning("%s Looking again in %g seconds.", error, args.watch)
+                watcher.tries_files = True
     if args.compact:
-        print(printable(f"{maintenance.compact(index)} images that were taken out of {index} no longer take space."))
+        gone = distributed.run_on_main(partial(maintenance.compact, index))
+        say(f"Compacted the index {index}: {gone} images that were taken out took space.")
 
 
-def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher | None = None) -> None:
-    """Describes the images of the folder that the index lacks, or that were changed since. watcher: of rounds in which
-    a folder changes.
+def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.Watcher | None = None) -> None:
+    """Describes the images of a folder that the index lacks, or that were changed since. watcher: of rounds in which
+    the folder changes.
     """
     index = args.index_folder
     stored = distributed.run_on_main(partial(maintenance.stored_metadata, index))
@@ -55,17 +61,20 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         distributed.run_on_main(partial(maintenance.move, index, args.image_root))
 
     # ---- Images
-    paths = distributed.run_on_main(partial(list_source, folder, fps=args.fps))
+    find_root = partial(maintenance.known_root, index, images_folder)
+    folder = distributed.run_on_main(find_root) if stored else images_folder
     above = folder.parent if folder.is_file() else folder  # of a video
+    paths = distributed.run_on_main(partial(list_source, folder, fps=args.fps))
     find_changes = partial(maintenance.changes_since, index, paths, folder, check_content=args.check_content)
     changes = distributed.run_on_main(find_changes)
     chosen = sorted([*changes.new, *changes.changed])
     if watcher:
-        chosen = [i for i in chosen if watcher.is_ready(paths[i])]
-        if not chosen and not changes.gone:
+        chosen = distributed.run_on_main(lambda: [i for i in chosen if watcher.is_ready(paths[i])])
+        if not chosen and not changes.gone and distributed.run_on_main(partial(maintenance.is_complete, index)):
             return
-    if distributed.is_main():
-        print(printable(f"{len(paths)} images in {folder}: {changes.summary}"), flush=True)
+    say(f"{len(paths)} images in {folder}: {changes.summary(prune=args.prune)}")
+    if changes.unchanged and (args.positions or args.positions_csv):
+        say(f"The positions of the {len(changes.unchanged)} unchanged images stay as they are.")
 
     # ---- Model, and positions
     if chosen or args.model.is_stated:  # which must be that of the index
@@ -77,18 +86,22 @@ def update(args: BuildIndexArguments, folder: Path, watcher: maintenance.Watcher
         described = [paths[i] for i in chosen]
         positions = PositionConfig.parse(config.positions or "auto")
         images, summary = distributed.run_on_main(partial(locate_folder, described, above, positions))
-        if distributed.is_main():
-            model = f"{source}, {extractor.model.config.flags}; images of {extractor.config.image_config}"
-            print(printable(f"{summary}\nModel: {model}"), flush=True)
+        say(f"{summary}\nModel: {source}, {extractor.model.config.flags}; images of {extractor.config.image_config}")
 
         # ---- Features, which go to the index chunk by chunk (under torchrun, of every rank's share)
         pca = find_pca(extractor, PCAConfig(), index)  # an evaluation may have begun the index
         extract(replace(extractor, pca=pca), images, save_to=config)
 
-    gone = changes.gone if args.prune else []
-    count = distributed.run_on_main(partial(maintenance.finish, index, gone))
+    if distributed.run_on_main(partial(maintenance.stored_metadata, index)):  # there is something in it
+        gone = changes.gone if args.prune else []
+        count = distributed.run_on_main(partial(maintenance.finish, index, gone))
+        say(f"The index {index} is complete and holds {count} images.")
+
+
+def say(text: str) -> None:
+    """Prints what every rank knows, once."""
     if distributed.is_main():
-        print(printable(f"The index {index} is complete and holds {count} images."), flush=True)
+        print(printable(text), flush=True)
 
 
 if __name__ == "__main__":

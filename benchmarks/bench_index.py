@@ -5,7 +5,6 @@
 The features are made up, so no model runs. The files are real: small JPEG images of 8 x 8 pixels with a GPS position.
 """
 
-import argparse
 import io
 import os
 import shutil

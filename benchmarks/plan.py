@@ -9,15 +9,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, markdown_table, number
+from benchmarks.common import RESULTS, number
 from model.index.metadata import DESCRIPTOR_DTYPES, RECORD
-from utils.runtime.flags import ArgumentParser, positive_float, positive_int
-from utils.runtime.script import cli_main
 
 INDEX = "epyc-avx512bf16"  # the machine of index_*.json
 CODE_BYTES, PATH_BYTES, MANIFEST_BYTES = 64, 60, 1  # of an image; the last two about

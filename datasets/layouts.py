@@ -122,7 +122,7 @@ def list_images(folder: Path) -> list[str]:
     objects would take gigabytes. Raises InputError if the folder is missing or contains no images, links lead in a
     circle, a listed image is missing, a subfolder or file cannot be read as such, or a name has a line break.
     """
-    path_list = folder.with_name(folder.name + PATH_LIST_SUFFIX)
+    path_list = Path(f"{os.path.abspath(folder)}{PATH_LIST_SUFFIX}")
     if folder.is_file():
         raise InputError(f"{folder} is a file. Expected a folder of images.")
     if not folder.is_dir():

@@ -9,7 +9,8 @@ import numpy as np
 
 from .errors import InputError
 from .index.files import FileState, file_state
-from .index.metadata import RECORD
+from .index.metadata import MAX_METRES, RECORD
+from .index.writing import require_storable
 from .video_files import frame_time
 
 NO_FILE = FileState(-1, -1)
@@ -62,6 +63,11 @@ class Entries:
         """Takes back those that were added beyond this number."""
         del self._added[count - len(self._records) :]
 
+    def times(self, count: int) -> np.ndarray:
+        """The times of the first `count` rows, NaN where unknown: [count] float64."""
+        stored, added = self._records["time"][:count], self._added[: max(0, count - len(self._records))]
+        return np.concatenate([stored, np.array([np.nan if e.time is None else e.time for e in added])])
+
     def names(self, rows: Sequence[int]) -> list[str]:
         """The names of rows as an index stores them: "" for images that have none."""
         return [self[row].name or "" for row in rows]
@@ -90,8 +96,10 @@ def make_entries(images: Any, count: int, names: Any, positions: Any, times: Any
     states = [NO_FILE if path is None else file_state(path) for path in paths]
     texts = paths if names is None else _column("names", names, (count,))
     for text in texts:
-        if text is not None and (not isinstance(text, str) or not text or "\n" in text or "\0" in text):
-            raise InputError(f"The name {text!r}: expected a text without line breaks, or None.")
+        if text is not None and (not isinstance(text, str) or not text or text.startswith("./")):
+            raise InputError(f"The name {text!r}: expected a text that does not begin with ./, or None.")
+        if text is not None:
+            require_storable(text)
     metres = [None] * count if positions is None else list(map(tuple, _column("positions", positions, (count, 2))))
     shown = [None if path is None else frame_time(path) for path in paths]  # frames of videos have times
     if positions is not None:
@@ -130,6 +138,8 @@ def _column(what: str, given: Any, shape: tuple[int, ...]) -> list[Any]:
         values = values.reshape(shape) if values.size == np.prod(shape) else values
     if values.shape != shape:
         raise InputError(f"{what} {list(values.shape)} for {shape[0]} images. Expected {list(shape)}: one per image.")
-    if what != "names" and not np.isfinite(values).all():
-        raise InputError(f"{what} contains NaN or infinity. Expected metres and seconds.")
+    if what != "names" and not (np.isfinite(values).all() and (what == "times" or np.abs(values).max() <= MAX_METRES)):
+        raise InputError(
+            f"{what} contains NaN or infinity, or metres beyond {MAX_METRES:g}. Expected metres and seconds."
+        )
     return values.tolist()

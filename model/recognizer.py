@@ -297,13 +297,22 @@ class PlaceRecognizer:
         A program that is killed meanwhile leaves what was there before. `add` waits, and searches do not. Raises
         InputError if the folder holds something else, was changed by another program, or cannot be written.
         """
+        if "\0" in str(folder):
+            raise InputError(f"{str(folder)!r} is not the name of a folder.")
         with self._adding:
             snapshot = self._rows.snapshot()
             if self._home and self._home.is_at(folder):
                 self._home = self._home.update(snapshot, self._entries, self._rows.next_id)
             else:
                 metadata = self._home.metadata if self._home else self._metadata()
-                self._home = Home.create(Path(folder), metadata, snapshot, self._entries, self._rows.next_id)
+                self._home = Home.create(
+                    Path(folder),
+                    metadata,
+                    pca=self._pca,
+                    snapshot=snapshot,
+                    entries=self._entries,
+                    next_id=self._rows.next_id,
+                )
 
     @staticmethod
     def open(
@@ -348,7 +357,7 @@ class PlaceRecognizer:
             weights_file=self._weights_file,
             precision=self._precision,
             exif_orientation=self._exif_orientation,
-            positions="none",
+            positions=None,
             descriptor_dtype="fp32",
         )
 
@@ -385,10 +394,11 @@ class PlaceRecognizer:
 
     def _times(self, count: int) -> np.ndarray:
         """The times of the first `count` images. Raises InputError if one is not known."""
-        times = [self._entries[row].time for row in range(count)]
-        if None in times:
-            raise InputError(f"Image {times.index(None)} has no time. Give `add` the times of all, or search without.")
-        return np.array(times)
+        times = self._entries.times(count)
+        unknown = np.flatnonzero(np.isnan(times))
+        if len(unknown):
+            raise InputError(f"Image {unknown[0]} has no time. Give `add` the times of all, or search without.")
+        return times
 
     def _distance_kind(self, frames: int) -> DistanceKind:
         """The kind of the distances that searches give for sequences of so many frames."""

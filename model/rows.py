@@ -93,7 +93,7 @@ class Rows:
                 first = start - (0 if self._stored is None else len(self._stored))
                 self._added = _with_room(self._added, features.descriptor, first, axis=0)
             self._removed = _with_room(self._removed, np.zeros(len(features), bool), start, axis=0)
-            self._ids = _with_room(self._ids, np.array(ids), start, axis=0)
+            self._ids = _with_room(self._ids, np.array(ids, np.int64), start, axis=0)
             self._count, self.next_id = end, ids.stop
             return ids
 

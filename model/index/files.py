@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import open_regular, read_regular
 from ..video_files import frame_of
-from .manifest import CHUNK_SIZE, MANIFEST, Manifest
+from .manifest import CHUNK_SIZE, MANIFEST, MAX_ID, Header, Manifest
 from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMetadata, damaged
 
 PATHS = "paths.txt"
@@ -58,7 +58,7 @@ class JoinedRows:
 
     def __getitem__(self, indices: slice | np.ndarray) -> np.ndarray:
         if isinstance(indices, slice):
-            indices = np.arange(len(self))[indices]
+            indices = np.arange(*indices.indices(len(self)))
         found = np.empty((len(indices), *self.shape[1:]), self.dtype)
         for (array, rows), start, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
             of_part = (start <= indices) & (indices < end)
@@ -161,6 +161,15 @@ def _open_to_read(path: Path) -> IO[bytes]:
     return open(path, "rb", opener=lambda name, _: open_regular(name))
 
 
+def require_root(folder: Path, header: Header) -> None:
+    """Raises InputError for an index whose paths are absolute, so that another root of its images says nothing."""
+    if not header.root:
+        raise InputError(
+            f"--image_root: the paths of the index {folder} are absolute. build_index.py --merge {folder} --index NEW "
+            "--image_root DIR makes an index whose paths are relative to the folder DIR."
+        )
+
+
 def check_lengths(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> None:
     """Raises InputError if a file is missing or shorter than the manifest says, or longer by more than a chunk."""
     generation = manifest.header.generation
@@ -176,6 +185,23 @@ def check_lengths(folder: Path, metadata: IndexMetadata, manifest: Manifest) -> 
                 f"{folder / MANIFEST} is missing or truncated: {path} holds {actual // row_bytes} images, but the "
                 f"manifest lists {manifest.rows}. Copy the index again, or rebuild it."
             )
+
+
+def problem_of(records: np.ndarray) -> str | None:
+    """What is wrong with records [N] of images, if anything: a value that no image has."""
+    for names, limits in POSITION_LIMITS.items():
+        pair = np.stack([records[name] for name in names], axis=1)
+        unknown = np.isnan(pair)
+        bad = np.flatnonzero((np.abs(pair) > limits).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
+        if len(bad):
+            return f"the position of image {bad[0]} is {pair[bad[0]].tolist()}"
+    bad = np.flatnonzero(np.abs(records["zone"].astype(int)) > MAX_ZONE)
+    if len(bad):
+        return f"the position of image {bad[0]} is in zone {records['zone'][bad[0]]}"
+    ids = records["id"]
+    if len(ids) and (ids[0] < 0 or ids[-1] >= MAX_ID or (np.diff(ids) <= 0).any()):
+        return "its ids do not ascend, or are too large"
+    return "a time is infinite" if np.isinf(records["time"]).any() else None
 
 
 class IndexFiles:
@@ -198,8 +224,8 @@ class IndexFiles:
                     raise InputError(message % folder)
                 self._files = {name: _open_to_read(self._path(name)) for name in self._row_bytes}
                 break
-            except (InputError, FileNotFoundError):
-                if attempt + 1 == ATTEMPTS or Manifest.read(folder).header == self.manifest.header:
+            except (InputError, FileNotFoundError):  # another process has changed it since the manifest was read
+                if attempt + 1 == ATTEMPTS or Manifest.read(folder, unmarked=unmarked).sha256 == self.manifest.sha256:
                     raise
         self._check_metadata()
         rows, header = self.manifest.rows, self.manifest.header
@@ -207,6 +233,8 @@ class IndexFiles:
             name: DiskArray(self._files[f"{name}.bin"], dtype, (rows, *shape))
             for name, (dtype, shape) in self.metadata.columns.items()
         }
+        if root is not None:
+            require_root(folder, header)
         where = header.root if root is None else os.path.abspath(root)
         self.paths = PathList(self._files[PATHS], self.manifest.path_bytes, rows, root=where)
 
@@ -244,19 +272,7 @@ class IndexFiles:
     def records(self) -> np.ndarray:
         """What images.bin says of each row: [rows] of RECORD. Raises InputError for values that no image has."""
         records = self.columns["images"][:]
-        path = self._path("images.bin")
-        for names, limits in POSITION_LIMITS.items():
-            pair = np.stack([records[name] for name in names], axis=1)
-            unknown = np.isnan(pair)
-            bad = np.flatnonzero((np.abs(pair) > limits).any(axis=1) | (unknown[:, 0] != unknown[:, 1]))
-            if len(bad):
-                raise damaged(path, f"the position of image {bad[0]} is {pair[bad[0]].tolist()}")
-        bad = np.flatnonzero(np.abs(records["zone"].astype(int)) > MAX_ZONE)
-        if len(bad):
-            raise damaged(path, f"the position of image {bad[0]} is in zone {records['zone'][bad[0]]}")
-        ids = records["id"]
-        if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
-            raise damaged(path, "its ids do not ascend")
-        if np.isinf(records["time"]).any():
-            raise damaged(path, "a time is infinite")
+        problem = problem_of(records)
+        if problem:
+            raise damaged(self._path("images.bin"), problem)
         return records

@@ -10,8 +10,9 @@ import numpy as np
 from ..errors import InputError
 from ..saving import LOCK, new_folder
 from .files import IndexFiles, JoinedPaths, JoinedRows
-from .manifest import CHUNK_SIZE, Header
+from .manifest import CHUNK_SIZE, Header, Manifest
 from .metadata import IndexMetadata
+from .pca import PCA
 from .quantization import QuantizedArray, quantize
 from .writing import Columns, RowWriter
 
@@ -25,14 +26,13 @@ class Home:
     """The state of an index when it was last read or written.
 
     file_rows: for each of the first rows in memory, its row in the files, or -1 if it is not in them; removed: the rows
-    in memory that were removed by then; header and rows: of the files, to notice another program's changes.
+    in memory that were removed by then; state: the checksum of its manifest, to notice another program's changes.
     """
 
     folder: Path
     metadata: IndexMetadata
     header: Header
-    rows: int
-    images: int
+    state: str
     file_rows: np.ndarray
     removed: np.ndarray
 
@@ -54,8 +54,7 @@ class Home:
             folder=Path(os.path.abspath(folder)),
             metadata=files.metadata,
             header=manifest.header,
-            rows=manifest.rows,
-            images=manifest.images,
+            state=manifest.sha256,
             file_rows=live,
             removed=np.zeros(len(live), bool),
         )
@@ -81,16 +80,24 @@ class Home:
 
     def is_at(self, folder: str | Path) -> bool:
         """Whether this is the index in a folder."""
-        return os.path.abspath(folder) == str(self.folder)
+        return os.path.realpath(folder) == os.path.realpath(self.folder)
 
     @staticmethod
-    def create(folder: Path, metadata: IndexMetadata, snapshot: "Snapshot", entries: "Entries", next_id: int) -> "Home":
+    def create(
+        folder: Path,
+        metadata: IndexMetadata,
+        *,
+        pca: PCA | None,
+        snapshot: "Snapshot",
+        entries: "Entries",
+        next_id: int,
+    ) -> "Home":
         """Writes all rows to a new folder: all of them or, if the process dies, none."""
         if os.path.lexists(folder):
             raise InputError(f"{folder} exists already, and is not the index that was opened. Choose a new folder.")
         live = np.flatnonzero(~snapshot.removed)
         with new_folder(folder) as temporary:
-            with RowWriter(temporary, metadata, append=False, header=Header(next_id=next_id)) as writer:
+            with RowWriter(temporary, metadata, append=False, header=Header(next_id=next_id), pca=pca) as writer:
                 _write(writer, snapshot, entries, live)
                 writer.mark()
             (temporary / LOCK).unlink()
@@ -100,8 +107,7 @@ class Home:
             folder=Path(os.path.abspath(folder)),
             metadata=metadata,
             header=writer.header,
-            rows=writer.rows,
-            images=writer.images,
+            state=Manifest.read(folder).sha256,
             file_rows=file_rows,
             removed=snapshot.removed.copy(),
         )
@@ -114,8 +120,9 @@ class Home:
         known = len(self.file_rows)
         new = known + np.flatnonzero(~snapshot.removed[known:])
         gone = self.file_rows[np.flatnonzero(snapshot.removed[:known] & ~self.removed)]
+        is_there = IndexMetadata.read(self.folder) == self.metadata
         with RowWriter(self.folder, self.metadata, append=True, unmarked=False) as writer:
-            if (writer.header, writer.rows, writer.images) != (self.header, self.rows, self.images):
+            if not is_there or writer.state != self.state:
                 raise InputError(
                     f"Another program has changed the index {self.folder} since it was opened. Save to a new folder, "
                     "and make one of both with build_index.py --merge."
@@ -124,14 +131,14 @@ class Home:
             _write(writer, snapshot, entries, new)
             writer.remove(gone[gone >= 0].tolist())
             writer.mark()
+            writer.replace_header(next_id=max(next_id, writer.header.next_id))
         file_rows = np.concatenate([self.file_rows, np.full(len(snapshot.removed) - known, -1)])
         file_rows[new] = start + np.arange(len(new))
         return Home(
             folder=self.folder,
             metadata=self.metadata,
             header=writer.header,
-            rows=writer.rows,
-            images=writer.images,
+            state=Manifest.read(self.folder).sha256,
             file_rows=file_rows,
             removed=snapshot.removed.copy(),
         )

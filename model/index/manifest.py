@@ -16,6 +16,7 @@ MANIFEST = "manifest.jsonl"
 CHUNK_SIZE = 1024  # images that are extracted, and stored, at a time
 MAX_MANIFEST_BYTES = 1 << 30  # enough for a billion images
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
+MAX_ID = 1 << 62
 CHUNK_FIELDS = {"images", "path_bytes", "sha256"}
 
 
@@ -31,7 +32,7 @@ class Header:
 
     def __post_init__(self) -> None:
         for value in (self.generation, self.next_id):
-            if type(value) is not int or not 0 <= value < 1 << 62:
+            if type(value) is not int or not 0 <= value < MAX_ID:
                 raise ValueError(f"a first line with the number {value}")
         if not isinstance(self.root, str) or "\0" in self.root:
             raise ValueError("a first line whose root is no path")
@@ -56,14 +57,16 @@ class Manifest:
     """An index at one moment.
 
     chunks: its lines of images; removed: bool [rows], the images that were taken out; size: the bytes of the lines
-    until then. is_marked: whether an end mark is the last of them: without it, building the index was interrupted, or
-    is still in progress. rows_behind: rows of chunks that follow, from a change that is not complete.
+    until then, and sha256 their checksum. is_marked: whether an end mark is the last of them: without it, building
+    the index was interrupted, or is still in progress. rows_behind: rows of chunks that follow, from a change that
+    is not complete.
     """
 
     header: Header
     chunks: list[dict[str, Any]]
     removed: np.ndarray
     size: int
+    sha256: str
     is_marked: bool
     rows_behind: int = 0
 
@@ -103,9 +106,9 @@ def _parse(lines: list[bytes], *, unmarked: bool) -> Manifest:
     marks = [i for i, entry in enumerate(entries) if "complete" in entry]
     end = marks[-1] + 1 if marks and not unmarked else len(entries)
     chunks, rows, images = list[dict](), 0, 0
-    removed = np.zeros(sum(_rows_of(entry) for entry in entries), bool)
+    removed = np.zeros(sum(rows_of(entry) for entry in entries), bool)
     for entry in entries[:end]:
-        rows, images = rows + _rows_of(entry), images + _rows_of(entry)
+        rows, images = rows + rows_of(entry), images + rows_of(entry)
         if "images" in entry:
             chunks.append(entry)
         for start, stop in _removals_of(entry, rows):
@@ -115,17 +118,19 @@ def _parse(lines: list[bytes], *, unmarked: bool) -> Manifest:
             images -= stop - start
         if "complete" in entry and (entry != {"complete": images} or type(entry["complete"]) is not int):
             raise ValueError(f"the end mark is {entry}, but there are {images} images")
+    text = b"".join(line + b"\n" for line in lines[: 1 + end])
     return Manifest(
         header=header,
         chunks=chunks,
         removed=removed[:rows],
-        size=sum(len(line) + 1 for line in lines[: 1 + end]),
+        size=len(text),
+        sha256=hashlib.sha256(text).hexdigest(),
         is_marked=bool(marks) and end == marks[-1] + 1,
         rows_behind=len(removed) - rows,
     )
 
 
-def _rows_of(entry: dict[str, Any]) -> int:
+def rows_of(entry: dict[str, Any]) -> int:
     """The number of images in a line. Raises ValueError for a line that no index has."""
     if "complete" in entry or entry.keys() == {"removed"}:
         return 0

@@ -218,8 +218,8 @@ def read_metadata(folder: Path, parse: Callable[[bytes], Any]) -> Any:
     path = folder / METADATA
     try:
         text = read_regular(path, MAX_METADATA_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        if (folder / "header.json").exists():  # of version 0.1.0
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a NUL byte
+        if os.path.exists(folder / "header.json"):  # of version 0.1.0
             raise InputError(
                 f"The index {folder} has format 1; this version reads format {FORMAT}. Rebuild the index with "
                 "build_index.py."

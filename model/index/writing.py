@@ -5,16 +5,17 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..files import open_regular, read_regular, remove_leftovers
 from ..saving import lock_folder, new_file
-from .files import PATHS, IndexFiles, check_lengths, data_file
-from .manifest import CHUNK_SIZE, MANIFEST, Header, Manifest, line, removal
+from .files import PATHS, IndexFiles, check_lengths, data_file, problem_of
+from .manifest import CHUNK_SIZE, MANIFEST, MAX_MANIFEST_BYTES, MAX_PATH_BYTES, Header, Manifest, line, removal
 from .metadata import MAX_METADATA_BYTES, METADATA, PROJECTION, IndexMetadata
 from .pca import PCA
 
@@ -28,8 +29,9 @@ class RowWriter:
     becomes the state that readers see with `mark`; until then they see the one before. The process may be killed at any
     moment: the next writer continues after the last complete line or, without `unmarked`, at the last end mark.
 
-    Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were not
-    removed; is_marked, whether readers see what was written; files, what the folder held at the start, or None.
+    Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were
+    not removed; is_marked, whether readers see what was written; state and chunks, the checksum of the manifest and
+    its number of chunks at the start; files, what the folder held at the start, or None.
     Raises InputError if the folder is in use or cannot be written, if the index is damaged or, without `append`, if
     there is one.
     """
@@ -67,6 +69,7 @@ class RowWriter:
         has_rows = bool(manifest.chunks) or manifest.is_marked
         self.files = IndexFiles(self.folder, unmarked=unmarked) if has_rows else None
         self.header = manifest.header if manifest.size else new
+        self.state, self.chunks = manifest.sha256, len(manifest.chunks)
         self.rows, self.images, self._last_id = manifest.rows, manifest.images, -1
         self.is_marked, self._removed = manifest.is_marked, set(np.flatnonzero(manifest.removed).tolist())
         if self.files and self.rows:
@@ -96,6 +99,9 @@ class RowWriter:
         Raises InputError for a name with a line break, and if it cannot write.
         """
         ids = columns["images"]["id"]
+        problem = problem_of(columns["images"])
+        if problem:
+            raise InputError(f"{self.folder}: {problem}. An index cannot store that.")
         assert len(names) == len(ids) <= CHUNK_SIZE and ids[0] > self._last_id and (np.diff(ids) > 0).all()
         content = self._content(names, columns)
         for name, data in content.items():
@@ -124,11 +130,18 @@ class RowWriter:
             self._write(MANIFEST, line({"complete": self.images}))
             self.is_marked = True
 
-    def move(self, root: str) -> None:
-        """Makes this the folder that the paths of images are relative to. The index is complete."""
-        data = read_regular(self.folder / MANIFEST, 1 << 31)
-        header = Header(generation=self.header.generation, root=root, next_id=self.header.next_id)
-        self._replace_manifest(header.to_line() + data.split(b"\n", 1)[1])
+    def rows_of(self, ids: Iterable[int]) -> list[int]:
+        """The rows of those of these images, by their ids, that the index held when it was opened and still holds."""
+        if self.files is None:
+            return []
+        wanted = np.isin(self.files.columns["images"][:]["id"], list(ids))
+        return [row for row in np.flatnonzero(wanted).tolist() if row not in self._removed]
+
+    def replace_header(self, **changes: Any) -> None:
+        """Changes fields of the header."""
+        header, data = replace(self.header, **changes), read_regular(self.folder / MANIFEST, MAX_MANIFEST_BYTES)
+        if header != self.header:
+            self._replace_manifest(header.to_line() + data.split(b"\n", 1)[1])
 
     def compact(self) -> Iterator[int]:
         """Writes the files anew without the rows that were removed. Yields how many images have been copied.
@@ -169,11 +182,13 @@ class RowWriter:
 
     def _replace_manifest(self, data: bytes) -> None:
         """Replaces the manifest in one step, and opens the files that it names."""
-        with new_file(self.folder / MANIFEST, "wb") as file:
-            file.write(data)
-        for handle in self._handles.values():
+        for handle in self._handles.values():  # Windows replaces no open file
             handle.close()
-        self._open(self.header, unmarked=True)
+        try:
+            with new_file(self.folder / MANIFEST, "wb") as file:
+                file.write(data)
+        finally:
+            self._open(self.header, unmarked=True)
 
     def _remove_other_generations(self) -> None:
         """Removes files of a compaction that was interrupted, before or after its end."""
@@ -189,10 +204,7 @@ class RowWriter:
     def _content(self, names: Sequence[str], columns: Columns) -> dict[str, bytes]:
         """{file: what it gets}."""
         for name in names:
-            if "\n" in name or "\0" in name:
-                raise InputError(
-                    f"The name {name!r} contains a line break or a NUL byte, which an index cannot store. Rename it."
-                )
+            require_storable(name)
         content = {PATHS: os.fsencode("".join(f"{stored_name(name, self.header.root)}\n" for name in names))}
         for name, (dtype, shape) in self.metadata.columns.items():
             array = np.ascontiguousarray(columns[name], dtype)
@@ -237,6 +249,19 @@ class RowWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def require_storable(name: str) -> None:
+    """Raises InputError for a name that an index cannot store."""
+    try:
+        is_too_long = len(os.fsencode(name)) >= MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        raise InputError(f"The name {name!r} cannot be encoded. Rename it.") from None
+    if is_too_long or "\n" in name or "\0" in name:
+        raise InputError(
+            f"The name {name[:80]!r} contains a line break or a NUL byte, or has {MAX_PATH_BYTES} bytes or more, which "
+            "an index cannot store. Rename it."
+        )
 
 
 def stored_name(name: str, root: str) -> str:

@@ -14,8 +14,10 @@ from helpers.processes import run_here
 from PIL import Image
 
 from model import Description, InputError, PlaceRecognizer
+from model.index.files import IndexFiles
 from model.weights import model_content
 from utils.retrieval.index import Index
+from utils.retrieval.index.writer import find_changes
 
 SIZE = (56, 70)
 MODELS = {mode: filled(build("vit-nano", **flags)) for mode, flags in MODES.items()}
@@ -222,3 +224,58 @@ def test_an_empty_recogniser_can_be_saved(tmp_path):
     opened.add(made_up(2))
     opened.save(tmp_path / "index")
     assert len(Index(tmp_path / "index")) == 2
+
+
+def test_what_an_index_cannot_hold_is_refused_before_it_is_remembered(tmp_path):
+    recognizer = recognizer_of()
+    for options in (
+        {"positions": [(2e8, 0)]},
+        {"names": ["x" * 70_000]},
+        {"names": ["\ud800"]},
+        {"names": ["./lobby"]},
+    ):
+        with pytest.raises(InputError):
+            recognizer.add(made_up(1), **options)
+    recognizer.save(tmp_path / "index")
+    assert len(recognizer) == len(reopen(tmp_path / "index")) == 0
+    for call in (recognizer.save, PlaceRecognizer.open):
+        with pytest.raises(InputError):
+            call(f"{tmp_path}/a\0b")
+
+
+def test_ids_of_images_that_were_never_saved_are_not_used_again(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(3))
+    recognizer.save(tmp_path / "index")
+    recognizer.remove(recognizer.add(made_up(2, 1)))
+    recognizer.save(tmp_path / "index")
+    assert reopen(tmp_path / "index").add(made_up(1, 2)) == [5]
+
+
+def test_another_index_in_the_folder_is_noticed(tmp_path):
+    recognizer, other = recognizer_of(), recognizer_of()
+    recognizer.add(made_up(3))
+    recognizer.save(tmp_path / "index")
+    other.add(made_up(3, 1))
+    shutil.rmtree(tmp_path / "index")
+    other.save(tmp_path / "index")
+    with pytest.raises(InputError, match="Another program has changed the index"):
+        recognizer.save(tmp_path / "index")
+    assert reopen(tmp_path / "index").search(rows_of(made_up(3, 1), [0]), 1)[0][0].distance == 0
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(InputError, match="No index in"):
+        recognizer.save(tmp_path / "index")
+    (tmp_path / "link").symlink_to(tmp_path / "again")
+    recognizer.save(tmp_path / "again")
+    recognizer.save(tmp_path / "link")  # the same folder
+
+
+def test_a_file_that_is_remembered_twice_changes_and_goes_as_one(tmp_path, photos):
+    recognizer = recognizer_of()
+    path = shutil.copy2(photos / "0.png", tmp_path / "0.png")
+    recognizer.add([str(path), str(path)])
+    recognizer.save(tmp_path / "index")
+    files = IndexFiles(tmp_path / "index")
+    os.utime(path, (2e9, 2e9))
+    assert find_changes(files, [str(path)]).changed == {0: [1, 0]}
+    assert sorted(find_changes(files, [], folder=tmp_path).gone) == [0, 1]

@@ -15,11 +15,14 @@ from helpers.models import build
 from helpers.processes import run_here, start_script
 from PIL import Image
 
+from datasets.image_set import ImageSet
 from model import InputError
 from model.index.files import IndexFiles
 from model.index.writing import RowWriter
 from model.saving import lock_folder
-from utils.retrieval.index import Index, maintenance, metadata_of, open_indexes
+from utils.retrieval.config import IndexConfig
+from utils.retrieval.index import Index, IndexWriter, maintenance, metadata_of, open_indexes
+from utils.retrieval.index.writer import find_changes
 from utils.retrieval.search import search_and_rerank
 
 pytestmark = pytest.mark.slow
@@ -64,16 +67,16 @@ def test_appending_needs_the_folder_and_the_index_alone(photos):
     paint(photos / "3.png", 33)
     paint(photos / "6.png", 6)
     said = run(*append, cwd=folder)
-    assert "6 images in photos: 1 new, 1 changed, 4 unchanged. 1 images of the index are gone (--prune" in said
+    assert "6 images in photos: 1 new, 1 changed, 4 unchanged. Of the index: 1 gone; --prune takes them out." in said
     assert "complete and holds 7 images" in said and names_in(index) == [f"{i}.png" for i in (0, 1, 2, 4, 5, 3, 6)]
     said = run(*append, "--prune", cwd=folder)
     assert "complete and holds 6 images" in said and names_in(index) == [f"{i}.png" for i in (1, 2, 4, 5, 3, 6)]
     ids = Index(index).ids.tolist()
     size = (index / "descriptors.bin").stat().st_size
-    assert "2 images that were taken out of index" in run("build_index.py", "--index=index", "--compact", cwd=folder)
+    assert "2 images that were taken out took space" in run("build_index.py", "--index=index", "--compact", cwd=folder)
     assert (index / "descriptors.1.bin").stat().st_size == size * 6 // 8 and not (index / "descriptors.bin").exists()
     assert Index(index).ids.tolist() == ids == [1, 2, 4, 5, 6, 7]
-    assert "0 images that were taken" in run("build_index.py", "--index=index", "--compact", cwd=folder)
+    assert "0 images that were taken out" in run("build_index.py", "--index=index", "--compact", cwd=folder)
     found = json.loads(run("search.py", "--index=index", "photos/3.png", "--json", "--results=1", cwd=folder))
     assert found["queries"][0]["matches"][0]["path"] == str(photos / "3.png")
     assert found["queries"][0]["matches"][0]["distance"] < 0.05
@@ -90,7 +93,7 @@ def test_a_file_is_compared_by_its_content_on_request(photos):
     os.utime(photos / "0.png", ns=(10**18, 10**18))
     assert maintenance.changes_since(
         index, sorted(map(str, photos.iterdir())), photos, check_content=False
-    ).changed == {0: 0}
+    ).changed == {0: [0]}
     run("build_index.py", "photos", "--index=index", "--append", "--num_workers=0", cwd=folder)
     assert IndexFiles(index).records()["mtime_ns"].tolist() == [0] * 6 + [10**18]
     data = bytearray((photos / "0.png").read_bytes())
@@ -119,7 +122,7 @@ def test_moved_images_are_found_under_their_new_root(photos):
     (folder / "moved" / "0.png").unlink()
     (folder / "moved" / "0.png").mkdir()  # a file that became a folder
     said = run("build_index.py", "moved", "--index=index", "--append", "--prune", cwd=folder)
-    assert "5 images in moved: 5 unchanged. 1 images of the index are gone" in said
+    assert "5 images in moved: 5 unchanged. Of the index: 1 taken out." in said
 
 
 def test_several_indexes_are_searched_as_the_merged_one(photos, checkpoints):
@@ -266,3 +269,68 @@ def test_flags_that_do_not_go_together(photos, flags, words):
     result = run_here("build_index.py", *flags, "--device=cpu", cwd=photos.parent)
     assert result.status == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert content(photos.parent / "index") == before and not (photos.parent / "new").exists()
+
+
+def test_images_that_are_gone_are_named_by_their_ids(tmp_path, metadata):
+    """Another process may compact or prune the index between the comparison and the removal."""
+    photos = [paint(tmp_path / "photos" / f"{i}.png", i) for i in range(4)]
+    chunk = make_chunk(0, 4)
+    with IndexWriter(IndexConfig(folder=tmp_path / "index", root=tmp_path / "photos"), metadata) as writer:
+        writer.append(chunk._replace(images=ImageSet.without_positions(list(map(str, photos)))))
+        writer.features()
+    photos[0].unlink()
+    photos[3].unlink()
+    remaining = list(map(str, photos[1:3]))
+    changes = maintenance.changes_since(tmp_path / "index", remaining, tmp_path / "photos", check_content=False)
+    assert changes.gone == [0, 3]
+    maintenance.finish(tmp_path / "index", [0])
+    maintenance.compact(tmp_path / "index")
+    assert maintenance.finish(tmp_path / "index", changes.gone) == 2
+    assert list(Index(tmp_path / "index").images.paths) == remaining
+
+
+def test_images_whose_folder_is_not_where_it_was_are_not_all_new(photos):
+    folder = photos.parent
+    (folder / "link").symlink_to(photos)
+    assert "6 unchanged." in run("build_index.py", "link", "--index=index", "--append", cwd=folder)
+    assert "6 unchanged." in run("build_index.py", ".", "--index=../index", "--append", cwd=photos)
+    (folder / "link").unlink()
+    photos.rename(folder / "moved")
+    refused = run_here("build_index.py", "moved", "--index=index", "--append", "--device=cpu", cwd=folder)
+    assert (
+        refused.status == 2
+        and "does not exist. If they were moved, give their folder with --image_root" in refused.stderr
+    )
+    refused = run_here(
+        "search.py", "moved", "--index", "index", "index", "--image_root=moved", "--device=cpu", cwd=folder
+    )
+    assert refused.status == 2 and "--image_root is the folder of one index" in refused.stderr
+
+
+def test_paths_become_relative_when_an_index_is_merged_with_a_root(tmp_path, metadata):
+    write(tmp_path / "index", metadata, [3])
+    with pytest.raises(InputError, match="paths of the index .* are absolute"):
+        Index(tmp_path / "index", image_root=tmp_path)
+    maintenance.merge([tmp_path / "index"], tmp_path / "new", Path("/images"))
+    assert Index(tmp_path / "new", image_root=tmp_path).images.paths[0] == f"{tmp_path}/é 0\t.jpg"
+
+
+def test_small_chunks_are_joined(tmp_path, metadata):
+    folder = write(tmp_path / "index", metadata, [1] * 9)
+    before = features_of(folder)
+    assert maintenance.compact(folder) == 0
+    assert len(IndexFiles(folder).manifest.chunks) == 1 and features_of(folder) == before
+
+
+def test_a_folder_of_videos_does_not_prune_their_frames(tmp_path, metadata):
+    (tmp_path / "trip.mp4").write_bytes(b"a video")
+    frames = [f"{tmp_path}/trip.mp4#t={i}.00" for i in range(3)]
+    with IndexWriter(IndexConfig(folder=tmp_path / "index", root=tmp_path), metadata) as writer:
+        writer.append(make_chunk(0, 3)._replace(images=ImageSet.without_positions(frames)))
+        writer.features()
+    files = IndexFiles(tmp_path / "index")
+    assert files.records()["time"].tolist() == [0, 1, 2]
+    assert find_changes(files, [], folder=tmp_path).gone == []
+    assert find_changes(files, frames[:2], folder=tmp_path / "trip.mp4").gone == [2]
+    (tmp_path / "trip.mp4").unlink()
+    assert find_changes(files, [], folder=tmp_path).gone == [0, 1, 2]

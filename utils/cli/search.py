@@ -123,12 +123,16 @@ class BuildIndexArguments:
     def _check_task(self) -> None:
         """Raises InputError for flags that do not go together."""
         if self.merge:
-            if self.folder or self.append or self.compact:
-                raise InputError("--merge makes a new index of others. Leave IMAGES, --append and --compact out.")
+            if self.folder or self.append or self.compact or self.watch:
+                raise InputError(
+                    "--merge makes a new index of others. Leave IMAGES, --append, --compact and --watch out."
+                )
         elif self.append and not self.folder:
             raise InputError("--append compares the index with IMAGES; give that folder too.")
         elif not self.folder and not self.compact:
             raise InputError("Give IMAGES, a folder of images; or --merge, or --compact.")
+        if self.watch and (self.compact or not self.folder):
+            raise InputError("--watch goes on with IMAGES until it is stopped. Give that folder, and no --compact.")
         if not self.append:
             for name in ("prune", "check_content"):
                 if getattr(self, name):
@@ -184,8 +188,7 @@ class BuildIndexArguments:
 @dataclass(frozen=True, kw_only=True)
 class SearchArguments:
     """The command line of search.py. first_images: files, folders, patterns; locations: indexes, and more images.
-    model, resume: None for the weights that the
-    index names. Raises InputError for both of them.
+    model, resume: None for the weights that the index names. Raises InputError for both of them.
     """
 
     first_images: tuple[str, ...] = flag(

@@ -41,6 +41,8 @@ def open_indexes(locations: Sequence[Path | EngineAddress], **options: Any) -> O
     """One index, or several folders as one. Raises InputError as open_index, and for several of a search engine."""
     if len(locations) == 1:
         return open_index(locations[0], **options)
+    if options.get("image_root"):
+        raise InputError("--image_root is the folder of one index. Search several without it, or merge them.")
     opened = [open_index(location, **options) for location in locations]
     folders = [index for index in opened if isinstance(index, Index)]
     if len(folders) < len(opened):

@@ -8,18 +8,19 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_of_text
 from model import InputError
-from model.files import read_regular
+from model.files import open_regular, read_regular
 from model.index.files import PATHS, DiskArray, PathList, file_state
-from model.index.manifest import MANIFEST, MAX_MANIFEST_BYTES
+from model.index.manifest import MANIFEST, MAX_MANIFEST_BYTES, rows_of
 from model.index.metadata import (
     FORMAT,
     RECORD,
+    REPAIR,
     IndexMetadata,
     damaged,
     parse_object,
@@ -50,13 +51,15 @@ class Format5Files:
         self._columns = {
             name: DiskArray(folder / f"{name}.bin", dtype, (count, *shape)) for name, (dtype, shape) in columns.items()
         }
-        with open(folder / PATHS, "rb") as file:
+        with _open(folder / PATHS) as file:
             self._paths = PathList(file, sum(chunk["path_bytes"] for chunk in chunks), count)
 
     def _chunks(self) -> list[dict[str, Any]]:
         path = self.folder / MANIFEST
         try:
             *chunks, mark = map(parse_object, read_regular(path, MAX_MANIFEST_BYTES).splitlines())
+            for chunk in chunks:
+                rows_of(chunk)
             if mark != {"complete": sum(chunk["images"] for chunk in chunks)}:
                 raise InputError(f"The index {self.folder} is incomplete. Complete it with the version that began it.")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
@@ -65,7 +68,7 @@ class Format5Files:
 
     def _verify(self, chunks: list[dict[str, Any]], sizes: dict[str, int]) -> None:
         for name in (*sizes, PATHS):
-            with open(self.folder / name, "rb") as file:
+            with _open(self.folder / name) as file:
                 for chunk in chunks:
                     data = file.read(chunk["path_bytes"] if name == PATHS else chunk["images"] * sizes[name])
                     if hashlib.sha256(data).hexdigest() != chunk["sha256"].get(name):
@@ -91,6 +94,13 @@ class Format5Files:
         utms = np.stack([records["easting"], records["northing"]], axis=1)
         records["latitude"], records["longitude"] = degrees_of_utm(utms, records["zone"]).T
         return {**columns, "images": records}
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "rb", opener=lambda name, _: open_regular(name))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing. {REPAIR}") from None
 
 
 def _parse(text: bytes) -> tuple[IndexMetadata, int]:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from model import InputError
 from model.image_files import load_image
-from model.index.files import FileState, IndexFiles, file_state
+from model.index import METADATA
+from model.index.files import FileState, IndexFiles, file_state, require_root
 from model.index.manifest import CHUNK_SIZE, Header, Manifest
-from model.index.metadata import METADATA, IndexMetadata, UnknownFormat, read_metadata, read_pca
+from model.index.metadata import IndexMetadata, UnknownFormat, read_metadata, read_pca
 from model.index.pca import PCA
 from model.index.writing import Columns, RowWriter
 from model.saving import LOCK
@@ -46,25 +47,48 @@ def move(index: Path, root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"--image_root: no folder {root}.")
     with RowWriter(index, IndexMetadata.read(index), append=True) as writer:
-        if writer.header.root != (new := os.path.abspath(root)):
-            writer.move(new)
+        require_root(index, writer.header)
+        writer.replace_header(root=os.path.abspath(root))
+
+
+def known_root(index: Path, folder: Path) -> Path:
+    """The folder of images as the index names it: its root, if the folder is the same one under another name.
+
+    Raises InputError if the root does not exist: its images would all be new ones, and those of the index gone.
+    """
+    root = Manifest.read(index, unmarked=True).header.root
+    if root and not os.path.isdir(root):
+        raise InputError(
+            f"The images of the index {index} were in {root}, which does not exist. If they were moved, give their "
+            "folder with --image_root."
+        )
+    is_alias = root not in ("", os.path.abspath(folder)) and os.path.realpath(root) == os.path.realpath(folder)
+    return Path(root) if is_alias else folder
+
+
+def is_complete(index: Path) -> bool:
+    """Whether there is an index, and no change of it was interrupted."""
+    return (index / METADATA).exists() and Manifest.read(index, unmarked=True).is_marked
 
 
 def finish(index: Path, gone: Iterable[int]) -> int:
-    """Takes images, by their rows, out of an index, and marks it as complete. Returns how many it holds."""
+    """Takes images, by their ids, out of an index, and marks it as complete. Returns how many it holds."""
     with RowWriter(index, IndexMetadata.read(index), append=True) as writer:
-        writer.remove(gone)
+        writer.remove(writer.rows_of(gone))
         writer.mark()
         return writer.images
 
 
 def compact(index: Path) -> int:
-    """Frees the space of images that are gone. Returns how many were. Raises InputError for an incomplete index."""
+    """Frees the space of images that are gone, and makes full chunks of small ones. Returns how many were gone.
+
+    Raises InputError for an incomplete index.
+    """
     with RowWriter(index, IndexMetadata.read(index), append=True) as writer:
         if not writer.is_marked:
             raise InputError(f"--compact: the index {index} is incomplete. Continue building it with --append first.")
         gone = writer.rows - writer.images
-        if gone:
+        if gone or writer.chunks > 1 + 2 * writer.rows // CHUNK_SIZE:
             with tqdm(total=writer.images, desc="Compacting", unit="image", leave=False) as bar:
                 for done in writer.compact():
                     bar.update(done - bar.n)
@@ -126,11 +150,12 @@ def _open_to_merge(folder: Path) -> MergedFiles:
     return Format6Files(folder)
 
 
-def merge(sources: Sequence[Path], target: Path) -> int:
+def merge(sources: Sequence[Path], target: Path, root: Path | None = None) -> int:
     """Makes one index of several, in a new folder. Returns the number of its images.
 
-    An image that several hold, by its path, is that of the first. Ids begin at 0. If the process dies, nothing is left.
-    Raises InputError if one of them is damaged, or they were not built with the same model and settings.
+    root: the folder that its paths are relative to; None for that of all of them, if it is the same. An image that
+    several hold, by its path, is that of the first. Ids begin at 0. If the process dies, nothing is left. Raises
+    InputError if one of them is damaged, or they were not built with the same model and settings.
     """
     if os.path.lexists(target):
         raise InputError(f"--merge: {target} exists already. Choose a new folder for --index.")
@@ -145,7 +170,7 @@ def merge(sources: Sequence[Path], target: Path) -> int:
     total = sum(map(len, chosen))
     pca = parts[0].pca
     with atomic_folder(target) as temporary, tqdm(total=total, desc="Merging", unit="image", leave=False) as bar:
-        header = Header(root=roots.pop() if len(roots) == 1 else "")
+        header = Header(root=os.path.abspath(root) if root else roots.pop() if len(roots) == 1 else "")
         with RowWriter(temporary, metadata, append=False, header=header, pca=pca) as writer:
             for part, rows, indices in zip(parts, live, chosen, strict=True):
                 for start in range(0, len(indices), CHUNK_SIZE):
@@ -162,13 +187,14 @@ def merge(sources: Sequence[Path], target: Path) -> int:
 class Watcher:
     """Tells which of the changed files of a folder can be described now.
 
-    A file that was changed less than `seconds` ago may still be written, and one that cannot be read is named once, and
-    again when it has changed.
+    A file that was changed less than `seconds` ago may still be written. Once a round has failed, each file is tried,
+    and one that cannot be read is named, and left out until it has changed.
     """
 
     def __init__(self, seconds: float, now: Callable[[], float]) -> None:
         self._seconds, self._now = seconds, now
         self._unreadable: dict[str, FileState] = {}
+        self.tries_files = False
 
     def is_ready(self, path: str) -> bool:
         """Whether a file can be described."""
@@ -177,6 +203,8 @@ class Watcher:
             return False
         if self._unreadable.get(path) == state:
             return False
+        if not self.tries_files:
+            return True
         try:
             load_image(path)
         except InputError as error:

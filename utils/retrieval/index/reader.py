@@ -124,13 +124,17 @@ class SeveralIndexes(OpenIndex):
         self._indexes = indexes
         self.metadata = indexes[0].metadata
         for other in indexes[1:]:
-            message = f"The indexes {indexes[0]} and {other} were built differently"
+            message = f"The indexes {indexes[0]} and {other} (now) were built differently"
             self.metadata.require_same(other.metadata, {"weights_file", "positions", "descriptor_dtype"}, message)
         self.pca = indexes[0].pca
         self._rows = distinct_rows([index.images.paths for index in indexes])
         paths = JoinedPaths(self._parts([index.images.paths for index in indexes]))
-        images = [index.images[rows] for index, rows in zip(indexes, self._rows, strict=True)]
-        self.images = replace(ImageSet.joined(images), paths=paths)
+        images = [index.images for index in indexes]
+        utms, zones, degrees = (
+            np.concatenate([getattr(part, name)[rows] for part, rows in zip(images, self._rows, strict=True)])
+            for name in ("utms", "zones", "degrees")
+        )
+        self.images = ImageSet(paths, utms, zones=zones, degrees=degrees)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._indexes))

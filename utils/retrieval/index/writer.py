@@ -31,22 +31,21 @@ READERS = 8  # threads that read files for their digests
 
 
 class Changes(NamedTuple):
-    """Image files beside an index: those that it lacks; those that were changed since they were described, and those
-    that were not, {file: row in the index}; and the rows of files that are gone.
+    """Image files beside an index: those that it lacks; those that were changed since they were described, {file: rows
+    in the index}; those that were not, {file: row}; and the ids of files that are gone.
     """
 
     new: list[int]
-    changed: dict[int, int]
+    changed: dict[int, list[int]]
     unchanged: dict[int, int]
     gone: list[int]
 
-    @property
-    def summary(self) -> str:
-        """How many there are of each, in words."""
+    def summary(self, *, prune: bool) -> str:
+        """How many there are of each, in words. prune: whether those that are gone are taken out."""
         counts = {"new": len(self.new), "changed": len(self.changed), "unchanged": len(self.unchanged)}
         parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        gone = f" {len(self.gone)} images of the index are gone (--prune takes them out)." if self.gone else ""
-        return f"{parts}.{gone}"
+        verdict = "taken out" if prune else "gone; --prune takes them out"
+        return f"{parts}. Of the index: {len(self.gone)} {verdict}." if self.gone else f"{parts}."
 
 
 def metadata_of(
@@ -100,7 +99,7 @@ class IndexWriter:
             raise
         self.metadata = rows.metadata
         self._states: dict[str, FileState] = {}
-        self._replaced: dict[str, int] = {}
+        self._replaced: dict[str, list[int]] = {}
 
     def to_extract(self, images: ImageSet) -> np.ndarray:
         """The indices of the images that the index does not contain in their present state."""
@@ -111,7 +110,7 @@ class IndexWriter:
                     f"The path {path!r} contains a line break, which an index cannot store. Rename the file or folder."
                 )
         changes = find_changes(self._rows.files, paths, check_content=self.config.check_content)
-        self._replaced = {paths[i]: row for i, row in changes.changed.items()}
+        self._replaced = {paths[i]: rows for i, rows in changes.changed.items()}
         chosen = sorted([*changes.new, *changes.changed])
         self._warn_of_other_positions(changes.unchanged, paths, images)
         self._states = {paths[i]: file_state(paths[i]) for i in chosen}
@@ -148,7 +147,7 @@ class IndexWriter:
             columns["descriptors"] = as_array(chunk.descriptors)
             if self.metadata.is_quantized:
                 columns["descriptors"], columns["scales"] = quantize(columns["descriptors"])
-        replaced = [self._replaced[path] for path in paths if path in self._replaced]
+        replaced = [row for path in paths for row in self._replaced.get(path, ())]
         self._rows.append(paths, columns, replaced=replaced)
 
     def _records(self, paths: list[str], images: ImageSet) -> np.ndarray:
@@ -192,7 +191,12 @@ def find_changes(
         return Changes(list(range(len(paths))), {}, {}, [])
     records = files.records()
     pairs = zip(files.paths, files.manifest.removed.tolist(), strict=True)
-    rows = {path: row for row, (path, removed) in enumerate(pairs) if not removed}
+    rows, earlier = dict[str, int](), dict[str, list[int]]()
+    for row, (path, removed) in enumerate(pairs):
+        if not removed:
+            if path in rows:  # a program may remember a file twice
+                earlier.setdefault(path, []).append(rows[path])
+            rows[path] = row
     found = np.array([rows.get(path, -1) for path in paths], np.int64)
     known = np.flatnonzero(found >= 0)
     is_changed = _are_changed([paths[i] for i in known.tolist()], records[found[known]], check_content=check_content)
@@ -202,9 +206,21 @@ def find_changes(
     listed, gone = is_listed.tolist(), list[int]()
     if folder:
         within = f"{os.path.abspath(folder)}{'#' if folder.is_file() else os.sep}"
-        gone = [row for path, row in rows.items() if not listed[row] and path.startswith(within)]
-    new = np.flatnonzero(found < 0).tolist()
-    return Changes(new, {i: int(found[i]) for i in changed}, {i: int(found[i]) for i in unchanged}, gone)
+        absent = [path for path, row in rows.items() if not listed[row] and path.startswith(within)]
+        absent = [path for path in absent if folder.is_file() or not _is_frame_of_a_file(path)]
+        gone = [row for path in absent for row in (rows[path], *earlier.get(path, ()))]
+    return Changes(
+        new=np.flatnonzero(found < 0).tolist(),
+        changed={i: [int(found[i]), *earlier.get(paths[i], ())] for i in changed},
+        unchanged={i: int(found[i]) for i in unchanged},
+        gone=records["id"][gone].tolist(),
+    )
+
+
+def _is_frame_of_a_file(path: str) -> bool:
+    """Whether a path names a frame of a video that is there: listing its folder does not list it."""
+    frame = frame_of(path)
+    return frame is not None and os.path.exists(frame.video)
 
 
 def _are_changed(paths: Sequence[str], records: np.ndarray, *, check_content: bool) -> np.ndarray:
@@ -212,7 +228,7 @@ def _are_changed(paths: Sequence[str], records: np.ndarray, *, check_content: bo
     states: Any = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
     other_size, other_time = states[:, 0] != records["size"], states[:, 1] != records["mtime_ns"]
     by_content = (records["digest"] != 0) & (check_content | (records["mtime_ns"] == 0))
-    is_comparable = (states[:, 0] >= 0) & (records["size"] >= 0)
+    is_comparable = states[:, 0] >= 0  # those that were no files when they were described have changed
     is_changed = is_comparable & (other_size | (other_time & ~by_content))
     for i in np.flatnonzero(is_comparable & by_content & ~other_size).tolist():
         is_changed[i] = digest_of(paths[i]) != records["digest"][i]
