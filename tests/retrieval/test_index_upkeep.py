@@ -296,15 +296,12 @@ def test_images_whose_folder_is_not_where_it_was_are_not_all_new(photos):
     assert "6 unchanged." in run("build_index.py", ".", "--index=../index", "--append", cwd=photos)
     (folder / "link").unlink()
     photos.rename(folder / "moved")
-    refused = run_here("build_index.py", "moved", "--index=index", "--append", "--device=cpu", cwd=folder)
-    assert (
-        refused.status == 2
-        and "does not exist. If they were moved, give their folder with --image_root" in refused.stderr
-    )
-    refused = run_here(
-        "search.py", "moved", "--index", "index", "index", "--image_root=moved", "--device=cpu", cwd=folder
-    )
-    assert refused.status == 2 and "--image_root is the folder of one index" in refused.stderr
+    for command, words in (
+        (["build_index.py", "moved", "--index=index", "--append"], "does not exist. If they were moved, give"),
+        (["search.py", "moved", "--index", "index", "index", "--image_root=moved"], "is the folder of one index"),
+    ):
+        refused = run_here(*command, "--device=cpu", cwd=folder)
+        assert refused.status == 2 and words in refused.stderr
 
 
 def test_paths_become_relative_when_an_index_is_merged_with_a_root(tmp_path, metadata):
