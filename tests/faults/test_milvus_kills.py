@@ -85,7 +85,7 @@ def test_an_append_that_is_killed_leaves_the_earlier_or_the_present_state(tmp_pa
         for kind in ("add", "remove", "replace", "add"):
             living.change(kind)
         index = Index(living.folder)
-        subject = start_forked("export.py", flags, tmp_path, SMALL_CHUNKS.replace("64", "4"))
+        subject = start_forked("export.py", flags, tmp_path / f"kill_{kill}", SMALL_CHUNKS.replace("64", "4"))
         subject.wait_for_start()
         wait_until(lambda subject=subject: "Exporting" in subject.stderr or subject.wait(0) is not None, 120)
         subject.wait(rng.uniform(0, 6))

@@ -348,6 +348,16 @@ def test_only_a_copy_with_gaps_reads_all_ids(tmp_path, metadata, index, table, m
     assert [len(answer) for answer in requests] == [1, 1, len(Index(gaps.folder))]
 
 
+@pytest.mark.parametrize("strange", ["a gap", "beyond the last", "before the first"])
+def test_a_hit_that_is_no_image_of_a_copy_with_gaps_is_an_error(tmp_path, metadata, table, strange):
+    index = Index(living(tmp_path / "index", metadata).folder)
+    gap = np.setdiff1d(np.arange(index.ids[-1]), index.ids)[0]
+    copy, number = open_index(ADDRESS), {"a gap": int(gap), "before the first": -1}.get(strange, int(index.ids[-1]) + 1)
+    table.lie["search"] = set_field("id", number)
+    with pytest.raises(InputError, match=f"cannot be right: a hit with the id {number}"):
+        copy.features().codes.search(index.features().codes[:1], 5)
+
+
 def test_many_images_are_removed_in_steps(tmp_path, metadata, table, monkeypatch):
     index = living(tmp_path / "index", metadata)
     before = Index(index.folder)
