@@ -135,7 +135,7 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
     among: bool [N], the rows to search; None for all that are not removed.
     """
     allowed = ~snapshot.removed if among is None else among & ~snapshot.removed
-    count = np.count_nonzero(allowed)
+    count = int(np.count_nonzero(allowed))
     k = min(k, count)
     if k == 0:
         return Found(np.zeros(0, np.int64), np.zeros(0, np.float32), "l2" if query.code is None else "hamming")
@@ -177,7 +177,7 @@ def _nearest_by_product(descriptors: Stored, query: np.ndarray, k: int, allowed:
     for start in range(0, len(descriptors), BLOCK):
         products[start : start + BLOCK] = descriptors[start : start + BLOCK] @ query
     products[~allowed] = -np.inf
-    k = min(k, np.count_nonzero(allowed))
+    k = min(k, int(np.count_nonzero(allowed)))
     return np.flatnonzero(products >= np.partition(products, -k)[-k])
 
 
