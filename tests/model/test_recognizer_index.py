@@ -133,6 +133,24 @@ def test_programs_and_scripts_share_one_folder(tmp_path, photos, checkpoint):
     assert len(PlaceRecognizer.open(tmp_path / "elsewhere")) == 9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_matches_are_those_of_the_scripts_in_memory_and_through_folders(tmp_path, photos, mode):
+    checkpoint, queries = tmp_path / "model.pth", [str(photos / f"{i}.png") for i in (3, 5)]
+    torch.save(model_content(MODELS[mode]), checkpoint)
+    flags = [f"--model={checkpoint}", "--resize", *map(str, SIZE), "--num_workers=0"]
+    script("build_index.py", photos, "--index=index", *flags, cwd=tmp_path)
+    expected = matches_of_script(tmp_path / "index", *queries)
+    program = PlaceRecognizer(checkpoint, resize=SIZE)
+    program.add([photos / f"{i}.png" for i in range(8)])
+    program.save(tmp_path / "own")
+    for recognizer in (program, *(PlaceRecognizer.open(tmp_path / name) for name in ("index", "own"))):
+        for found, matches in zip(recognizer.search(queries, 5), expected, strict=True):
+            assert [match.name for match in found] == [path for path, _ in matches]
+            np.testing.assert_allclose([m.distance for m in found], [distance for _, distance in matches], atol=1e-6)
+    assert matches_of_script(tmp_path / "own", *queries) == expected
+
+
 def run_history(folder, mode, seed, steps):
     """Random operations on a recogniser and on {id: row of made_up}; a step may be killed while it saves."""
     rng, stock = random.Random(seed), made_up(4000, seed, mode)
