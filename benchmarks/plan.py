@@ -1,6 +1,6 @@
 """What an index of many images takes: hours, disk, memory and shards, extrapolated from the measurements in results/.
 
-    python -m benchmarks.plan --images 10e6 --device h200 [--cores N] [--dim N] [--descriptor_dtype TYPE]
+    python -m benchmarks.plan --images 10e6 --device h200 [--model base] [--cores N] [--descriptor_dtype TYPE]
 
 Each stage states the machine of its rate. ASSUMPTIONS has what the extrapolation takes for granted.
 """
@@ -9,17 +9,19 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import RESULTS, markdown_table, number
+from model.errors import InputError
 from model.index.metadata import DESCRIPTOR_DTYPES, RECORD
 from utils.runtime.flags import ArgumentParser, positive_float, positive_int
 from utils.runtime.script import cli_main
 
-INDEX = "epyc-avx512bf16"  # the machine of index_*.json
+INDEX, LOADER, SEARCHED = "epyc-avx512bf16", "xeon-amx", "xeon-avx512"  # machines in results/ of the rates
+LOADED = "evaluation at 322 x 322, images of 640 x 480"
+DAILY = 1000  # new images, and gone ones, of the append that was measured
 CODE_BYTES, PATH_BYTES, MANIFEST_BYTES = 64, 60, 1  # of an image; the last two about
 MILVUS_ROW_BYTES = 165  # of codes, in the memory of query nodes: id, code, path, position
 IMAGES_PER_SHARD, MAX_SHARDS = 64_000_000, 16
@@ -54,13 +56,21 @@ DEVICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The settings: number of images, device, size of model, cores, and type and dimension of descriptors."""
+    """The settings: number of images, device, size of the model, cores, and type of descriptors.
+
+    Raises InputError for a model that was not measured on the device.
+    """
 
     images: int
     device: str
     model: str
     cores: int
     descriptor_dtype: str
+
+    def __post_init__(self) -> None:
+        measured = DEVICES[self.device].rows
+        if self.model not in measured:
+            raise InputError(f"--model {self.model} was not measured on {self.device}, but {', '.join(measured)} was.")
 
     @property
     def descriptor_bytes(self) -> int:
@@ -72,6 +82,11 @@ class Plan:
     def image_bytes(self) -> int:
         """Bytes of an image in the files of an index."""
         return RECORD.itemsize + CODE_BYTES + self.descriptor_bytes + PATH_BYTES + MANIFEST_BYTES
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the folder of an index."""
+        return self.images * self.image_bytes
 
     @property
     def shards(self) -> int:
@@ -90,8 +105,12 @@ class Stage:
 
     def cells(self, images: int) -> dict[str, str]:
         """The row of the table."""
-        rate = f"{1e6 * self.seconds / images:,.3g} us" if images else ""
-        return {"stage": self.name, "time": duration(self.seconds), "an image": rate, "measured on": self.machine}
+        return {
+            "stage": self.name,
+            "time": duration(self.seconds),
+            "us an image": number(float(f"{1e6 * self.seconds / images:.3g}")),
+            "measured on": self.machine,
+        }
 
 
 # ---- Measurements
@@ -114,14 +133,18 @@ def value_of(kind: str, name: str, *, first: str, column: str) -> float:
     return row[column]
 
 
-def index_seconds(stage: str, plan: Plan) -> float:
-    """Seconds an image that a stage of bench_index takes, by the bytes of a descriptor."""
-    widths, seconds = [], []
-    for path in sorted((RESULTS / INDEX).glob("index_*.json")):
-        widths.append(2 * int(path.stem.removeprefix("index_")))  # of half precision
-        seconds.append(1e-6 * value_of(INDEX, path.stem, first=stage, column="us/image"))
-    slope, base = np.polyfit(widths, seconds, 1)
-    return float(base + slope * plan.descriptor_bytes)
+def index_figure(stage: str, column: str, plan: Plan) -> float:
+    """A figure of a stage of bench_index for each image, on a line through those measured with other descriptors."""
+    names = sorted(path.stem for path in (RESULTS / INDEX).glob("index_*.json"))
+    widths = [2.0 * int(name.removeprefix("index_")) for name in names]  # bytes, in half precision
+    figures = [value_of(INDEX, name, first=stage, column=column) for name in names]
+    if column == "peak MB":  # of all images
+        figures = [
+            figure / value_of(INDEX, name, first=stage, column="images")
+            for figure, name in zip(figures, names, strict=True)
+        ]
+    slope, base = np.polyfit(widths, figures, 1)
+    return float(base + max(slope, 0) * plan.descriptor_bytes)
 
 
 def extraction_seconds(plan: Plan) -> tuple[float, float]:
@@ -130,8 +153,8 @@ def extraction_seconds(plan: Plan) -> tuple[float, float]:
     model = 1e-3 * value_of(device.kind, "extract", first=device.rows[plan.model], column="ours")
     if device.prepares:
         return 0.0, model * device.cores / plan.cores
-    (rate,) = (row for row in result("xeon-amx", "loader")["rows"] if "evaluation" in row["input"] and "640" in row["input"])
-    return 16 / plan.cores / rate["images/s, 16 cores (estimate)"], model
+    per_second = value_of(LOADER, "loader", first=LOADED, column="images/s, 16 cores (estimate)")
+    return 16 / plan.cores / per_second, model
 
 
 def stages(plan: Plan) -> Iterator[Stage]:
@@ -139,27 +162,26 @@ def stages(plan: Plan) -> Iterator[Stage]:
     index_machine, device = machine_of(INDEX, "index_64"), DEVICES[plan.device]
 
     def of_index(name: str, measured: str, *, builds: bool = False) -> Stage:
-        return Stage(
-            name=name, seconds=plan.images * index_seconds(measured, plan), machine=index_machine, builds=builds
-        )
+        seconds = 1e-6 * plan.images * index_figure(measured, "us/image", plan)
+        return Stage(name=name, seconds=seconds, machine=index_machine, builds=builds)
 
     yield of_index("listing the files", "listing files", builds=True)
     yield of_index("reading EXIF positions", "reading EXIF", builds=True)
     prepared, computed = (plan.images * seconds for seconds in extraction_seconds(plan))
     if prepared:
-        cores = f"xeon-amx, {plan.cores} cores (estimate)"
-        yield Stage(name="decoding and resizing", seconds=prepared, machine=cores, builds=prepared >= computed)
-    name = "extraction, decoding included" if device.prepares else "extraction"
+        machine = f"{LOADER}, estimate for {plan.cores} cores"
+        yield Stage(name="decoding and resizing", seconds=prepared, machine=machine, builds=prepared >= computed)
+    name = "decoding, resizing, extraction" if device.prepares else "extraction"
     machine = f"{device.kind}, {device.cores} cores"
     yield Stage(name=name, seconds=computed, machine=machine, builds=computed > prepared)
-    yield of_index("writing the index", "writing", builds=True)
-    yield of_index("opening and verifying it", "opening, verifying all")
+    yield of_index("writing the index", "writing a half", builds=True)
+    yield of_index("opening it, all checksums verified", "opening, verifying all")
     yield of_index("opening it, --trust_index", "opening, --trust_index")
-    per_code = 1e-3 * value_of("xeon-avx512", "retrieval_large", first="exact, 10,000,000 codes", column="baseline") / 10e6
-    yield Stage(name="a search", seconds=plan.images * per_code, machine=machine_of("xeon-avx512", "retrieval_large"))
-    yield of_index("daily append, without the new images", "listing, comparing")
-    yield of_index("merging two halves", "merging both")
-    yield of_index("compacting", "compacting")
+    per_code = 1e-3 * value_of(SEARCHED, "retrieval_large", first="exact, 10,000,000 codes", column="baseline") / 10e6
+    yield Stage(name="a search", seconds=plan.images * per_code, machine=machine_of(SEARCHED, "retrieval_large"))
+    yield of_index("--append --prune, apart from extraction", f"append {DAILY} new, prune {DAILY} gone")
+    yield of_index("--merge of two halves", "merging both")
+    yield of_index("--compact", "compacting")
 
 
 # ---- The table
@@ -179,3 +201,50 @@ def size(count: float) -> str:
         if count >= length:
             return f"{count / length:,.1f} {unit}"
     return f"{count / 1e6:,.0f} MB"
+
+
+def text_of(plan: Plan) -> str:
+    """The plan as Markdown."""
+    rows = list(stages(plan))
+    built = sum(stage.seconds for stage in rows if stage.builds)
+    opened, appended = (
+        1e6 * plan.images * index_figure(stage, "peak MB", plan)
+        for stage in ("opening, a search", f"append {DAILY} new, prune {DAILY} gone")
+    )
+    facts = [
+        {"": "building the index, in all", "needs": duration(built)},
+        {"": "disk, folder", "needs": size(plan.disk_bytes)},
+        {"": "disk, while it is merged or compacted", "needs": size(2 * plan.disk_bytes)},
+        {"": "memory, search", "needs": size(opened)},
+        {"": "memory, --append", "needs": size(appended)},
+        {"": "memory for codes, Milvus", "needs": size(plan.images * MILVUS_ROW_BYTES)},
+        {"": "shards, Milvus", "needs": str(plan.shards)},
+    ]
+    title = (
+        f"{plan.images:,} images; {plan.device}, {plan.cores} cores; {plan.model} model, {DESCRIPTORS[plan.model]} "
+        f"dimensions in {plan.descriptor_dtype}: {plan.image_bytes:,} bytes an image"
+    )
+    tables = [markdown_table([stage.cells(plan.images) for stage in rows]), markdown_table(facts)]
+    return "\n\n".join([title, *tables, ASSUMPTIONS])
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=positive_float, default=10e6, help="number of images, such as 10e6")
+    parser.add_argument("--device", choices=tuple(DEVICES), default="h200", help="what extracts")
+    parser.add_argument("--model", choices=tuple(DESCRIPTORS), default="base", help="size of the model")
+    parser.add_argument("--cores", type=positive_int, help="CPU cores (default: 2 for cpu, 16 for h200)")
+    parser.add_argument("--descriptor_dtype", choices=tuple(DESCRIPTOR_DTYPES), default="fp16", help="in the index")
+    args = parser.parse_args()
+    plan = Plan(
+        images=max(1, round(args.images)),
+        device=args.device,
+        model=args.model,
+        cores=args.cores or DEVICES[args.device].cores,
+        descriptor_dtype=args.descriptor_dtype,
+    )
+    print(text_of(plan))
+
+
+if __name__ == "__main__":
+    cli_main(main)
