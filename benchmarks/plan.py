@@ -21,7 +21,8 @@ from utils.runtime.script import cli_main
 
 INDEX, LOADER, SEARCHED = "epyc-avx512bf16", "xeon-amx", "xeon-avx512"  # machines in results/ of the rates
 LOADED = "evaluation at 322 x 322, images of 640 x 480"
-DAILY = 1000  # new images, and gone ones, of the append that was measured
+LARGEST = "index_64"
+APPENDING = "append 1000 new, prune 1000 gone"
 CODE_BYTES, PATH_BYTES, MANIFEST_BYTES = 64, 60, 1  # of an image; the last two about
 MILVUS_ROW_BYTES = 165  # of codes, in the memory of query nodes: id, code, path, position
 IMAGES_PER_SHARD, MAX_SHARDS = 64_000_000, 16
@@ -133,18 +134,18 @@ def value_of(kind: str, name: str, *, first: str, column: str) -> float:
     return row[column]
 
 
-def index_figure(stage: str, column: str, plan: Plan) -> float:
-    """A figure of a stage of bench_index for each image, on a line through those measured with other descriptors."""
+def index_seconds(stage: str, plan: Plan) -> float:
+    """Seconds an image of a stage of bench_index, on a line through those measured with other descriptors."""
     names = sorted(path.stem for path in (RESULTS / INDEX).glob("index_*.json"))
     widths = [2.0 * int(name.removeprefix("index_")) for name in names]  # bytes, in half precision
-    figures = [value_of(INDEX, name, first=stage, column=column) for name in names]
-    if column == "peak MB":  # of all images
-        figures = [
-            figure / value_of(INDEX, name, first=stage, column="images")
-            for figure, name in zip(figures, names, strict=True)
-        ]
-    slope, base = np.polyfit(widths, figures, 1)
-    return float(base + max(slope, 0) * plan.descriptor_bytes)
+    slope, base = np.polyfit(widths, [value_of(INDEX, name, first=stage, column="us/image") for name in names], 1)
+    return 1e-6 * float(base + max(slope, 0) * plan.descriptor_bytes)
+
+
+def index_memory(stage: str, plan: Plan) -> float:
+    """Bytes at the peak of a stage of bench_index, which do not depend on the descriptors: these stay on the disk."""
+    measured = {column: value_of(INDEX, LARGEST, first=stage, column=column) for column in ("peak MB", "images")}
+    return 1e6 * plan.images * measured["peak MB"] / measured["images"]
 
 
 def extraction_seconds(plan: Plan) -> tuple[float, float]:
@@ -159,10 +160,10 @@ def extraction_seconds(plan: Plan) -> tuple[float, float]:
 
 def stages(plan: Plan) -> Iterator[Stage]:
     """All stages."""
-    index_machine, device = machine_of(INDEX, "index_64"), DEVICES[plan.device]
+    index_machine, device = machine_of(INDEX, LARGEST), DEVICES[plan.device]
 
     def of_index(name: str, measured: str, *, builds: bool = False) -> Stage:
-        seconds = 1e-6 * plan.images * index_figure(measured, "us/image", plan)
+        seconds = plan.images * index_seconds(measured, plan)
         return Stage(name=name, seconds=seconds, machine=index_machine, builds=builds)
 
     yield of_index("listing the files", "listing files", builds=True)
@@ -179,7 +180,7 @@ def stages(plan: Plan) -> Iterator[Stage]:
     yield of_index("opening it, --trust_index", "opening, --trust_index")
     per_code = 1e-3 * value_of(SEARCHED, "retrieval_large", first="exact, 10,000,000 codes", column="baseline") / 10e6
     yield Stage(name="a search", seconds=plan.images * per_code, machine=machine_of(SEARCHED, "retrieval_large"))
-    yield of_index("--append --prune, apart from extraction", f"append {DAILY} new, prune {DAILY} gone")
+    yield of_index("--append --prune, apart from extraction", APPENDING)
     yield of_index("--merge of two halves", "merging both")
     yield of_index("--compact", "compacting")
 
@@ -207,16 +208,12 @@ def text_of(plan: Plan) -> str:
     """The plan as Markdown."""
     rows = list(stages(plan))
     built = sum(stage.seconds for stage in rows if stage.builds)
-    opened, appended = (
-        1e6 * plan.images * index_figure(stage, "peak MB", plan)
-        for stage in ("opening, a search", f"append {DAILY} new, prune {DAILY} gone")
-    )
     facts = [
         {"": "building the index, in all", "needs": duration(built)},
         {"": "disk, folder", "needs": size(plan.disk_bytes)},
         {"": "disk, while it is merged or compacted", "needs": size(2 * plan.disk_bytes)},
-        {"": "memory, search", "needs": size(opened)},
-        {"": "memory, --append", "needs": size(appended)},
+        {"": "memory, search", "needs": size(index_memory("opening, a search", plan))},
+        {"": "memory, --append", "needs": size(index_memory(APPENDING, plan))},
         {"": "memory for codes, Milvus", "needs": size(plan.images * MILVUS_ROW_BYTES)},
         {"": "shards, Milvus", "needs": str(plan.shards)},
     ]
