@@ -25,7 +25,7 @@ from datasets.config import PositionConfig
 from datasets.folder import locate_folder
 from datasets.image_set import ImageSet
 from datasets.layouts import list_images
-from model import GeoLocalizationNet, ModelConfig
+from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.files import IndexFiles
 from model.index.manifest import CHUNK_SIZE
 from model.index.metadata import IndexMetadata
@@ -211,11 +211,13 @@ def rows_of(work: Path, photos: Photos, dim: int) -> Iterable[dict[str, object]]
 
 def main() -> None:
     parser = ArgumentParser(description="An index that grows, is pruned, merged and compacted, with made-up features.")
-    parser.add_argument("--images", type=positive_int, default=1_000_000, help="images in the index, at least 10,000")
+    parser.add_argument("--images", type=positive_int, default=1_000_000, help=f"images in the index, at least {DAILY}")
     parser.add_argument("--dim", type=positive_int, default=64, help="dimension of descriptors, in half precision")
     parser.add_argument("--folder", type=Path, help="folder for the files, which are kept (default: a temporary one)")
     add_json_flag(parser)
     args = parser.parse_args()
+    if args.images < DAILY:
+        raise InputError(f"--images {args.images}: at least {DAILY} are needed, because so many are pruned.")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         work = Path(temporary)
