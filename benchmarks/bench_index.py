@@ -25,7 +25,7 @@ from datasets.config import PositionConfig
 from datasets.folder import locate_folder
 from datasets.image_set import ImageSet
 from datasets.layouts import list_images
-from model import GeoLocalizationNet, ModelConfig
+from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.files import IndexFiles
 from model.index.manifest import CHUNK_SIZE
 from model.index.metadata import IndexMetadata
@@ -42,7 +42,7 @@ FILES_PER_FOLDER, FOLDERS_PER_FOLDER = 1000, 100
 K, BATCH = 100, 256
 EXIF_SAMPLE = 50_000
 POSITIONS = PositionConfig(source="exif")
-LAND = np.array([[43.0, -1.0], [50.0, 7.0]])  # degrees: corners of the area of made-up positions
+CORNERS = ((43.0, -1.0), (50.0, 7.0))  # latitude and longitude of the area of made-up positions
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def make_features(photos: Photos, chunk: range, dim: int) -> Features:
     """Codes [n, 64] and descriptors [n, dim] of a chunk of photos."""
     random = np.random.default_rng(chunk.start)
     images = ImageSet.without_positions([photos.path(i) for i in chunk])
-    images = replace(images, degrees=random.uniform(*LAND, (len(chunk), 2)))
+    images = replace(images, degrees=random.uniform(CORNERS[0], CORNERS[1], (len(chunk), 2)))
     codes = random.integers(0, 256, (len(chunk), 64), np.uint8)
     return Features(images, codes, random.standard_normal((len(chunk), dim), np.float32))
 
@@ -186,9 +186,9 @@ def rows_of(work: Path, photos: Photos, dim: int) -> Iterable[dict[str, object]]
     metadata, count = metadata_for(dim), photos.count
     halves = {work / "a": range(count // 2), work / "b": range(count // 2, count)}
     index = work / "index"
-    for folder, rows in halves.items():
-        written = partial(write_index, folder, photos, rows=rows, metadata=metadata)
-        yield {**row(f"writing {folder.name}", written, len(rows)), "index MB": size_of(folder)}
+    first, second = (partial(write_index, to, photos, rows=rows, metadata=metadata) for to, rows in halves.items())
+    yield {**row("writing a half", first, count // 2), "index MB": size_of(work / "a")}
+    second()
     yield {**row("merging both", lambda: maintenance.merge(list(halves), index), count), "index MB": size_of(index)}
     one, many = (make_features(photos, range(n), dim) for n in (1, BATCH))
     yield row("opening, verifying all", lambda: Index(index), count)
@@ -211,11 +211,13 @@ def rows_of(work: Path, photos: Photos, dim: int) -> Iterable[dict[str, object]]
 
 def main() -> None:
     parser = ArgumentParser(description="An index that grows, is pruned, merged and compacted, with made-up features.")
-    parser.add_argument("--images", type=positive_int, default=1_000_000, help="images in the index, at least 10,000")
+    parser.add_argument("--images", type=positive_int, default=1_000_000, help=f"images in the index, at least {DAILY}")
     parser.add_argument("--dim", type=positive_int, default=64, help="dimension of descriptors, in half precision")
     parser.add_argument("--folder", type=Path, help="folder for the files, which are kept (default: a temporary one)")
     add_json_flag(parser)
     args = parser.parse_args()
+    if args.images < DAILY:
+        raise InputError(f"--images {args.images}: at least {DAILY} are needed, because so many are pruned.")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         work = Path(temporary)
@@ -224,7 +226,8 @@ def main() -> None:
         make_photos(photos)
         print(f"{args.images:,} files made in {time.perf_counter() - start:.0f} s", flush=True)
         rows = list(rows_of(work, photos, args.dim))
-    report_table(f"An index of {args.images:,} images", rows, json_file(args.json, "index"))
+    title = f"An index of {args.images:,} images with {args.dim} dimensions in fp16"
+    report_table(title, rows, json_file(args.json, f"index_{args.dim}"))
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def measure_in_child(function: Callable[[], object], warm: bool = True) -> tuple
 
 
 def _send_peak(function: Callable[[], object], sender: Connection, warm: bool) -> None:
-    """Runs in the forked process: sends the time and the memory of a call of the function, with `warm` the second one."""
+    """Runs in the forked process: sends time and memory of a call of the function, with `warm` the second one."""
     torch.set_num_threads(1)
     if warm:
         function()

@@ -40,14 +40,15 @@ def missing() -> str | None:
 
 
 class MilvusProcess:
-    """A running server with its data in `folder`. settings: of milvus.yaml, such as {"common.session.ttl": 5}.
+    """A running server with its data in `folder`, on a port of 127.0.0.1 (0: any free one). settings: of milvus.yaml,
+    such as {"common.session.ttl": 5}.
 
     Attributes: address, such as "127.0.0.1:40123", which stays the same when the server is started again; pid.
     """
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, **settings: object) -> None:
         self.folder, self.settings = folder, settings
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=_relay, args=(self._listener, self._connect), daemon=True).start()
         self.start()
@@ -56,7 +57,13 @@ class MilvusProcess:
         """Starts the server, again too, and waits until it answers."""
         command = [*ISOLATED, sys.executable, __file__, str(self.folder)]
         command += [f"{name}={value}" for name, value in self.settings.items()]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # which Ctrl-C does not reach: the server ends with its standard input
+        )
         assert self._process.stdout, "a pipe"
         line = self._process.stdout.readline()
         if not line.startswith("ready "):

@@ -1,6 +1,6 @@
 """What an index of many images takes: hours, disk, memory and shards, extrapolated from the measurements in results/.
 
-    python -m benchmarks.plan --images 10e6 --device h200 [--cores N] [--dim N] [--descriptor_dtype TYPE]
+    python -m benchmarks.plan --images 10e6 --device h200 [--model base] [--cores N] [--descriptor_dtype TYPE]
 
 Each stage states the machine of its rate. ASSUMPTIONS has what the extrapolation takes for granted.
 """
@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, number
+from benchmarks.common import RESULTS, markdown_table, number
+from model.errors import InputError
 from model.index.metadata import DESCRIPTOR_DTYPES, RECORD
 
-INDEX = "epyc-avx512bf16"  # the machine of index_*.json
+INDEX, LOADER, SEARCHED = "epyc-avx512bf16", "xeon-amx", "xeon-avx512"  # machines in results/ of the rates
+LOADED = "evaluation at 322 x 322, images of 640 x 480"
+LARGEST = "index_64"
+APPENDING = "append 1000 new, prune 1000 gone"
 CODE_BYTES, PATH_BYTES, MANIFEST_BYTES = 64, 60, 1  # of an image; the last two about
 MILVUS_ROW_BYTES = 165  # of codes, in the memory of query nodes: id, code, path, position
 IMAGES_PER_SHARD, MAX_SHARDS = 64_000_000, 16
@@ -51,13 +55,21 @@ DEVICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The settings: number of images, device, size of model, cores, and type and dimension of descriptors."""
+    """The settings: number of images, device, size of the model, cores, and type of descriptors.
+
+    Raises InputError for a model that was not measured on the device.
+    """
 
     images: int
     device: str
     model: str
     cores: int
     descriptor_dtype: str
+
+    def __post_init__(self) -> None:
+        measured = DEVICES[self.device].rows
+        if self.model not in measured:
+            raise InputError(f"--model {self.model} was not measured on {self.device}, but {', '.join(measured)} was.")
 
     @property
     def descriptor_bytes(self) -> int:
@@ -69,6 +81,11 @@ class Plan:
     def image_bytes(self) -> int:
         """Bytes of an image in the files of an index."""
         return RECORD.itemsize + CODE_BYTES + self.descriptor_bytes + PATH_BYTES + MANIFEST_BYTES
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the folder of an index."""
+        return self.images * self.image_bytes
 
     @property
     def shards(self) -> int:
@@ -87,8 +104,12 @@ class Stage:
 
     def cells(self, images: int) -> dict[str, str]:
         """The row of the table."""
-        rate = f"{1e6 * self.seconds / images:,.3g} us" if images else ""
-        return {"stage": self.name, "time": duration(self.seconds), "an image": rate, "measured on": self.machine}
+        return {
+            "stage": self.name,
+            "time": duration(self.seconds),
+            "us an image": number(float(f"{1e6 * self.seconds / images:.3g}")),
+            "measured on": self.machine,
+        }
 
 
 # ---- Measurements
@@ -112,13 +133,17 @@ def value_of(kind: str, name: str, *, first: str, column: str) -> float:
 
 
 def index_seconds(stage: str, plan: Plan) -> float:
-    """Seconds an image that a stage of bench_index takes, by the bytes of a descriptor."""
-    widths, seconds = [], []
-    for path in sorted((RESULTS / INDEX).glob("index_*.json")):
-        widths.append(2 * int(path.stem.removeprefix("index_")))  # of half precision
-        seconds.append(1e-6 * value_of(INDEX, path.stem, first=stage, column="us/image"))
-    slope, base = np.polyfit(widths, seconds, 1)
-    return float(base + slope * plan.descriptor_bytes)
+    """Seconds an image of a stage of bench_index, on a line through those measured with other descriptors."""
+    names = sorted(path.stem for path in (RESULTS / INDEX).glob("index_*.json"))
+    widths = [2.0 * int(name.removeprefix("index_")) for name in names]  # bytes, in half precision
+    slope, base = np.polyfit(widths, [value_of(INDEX, name, first=stage, column="us/image") for name in names], 1)
+    return 1e-6 * float(base + max(slope, 0) * plan.descriptor_bytes)
+
+
+def index_memory(stage: str, plan: Plan) -> float:
+    """Bytes at the peak of a stage of bench_index, which do not depend on the descriptors: these stay on the disk."""
+    measured = {column: value_of(INDEX, LARGEST, first=stage, column=column) for column in ("peak MB", "images")}
+    return 1e6 * plan.images * measured["peak MB"] / measured["images"]
 
 
 def extraction_seconds(plan: Plan) -> tuple[float, float]:
@@ -127,36 +152,35 @@ def extraction_seconds(plan: Plan) -> tuple[float, float]:
     model = 1e-3 * value_of(device.kind, "extract", first=device.rows[plan.model], column="ours")
     if device.prepares:
         return 0.0, model * device.cores / plan.cores
-    (rate,) = (row for row in result("xeon-amx", "loader")["rows"] if "evaluation" in row["input"] and "640" in row["input"])
-    return 16 / plan.cores / rate["images/s, 16 cores (estimate)"], model
+    per_second = value_of(LOADER, "loader", first=LOADED, column="images/s, 16 cores (estimate)")
+    return 16 / plan.cores / per_second, model
 
 
 def stages(plan: Plan) -> Iterator[Stage]:
     """All stages."""
-    index_machine, device = machine_of(INDEX, "index_64"), DEVICES[plan.device]
+    index_machine, device = machine_of(INDEX, LARGEST), DEVICES[plan.device]
 
     def of_index(name: str, measured: str, *, builds: bool = False) -> Stage:
-        return Stage(
-            name=name, seconds=plan.images * index_seconds(measured, plan), machine=index_machine, builds=builds
-        )
+        seconds = plan.images * index_seconds(measured, plan)
+        return Stage(name=name, seconds=seconds, machine=index_machine, builds=builds)
 
     yield of_index("listing the files", "listing files", builds=True)
     yield of_index("reading EXIF positions", "reading EXIF", builds=True)
     prepared, computed = (plan.images * seconds for seconds in extraction_seconds(plan))
     if prepared:
-        cores = f"xeon-amx, {plan.cores} cores (estimate)"
-        yield Stage(name="decoding and resizing", seconds=prepared, machine=cores, builds=prepared >= computed)
-    name = "extraction, decoding included" if device.prepares else "extraction"
+        machine = f"{LOADER}, estimate for {plan.cores} cores"
+        yield Stage(name="decoding and resizing", seconds=prepared, machine=machine, builds=prepared >= computed)
+    name = "decoding, resizing, extraction" if device.prepares else "extraction"
     machine = f"{device.kind}, {device.cores} cores"
     yield Stage(name=name, seconds=computed, machine=machine, builds=computed > prepared)
-    yield of_index("writing the index", "writing", builds=True)
-    yield of_index("opening and verifying it", "opening, verifying all")
+    yield of_index("writing the index", "writing a half", builds=True)
+    yield of_index("opening it, all checksums verified", "opening, verifying all")
     yield of_index("opening it, --trust_index", "opening, --trust_index")
-    per_code = 1e-3 * value_of("xeon-avx512", "retrieval_large", first="exact, 10,000,000 codes", column="baseline") / 10e6
-    yield Stage(name="a search", seconds=plan.images * per_code, machine=machine_of("xeon-avx512", "retrieval_large"))
-    yield of_index("daily append, without the new images", "listing, comparing")
-    yield of_index("merging two halves", "merging both")
-    yield of_index("compacting", "compacting")
+    per_code = 1e-3 * value_of(SEARCHED, "retrieval_large", first="exact, 10,000,000 codes", column="baseline") / 10e6
+    yield Stage(name="a search", seconds=plan.images * per_code, machine=machine_of(SEARCHED, "retrieval_large"))
+    yield of_index("--append --prune, apart from extraction", APPENDING)
+    yield of_index("--merge of two halves", "merging both")
+    yield of_index("--compact", "compacting")
 
 
 # ---- The table
@@ -176,3 +200,46 @@ def size(count: float) -> str:
         if count >= length:
             return f"{count / length:,.1f} {unit}"
     return f"{count / 1e6:,.0f} MB"
+
+
+def text_of(plan: Plan) -> str:
+    """The plan as Markdown."""
+    rows = list(stages(plan))
+    built = sum(stage.seconds for stage in rows if stage.builds)
+    facts = [
+        {"": "building the index, in all", "needs": duration(built)},
+        {"": "disk, folder", "needs": size(plan.disk_bytes)},
+        {"": "disk, while it is merged or compacted", "needs": size(2 * plan.disk_bytes)},
+        {"": "memory, search", "needs": size(index_memory("opening, a search", plan))},
+        {"": "memory, --append", "needs": size(index_memory(APPENDING, plan))},
+        {"": "memory for codes, Milvus", "needs": size(plan.images * MILVUS_ROW_BYTES)},
+        {"": "shards, Milvus", "needs": str(plan.shards)},
+    ]
+    title = (
+        f"{plan.images:,} images; {plan.device}, {plan.cores} cores; {plan.model} model, {DESCRIPTORS[plan.model]} "
+        f"dimensions in {plan.descriptor_dtype}: {plan.image_bytes:,} bytes an image"
+    )
+    tables = [markdown_table([stage.cells(plan.images) for stage in rows]), markdown_table(facts)]
+    return "\n\n".join([title, *tables, ASSUMPTIONS])
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=positive_float, default=10e6, help="number of images, such as 10e6")
+    parser.add_argument("--device", choices=tuple(DEVICES), default="h200", help="what extracts")
+    parser.add_argument("--model", choices=tuple(DESCRIPTORS), default="base", help="size of the model")
+    parser.add_argument("--cores", type=positive_int, help="CPU cores (default: 2 for cpu, 16 for h200)")
+    parser.add_argument("--descriptor_dtype", choices=tuple(DESCRIPTOR_DTYPES), default="fp16", help="in the index")
+    args = parser.parse_args()
+    plan = Plan(
+        images=max(1, round(args.images)),
+        device=args.device,
+        model=args.model,
+        cores=args.cores or DEVICES[args.device].cores,
+        descriptor_dtype=args.descriptor_dtype,
+    )
+    print(text_of(plan))
+
+
+if __name__ == "__main__":
+    cli_main(main)

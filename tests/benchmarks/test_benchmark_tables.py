@@ -1,15 +1,20 @@
 """The page of the benchmarks, the description of the machine, and the share of its limit."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.processes import ROOT
 
 from benchmarks import common, machine
 from benchmarks.common import RESULTS, Row, count_gflop, write_json
 from benchmarks.machine import kind, matrix_gflops
+from benchmarks.plan import APPENDING
 from benchmarks.readme import README, TEMPLATE, render
 from model import InputError
 
@@ -71,3 +76,17 @@ def test_products_of_the_attention_are_counted():
     with torch.inference_mode():
         gflop = count_gflop(lambda: F.scaled_dot_product_attention(q, k, v) @ weight.T)
     assert gflop == pytest.approx(1e-9 * 2 * 4 * (2 * 2 * 8 * 8 * 16 + 2 * 8 * 16 * 10))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux states it")
+def test_an_index_is_measured_over_time(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.bench_index", "--images=2000", f"--json={tmp_path / 'index.json'}"]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert result.returncode == 0, result.stderr
+    rows = {row["stage"]: row for row in json.loads((tmp_path / "index.json").read_text())["rows"]}
+    assert {APPENDING, "merging both", "compacting", "opening, verifying all"} <= rows.keys()
+    assert all(row["s"] > 0 and row["images"] > 0 for row in rows.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]

@@ -18,6 +18,7 @@ from helpers.processes import run_here, run_script
 from datasets.image_set import ImageSet
 from model import InputError
 from model.fingerprint import fingerprint
+from model.index import files
 from model.index.files import PathList
 from model.index.manifest import MANIFEST
 from model.index.metadata import METADATA, RECORD, read_pca
@@ -557,6 +558,18 @@ def test_names_around_the_blocks_in_which_they_are_read(tmp_path):
     names = ["x" * (1 << 20), "", "y", "z" * ((1 << 20) - 3), "end"]
     (tmp_path / "paths.txt").write_text("".join(f"{name}\n" for name in names))
     assert list(PathList((tmp_path / "paths.txt").open("rb"), (tmp_path / "paths.txt").stat().st_size, 5)) == names
+
+
+@pytest.mark.parametrize("root", ["", "/", "/data/my images"])
+def test_paths_are_the_same_one_by_one_and_all_at_once(tmp_path, monkeypatch, root):
+    monkeypatch.setattr(files, "PATHS_AT_ONCE", 3)
+    names = [b"./a.jpg", b"/elsewhere/b.jpg", b"", b"./c/\xc3\xa9.jpg", b"./cut \xc3", b"\xa9/x", b"./\xff/y.jpg"]
+    text = b"".join(name + b"\n" for name in names)
+    (tmp_path / "paths.txt").write_bytes(text)
+    paths = PathList((tmp_path / "paths.txt").open("rb"), len(text), len(names), root=root)
+    decoded = map(os.fsdecode, names)
+    expected = [os.path.join(root, name[2:]) if root and name.startswith("./") else name for name in decoded]
+    assert list(paths) == [paths[i] for i in range(len(names))] == expected
 
 
 @pytest.mark.parametrize(("text", "words"), [("a\nb", "one line for each of 1 images"), ("a\0b\n", "a NUL byte")])

@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from utils.runtime.atomic_files import make_folder
 
 SAME_POSITION_METRES, SAME_POSITION_DEGREES = 0.01, 1e-7  # what is less is rounding, in file names to centimetres
 RECENT_NS = 1_000_000_000  # a file that was changed less than so long ago may change again within a tick of its clock
-READERS = 8  # threads that read files for their digests
+READERS, FILES_AT_ONCE = 8, 16  # threads that read files for their digests; files that each takes, which saves time
 
 
 class Changes(NamedTuple):
@@ -160,8 +161,10 @@ class IndexWriter:
         records["zone"] = images.zones
         states = [self._states.get(path) or file_state(path) for path in paths]
         records["size"], records["mtime_ns"] = np.array(states, np.int64).reshape(-1, 2).T
+        parts = [slice(start, start + FILES_AT_ONCE) for start in range(0, len(paths), FILES_AT_ONCE)]
         with ThreadPoolExecutor(READERS) as pool:
-            records["digest"] = list(pool.map(_digest_of_state, paths, states))
+            digests = pool.map(_digests_of_states, (paths[part] for part in parts), (states[part] for part in parts))
+            records["digest"] = list(chain.from_iterable(digests))
         is_recent = records["mtime_ns"] > time.time_ns() - RECENT_NS
         records["mtime_ns"][is_recent & (records["digest"] != 0)] = 0
         return records
@@ -225,7 +228,7 @@ def _is_frame_of_a_file(path: str) -> bool:
 
 def _are_changed(paths: Sequence[str], records: np.ndarray, *, check_content: bool) -> np.ndarray:
     """Whether each file differs from its record: bool [N]."""
-    states: Any = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
+    states: np.ndarray = np.fromiter(map(file_state, paths), np.dtype((np.int64, 2)), len(paths))
     other_size, other_time = states[:, 0] != records["size"], states[:, 1] != records["mtime_ns"]
     by_content = (records["digest"] != 0) & (check_content | (records["mtime_ns"] == 0))
     is_comparable = states[:, 0] >= 0  # those that were no files when they were described have changed
@@ -245,10 +248,15 @@ def digest_of(path: str) -> int:
     return int.from_bytes(content, "little") or 1
 
 
-def _digest_of_state(path: str, state: FileState) -> int:
-    """The digest of a file that is still in this state; otherwise 0, which is compared with nothing."""
-    digest = digest_of(path) if state.size >= 0 and not frame_of(path) else 0  # a video would be read for each frame
-    return digest if file_state(path) == state else 0
+def _digests_of_states(paths: Sequence[str], states: Sequence[FileState]) -> list[int]:
+    """The digests of files that are still in these states; of others 0, which is compared with nothing."""
+    digests = []
+    for path, state in zip(paths, states, strict=True):
+        digest = (
+            digest_of(path) if state.size >= 0 and not frame_of(path) else 0
+        )  # a video would be read for each frame
+        digests.append(digest if file_state(path) == state else 0)
+    return digests
 
 
 def check_folder(folder: Path, *, append: bool) -> None:
