@@ -15,7 +15,9 @@ import numpy as np
 
 from benchmarks.common import RESULTS, markdown_table, number
 from model.errors import InputError
-from model.index.metadata import DESCRIPTOR_DTYPES, RECORD
+from model.config import DESCRIPTOR_DTYPES, RECORD
+from utils.runtime.flags import ArgumentParser, positive_float, positive_int
+from utils.runtime.script import cli_main
 
 INDEX, LOADER, SEARCHED = "epyc-avx512bf16", "xeon-amx", "xeon-avx512"  # machines in results/ of the rates
 LOADED = "evaluation at 322 x 322, images of 640 x 480"
