@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, markdown_table, number
+from model.config import DESCRIPTOR_DTYPES
 from model.errors import InputError
-from model.config import DESCRIPTOR_DTYPES, RECORD
+from model.index.metadata import RECORD
 from utils.runtime.flags import ArgumentParser, positive_float, positive_int
 from utils.runtime.script import cli_main
 
