@@ -51,7 +51,7 @@ lint: .venv/installed  ## check style (ruff) and types (mypy)
 
 bench: export CUDA_VISIBLE_DEVICES =
 bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON and benchmarks/README.md
-	for name in input loader decoders extract parts train retrieval approximate onnx; do \
+	for name in input loader decoders extract parts train retrieval approximate recognizer onnx; do \
 		$(VENV_PYTHON) -m benchmarks.bench_$$name --json || exit; \
 	done
 	$(VENV_PYTHON) -m benchmarks.readme

@@ -249,6 +249,11 @@ def _status_mb(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
 
 
+def resident_mb() -> float:
+    """Resident memory of this process in MB (10^6 bytes). Linux only."""
+    return _status_mb("VmRSS")
+
+
 # ---- Results
 
 
