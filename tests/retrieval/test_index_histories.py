@@ -195,7 +195,7 @@ def run_history(folder: Path, metadata, seed: int, steps: int) -> None:
 
 
 def test_random_histories_give_what_a_dictionary_gives(tmp_path, metadata):
-    for seed in range(8):
+    for seed in range(4):
         run_history(tmp_path / str(seed), metadata, seed, steps=10)
 
 
