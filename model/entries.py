@@ -16,8 +16,8 @@ from .video_files import frame_time
 NO_FILE = FileState(-1, -1)
 MAX_DEGREES = 180
 SMALL = (
-    "All positions are small. If they are degrees, give metres instead: model.geodesy.local_metres makes them from "
-    "latitudes and longitudes."
+    "All positions are small. If they are degrees, give metres instead, such as those of geodesy.local_metres; if they "
+    "are metres of a map around an origin, all is well."
 )
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -217,10 +216,12 @@ def weights_of(
 def read_metadata(folder: Path, parse: Callable[[bytes], Any]) -> Any:
     """The content of metadata.json. Raises InputError if it is missing or damaged; UnknownFormat as `parse` does."""
     path = folder / METADATA
+    if "\0" in str(folder):
+        raise InputError(f"{str(folder)!r} is not the name of a folder.")
     try:
         text = read_regular(path, MAX_METADATA_BYTES)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a NUL byte
-        if os.path.exists(folder / "header.json"):  # of version 0.1.0
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / "header.json").exists():  # of version 0.1.0
             raise InputError(
                 f"The index {folder} has format 1; this version reads format {FORMAT}. Rebuild the index with "
                 "build_index.py."

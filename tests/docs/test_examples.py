@@ -105,7 +105,7 @@ def test_the_python_example_of_the_readme(images, checkpoints, tmp_path, monkeyp
     assert (match.id, match.name) == (0, str(tmp_path / "street.jpg")) and match.distance == pytest.approx(0, abs=1e-6)
 
 
-def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
+def test_the_python_examples_for_programs(images, checkpoints, monkeypatch, tmp_path):
     frames = [rgb_pixels(path) for path in list_images(images)]
     drive = [(frame, (500_000 + 10 * i, 0)) for i, frame in enumerate(frames)]
     namespace = {"drive": drive, "images": torch.zeros(2, 3, 56, 70), "new_frame": frames[-1]}
@@ -113,6 +113,10 @@ def test_the_python_examples_for_programs(images, checkpoints, monkeypatch):
     load = partial(weights.load_any_model, checkpoints["two_branch"])
     monkeypatch.setattr("model.recognizer.load_any_model", lambda name: load())
     monkeypatch.setattr("model.weights.load_any_model", lambda name: load())
-    exec(examples_of("docs/embedding.md").replace('device="cuda", precision="fp16"', "resize=(56, 56)"), namespace)
-    assert namespace["place"] == drive[-1][1] and len(namespace["recognizer"]) == len(frames)
+    model.PlaceRecognizer(checkpoints["two_branch"], resize=(56, 56)).save(tmp_path / "index")
+    code = examples_of("docs/embedding.md").replace('device="cuda", precision="fp16"', "resize=(56, 56)")
+    code = code.replace("/data/my_index", str(tmp_path / "index")).replace("street.jpg", str(list_images(images)[0]))
+    exec(code, namespace)
+    assert namespace["place"] == drive[-1][1] and len(namespace["recognizer"]) == 1
+    assert len(model.PlaceRecognizer.open(tmp_path / "index")) == 1
     assert namespace["code"].shape == (2, 512) and namespace["descriptor"].shape == (2, 512)

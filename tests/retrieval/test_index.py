@@ -502,7 +502,7 @@ def test_of_two_builders_that_start_together_one_builds_the_index(tmp_path, meta
     """Without the lock, too, as on file systems that have none."""
     if not locks:
         monkeypatch.setattr("model.saving.try_lock", lambda descriptor: None)
-    assert build_in_pairs(tmp_path, metadata, pairs=100) == {"one index, one error": 100}
+    assert build_in_pairs(tmp_path, metadata, pairs=40) == {"one index, one error": 40}
 
 
 def test_an_index_is_not_written_through_a_link(tmp_path, metadata):

@@ -232,7 +232,7 @@ def test_a_watched_folder_and_its_index_keep_in_step(photos):
     )
 
     def wait_for(names):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while sorted(names_in(index)) != sorted(names):
             assert time.monotonic() < deadline and running.process.is_alive(), names_in(index)
             time.sleep(0.05)
