@@ -63,12 +63,11 @@ class Entries:
 
     def records(self, rows: Sequence[int]) -> np.ndarray:
         """What images.bin says of rows, but for their ids."""
+        chosen, stored = np.asarray(rows, np.int64), len(self._records)
         records = np.zeros(len(rows), RECORD)
-        for i, row in enumerate(rows):
-            if row < len(self._records):
-                records[i] = self._records[row]
-                continue
-            record, entry = records[i], self._added[row - len(self._records)]
+        records[chosen < stored] = self._records[chosen[chosen < stored]]
+        for i in np.flatnonzero(chosen >= stored).tolist():
+            record, entry = records[i], self._added[rows[i] - stored]
             record["time"] = np.nan if entry.time is None else entry.time
             record["easting"], record["northing"] = entry.position or (np.nan, np.nan)
             record["latitude"], record["longitude"] = entry.degrees or (np.nan, np.nan)

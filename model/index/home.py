@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..saving import LOCK, new_folder
 from .files import IndexFiles, JoinedPaths, JoinedRows
-from .manifest import CHUNK_SIZE, Header
+from .manifest import CHUNK_SIZE, Header, Manifest
 from .metadata import IndexMetadata
 from .quantization import QuantizedArray, quantize
 from .writing import Columns, RowWriter
@@ -82,6 +82,11 @@ class Home:
     def is_at(self, folder: str | Path) -> bool:
         """Whether this is the index in a folder."""
         return os.path.abspath(folder) == str(self.folder)
+
+    def has_changed(self) -> bool:
+        """Whether another program has changed the index. Raises InputError if its manifest is damaged."""
+        manifest = Manifest.read(self.folder)
+        return (manifest.header, manifest.rows, manifest.images) != (self.header, self.rows, self.images)
 
     @staticmethod
     def create(folder: Path, metadata: IndexMetadata, snapshot: "Snapshot", entries: "Entries", next_id: int) -> "Home":
