@@ -69,8 +69,10 @@ class Server(NamedTuple):
 
 
 def start_server(index: Path, *flags: object, cwd: Path) -> Server:
-    """Starts serve.py, and waits until it listens."""
-    running = start_script("serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=cwd)
+    """Starts serve.py in a folder of its own, and waits until it listens."""
+    folder = cwd / "server"
+    folder.mkdir()
+    running = start_script("serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=folder)
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
         found = re.search(r"Open http://127\.0\.0\.1:(\d+)/", running.stdout.read_text() if running.stdout.exists() else "")

@@ -60,9 +60,9 @@ def test_beyond_its_length_it_says_when_to_come_back(waiting):
 def test_an_error_of_the_model_reaches_all_who_wait_and_the_queue_goes_on(model, waiting):
     model.may_go.set()
     described = [waiting.describe(Prepared(None)), waiting.describe(image(1))]
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError):
         described[0].result(10)
-    assert described[1].exception(10) is None or isinstance(described[1].exception(), AttributeError)
+    assert described[1].exception(10) is None or isinstance(described[1].exception(), TypeError)
     assert waiting.describe(image(2)).result(10).descriptor[0, 0] == 2
 
 

@@ -10,32 +10,37 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
+from datasets.layouts import find_images
 from model import Description, InputError, PlaceRecognizer, Prepared
 from model.image_files import open_image
 from model.places import MATCHES
 from model.versions import VERSION
+from utils.retrieval.report.page import choose_evenly
 from utils.retrieval.report.thumbnails import jpeg_thumbnail
 from utils.service.answers import AddedAnswer, ErrorAnswer, HealthAnswer, MatchAnswer, PlaceAnswer, SearchAnswer
 from utils.service.config import ServiceConfig
 from utils.service.guard import Guard, refuse
 from utils.service.library import CannotWrite, Details, Library
 from utils.service.metrics import Metrics, resident_bytes
+from utils.service.page import Html, programs_page, search_page
 from utils.service.queue import Busy, DescriptionQueue
 
 T = TypeVar("T")
 MAX_MATCHES = 1000  # of an answer
+MAX_EXAMPLES = 9
 MAX_THREADS = 4  # that decode, search and write: each may hold an image of max_pixels
 REFRESH_SECONDS = 1.0  # between two looks at the index
 THUMBNAIL_SIZE = (320, 240)  # (width, height) in pixels that a thumbnail does not exceed
 NO_IMAGE = "The request has no image. Send one as the body, or as a file of a form."
-NOT_FOUND = "There is nothing at this address. /openapi.json lists what there is."
+NOT_FOUND = "There is nothing at this address. /docs lists what there is."
 IMAGE_BODY = {
     "requestBody": {
         "required": True,
@@ -55,15 +60,21 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "There is no such image"}}
 ImageId = Annotated[int, Path(ge=0, lt=2**62, description="of a match")]
+ExampleNumber = Annotated[int, Path(ge=0)]
 Number = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
 class Service:
-    """Answers requests from a library. Images are decoded and searched by several threads, and described by one."""
+    """Answers requests from a library. Images are decoded and searched by several threads, and described by one.
+
+    Raises InputError if the folder of examples has no images.
+    """
 
     def __init__(self, library: Library, config: ServiceConfig) -> None:
         self.library, self.config, self.metrics = library, config, Metrics()
         describe: Callable[[list[Prepared]], Description] = library.recognizer.describe
+        found = find_images([str(config.examples)]) if config.examples else []
+        self.examples = [found[i] for i in choose_evenly(np.arange(len(found)), MAX_EXAMPLES)]
         self.queue = DescriptionQueue(describe, config.queue)
         self._threads = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="service")
 
@@ -114,6 +125,23 @@ class Service:
             raise HTTPException(404, str(error)) from error
         return Response(status_code=204)
 
+    async def page(self) -> HTMLResponse:
+        """The page that searches."""
+        return _html(await self._in_thread(lambda: search_page(self.library.recognizer.known(), len(self.examples))))
+
+    async def programs(self, request: Request) -> HTMLResponse:
+        """What there is for programs."""
+        return _html(programs_page(request.app.openapi(), str(request.base_url).rstrip("/")))
+
+    async def example(self, i: ExampleNumber) -> FileResponse:
+        """The file of an example."""
+        return FileResponse(self._example(i))
+
+    async def example_thumbnail(self, i: ExampleNumber) -> Response:
+        """A small JPEG of an example."""
+        file = self._example(i)
+        return await self._thumbnail(file, f"The file of example {i} cannot be read.")
+
     async def thumbnail(self, id: ImageId) -> Response:
         """A small JPEG of an image of the index."""
         try:
@@ -122,12 +150,7 @@ class Service:
             raise HTTPException(404, str(error)) from error
         if file is None:
             raise HTTPException(404, f"The index knows no file of image {id}: it was added as pixels.")
-        try:
-            data = await self._in_thread(lambda: jpeg_thumbnail(file, THUMBNAIL_SIZE, exif_orientation=True))
-        except InputError as error:
-            logging.debug("No thumbnail: %s", error)
-            raise HTTPException(404, f"The file of image {id} cannot be read any more.") from error
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+        return await self._thumbnail(file, f"The file of image {id} cannot be read any more.")
 
     async def health(self) -> HealthAnswer:
         """Whether the service is well."""
@@ -163,6 +186,20 @@ class Service:
         """Ends the threads."""
         self._threads.shutdown()
         self.queue.close()
+
+    def _example(self, i: int) -> str:
+        if i >= len(self.examples):
+            raise HTTPException(404, f"There are {len(self.examples)} examples.")
+        return self.examples[i]
+
+    async def _thumbnail(self, file: str, problem: str) -> Response:
+        """Raises HTTPException, which says nothing of the file, if it cannot be read."""
+        try:
+            data = await self._in_thread(lambda: jpeg_thumbnail(file, THUMBNAIL_SIZE, exif_orientation=True))
+        except InputError as error:
+            logging.debug("No thumbnail: %s", error)
+            raise HTTPException(404, problem) from error
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     async def _refresh(self) -> None:
         while True:
@@ -227,6 +264,10 @@ def create_app(service: Service, *, local: bool) -> ASGIApp:
         app.add_api_route(
             "/images/{id}", service.remove, methods=["DELETE"], status_code=204, responses=UNKNOWN, name="Remove"
         )
+    app.add_api_route("/", service.page, include_in_schema=False)
+    app.add_api_route("/docs", service.programs, include_in_schema=False)
+    app.add_api_route("/examples/{i}", service.example, include_in_schema=False)
+    app.add_api_route("/examples/{i}/thumbnail", service.example_thumbnail, include_in_schema=False)
     app.add_api_route("/healthz", service.health, name="Health")
     app.add_api_route("/metrics", service.show_metrics, response_class=PlainTextResponse, name="Metrics")
     app.add_exception_handler(InputError, _input_error)
@@ -249,6 +290,10 @@ async def read_image(request: Request) -> bytes:
     if not data:
         raise HTTPException(400, NO_IMAGE)
     return data
+
+
+def _html(page: Html) -> HTMLResponse:
+    return HTMLResponse(page.content, headers={"Content-Security-Policy": page.policy})
 
 
 class _Clock:

@@ -101,6 +101,8 @@ class Library:
 
     def _save(self) -> None:
         try:
+            if self.problem:
+                raise InputError(self.problem)
             self.recognizer.save(self.folder)
         except InputError as error:
             logging.warning("%s", error)
@@ -110,6 +112,7 @@ class Library:
     def _refresh(self) -> None:
         mark = self._read_mark()
         if mark == self._mark:
+            self.problem = None
             return
         try:
             if self.recognizer.has_changed_on_disk():
