@@ -75,7 +75,9 @@ def start_server(index: Path, *flags: object, cwd: Path) -> Server:
     running = start_script("serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=folder)
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
-        found = re.search(r"Open http://127\.0\.0\.1:(\d+)/", running.stdout.read_text() if running.stdout.exists() else "")
+        found = re.search(
+            r"Open http://127\.0\.0\.1:(\d+)/", running.stdout.read_text() if running.stdout.exists() else ""
+        )
         if found:
             return Server(running, int(found[1]))
         time.sleep(0.05)

@@ -136,16 +136,19 @@ PHOTO = QUERIES[0].read_bytes()
 def test_bad_input_is_refused_with_a_sentence(server, method, path, body, status, words):
     reply = server.ask(method, path, body)
     assert reply.status == status and words in reply.content["error"], reply
-    assert reply.headers["x-content-type-options"] == "nosniff" and "default-src 'none'" in reply.headers[
-        "content-security-policy"
-    ]
+    assert (
+        reply.headers["x-content-type-options"] == "nosniff"
+        and "default-src 'none'" in reply.headers["content-security-policy"]
+    )
     assert server.search(QUERIES[1], "?k=1").status == 200
 
 
 def test_forms_without_a_file_and_damaged_ones_are_refused(server):
     body, headers = form(b"")
     assert "no image" in server.ask("POST", "/search", body, headers).content["error"]
-    assert "no image" in server.ask("POST", "/search", body.replace(b'; filename="a.jpg"', b""), headers).content["error"]
+    assert (
+        "no image" in server.ask("POST", "/search", body.replace(b'; filename="a.jpg"', b""), headers).content["error"]
+    )
     assert server.ask("POST", "/search", body[:30], headers).status == 400
     assert server.ask("POST", "/search", body, {"Content-Type": "multipart/form-data"}).status == 400
 
@@ -270,7 +273,11 @@ def test_images_are_added_and_removed_on_the_disk(tmp_path):
         other.save(index)
         assert server.ask("POST", "/images", QUERIES[5].read_bytes()).content == {"id": 10}
         assert server.ask("GET", "/healthz").content["images"] == 10
-        for path, words in (("?easting=5", "Give both"), ("?easting=nan&northing=1", "easting"), ("?name=a%0Ab", "line")):
+        for path, words in (
+            ("?easting=5", "Give both"),
+            ("?easting=nan&northing=1", "easting"),
+            ("?name=a%0Ab", "line"),
+        ):
             reply = server.ask("POST", f"/images{path}", PHOTO)
             assert reply.status == 400 and words in reply.content["error"]
         assert server.ask("POST", "/images", PHOTO, {"Origin": "http://evil.example"}).status == 403
@@ -327,5 +334,3 @@ def test_without_its_packages_the_script_says_what_to_install(tmp_path, index):
     script = str(ASSETS.parents[1] / "serve.py")
     result = run_python(code.format(script), f"--index={index}", "--device=cpu", cwd=tmp_path, without=("fastapi",))
     assert result.status == 2 and "pip install -r requirements-serve.txt" in result.stderr
-
-
