@@ -13,8 +13,8 @@ from .errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EXPECTED = (
-    "Expected a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 "
-    "[3, H, W]; or a list of these."
+    "Expected a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor "
+    "uint8 [3, H, W]; or a list of these."
 )
 
 
@@ -23,7 +23,8 @@ def rgb_pixels(image: Any, *, bgr: bool = False, upright: bool = True) -> np.nda
 
     image: a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W] (grey), or a tensor
     uint8 [3, H, W] on any device. bgr: the channels of arrays and tensors are in OpenCV's order. Pillow is needed for
-    files and its own images only. Raises InputError, which says what came, for anything else, and for files that cannot be read.
+    files and its own images only. Raises InputError, which says what came, for anything else, and for files that cannot
+    be read.
     """
     if isinstance(image, (str, os.PathLike, bytes)):
         from .image_files import load_image  # needs Pillow, which a program with arrays may lack

@@ -79,10 +79,10 @@ class PlaceRecognizer:
     descriptors.
 
     An image is a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], a tensor uint8
-    [3, H, W], of any size, or what `prepare` returned; `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
-    call any method at the same time. What is added is kept in memory: 64 bytes and 4 bytes per dimension an image, and
-    up to twice that while there is room to grow; descriptors of an index that was opened stay on the disk. Attributes:
-    resize; rerank_num.
+    [3, H, W], of any size, or what `prepare` returned; `images` is one of these, or a list. Files and PIL images are
+    turned upright as their EXIF data says. Threads may call any method at the same time. What is added is kept in
+    memory: 64 bytes and 4 bytes per dimension an image, and up to twice that while there is room to grow; descriptors
+    of an index that was opened stay on the disk. Attributes: resize; rerank_num.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -116,8 +116,8 @@ class PlaceRecognizer:
         self._home: Home | None = None  # the index that was opened, or saved
 
     def prepare(self, image: Any, *, bgr: bool = False) -> Prepared:
-        """An image, decoded and resized, in place of which `describe` takes it: a thread can prepare images while another
-        one describes those before. Takes 12 bytes per pixel of `resize`. Raises InputError as `describe` does.
+        """An image, decoded and resized, which `describe` takes in its place: a thread can prepare images while another
+        describes those before. Takes 12 bytes per pixel of `resize`. Raises InputError as `describe` does.
         """
         pixels = rgb_pixels(image, bgr=bgr, upright=self._exif_orientation)
         return Prepared(resize_pixels([pixels], self.resize, self._antialias))

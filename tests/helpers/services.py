@@ -68,11 +68,13 @@ class Server(NamedTuple):
             time.sleep(0.05)
 
 
-def start_server(index: Path, *flags: object, cwd: Path) -> Server:
-    """Starts serve.py in a folder of its own, and waits until it listens."""
+def start_server(index: Path, *flags: object, cwd: Path, prelude: str = "") -> Server:
+    """Starts serve.py in a folder of its own, and waits until it listens. prelude: as of start_script."""
     folder = cwd / "server"
     folder.mkdir()
-    running = start_script("serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=folder)
+    running = start_script(
+        "serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=folder, prelude=prelude
+    )
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
         found = re.search(
@@ -85,9 +87,9 @@ def start_server(index: Path, *flags: object, cwd: Path) -> Server:
 
 
 @contextmanager
-def served(index: Path, *flags: object, cwd: Path) -> Iterator[Server]:
+def served(index: Path, *flags: object, cwd: Path, prelude: str = "") -> Iterator[Server]:
     """A service, which a stop signal ends after the block."""
-    server = start_server(index, *flags, cwd=cwd)
+    server = start_server(index, *flags, cwd=cwd, prelude=prelude)
     try:
         yield server
     finally:

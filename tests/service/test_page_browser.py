@@ -96,7 +96,8 @@ def test_the_place_is_drawn_at_the_dot_of_its_image(opened):
     send(opened, "drop", DATABASE[5])
     place, dots = opened.execute_script(
         """const place = document.querySelector("#selected .place");
-        return [[place.cx.baseVal.value, place.cy.baseVal.value], document.querySelector("#map .database").outerHTML];"""
+        const dots = document.querySelector("#map .database");
+        return [[place.cx.baseVal.value, place.cy.baseVal.value], dots.outerHTML];"""
     )
     near = [dot.split() for dot in dots.split('d="M')[1].split('h0"')[0].split("h0M")]
     assert any(abs(float(x) - place[0]) <= 2 and abs(float(y) - place[1]) <= 2 for x, y in near)

@@ -15,7 +15,7 @@ def image(number):
 
 
 class Model:
-    """Describes an image by its number, when it may. batches: the sizes of what it described; threads: that called it."""
+    """Describes an image by its number, when it may. batches: the sizes of what it described; threads: its callers."""
 
     def __init__(self):
         self.may_go, self.batches, self.threads = threading.Event(), [], set()

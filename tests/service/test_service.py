@@ -284,9 +284,24 @@ def test_images_are_added_and_removed_on_the_disk(tmp_path):
         (index / "manifest.jsonl").rename(tmp_path / "manifest.jsonl")
         reply = server.ask("POST", "/images", PHOTO)
         assert reply.status == 503 and str(tmp_path) not in reply.content["error"]
+        reply = server.ask("DELETE", "/images/7")
+        assert reply.status == 503 and str(tmp_path) not in reply.content["error"]
         (tmp_path / "manifest.jsonl").rename(index / "manifest.jsonl")
+        assert server.ask("DELETE", "/images/7").status == 204
         assert server.ask("POST", "/images", PHOTO).status == 200
-        assert len(PlaceRecognizer.open(index)) == server.ask("GET", "/healthz").content["images"] == 11
+        assert len(PlaceRecognizer.open(index)) == server.ask("GET", "/healthz").content["images"] == 10
+
+
+def test_on_a_full_disk_nothing_is_added_and_the_search_goes_on(tmp_path):
+    index = make_index(tmp_path / "index", DATABASE[:6])
+    limit = max(path.stat().st_size for path in index.iterdir()) + 100
+    prelude = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    with served(index, "--writable", cwd=tmp_path, prelude=prelude) as server:
+        reply = server.ask("POST", "/images", PHOTO)
+        assert reply.status == 503 and "could not be written" in reply.content["error"]
+        assert server.ask("GET", "/healthz").content == {"status": "ok", "images": 6}
+        assert server.search(DATABASE[2], "?k=1").content["matches"][0]["id"] == 2
+    assert len(PlaceRecognizer.open(index)) == 6
 
 
 def test_killed_while_it_adds_it_has_kept_what_it_acknowledged(tmp_path):

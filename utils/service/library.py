@@ -74,7 +74,7 @@ class Library:
         Raises InputError for details that cannot be used, and CannotWrite.
         """
         with self._changing:
-            self._refresh()
+            self._refresh_to_write()
             names, positions, times = (
                 None if value is None else [value] for value in (details.name, details.position, details.time)
             )
@@ -89,7 +89,7 @@ class Library:
     def remove(self, i: int) -> None:
         """Removes an image from the index on the disk. Raises InputError for an id that is unknown, and CannotWrite."""
         with self._changing:
-            self._refresh()
+            self._refresh_to_write()
             before = self.recognizer
             try:
                 self.recognizer = before.reopened(verify=False)  # so that a failure can be taken back
@@ -99,10 +99,14 @@ class Library:
                 self.recognizer = before
                 raise
 
+    def _refresh_to_write(self) -> None:
+        """Raises CannotWrite if the index on the disk is not the one that is held."""
+        self._refresh()
+        if self.problem:
+            raise CannotWrite
+
     def _save(self) -> None:
         try:
-            if self.problem:
-                raise InputError(self.problem)
             self.recognizer.save(self.folder)
         except InputError as error:
             logging.warning("%s", error)
