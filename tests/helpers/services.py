@@ -77,9 +77,8 @@ def start_server(index: Path, *flags: object, cwd: Path, prelude: str = "") -> S
     )
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
-        found = re.search(
-            r"Open http://127\.0\.0\.1:(\d+)/", running.stdout.read_text() if running.stdout.exists() else ""
-        )
+        printed = running.stdout.read_text() if running.stdout.exists() else ""
+        found = re.search(r"Open http://127\.0\.0\.1:(\d+)/", printed)
         if found:
             return Server(running, int(found[1]))
         time.sleep(0.05)

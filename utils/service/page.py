@@ -107,7 +107,9 @@ def programs_page(openapi: dict[str, Any], address: str) -> Html:
                 (given["name"], _describe(given["schema"]), given.get("description", ""))
                 for given in described.get("parameters", ())
             ]
-            parameters = table("Parameters", ("name", "value", "meaning"), rows) if rows else ""
+            parameters = (
+                table(f"Parameters of {method.upper()} {path}", ("name", "value", "meaning"), rows) if rows else ""
+            )
             body = " --data-binary @photo.jpg" if "requestBody" in described else ""
             command = f"curl -X {method.upper()}{body} '{address}{path.replace('{id}', '0')}'"
             sections.append(
