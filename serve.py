@@ -40,7 +40,7 @@ def main(args: ServeArguments) -> None:
             ),
             flush=True,
         )
-        run(create_app(service, local=local), listening)
+        run(create_app(service, local=local), listening, max_bytes=args.service.max_bytes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.datastructures import UploadFile
@@ -27,6 +27,7 @@ from utils.retrieval.report.page import choose_evenly
 from utils.retrieval.report.thumbnails import jpeg_thumbnail
 from utils.service.answers import AddedAnswer, ErrorAnswer, HealthAnswer, MatchAnswer, PlaceAnswer, SearchAnswer
 from utils.service.config import ServiceConfig
+from utils.service.frames import NewestFrame
 from utils.service.guard import Guard, refuse
 from utils.service.library import CannotWrite, Details, Library
 from utils.service.metrics import Metrics, resident_bytes
@@ -72,6 +73,7 @@ class Service:
 
     def __init__(self, library: Library, config: ServiceConfig) -> None:
         self.library, self.config, self.metrics = library, config, Metrics()
+        self.dropped_frames = 0
         describe: Callable[[list[Prepared]], Description] = library.recognizer.describe
         found = find_images([str(config.examples)]) if config.examples else []
         self.examples = [found[i] for i in choose_evenly(np.arange(len(found)), MAX_EXAMPLES)]
@@ -90,12 +92,34 @@ class Service:
         clock = _Clock()
         data = await read_image(request)
         clock.stop("receive")
-        with self.queue.place():
-            description = await self._describe(data, clock)
-            answer = await self._in_thread(lambda: self._answer(description, k, max_distance))
-        clock.stop("search")
-        answer.seconds = clock.seconds
-        return answer
+        return await self._find(data, k, max_distance, clock=clock)
+
+    async def frames(
+        self,
+        socket: WebSocket,
+        k: Annotated[int, Query(ge=1, le=MAX_MATCHES)] = 5,
+        max_distance: Annotated[float | None, Query(ge=0)] = None,
+    ) -> None:
+        """Find the places of the frames of a camera: each message is an image, each answer that of a search with
+        `frame`, the number of the message, and `dropped`, how many frames were passed over so far, since a newer one
+        had arrived when their turn came.
+        """
+        await socket.accept()
+        newest = NewestFrame()
+        receiving = asyncio.create_task(newest.receive_from(socket))
+        try:
+            while (frame := await newest.take()) is not None:
+                content: dict[str, Any] = {"frame": frame.number, "dropped": newest.dropped}
+                try:
+                    content |= (await self._find(frame.data, k, max_distance, clock=_Clock())).model_dump()
+                except (InputError, Busy) as error:
+                    content["error"] = str(error)
+                await socket.send_json(content)
+        except WebSocketDisconnect:
+            logging.debug("A client has gone away.")
+        finally:
+            receiving.cancel()
+            self.dropped_frames += newest.dropped
 
     async def add(
         self,
@@ -166,6 +190,7 @@ class Service:
             "queue_length": self.config.queue,
             "described_images_total": self.queue.images,
             "described_batches_total": self.queue.batches,
+            "dropped_frames_total": self.dropped_frames,
             **resident_bytes(),
         }
         return PlainTextResponse(self.metrics.text(gauges), media_type="text/plain; version=0.0.4")
@@ -200,6 +225,15 @@ class Service:
             logging.debug("No thumbnail: %s", error)
             raise HTTPException(404, problem) from error
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
+
+    async def _find(self, data: bytes, k: int, max_distance: float | None, *, clock: "_Clock") -> SearchAnswer:
+        """Raises Busy, and InputError for what is no image."""
+        with self.queue.place():
+            description = await self._describe(data, clock)
+            answer = await self._in_thread(lambda: self._answer(description, k, max_distance))
+        clock.stop("search")
+        answer.seconds = clock.seconds
+        return answer
 
     async def _refresh(self) -> None:
         while True:
@@ -268,6 +302,7 @@ def create_app(service: Service, *, local: bool) -> ASGIApp:
     app.add_api_route("/docs", service.programs, include_in_schema=False)
     app.add_api_route("/examples/{i}", service.example, include_in_schema=False)
     app.add_api_route("/examples/{i}/thumbnail", service.example_thumbnail, include_in_schema=False)
+    app.add_api_websocket_route("/frames", service.frames)
     app.add_api_route("/healthz", service.health, name="Health")
     app.add_api_route("/metrics", service.show_metrics, response_class=PlainTextResponse, name="Metrics")
     app.add_exception_handler(InputError, _input_error)

@@ -38,6 +38,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
+        if scope["type"] == "websocket" and self._refusal(Headers(scope=scope), scope["type"], 0):
+            await send({"type": "websocket.close"})  # which the client sees as 403
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
