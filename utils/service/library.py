@@ -34,6 +34,9 @@ class FileMark(NamedTuple):
     mtime_ns: int
 
 
+NEVER = FileMark(-1, -1, -1)  # of no file
+
+
 class Library:
     """A recogniser of the images of an index, and another one when the index has changed: take `recognizer` once for
     each request.
@@ -54,7 +57,7 @@ class Library:
         self.problem: str | None = None
         self.reopened = 0
         self._changing = threading.Lock()
-        self._mark = self._read_mark()
+        self._mark: FileMark | None = NEVER
 
     @property
     def limit(self) -> float | None:
@@ -111,10 +114,9 @@ class Library:
         except InputError as error:
             logging.warning("%s", error)
             raise CannotWrite from error
-        self._mark = self._read_mark()
 
     def _refresh(self) -> None:
-        mark = self._read_mark()
+        mark = self._read_mark()  # before the look at the file: it may change again meanwhile
         if mark == self._mark:
             self.problem = None
             return
