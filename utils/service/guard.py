@@ -39,6 +39,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
         if scope["type"] == "websocket" and self._refusal(Headers(scope=scope), scope["type"], 0):
+            await receive()  # that it wants to connect
             await send({"type": "websocket.close"})  # which the client sees as 403
             return
         if scope["type"] != "http":
