@@ -30,8 +30,10 @@ class ServeArguments:
     )
     accept: AcceptConfig = part("search", default=AcceptConfig())
     device: str = device_flag()
-    host: str = flag("address to listen on; by default only this machine reaches it", default="127.0.0.1")
-    port: int = flag("port to listen on; 0 for any that is free", type=non_negative_int, default=8000)
+    host: str = flag(
+        "address to listen on; by default only this machine reaches it", group="service", default="127.0.0.1"
+    )
+    port: int = flag("port to listen on; 0 for any that is free", group="service", type=non_negative_int, default=8000)
     service: ServiceConfig = part("service", default=ServiceConfig())
 
     def __post_init__(self) -> None:

@@ -87,6 +87,8 @@ function show(image, answer) {
   byId("verdict").className = answer.accepted ? "correct" : "";
   byId("place").replaceChildren(...placeLines(answer.place));
   byId("matches").replaceChildren(...answer.matches.map((match) => matchItem(match, answer.max_distance)));
+  byId("with-threshold").hidden = answer.max_distance === null;
+  byId("without-threshold").hidden = answer.max_distance !== null;
   byId("result").hidden = false;
   drawOnMap(answer);
   const total = Object.values(answer.seconds).reduce((a, b) => a + b, 0);
