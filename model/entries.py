@@ -8,7 +8,7 @@ import numpy as np
 
 from .errors import InputError
 from .index.files import FileState, file_state
-from .index.metadata import RECORD
+from .index.metadata import MAX_METRES, RECORD
 from .video_files import frame_time
 
 NO_FILE = FileState(-1, -1)
@@ -87,6 +87,9 @@ def make_entries(images: Any, count: int, names: Any, positions: Any, times: Any
         if text is not None and (not isinstance(text, str) or not text or "\n" in text or "\0" in text):
             raise InputError(f"The name {text!r}: expected a text without line breaks, or None.")
     metres = [None] * count if positions is None else list(map(tuple, _column("positions", positions, (count, 2))))
+    for position in metres:  # no index with others would be read
+        if position is not None and max(map(abs, position)) > MAX_METRES:
+            raise InputError(f"The position {position}: expected metres, eastings and northings up to {MAX_METRES:g}.")
     shown = [None if path is None else frame_time(path) for path in paths]  # frames of videos have times
     seconds = shown if times is None else _column("times", times, (count,))
     return [

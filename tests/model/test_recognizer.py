@@ -147,6 +147,7 @@ def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
         (lambda r: r.add(photo(0), names=["a", "b"]), r"names \[2\] for 1 images"),
         (lambda r: r.add(photo(0), positions=[[1, 2, 3]]), r"Expected \[1, 2\]"),
         (lambda r: r.add(photo(0), positions=[np.nan, 2]), "positions contains NaN"),
+        (lambda r: r.add(photo(0), positions=[1e9, 2]), r"up to 1e\+08"),
         (lambda r: PlaceRecognizer("no_such_model"), "SelaVPRplusplus_base_rerank"),
         (lambda r: recognizer_of(precision="fp8"), "bf16"),
         (lambda r: recognizer_of(rerank_num=0), "rerank_num"),

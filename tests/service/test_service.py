@@ -122,6 +122,8 @@ PHOTO = QUERIES[0].read_bytes()
         ("POST", "/search?k=0", PHOTO, 400, "k is '0'"),
         ("POST", "/search?k=many", PHOTO, 400, "k is 'many'"),
         ("POST", "/search?max_distance=-1", PHOTO, 400, "max_distance is '-1'"),
+        ("POST", "/search?max_distance=inf", PHOTO, 400, "max_distance is"),
+        ("POST", "/search?max_distance=nan", PHOTO, 400, "max_distance is"),
         ("POST", "/images", PHOTO, 404, "nothing at this address"),
         ("GET", "/search", None, 405, "Method Not Allowed"),
         ("GET", "/images/99", None, 404, "no image 99"),
@@ -275,6 +277,7 @@ def test_images_are_added_and_removed_on_the_disk(tmp_path):
         assert server.ask("GET", "/healthz").content["images"] == 10
         for path, words in (
             ("?easting=5", "Give both"),
+            ("?easting=1e9&northing=1", "up to 1e+08"),
             ("?easting=nan&northing=1", "easting"),
             ("?name=a%0Ab", "line"),
         ):

@@ -85,7 +85,8 @@ class Service:
         request: Request,
         k: Annotated[int, Query(ge=1, le=MAX_MATCHES, description="matches")] = 5,
         max_distance: Annotated[
-            float | None, Query(ge=0, description="accept first matches up to this distance; by default as calibrated")
+            float | None,
+            Query(ge=0, allow_inf_nan=False, description="up to which first matches are accepted; else as calibrated"),
         ] = None,
     ) -> SearchAnswer:
         """Find the place of an image: the best matches, and where it was probably taken."""
@@ -98,7 +99,7 @@ class Service:
         self,
         socket: WebSocket,
         k: Annotated[int, Query(ge=1, le=MAX_MATCHES)] = 5,
-        max_distance: Annotated[float | None, Query(ge=0)] = None,
+        max_distance: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
     ) -> None:
         """Find the places of the frames of a camera: each message is an image, each answer that of a search with
         `frame`, the number of the message, and `dropped`, how many frames were passed over so far, since a newer one
