@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from examples.demo import QUICK, ROOT, best_model, newest, run
-from utils.runtime.flags import ArgumentParser, positive_int
+from utils.runtime.flags import ArgumentParser, non_negative_int
 from utils.runtime.script import cli_main
 
 FOLDER = QUICK.folder
@@ -23,7 +23,7 @@ INDEX = Path("index")
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=positive_int, default=8000, help="port of the page (default: %(default)s)")
+    parser.add_argument("--port", type=non_negative_int, default=8000, help="port of the page (default: %(default)s)")
     args = parser.parse_args()
     if not (FOLDER / "logs" / "two_stage").exists():  # what the demo ends with
         run(Path(), "-m", "examples.demo")

@@ -75,6 +75,11 @@ def start_server(index: Path, *flags: object, cwd: Path, prelude: str = "") -> S
     running = start_script(
         "serve.py", f"--index={index}", "--port=0", "--device=cpu", *flags, cwd=folder, prelude=prelude
     )
+    return until_open(running)
+
+
+def until_open(running: Running) -> Server:
+    """The service that a script starts, when it listens."""
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
         printed = running.stdout.read_text() if running.stdout.exists() else ""

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import shutil
 import signal
 import socket
 import struct
@@ -11,11 +12,14 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers.processes import run_python, run_script
-from helpers.services import ASSETS, DATABASE, QUERIES, served, start_server
+import torch
+from helpers.processes import run_python, run_script, start_script
+from helpers.services import ASSETS, DATABASE, QUERIES, served, start_server, until_open
 from PIL import Image
 
-from model import PlaceRecognizer
+from model import PlaceRecognizer, load_any_model
+from model.fingerprint import fingerprint
+from model.weights import model_content
 
 pytestmark = pytest.mark.slow
 
@@ -382,3 +386,30 @@ def test_of_frames_the_newest_wins_and_the_others_are_counted(tmp_path, index, e
             connection = socket.create_connection(("127.0.0.1", server.port))
             with pytest.raises(Exception, match="403|during handshake"):  # in newer and older versions
                 client.connect(address, sock=connection, origin=origin).close()
+
+
+def test_the_city_of_the_demo_is_served(tmp_path):
+    """Of a folder as the demo leaves it, but with the small model and its photos."""
+    demo, model = tmp_path / "demo", load_any_model(MODEL)
+    for run in ("stage_two", "two_stage"):
+        (demo / "logs" / run / "time").mkdir(parents=True)
+    shutil.copytree(ASSETS / "images", demo / "city" / "synthetic" / "images")
+    torch.save(model_content(model), demo / "logs" / "stage_two" / "time" / "best_model.pth")
+    found = {"95": {"distance": 1.05, "radius": 30.0, "accepted": 9}, "99": None, "100": None}
+    calibration = {
+        "weights_sha256": fingerprint(model),
+        "image_size": model.image_config.resize,
+        "antialias": model.image_config.antialias,
+        "descriptor_dim": model.descriptor_dim,
+        "test_method": "hard_resize",
+        "queries": 12,
+        "first_match": {"metric": "l2", "at_precision": found},
+    }
+    (demo / "logs" / "two_stage" / "time" / "calibration.json").write_text(json.dumps(calibration))
+    server = until_open(start_script("examples.serve_demo", "--port=0", cwd=tmp_path))
+    answer = server.search(QUERIES[3], "?k=1").content
+    assert answer["accepted"] is True and answer["place"]["radius"] == 30
+    assert b"Where was this taken?" in server.ask("GET", "/").body
+    assert server.ask("GET", "/examples/3").body in [query.read_bytes() for query in QUERIES]
+    server.send(signal.SIGTERM)
+    assert server.running.result().status == 143
