@@ -1,6 +1,7 @@
 """The process that serves: one server, which finishes what it has accepted when a stop signal arrives."""
 
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,7 @@ def run(app: ASGIApp, listening: socket.socket, *, max_bytes: int) -> None:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each connection that it refuses
     stop_signals.defer()
     _Server(config).run(sockets=[listening])
     with stop_signals.interruptible():
