@@ -8,7 +8,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install try demo corridor-demo reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
+.PHONY: help install try demo serve-demo corridor-demo reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ try: .venv/installed  ## search and evaluate with a small model and drawn photos
 
 demo: .venv/installed  ## draw a city, train on it, evaluate
 	$(VENV_PYTHON) -m examples.demo
+
+serve-demo: .venv/installed  ## find photos of the demo's city in a page, after `make demo`
+	$(VENV_PYTHON) -m examples.serve_demo
 
 corridor-demo: .venv/installed  ## train on synthetic corridors, evaluate on real images: make corridor-demo DATASETS_FOLDER=/data/vpr
 	$(VENV_PYTHON) -m examples.demo --real_photos "$(DATASETS_FOLDER)" corridor --indoors

@@ -120,6 +120,8 @@ def main() -> None:
     print_table(*(results(folder, name) for name in names))
     print(f"The demo took {time.perf_counter() - started:.0f} s. Places of the city: {folder / 'contact_sheet.png'}")
     print(f"Report: {newest(folder, 'two_stage') / 'report.html'}")
+    if recipe is QUICK:
+        print(f"Find photos of it in a page: {os.path.relpath(sys.executable)} -m examples.serve_demo")
 
 
 def draw_city(recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .loops import Loop
     from .network import GeoLocalizationNet, HashingOutput, TwoBranchOutput
     from .places import Place
-    from .recognizer import Match, PlaceRecognizer
+    from .recognizer import Known, Match, PlaceRecognizer, Prepared
     from .rows import Description
     from .weights import load_any_model
 
@@ -26,10 +26,12 @@ _MODULES = {  # {name: the module that has it}
     "GeoLocalizationNet": "network",
     "HashingOutput": "network",
     "InferenceModel": "inference",
+    "Known": "recognizer",
     "Loop": "loops",
     "Match": "recognizer",
     "Place": "places",
     "PlaceRecognizer": "recognizer",
+    "Prepared": "recognizer",
     "TwoBranchOutput": "network",
     "load_any_model": "weights",
     "prepare_for_inference": "inference",
@@ -45,12 +47,14 @@ __all__ = [
     "ImageConfig",
     "InferenceModel",
     "InputError",
+    "Known",
     "Loop",
     "Match",
     "ModelChoice",
     "ModelConfig",
     "Place",
     "PlaceRecognizer",
+    "Prepared",
     "TwoBranchOutput",
     "load_any_model",
     "prepare_for_inference",

@@ -74,12 +74,11 @@ class Entries:
 
     def records(self, rows: Sequence[int]) -> np.ndarray:
         """What images.bin says of rows, but for their ids."""
+        chosen, stored = np.asarray(rows, np.int64), len(self._records)
         records = np.zeros(len(rows), RECORD)
-        for i, row in enumerate(rows):
-            if row < len(self._records):
-                records[i] = self._records[row]
-                continue
-            record, entry = records[i], self._added[row - len(self._records)]
+        records[chosen < stored] = self._records[chosen[chosen < stored]]
+        for i in np.flatnonzero(chosen >= stored).tolist():
+            record, entry = records[i], self._added[rows[i] - stored]
             record["time"] = np.nan if entry.time is None else entry.time
             record["easting"], record["northing"] = entry.position or (np.nan, np.nan)
             record["latitude"], record["longitude"] = entry.degrees or (np.nan, np.nan)
@@ -101,6 +100,9 @@ def make_entries(images: Any, count: int, names: Any, positions: Any, times: Any
         if text is not None:
             require_storable(text)
     metres = [None] * count if positions is None else list(map(tuple, _column("positions", positions, (count, 2))))
+    for position in metres:  # no index with others would be read
+        if position is not None and max(map(abs, position)) > MAX_METRES:
+            raise InputError(f"The position {position}: expected metres, eastings and northings up to {MAX_METRES:g}.")
     shown = [None if path is None else frame_time(path) for path in paths]  # frames of videos have times
     if positions is not None:
         _warn_of_degrees(np.array(metres))

@@ -69,10 +69,10 @@ for _name in ("chunk_tEXt", "chunk_zTXt", "chunk_iTXt", "chunk_iCCP"):  # the pi
 
 
 def load_image(
-    path: str | Path, draft_size: tuple[int, int] | None = None, *, exif_orientation: bool = False
+    source: str | Path | bytes, draft_size: tuple[int, int] | None = None, *, exif_orientation: bool = False
 ) -> Image.Image:
     """The decoded RGB image, the first one if a JPEG or PNG file contains several; or the frame of a video, named as
-    video_files says.
+    video_files says. source: a path, or the content of a file.
 
     Transparency is dropped, and 16 bits are reduced to 8: see docs/datasets.md. Raises InputError, which names the
     file, if it is missing, not a JPEG, PNG or (with pillow-heif) HEIC file, too large, unreadable or truncated.
@@ -83,16 +83,16 @@ def load_image(
     With draft_size = (H, W) a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as neither side falls below
     draft_size. This is faster, and differs slightly from decoding and resizing the full image.
     """
-    frame = frame_of(path)
+    frame = None if isinstance(source, bytes) else frame_of(source)
     if frame:
         return load_frame(frame)
-    with open_image(path) as image:
+    with open_image(source) as image:
         if "progressive" in image.info:
-            _check_scans(path)
+            _check_scans(source)
         try:
             rgb = _decode(image, draft_size)
         except OSError as error:
-            found = _without_end_marker(path, draft_size) if image.format in ("JPEG", "MPO") else None
+            found = _without_end_marker(source, draft_size) if image.format in ("JPEG", "MPO") else None
             if found is None:
                 raise error
             rgb = found
@@ -106,31 +106,33 @@ def _decode(image: Image.Image, draft_size: tuple[int, int] | None) -> Image.Ima
     return to_rgb(image)
 
 
-def _check_scans(path: str | Path) -> None:
+def _check_scans(source: str | Path | bytes) -> None:
     """Raises InputError for a progressive JPEG with so many scans that decoding a small file would take long."""
-    scans = jpeg_structure(read_jpeg(path)).scans
+    scans = jpeg_structure(read_jpeg(source)).scans
     if scans > MAX_SCANS:
         raise InputError(f"it has {scans} scans. At most {MAX_SCANS} are read, and usual files have 10. Save it anew.")
 
 
-def _without_end_marker(path: str | Path, draft_size: tuple[int, int] | None) -> Image.Image | None:
+def _without_end_marker(source: str | Path | bytes, draft_size: tuple[int, int] | None) -> Image.Image | None:
     """The image of a JPEG file that lacks its end marker, but no pixels; None if it lacks pixels too."""
     images = []
-    for data in completed_versions(read_jpeg(path)):
+    for data in completed_versions(read_jpeg(source)):
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             images.append(_decode(image, draft_size))
     return images[0] if images and all(image.tobytes() == images[0].tobytes() for image in images) else None
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
     """The image in a file, of which only the header has been read: its pixels are decoded when the block asks for them.
 
     Raises InputError as load_image does, also for errors of Pillow in the block.
     """
+    name = f"of {len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        check_file(path)
-        with Image.open(path, formats=FORMATS) as image:
+        if not isinstance(source, bytes):
+            check_file(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             check_size(*image.size)
             yield image
         return
@@ -143,8 +145,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except InputError as error:
         problem = str(error)
     except DAMAGED as error:
-        raise InputError(f"Cannot read the image {path}: {error}. The file may be damaged or truncated.") from error
-    raise InputError(f"Cannot read the image {path}: {problem}")
+        raise InputError(f"Cannot read the image {name}: {error}. The file may be damaged or truncated.") from error
+    raise InputError(f"Cannot read the image {name}: {problem}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

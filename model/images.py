@@ -13,22 +13,24 @@ from .errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EXPECTED = (
-    "Expected a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]; or a list of "
-    "these."
+    "Expected a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor "
+    "uint8 [3, H, W]; or a list of these."
 )
 
 
 def rgb_pixels(image: Any, *, bgr: bool = False, upright: bool = True) -> np.ndarray:
     """An image as a program has it -> RGB pixels [H, W, 3] uint8; `upright` as its EXIF data says, where it has any.
 
-    image: a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W] (grey), or a tensor uint8 [3, H, W] on any
-    device. bgr: the channels of arrays and tensors are in OpenCV's order. Pillow is needed for paths and its own images
-    only. Raises InputError, which says what came, for anything else, and for files that cannot be read.
+    image: a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W] (grey), or a tensor
+    uint8 [3, H, W] on any device. bgr: the channels of arrays and tensors are in OpenCV's order. Pillow is needed for
+    files and its own images only. Raises InputError, which says what came, for anything else, and for files that cannot
+    be read.
     """
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike, bytes)):
         from .image_files import load_image  # needs Pillow, which a program with arrays may lack
 
-        return np.array(load_image(os.fspath(image), exif_orientation=upright))
+        source = image if isinstance(image, bytes) else os.fspath(image)
+        return np.array(load_image(source, exif_orientation=upright))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             raise InputError(f"A tensor {image.dtype} {list(image.shape)} is not an image. {EXPECTED}{_hint(image)}")

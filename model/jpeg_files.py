@@ -24,9 +24,11 @@ class JpegStructure(NamedTuple):
     has_end: bool
 
 
-def read_jpeg(path: str | Path) -> bytes:
-    """The content of a JPEG file."""
-    with open(path, "rb") as file:
+def read_jpeg(source: str | Path | bytes) -> bytes:
+    """The content of a JPEG file, which is given itself, or by its path."""
+    if isinstance(source, bytes):
+        return source[:MAX_BYTES]
+    with open(source, "rb") as file:
         return file.read(MAX_BYTES)
 
 

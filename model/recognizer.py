@@ -1,5 +1,6 @@
 """A place recogniser that a program holds: images in, places or "unknown" out."""
 
+import copy
 import os
 import threading
 from collections.abc import Sequence
@@ -46,6 +47,25 @@ class Match(NamedTuple):
     degrees: tuple[float, float] | None
 
 
+class Prepared(NamedTuple):
+    """An image as a model takes it. pixels: [3, H, W] float32 in [0, 1]."""
+
+    pixels: torch.Tensor
+
+
+class Known(NamedTuple):
+    """What is remembered of N images beside their features, in the order of ids. ids: [N] int64; positions: [N, 2],
+    eastings and northings in metres; degrees: [N, 2], latitudes and longitudes, WGS 84; times: [N] in seconds; NaN
+    where unknown. zones: [N] int8, the UTM zones of the positions, negative south of the equator, 0 where unknown.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    degrees: np.ndarray
+    times: np.ndarray
+    zones: np.ndarray
+
+
 class PlaceRecognizer:
     """Describes images, remembers them, and finds the places of others among them.
 
@@ -58,11 +78,11 @@ class PlaceRecognizer:
     322 x 322, the paper's. Models with both branches search by codes, and re-rank the first `rerank_num` results by
     descriptors.
 
-    An image is a path, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W], of any size;
-    `images` is one of these, or a list. Files and PIL images are turned upright as their EXIF data says. Threads may
-    call any method at the same time. What is added is kept in memory: 64 bytes and 4 bytes per dimension an image, and
-    up to twice that while there is room to grow; descriptors of an index that was opened stay on the disk. Attributes:
-    resize; rerank_num.
+    An image is a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], a tensor uint8
+    [3, H, W], of any size, or what `prepare` returned; `images` is one of these, or a list. Files and PIL images are
+    turned upright as their EXIF data says. Threads may call any method at the same time. What is added is kept in
+    memory: 64 bytes and 4 bytes per dimension an image, and up to twice that while there is room to grow; descriptors
+    of an index that was opened stay on the disk. Attributes: resize; rerank_num.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -95,20 +115,27 @@ class PlaceRecognizer:
         self._rows, self._entries = Rows(), Entries()
         self._home: Home | None = None  # the index that was opened, or saved
 
+    def prepare(self, image: Any, *, bgr: bool = False) -> Prepared:
+        """An image, decoded and resized, which `describe` takes in its place: a thread can prepare images while another
+        describes those before. Takes 12 bytes per pixel of `resize`. Raises InputError as `describe` does.
+        """
+        pixels = rgb_pixels(image, bgr=bgr, upright=self._exif_orientation)
+        return Prepared(resize_pixels([pixels], self.resize, self._antialias))
+
     def describe(self, images: Any, *, bgr: bool = False) -> Description:
         """The features of images. bgr: the channels of arrays and tensors are in OpenCV's order.
 
         Raises InputError, which says which image of a list it is, if one cannot be used.
         """
-        several = isinstance(images, (list, tuple))
+        several = isinstance(images, (list, tuple)) and not isinstance(images, Prepared)
         given: Sequence[Any] = images if several else [images]
         if not given:
             raise InputError("An empty list of images. Give at least one.")
         parts, batch = [], list[torch.Tensor]()
         for i, image in enumerate(given):
             try:
-                pixels = rgb_pixels(image, bgr=bgr, upright=self._exif_orientation)
-                batch.append(resize_pixels([pixels], self.resize, self._antialias))
+                prepared = image if isinstance(image, Prepared) else self.prepare(image, bgr=bgr)
+                batch.append(prepared.pixels)
             except InputError as error:
                 raise InputError(f"Image {i} of {len(given)}: {error}") from error if several else error
             if len(batch) == BATCH or i == len(given) - 1:
@@ -239,17 +266,42 @@ class PlaceRecognizer:
 
         See estimate_place. A place has a radius if `accept` has read one for the threshold that applies.
         """
+        return [
+            self.place_of(matches, max_distance=max_distance)
+            for matches in self.search(images, MATCHES, max_distance=np.inf, bgr=bgr)
+        ]
+
+    def place_of(self, matches: Sequence[Match], *, max_distance: float | None = None) -> Place | None:
+        """Where the image was taken that has these matches: as `locate`, after a search of its own for at least MATCHES
+        matches, whose max_distance was infinity.
+        """
         limit = self._limit(max_distance, frames=1)
+        if not matches or (limit is not None and matches[0].distance > limit):
+            return None
         radius = self._accepted[1].radius if max_distance is None and 1 in self._accepted else None
-        places = list[Place | None]()
-        for matches in self.search(images, MATCHES, max_distance=np.inf, bgr=bgr):
-            is_known = bool(matches) and (limit is None or matches[0].distance <= limit)
-            unknown = (np.nan, np.nan)
-            positions = np.array([match.position or unknown for match in matches]).reshape(-1, 2)
-            degrees = np.array([match.degrees or unknown for match in matches]).reshape(-1, 2)
-            distances = np.array([match.distance for match in matches])
-            places.append(estimate_place(positions, distances, radius, degrees=degrees) if is_known else None)
-        return places
+        unknown = (np.nan, np.nan)
+        positions = np.array([match.position or unknown for match in matches])
+        degrees = np.array([match.degrees or unknown for match in matches])
+        distances = np.array([match.distance for match in matches])
+        return estimate_place(positions, distances, radius, degrees=degrees)
+
+    def known(self) -> Known:
+        """What is remembered of all images beside their features."""
+        snapshot = self._rows.snapshot()
+        rows = np.flatnonzero(~snapshot.removed)
+        records = self._entries.records(rows.tolist())
+        positions, degrees = (
+            np.stack([records[name] for name in names], axis=1)
+            for names in (("easting", "northing"), ("latitude", "longitude"))
+        )
+        return Known(snapshot.ids[rows], positions, degrees, records["time"], records["zone"])
+
+    def image_file(self, i: int) -> str | None:
+        """The path of the file that an image with this id was described from; None where it was no file, such as an
+        array with a name that looks like one. Raises InputError for an id that is unknown, or removed.
+        """
+        (row,) = _rows_of(i, self._rows.snapshot())
+        return self._entries[row].name if self._entries.records([row])["size"][0] >= 0 else None
 
     def find_loops(
         self,
@@ -341,6 +393,26 @@ class PlaceRecognizer:
         opened._antialias, opened._exif_orientation = metadata.antialias, metadata.exif_orientation
         opened._pca = read_pca(Path(folder), metadata)
         metadata.require_compatible(opened._metadata(), folder)
+        opened._home, opened._rows, opened._entries = home, *home.load(files)
+        return opened
+
+    def has_changed_on_disk(self) -> bool:
+        """Whether another program has changed the index of `open`, or of the last `save`, since then. Reads its
+        manifest, and raises InputError if that is damaged.
+        """
+        return self._home is not None and self._home.has_changed()
+
+    def reopened(self, *, verify: bool = True) -> "PlaceRecognizer":
+        """A recogniser of the same index as its files are now, which shares the model and thresholds of this one. What
+        this one holds, and was not saved, is not in it. verify: as for `open`, which it raises InputError as.
+        """
+        if self._home is None:
+            raise InputError("There is no index to open again. Call `save` first.")
+        home, files = Home.open(self._home.folder, verify=verify)
+        opened = copy.copy(self)  # with the lock of the model
+        opened._adding, opened._accepted = threading.Lock(), dict(self._accepted)
+        opened._pca = read_pca(home.folder, home.metadata)
+        home.metadata.require_compatible(opened._metadata(), home.folder)
         opened._home, opened._rows, opened._entries = home, *home.load(files)
         return opened
 

@@ -82,6 +82,10 @@ class Home:
         """Whether this is the index in a folder."""
         return os.path.realpath(folder) == os.path.realpath(self.folder)
 
+    def has_changed(self) -> bool:
+        """Whether another program has changed the index. Raises InputError if its manifest is damaged."""
+        return Manifest.read(self.folder).sha256 != self.state
+
     @staticmethod
     def create(
         folder: Path,

@@ -21,6 +21,7 @@ from datasets.unified.__main__ import main as unified_main
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.export import parse_export
 from utils.cli.search import BuildIndexArguments, SearchArguments
+from utils.cli.serve import ServeArguments
 from utils.cli.training import FloatTraining, HashingTraining, TwoBranchTraining
 from utils.retrieval.config import index_folder, index_location
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_int, switch
@@ -35,6 +36,7 @@ SCRIPTS = {
     "train_rerank.py": TwoBranchTraining,
     "build_index.py": BuildIndexArguments,
     "search.py": SearchArguments,
+    "serve.py": ServeArguments,
 }
 COMMANDS = {**SCRIPTS, "datasets.synthetic": CityArguments, "datasets.unified": UnifiedConfig}
 TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
@@ -44,6 +46,7 @@ REQUIRED = {  # with a value for each flag that a script needs
     "train_rerank.py": ["--datasets_folder=data", "--resume=model.pth"],
     "build_index.py": ["images", "--index=index", f"--resume={os.devnull}"],
     "search.py": ["image.jpg", "--index=index"],
+    "serve.py": ["--index=index"],
     **dict.fromkeys(("datasets.synthetic", "datasets.unified"), ["output"]),
 }
 MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
@@ -96,7 +99,7 @@ def test_a_required_flag_is_required(capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("form", ["{0}=a {0}=a", "{0} a {0} b", "{0}=a {0} b"])
 def test_a_flag_given_twice_is_an_error(script, form, capsys):
-    flag_of = {"search.py": "--index", "build_index.py": "--index"}.get(script, "--resume")
+    flag_of = {"search.py": "--index", "build_index.py": "--index", "serve.py": "--index"}.get(script, "--resume")
     words = form.format(flag_of).split()
     needed = [word for word in REQUIRED[script] if not word.startswith(flag_of)]
     assert f"{flag_of}: given more than once" in refusal(SCRIPTS[script], capsys, *needed, *words)
@@ -234,9 +237,10 @@ def test_the_help_shows_every_flag_in_a_group(script):
     text = build_parser(settings, "A test.").format_help()
     general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
     assert general.split() == "-h, --help show this help message and exit".split()
-    order = "data model training images descriptors index upkeep search report speed other".split()
+    order = "data model training images descriptors index upkeep search report service speed other".split()
     headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
-    expected = {"speed", "other"} | (set() if script == "search.py" else {"images"})  # which follow the index there
+    others = {"search.py": {"speed", "other"}, "serve.py": {"service", "speed"}}  # whose images follow the index
+    expected = others.get(script, {"images", "speed", "other"})
     assert headings == [name for name in order if name in headings] and expected <= set(headings)
     shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
     assert sorted(shown) == sorted(

@@ -71,6 +71,8 @@ def test_one_image_in_every_form(tmp_path):
     forms = [
         tmp_path / "upright.png",
         str(tmp_path / "turned.png"),
+        (tmp_path / "turned.png").read_bytes(),
+        recognizer.prepare(pixels),
         Image.open(tmp_path / "turned.png"),
         Image.fromarray(pixels).convert("RGBA"),
         torch.from_numpy(pixels).permute(2, 0, 1),
@@ -95,6 +97,7 @@ def test_files_are_read_as_the_scripts_read_them(tmp_path):
     for name in ("deep.png", "cut.jpg", "exif.png"):
         expected = np.asarray(load_image(tmp_path / name, exif_orientation=True))
         assert np.array_equal(rgb_pixels(tmp_path / name), expected), name
+        assert np.array_equal(rgb_pixels((tmp_path / name).read_bytes()), expected), name
     with Image.open(tmp_path / "exif.png") as image:
         assert np.array_equal(rgb_pixels(image), photo(2))
     with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(InputError, match="Cannot read the image"):
@@ -110,6 +113,7 @@ def test_files_are_read_as_the_scripts_read_them(tmp_path):
         (np.zeros((0, 9, 3), np.uint8), ["[0, 9, 3]"]),
         (torch.zeros(9, 9, 3, dtype=torch.uint8), ["[9, 9, 3]", "[3, H, W]"]),
         ("no_such_file.jpg", ["no_such_file.jpg"]),
+        (b"GIF89a", ["of 6 bytes", "not a JPEG or PNG"]),
         (Image.new("F", (9, 9)), ["type F"]),
         ({"image": 1}, ["dict"]),
     ],
@@ -144,6 +148,7 @@ def test_what_is_no_image_is_named_and_nothing_is_added(image, words):
         (lambda r: r.add(photo(0), names=["a", "b"]), r"names \[2\] for 1 images"),
         (lambda r: r.add(photo(0), positions=[[1, 2, 3]]), r"Expected \[1, 2\]"),
         (lambda r: r.add(photo(0), positions=[np.nan, 2]), "positions contains NaN"),
+        (lambda r: r.add(photo(0), positions=[1e9, 2]), r"up to 1e\+08"),
         (lambda r: PlaceRecognizer("no_such_model"), "SelaVPRplusplus_base_rerank"),
         (lambda r: recognizer_of(precision="fp8"), "bf16"),
         (lambda r: recognizer_of(rerank_num=0), "rerank_num"),

@@ -294,3 +294,38 @@ def test_a_file_that_is_remembered_twice_changes_and_goes_as_one(tmp_path, photo
     os.utime(path, (2e9, 2e9))
     assert find_changes(files, [str(path)]).changed == {0: [1, 0]}
     assert sorted(find_changes(files, [], folder=tmp_path).gone) == [0, 1]
+
+
+def test_what_other_programs_changed_is_in_a_recogniser_that_is_opened_again(tmp_path):
+    ours = recognizer_of()
+    ours.add(made_up(3), names=["a", "b", "c"], positions=[[0, 0], [1, 1], [2, 2]])
+    with pytest.raises(InputError, match="Call `save` first"):
+        ours.reopened()
+    ours.save(tmp_path / "index")
+    assert not ours.has_changed_on_disk()
+    theirs = reopen(tmp_path / "index")
+    theirs.add(made_up(2, 1), names=["d", "e"])
+    theirs.remove(0)
+    theirs.save(tmp_path / "index")
+    assert ours.has_changed_on_disk() and not theirs.has_changed_on_disk()
+    again = ours.reopened()
+    assert not again.has_changed_on_disk() and again._model is ours._model
+    assert [match.name for match in again.search(rows_of(made_up(2, 1), [1]), k=1)[0]] == ["e"]
+    assert again.known().ids.tolist() == [1, 2, 3, 4] and ours.known().ids.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(again.known().positions, [[1, 1], [2, 2], [np.nan] * 2, [np.nan] * 2])
+    shutil.rmtree(tmp_path / "index")
+    assert again.has_changed_on_disk()
+    with pytest.raises(InputError):
+        again.reopened()
+
+
+def test_only_what_was_described_from_a_file_has_one(tmp_path):
+    Image.fromarray(np.full((60, 80, 3), 9, np.uint8)).save(tmp_path / "a.png")
+    recognizer = recognizer_of()
+    recognizer.add(tmp_path / "a.png")
+    recognizer.add([np.zeros((60, 80, 3), np.uint8)], names=[str(tmp_path / "a.png")])
+    recognizer.save(tmp_path / "index")
+    for each in (recognizer, reopen(tmp_path / "index")):
+        assert [each.image_file(i) for i in (0, 1)] == [str(tmp_path / "a.png"), None]
+        with pytest.raises(InputError, match="no image 2"):
+            each.image_file(2)

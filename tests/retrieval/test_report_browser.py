@@ -3,11 +3,8 @@
 Needs Chromium with its driver, and the packages selenium and axe-core-python.
 """
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
+from helpers.browser import open_browser, show, violations
 from helpers.reports import MODEL, copy_with_hostile_names, make_results, read_tiny
 
 from utils.retrieval.config import ReportConfig
@@ -18,26 +15,10 @@ from utils.runtime.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
-axe = pytest.importorskip("axe_core_python", reason="the package axe-core-python is not installed")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if not (BROWSER and DRIVER):
-    pytest.skip("there is no Chromium with a chromedriver", allow_module_level=True)
-
-AXE = next(Path(axe.__file__).parent.glob("axe*.js")).read_text()
-# Containers often lack what the sandbox needs, and the page is our own.
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-
 
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser = open_browser()
     yield browser
     browser.quit()
 
@@ -75,14 +56,6 @@ def page(pages):
 def opened(driver, page):
     show(driver, page, 1280, "light")
     return driver
-
-
-def show(driver, page, width, scheme):
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    driver.get(page)
 
 
 def texts(driver, selector):
@@ -181,7 +154,4 @@ def test_without_labels_nothing_is_right_or_wrong_and_a_match_is_shown_on_the_ma
 def test_an_accessibility_checker_finds_nothing(driver, pages, name, width, scheme):
     show(driver, pages[name], width, scheme)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-    driver.execute_script(AXE)
-    run = "const done = arguments[0]; axe.run({preload: false}).then((r) => done(JSON.stringify(r.violations)))"
-    violations = json.loads(driver.execute_async_script(run))
-    assert [(v["id"], v["impact"], [node["html"][:80] for node in v["nodes"]]) for v in violations] == []
+    assert violations(driver) == []

@@ -27,6 +27,7 @@ GROUPS = (
     "upkeep",
     "search",
     "report",
+    "service",
     "speed",
 )  # in --help
 

@@ -103,7 +103,7 @@ class Page:
             for section in (*self.before, gallery, *self.after)
         )
         parts = {
-            "policy": POLICY.format(style=_hash(style), script=_hash(script)),
+            "policy": POLICY.format(style=content_hash(style), script=content_hash(script)),
             "title": escape(self.title),
             "style": style,
             "header": f"<h1>{escape(self.heading)}</h1>{self.header}",
@@ -112,13 +112,17 @@ class Page:
             "gallery_heading": escape(self.gallery.heading),
             "gallery_note": self.gallery.note,
             "after": "".join(map(_section, self.after)),
-            "data": _json(self.gallery.data(exif_orientation=exif_orientation)),
+            "data": json_text(self.gallery.data(exif_orientation=exif_orientation)),
             "script": script,
         }
         template = (FOLDER / "page.html").read_text(encoding="utf-8")
-        content = PLACEHOLDER.sub(lambda match: parts[match[1]], template)  # in one pass: parts may contain {{...}}
         with atomic_write(path) as file:
-            file.write(content)
+            file.write(fill(template, parts))
+
+
+def fill(template: str, parts: dict[str, str]) -> str:
+    """A template with its placeholders, {{name}}, replaced: in one pass, since parts may contain such, too."""
+    return PLACEHOLDER.sub(lambda match: parts[match[1]], template)
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -162,10 +166,11 @@ def _section(section: Section) -> str:
     return f'<section id="{section.anchor}" aria-labelledby="{name}">{heading}{section.content}</section>'
 
 
-def _json(data: dict[str, Any]) -> str:
+def json_text(data: dict[str, Any]) -> str:
     """JSON that cannot end the script element that contains it, nor begin a comment in it."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _hash(text: str) -> str:
+def content_hash(text: str) -> str:
+    """The hash of a style sheet or script, as a Content-Security-Policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

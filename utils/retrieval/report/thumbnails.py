@@ -31,14 +31,20 @@ def thumbnails(paths: Sequence[str | Path], *, exif_orientation: bool = False) -
         pool.shutdown(cancel_futures=True)  # a stop signal does not wait for the rest
 
 
-def _thumbnail(path: str | Path, exif_orientation: bool) -> dict[str, Any]:
-    try:
-        image = load_image(path, SIZE[::-1], exif_orientation=exif_orientation)
-    except InputError as error:
-        logging.debug("No thumbnail: %s", error)
-        return {"problem": printable(error)}
-    image.thumbnail(SIZE)
+def jpeg_thumbnail(path: str | Path, size: tuple[int, int] = SIZE, *, exif_orientation: bool = False) -> bytes:
+    """A small JPEG of an image. size: (width, height) that it does not exceed. Raises InputError as load_image does."""
+    image = load_image(path, size[::-1], exif_orientation=exif_orientation)
+    image.thumbnail(size)
     image.info.clear()  # Pillow would copy a comment, of any length
     buffer = io.BytesIO()
     image.save(buffer, format="jpeg", quality=QUALITY)
-    return {"src": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+    return buffer.getvalue()
+
+
+def _thumbnail(path: str | Path, exif_orientation: bool) -> dict[str, Any]:
+    try:
+        data = jpeg_thumbnail(path, exif_orientation=exif_orientation)
+    except InputError as error:
+        logging.debug("No thumbnail: %s", error)
+        return {"problem": printable(error)}
+    return {"src": f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"}
