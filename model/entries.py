@@ -142,6 +142,6 @@ def _column(what: str, given: Any, shape: tuple[int, ...]) -> list[Any]:
         raise InputError(f"{what} {list(values.shape)} for {shape[0]} images. Expected {list(shape)}: one per image.")
     if what != "names" and not (np.isfinite(values).all() and (what == "times" or np.abs(values).max() <= MAX_METRES)):
         raise InputError(
-            f"{what} contains NaN or infinity, or metres beyond {MAX_METRES:g}. Expected metres and seconds."
+            f"{what} contains NaN, infinity or metres beyond the largest. Expected metres up to {MAX_METRES:g}, and seconds."
         )
     return values.tolist()
