@@ -37,7 +37,13 @@ def main(args: BuildIndexArguments) -> None:
     if args.folder:
         distributed.run_on_main(partial(check_folder, index, append=args.append))
         watcher = maintenance.Watcher(args.watch, time.time) if args.watch else None
-        update(args, args.folder, watcher)
+        try:
+            update(args, args.folder, watcher)
+        except InputError:
+            if watcher is None:
+                raise
+            watcher.tries_files = True  # one may be damaged, which does not keep the others from being watched
+            update(replace(args, append=True), args.folder, watcher)
         while watcher and args.watch:
             time.sleep(args.watch)
             try:

@@ -140,8 +140,8 @@ def _column(what: str, given: Any, shape: tuple[int, ...]) -> list[Any]:
         values = values.reshape(shape) if values.size == np.prod(shape) else values
     if values.shape != shape:
         raise InputError(f"{what} {list(values.shape)} for {shape[0]} images. Expected {list(shape)}: one per image.")
-    if what != "names" and not (np.isfinite(values).all() and (what == "times" or np.abs(values).max() <= MAX_METRES)):
-        raise InputError(
-            f"{what} contains NaN, infinity or metres beyond the largest. Expected metres up to {MAX_METRES:g}, and seconds."
-        )
+    most = MAX_METRES if what == "positions" else np.inf
+    if what != "names" and not (np.isfinite(values).all() and (np.abs(values) <= most).all()):
+        expected = f"metres up to {MAX_METRES:g}" if what == "positions" else "seconds"
+        raise InputError(f"{what} contains NaN, infinity, or metres beyond the largest. Expected {expected}.")
     return values.tolist()

@@ -227,6 +227,8 @@ def test_removed_rows_that_cannot_be_are_refused(tmp_path, metadata):
 def test_a_watched_folder_and_its_index_keep_in_step(photos):
     """Until SIGTERM, with files that are not images yet, and while another process searches."""
     folder, index = photos.parent, photos.parent / "index"
+    (photos / "damaged.png").write_bytes(b"no image")
+    os.utime(photos / "damaged.png", (1e9, 1e9))
     running = start_script(
         "build_index.py", "photos", "--index=index", "--append", "--watch=0.3", "--num_workers=0", cwd=folder
     )
@@ -246,7 +248,8 @@ def test_a_watched_folder_and_its_index_keep_in_step(photos):
     os.kill(running.process.pid, signal.SIGTERM)
     result = running.result()
     assert result.status == 143 and "Traceback" not in result.stderr
-    assert "8.png" in result.stderr and "left out until it changes" in result.stderr
+    assert "8.png" in result.stderr and "damaged.png" in result.stderr
+    assert result.stderr.count("left out until it changes") == 2
     lock_folder(index).release()
 
 
