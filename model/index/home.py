@@ -132,6 +132,7 @@ class Home:
                     "and make one of both with build_index.py --merge."
                 )
             start = writer.rows
+            writer.begin()
             _write(writer, snapshot, entries, new)
             writer.remove(gone[gone >= 0].tolist())
             writer.mark()

@@ -17,6 +17,7 @@ CHUNK_SIZE = 1024  # images that are extracted, and stored, at a time
 MAX_MANIFEST_BYTES = 1 << 30  # enough for a billion images
 MAX_PATH_BYTES = 1 << 16  # of a path with its line break, on average over a chunk
 MAX_ID = 1 << 62
+BEGIN = {"begin": True}  # a line: what follows is a change as a whole or, without an end mark, nothing
 CHUNK_FIELDS = {"images", "path_bytes", "sha256"}
 
 
@@ -72,7 +73,8 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path, *, unmarked: bool = False) -> "Manifest":
-        """The state at the last end mark; without an end mark, or with `unmarked`, that of all complete lines.
+        """The state at the last end mark; without an end mark, or with `unmarked`, that of all complete lines, but for
+        a change that is all or nothing, and was interrupted.
 
         Raises InputError for a line that cannot be right.
         """
@@ -104,7 +106,9 @@ def _parse(lines: list[bytes], *, unmarked: bool) -> Manifest:
     header = Header.parse(lines[0]) if lines else Header()
     entries = list(map(parse_object, lines[1:]))
     marks = [i for i, entry in enumerate(entries) if "complete" in entry]
-    end = marks[-1] + 1 if marks and not unmarked else len(entries)
+    begun = [i for i, entry in enumerate(entries) if entry == BEGIN and i > max(marks, default=-1)]
+    last = begun[0] if begun else len(entries)
+    end = marks[-1] + 1 if marks and not unmarked else last
     chunks, rows, images = list[dict](), 0, 0
     removed = np.zeros(sum(rows_of(entry) for entry in entries), bool)
     for entry in entries[:end]:
@@ -132,7 +136,7 @@ def _parse(lines: list[bytes], *, unmarked: bool) -> Manifest:
 
 def rows_of(entry: dict[str, Any]) -> int:
     """The number of images in a line. Raises ValueError for a line that no index has."""
-    if "complete" in entry or entry.keys() == {"removed"}:
+    if "complete" in entry or entry.keys() == {"removed"} or entry == BEGIN:
         return 0
     if entry.keys() - {"removed"} != CHUNK_FIELDS:
         raise ValueError(f"a chunk with the fields {', '.join(entry)}")

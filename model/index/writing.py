@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import open_regular, read_regular, remove_leftovers
 from ..saving import lock_folder, new_file
 from .files import PATHS, IndexFiles, check_lengths, data_file, problem_of
-from .manifest import CHUNK_SIZE, MANIFEST, MAX_MANIFEST_BYTES, MAX_PATH_BYTES, Header, Manifest, line, removal
+from .manifest import BEGIN, CHUNK_SIZE, MANIFEST, MAX_MANIFEST_BYTES, MAX_PATH_BYTES, Header, Manifest, line, removal
 from .metadata import MAX_METADATA_BYTES, METADATA, PROJECTION, IndexMetadata
 from .pca import PCA
 
@@ -112,6 +112,11 @@ class RowWriter:
         self.rows, self._last_id, self.is_marked = self.rows + len(names), int(ids[-1]), False
         self.images += len(names) - len(replaced)
         self._removed.update(replaced)
+
+    def begin(self) -> None:
+        """Makes what follows, until the next mark, one change: the next writer drops it if it is interrupted."""
+        self._write(MANIFEST, line(BEGIN))
+        self.is_marked = False
 
     def remove(self, rows: Iterable[int]) -> None:
         """Takes images out: their rows stay in the files until these are compacted. Raises InputError if it cannot

@@ -16,7 +16,7 @@ from PIL import Image
 from model import Description, InputError, PlaceRecognizer
 from model.index.files import IndexFiles
 from model.weights import model_content
-from utils.retrieval.index import Index
+from utils.retrieval.index import Index, maintenance
 from utils.retrieval.index.writer import find_changes
 
 SIZE = (56, 70)
@@ -256,6 +256,20 @@ def test_what_an_index_cannot_hold_is_refused_before_it_is_remembered(tmp_path):
     for call in (recognizer.save, PlaceRecognizer.open):
         with pytest.raises(InputError):
             call(f"{tmp_path}/a\0b")
+
+
+def test_scripts_complete_no_save_that_was_interrupted(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(10))
+    recognizer.save(tmp_path / "index")
+    recognizer.add(made_up(3000, 1))
+    statuses = [
+        run_and_kill(lambda: recognizer.save(tmp_path / "index"), n, random.Random(0)) for n in range(12, 24, 3)
+    ]
+    assert statuses == [KILLED] * 4, "after one chunk, and within the next one"
+    assert maintenance.finish(tmp_path / "index", []) == len(Index(tmp_path / "index")) == 10
+    recognizer.save(tmp_path / "index")
+    assert len(Index(tmp_path / "index")) == 3010
 
 
 def test_ids_of_images_that_were_never_saved_are_not_used_again(tmp_path):
