@@ -75,7 +75,7 @@ class Photos:
 def photo_bytes() -> bytes:
     """A JPEG image of 8 x 8 pixels with a GPS position."""
     exif, file = Image.Exif(), io.BytesIO()
-    exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)})
+    exif[ExifTags.IFD.GPSInfo.value] = {1: "N", 2: (48.0, 51.0, 30.0), 3: "E", 4: (2.0, 17.0, 40.0)}
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
     return file.getvalue()
 
