@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 ZONE = re.compile("0?([1-9])([NS])|([1-5][0-9]|60)([NS])")
-UNKNOWN_ZONE, MAX_ZONE = 0, 60
+UNKNOWN_ZONE = 0
 UTM_LATITUDES = (-80.0, 84.0)  # beyond are other grids
 MAX_METRES_IN_ZONE = 2e7  # of a northing; farther is no point on Earth
 

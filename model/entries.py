@@ -68,6 +68,11 @@ class Entries:
         stored, added = self._records["time"][:count], self._added[: max(0, count - len(self._records))]
         return np.concatenate([stored, np.array([np.nan if e.time is None else e.time for e in added])])
 
+    def zones(self, rows: Sequence[int]) -> np.ndarray:
+        """The UTM zones of the positions of rows, as in an index, 0 where unknown: [N] int8."""
+        stored = len(self._records)
+        return np.array([self._records["zone"][row] if row < stored else 0 for row in rows], np.int8)
+
     def names(self, rows: Sequence[int]) -> list[str]:
         """The names of rows as an index stores them: "" for images that have none."""
         return [self[row].name or "" for row in rows]

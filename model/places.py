@@ -26,18 +26,27 @@ class Place(NamedTuple):
 
 
 def estimate_place(
-    positions: np.ndarray, distances: np.ndarray, radius: float | None = None, *, degrees: np.ndarray | None = None
+    positions: np.ndarray,
+    distances: np.ndarray,
+    radius: float | None = None,
+    *,
+    degrees: np.ndarray | None = None,
+    zones: np.ndarray | None = None,
 ) -> Place | None:
     """The middle of the densest group of matches; None if no match has a position.
 
-    positions: [K, 2] in metres, NaN where unknown, best match first, of which the first MATCHES count; degrees: [K, 2],
-    latitudes and longitudes, which decide where more of them are known; distances: [K], ascending, of any metric. A
-    match weighs exp(-e / DECAY), where e is how much farther it is than the first, relative
-    to the first one's distance. A group is a match and those within REACH of it. The group with the largest weight
-    wins, of equal ones that of the better match, and the position is the weighted mean of its members: a wrong match
-    far away, even the first one, does not move it.
+    positions: [K, 2] in metres, NaN where unknown, best match first, of which the first MATCHES count; zones: [K],
+    their UTM zones, 0 where unknown: metres of several zones are no map, and do not count. degrees: [K, 2], latitudes
+    and longitudes, which decide where more of them are known; distances: [K], ascending, of any metric.
+
+    A match weighs exp(-e / DECAY), where e is how much farther it is than the first, relative to the first one's
+    distance. A group is a match and those within REACH of it. The group with the largest weight wins, of equal ones
+    that of the better match, and the position is the weighted mean of its members: a wrong match far away, even the
+    first one, does not move it.
     """
     metres = positions[:MATCHES].astype(np.float64)
+    if zones is not None and len({*zones[:MATCHES].tolist()} - {0}) > 1:
+        metres[:] = np.nan
     on_earth = np.full_like(metres, np.nan) if degrees is None else degrees[:MATCHES].astype(np.float64)
     in_metres, in_degrees = np.isfinite(metres).all(axis=1), np.isfinite(on_earth).all(axis=1)
     known = in_metres if in_metres.sum() >= in_degrees.sum() else in_degrees

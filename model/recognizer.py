@@ -283,7 +283,8 @@ class PlaceRecognizer:
         positions = np.array([match.position or unknown for match in matches])
         degrees = np.array([match.degrees or unknown for match in matches])
         distances = np.array([match.distance for match in matches])
-        return estimate_place(positions, distances, radius, degrees=degrees)
+        zones = self._entries.zones(self._rows.snapshot().rows_of([match.id for match in matches]))
+        return estimate_place(positions, distances, radius, degrees=degrees, zones=zones)
 
     def known(self) -> Known:
         """What is remembered of all images beside their features."""

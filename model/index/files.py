@@ -13,13 +13,12 @@ from ..errors import InputError
 from ..files import open_regular, read_regular
 from ..video_files import frame_of
 from .manifest import CHUNK_SIZE, MANIFEST, MAX_ID, Header, Manifest
-from .metadata import MAX_METADATA_BYTES, MAX_METRES, METADATA, REPAIR, IndexMetadata, damaged
+from .metadata import MAX_METADATA_BYTES, MAX_METRES, MAX_ZONE, METADATA, REPAIR, IndexMetadata, damaged
 
 PATHS = "paths.txt"
 READ_BLOCK = 1 << 20  # bytes of paths that are scanned at a time
 PATHS_AT_ONCE = 1 << 13  # that are decoded at a time
 POSITION_LIMITS = {("easting", "northing"): (MAX_METRES, MAX_METRES), ("latitude", "longitude"): (90, 180)}
-MAX_ZONE = 60
 ATTEMPTS = 10  # to open files that another process compacts meanwhile
 
 

@@ -104,6 +104,7 @@ class Home:
             with RowWriter(temporary, metadata, append=False, header=Header(next_id=next_id), pca=pca) as writer:
                 _write(writer, snapshot, entries, live)
                 writer.mark()
+                state = Manifest.read(temporary).sha256
             (temporary / LOCK).unlink()
         file_rows = np.full(len(snapshot.removed), -1)
         file_rows[live] = np.arange(len(live))
@@ -111,7 +112,7 @@ class Home:
             folder=Path(os.path.abspath(folder)),
             metadata=metadata,
             header=writer.header,
-            state=Manifest.read(folder).sha256,
+            state=state,
             file_rows=file_rows,
             removed=snapshot.removed.copy(),
         )
@@ -131,19 +132,23 @@ class Home:
                     f"Another program has changed the index {self.folder} since it was opened. Save to a new folder, "
                     "and make one of both with build_index.py --merge."
                 )
-            start = writer.rows
-            writer.begin()
-            _write(writer, snapshot, entries, new)
-            writer.remove(gone[gone >= 0].tolist())
-            writer.mark()
-            writer.replace_header(next_id=max(next_id, writer.header.next_id))
+            after_new = writer.next_id if not len(new) else int(snapshot.ids[new[-1]]) + 1
+            if next_id > max(after_new, writer.next_id):  # the last images that were added were removed again
+                writer.replace_header(next_id=next_id)
+            start, removed = writer.rows, gone[gone >= 0].tolist()
+            if len(new) or removed:
+                writer.begin()
+                _write(writer, snapshot, entries, new)
+                writer.remove(removed)
+                writer.mark()
+            state = Manifest.read(self.folder).sha256  # before another program may change it
         file_rows = np.concatenate([self.file_rows, np.full(len(snapshot.removed) - known, -1)])
         file_rows[new] = start + np.arange(len(new))
         return Home(
             folder=self.folder,
             metadata=self.metadata,
             header=writer.header,
-            state=Manifest.read(self.folder).sha256,
+            state=state,
             file_rows=file_rows,
             removed=snapshot.removed.copy(),
         )

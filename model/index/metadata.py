@@ -24,6 +24,7 @@ FORMAT = 6
 PROJECTION = "pca.bin"
 MAX_METADATA_BYTES = 1 << 20
 MAX_DESCRIPTOR_DIM = 1 << 16
+MAX_ZONE = 60  # of UTM
 MAX_METRES = 1e8  # of an easting or northing; those of national grids that begin with the zone have eight digits
 PUBLISHED, UNKNOWN_WEIGHTS = "published", ""  # in place of the file of a model's weights
 REPAIR = "Rebuild the index, or copy it again."

@@ -52,7 +52,7 @@ class RowWriter:
         try:
             remove_leftovers(folder)
             if not append or not (folder / METADATA).exists():
-                _begin(folder, metadata, pca)
+                _create(folder, metadata, pca)
             self.metadata = IndexMetadata.read(folder)
             self._metadata_sha256 = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
             self._open(header or Header(), unmarked=unmarked)
@@ -274,7 +274,7 @@ def stored_name(name: str, root: str) -> str:
     return f"./{name[len(root) :].lstrip(os.sep)}" if root and name.startswith(root.rstrip(os.sep) + os.sep) else name
 
 
-def _begin(folder: Path, metadata: IndexMetadata, pca: PCA | None) -> None:
+def _create(folder: Path, metadata: IndexMetadata, pca: PCA | None) -> None:
     """Makes a folder an index without images."""
     if pca:  # before the metadata, which makes the folder an index
         with new_file(folder / PROJECTION, "wb") as file:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from model import Description, InputError, PlaceRecognizer
 from model.index.files import IndexFiles
+from model.index.writing import RowWriter
 from model.weights import model_content
 from utils.retrieval.index import Index, maintenance
 from utils.retrieval.index.writer import find_changes
@@ -343,3 +344,54 @@ def test_only_what_was_described_from_a_file_has_one(tmp_path):
         assert [each.image_file(i) for i in (0, 1)] == [str(tmp_path / "a.png"), None]
         with pytest.raises(InputError, match="no image 2"):
             each.image_file(2)
+
+
+def test_saving_writes_what_changed_alone(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(3))
+    recognizer.save(tmp_path / "index")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
+    recognizer.save(tmp_path / "index")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir() if path.name != ".lock"} == files
+    recognizer.add(made_up(1, 1))
+    recognizer.save(tmp_path / "index")
+    assert (tmp_path / "index" / "manifest.jsonl").read_bytes().startswith(files["manifest.jsonl"])
+
+
+def test_a_change_right_after_a_save_is_noticed_by_the_next_one(tmp_path, monkeypatch):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(3))
+    recognizer.save(tmp_path / "index")
+    close = RowWriter.close
+
+    def close_and_let_another_program_write(writer):
+        monkeypatch.setattr(RowWriter, "close", close)
+        close(writer)
+        maintenance.finish(tmp_path / "index", [0])
+
+    monkeypatch.setattr(RowWriter, "close", close_and_let_another_program_write)
+    recognizer.add(made_up(1, 1))
+    recognizer.save(tmp_path / "index")
+    recognizer.add(made_up(1, 2))
+    with pytest.raises(InputError, match="Another program has changed the index"):
+        recognizer.save(tmp_path / "index")
+
+
+def test_metres_of_several_zones_are_no_place(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(2), positions=[(500_000, 4_000_000), (500_010, 4_000_000)])
+    recognizer.save(tmp_path / "index")
+    files = IndexFiles(tmp_path / "index")
+    for zones, degrees in (((32, 32), None), ((32, 33), (36.1, 15.0))):
+        folder = tmp_path / str(zones)
+        folder.mkdir()
+        columns = {name: column[:].copy() for name, column in files.columns.items()}
+        columns["images"]["zone"] = zones
+        if degrees:
+            columns["images"]["latitude"], columns["images"]["longitude"] = degrees
+        with RowWriter(folder, files.metadata, append=False) as writer:
+            writer.append(["a", "b"], columns)
+            writer.mark()
+        [place] = reopen(folder).locate(rows_of(made_up(2), [0]))
+        assert (place.position is None) == (zones[0] != zones[1])
+        assert degrees is None or place.degrees == pytest.approx(degrees)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.image_set import ImageSet
-from datasets.zones import UNKNOWN_ZONE, zone_text
+from datasets.zones import zone_text
 from model.places import MATCHES, SHARE, Place, estimate_place
 from utils.retrieval.search import SearchResult
 from utils.runtime.terminal import printable
@@ -106,11 +106,8 @@ def estimate_places(results: SearchResult, images: ImageSet, radius: float | Non
     first = results.first(min(MATCHES, results.metric.count(results.metric[0])))
     places = []
     for distances, indices in zip(first.distances, first.indices, strict=True):
-        utms = np.array(images.utms[indices])
-        if len(set(images.zones[indices].tolist()) - {UNKNOWN_ZONE}) > 1:
-            utms[:] = np.nan  # metres of several zones are no map
-        degrees = np.asarray(images.degrees[indices])
-        places.append(estimate_place(utms, distances, radius, degrees=degrees))
+        utms, zones, degrees = (np.asarray(column[indices]) for column in (images.utms, images.zones, images.degrees))
+        places.append(estimate_place(utms, distances, radius, degrees=degrees, zones=zones))
     return places
 
 

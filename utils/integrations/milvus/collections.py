@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.zones import MAX_ZONE
 from model import CODE_BITS
 from model.errors import InputError
-from model.index.metadata import METADATA_ERRORS, IndexMetadata, UnknownFormat
+from model.index.metadata import MAX_ZONE, METADATA_ERRORS, IndexMetadata, UnknownFormat
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.search import with_progress
 
