@@ -265,6 +265,13 @@ def test_a_watched_folder_and_its_index_keep_in_step(photos):
         (["photos", "--index=index", "--append", "--descriptor_dtype=int8"], "descriptor_dtype fp16 (now int8)"),
         (["--index=new", "--merge", "nowhere"], "No index in nowhere"),
         (["--index=nowhere", "--compact"], "No index in nowhere"),
+        (
+            ["--index=index", "--compact", "--precision=bf16", "--no_antialias"],
+            "--no_antialias, --precision: no images",
+        ),
+        (["--index=index", "--compact", "--image_root=photos"], "--image_root: no images are described"),
+        (["--index=new", "--merge", "index", "--positions=exif"], "--positions: no images are described"),
+        (["photos", "--index=index", "--append", "--compact", "--watch=1"], "--watch goes on with IMAGES"),
     ],
 )
 def test_flags_that_do_not_go_together(photos, flags, words):

@@ -133,10 +133,29 @@ class BuildIndexArguments:
             raise InputError("Give IMAGES, a folder of images; or --merge, or --compact.")
         if self.watch and (self.compact or not self.folder):
             raise InputError("--watch goes on with IMAGES until it is stopped. Give that folder, and no --compact.")
+        if not self.folder:
+            self._require_no_settings_of_images()
         if not self.append:
             for name in ("prune", "check_content"):
                 if getattr(self, name):
                     raise InputError(f"--{name} brings an index up to date; give --append too.")
+
+    def _require_no_settings_of_images(self) -> None:
+        """Raises InputError for flags that say how images are described, where none are."""
+        given = {
+            "model": self.model.is_stated or None,
+            "resize": self.extraction.resize,
+            "no_antialias": self.extraction.antialias,
+            "ignore_exif_orientation": self.exif_orientation,
+            "precision": self.precision,
+            "descriptor_dtype": self.descriptor_dtype,
+            "positions": self.positions,
+            "positions_csv": self.positions_csv,
+            "image_root": None if self.merge else self.image_root,
+        }
+        unused = [f"--{name}" for name, value in given.items() if value is not None]
+        if unused:
+            raise InputError(f"{', '.join(unused)}: no images are described. Leave it out, or give IMAGES, a folder.")
 
     @property
     def _folder_of_images(self) -> Path | None:
