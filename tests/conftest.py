@@ -66,6 +66,8 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without",
 ]
 
+LONG_AGO = 1_500_000_000  # seconds since 1970: an index keeps no time of a file that was changed right before
+
 
 def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1  # many tests wait for servers, other processes and timeouts
@@ -118,7 +120,9 @@ def tiny_benchmark(tmp_path_factory) -> Path:
         for place in range(10 if folder == "queries" else 8):
             for view in views:
                 easting = 500000 + 50 * place + 7 * view + (5000 if place >= 8 else 0)
-                draw_image(place, view).save(target / f"@{easting:.2f}@6950000.00@{place}_{view}@.jpg", quality=90)
+                path = target / f"@{easting:.2f}@6950000.00@{place}_{view}@.jpg"
+                draw_image(place, view).save(path, quality=90)
+                os.utime(path, (LONG_AGO, LONG_AGO))
     return datasets
 
 
