@@ -2,20 +2,39 @@
 
 import contextlib
 import copy
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .adapter import MulConvAdapter
-from .config import PRECISIONS
+from .config import PRECISIONS, ModelConfig
 from .errors import InputError
 from .network import GeoLocalizationNet
 from .vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
 
 KEPT_GRIDS = 16  # position embeddings of a prepared model; one of dinov2-large takes 2 MB at 322 x 322
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Describer(Protocol):
+    """What describes images, ready to be called. config: the branches it has. descriptor_dim: of its float descriptors;
+    0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def descriptor_dim(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
+        """Images [B, 3, H, W], normalised, on its device, to what GeoLocalizationNet.forward returns."""
 
 
 class InferenceModel:
@@ -34,6 +53,11 @@ class InferenceModel:
         self.dtype = network.backbone.cls_token.dtype
         self.compiled = compiled
         self.kept_positions: dict[tuple[int, int], nn.Parameter] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the original."""
+        return self.original.fingerprint
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""

@@ -1,5 +1,6 @@
 """The whole network: backbone, adapters, float head, binary head."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +86,17 @@ class GeoLocalizationNet(nn.Module):
             self.aggregation_hashing = nn.Sequential(L2Norm(), GeM())
             self.linear3 = nn.Linear(dim, dim)
             self.linear4 = nn.Linear(dim, CODE_BITS)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, dtypes, shapes and values of the state: it tells whether features and thresholds are this
+        model's.
+        """
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
 
     @staticmethod
     def branch_of(entry: str) -> str:

@@ -14,7 +14,6 @@ from .calibration import PRECISIONS, Calibration, DistanceKind, Threshold
 from .config import CODE_BITS, ImageConfig, LoopConfig, check_image_size
 from .entries import Entries, make_entries
 from .errors import InputError
-from .fingerprint import fingerprint
 from .images import normalize, rgb_pixels
 from .index.home import Home
 from .index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_pca, weights_of
@@ -424,7 +423,7 @@ class PlaceRecognizer:
     def _metadata(self) -> IndexMetadata:
         """How an index of this recogniser is made."""
         return IndexMetadata.of(
-            self._model.original,
+            self._model,
             ImageConfig(resize=self.resize, antialias=self._antialias),
             self._pca,
             weights_file=self._weights_file,
@@ -477,7 +476,7 @@ class PlaceRecognizer:
         """The kind of the distances that searches give for sequences of so many frames."""
         has_floats = self._model.config.has_float_branch
         return DistanceKind(
-            weights_sha256=fingerprint(self._model.original),
+            weights_sha256=self._model.fingerprint,
             image_size=self.resize,
             antialias=self._antialias,
             descriptor_dim=(self._pca.dim if self._pca else self._model.descriptor_dim) or CODE_BITS,

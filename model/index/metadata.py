@@ -18,6 +18,7 @@ from . import METADATA
 from .pca import PCA
 
 if TYPE_CHECKING:
+    from ..inference import Describer
     from ..network import GeoLocalizationNet
 
 FORMAT = 6
@@ -87,16 +88,14 @@ class IndexMetadata:
 
     @staticmethod
     def of(
-        model: "GeoLocalizationNet", images: ImageConfig, pca: PCA | None = None, **settings: Any
+        model: "Describer | GeoLocalizationNet", images: ImageConfig, pca: PCA | None = None, **settings: Any
     ) -> "IndexMetadata":
         """The metadata of an index with this model, images of this size, descriptors that this projection reduced, and
         these other fields.
         """
-        from ..fingerprint import fingerprint  # needs torch, which --help does not wait for
-
         return IndexMetadata(
             **asdict(model.config),
-            weights_sha256=fingerprint(model),
+            weights_sha256=model.fingerprint,
             resize=list(images.resize),
             antialias=images.antialias,
             descriptor_dim=pca.dim if pca else model.descriptor_dim,

@@ -13,7 +13,6 @@ from PIL import Image
 
 from datasets.image_set import ImageSet
 from model import Description, InputError, Loop, Place, PlaceRecognizer
-from model.fingerprint import fingerprint
 from model.image_files import load_image
 from model.images import rgb_pixels
 from model.loops import suppress_loops
@@ -274,7 +273,7 @@ def test_the_threshold_of_an_evaluation_decides_what_is_unknown(tmp_path, mode):
     metric = "hamming" if mode == "hashing" else "l2"
     points = {"95": {"distance": 0.01, "radius": 8, "accepted": 1}, "100": None}
     points["99"] = {"distance": 0, "radius": None, "accepted": 0}
-    settings = {"weights_sha256": fingerprint(MODELS[mode]), "image_size": SIZE, "antialias": True}
+    settings = {"weights_sha256": MODELS[mode].fingerprint, "image_size": SIZE, "antialias": True}
     settings |= {"descriptor_dim": 512, "test_method": "hard_resize", "queries": 9}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**settings, "first_match": {"metric": metric, "at_precision": points}}))
@@ -328,7 +327,7 @@ def test_a_sequence_is_matched_as_the_scripts_do(tmp_path, mode):
 def test_a_threshold_of_sequences_applies_to_as_many_frames(tmp_path):
     recognizer, path = recognizer_of("float"), tmp_path / "calibration.json"
     recognizer.add([photo(0), photo(1), photo(2)])
-    settings = {"weights_sha256": fingerprint(MODELS["float"]), "image_size": SIZE, "antialias": True}
+    settings = {"weights_sha256": MODELS["float"].fingerprint, "image_size": SIZE, "antialias": True}
     settings |= {"descriptor_dim": 512, "test_method": "hard_resize", "queries": 9}
     points = dict.fromkeys(("95", "99", "100"), {"distance": 0.01, "radius": None, "accepted": 1})
     path.write_text(json.dumps({**settings, "first_match": {"metric": "l2_mean2", "at_precision": points}}))

@@ -17,7 +17,6 @@ from helpers.processes import run_here, run_script
 
 from datasets.image_set import ImageSet
 from model import InputError
-from model.fingerprint import fingerprint
 from model.index import files
 from model.index.files import PathList
 from model.index.manifest import MANIFEST
@@ -549,11 +548,11 @@ def test_another_models_or_resizes_index_is_refused(tmp_path, model, metadata, c
 
 def test_the_fingerprint_sees_every_value():
     model = build("vit-tiny", "gem")
-    before = fingerprint(model)
-    assert fingerprint(model) == before
+    before = model.fingerprint
+    assert model.fingerprint == before
     with torch.no_grad():
         model.linear2.bias[-1] += 1e-7
-    assert fingerprint(model) != before
+    assert model.fingerprint != before
 
 
 def test_names_around_the_blocks_in_which_they_are_read(tmp_path):

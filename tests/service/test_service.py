@@ -18,7 +18,6 @@ from helpers.services import ASSETS, DATABASE, QUERIES, served, start_server, un
 from PIL import Image
 
 from model import PlaceRecognizer, load_any_model
-from model.fingerprint import fingerprint
 from model.weights import model_content
 
 pytestmark = pytest.mark.slow
@@ -397,7 +396,7 @@ def test_the_city_of_the_demo_is_served(tmp_path):
     torch.save(model_content(model), demo / "logs" / "stage_two" / "time" / "best_model.pth")
     found = {"95": {"distance": 1.05, "radius": 30.0, "accepted": 9}, "99": None, "100": None}
     calibration = {
-        "weights_sha256": fingerprint(model),
+        "weights_sha256": model.fingerprint,
         "image_size": model.image_config.resize,
         "antialias": model.image_config.antialias,
         "descriptor_dim": model.descriptor_dim,

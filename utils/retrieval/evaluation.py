@@ -15,7 +15,6 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice, sequences
 from model.calibration import CALIBRATION
 from model.config import check_image_size
-from model.fingerprint import fingerprint
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
 from model.weights import load_model
@@ -95,7 +94,7 @@ class Pipeline:
         kind = f"{model.kind}, {model.aggregation}" if model.kind == "float" else model.kind
         described = {
             "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
-            "weights_sha256": fingerprint(self.extractor.model.original),
+            "weights_sha256": self.extractor.model.fingerprint,
             "image_size": list(self.extractor.config.image_config.resize),
             "antialias": self.extractor.config.image_config.antialias,
             "descriptor_dim": database.dim,
@@ -137,7 +136,7 @@ def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> Extraction
 def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    index.metadata.require_compatible(metadata_of(extractor.model.original, extractor.config, pca=index.pca), index)
+    index.metadata.require_compatible(metadata_of(extractor.model, extractor.config, pca=index.pca), index)
     return index.features()
 
 

@@ -19,7 +19,7 @@ from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, p
 from model.images import normalize
 from model.index.manifest import CHUNK_SIZE
 from model.index.pca import PCA
-from model.inference import dtype_of
+from model.inference import Describer, dtype_of
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
@@ -69,7 +69,7 @@ class Extractor:
     main rank alone needs. merging: of queries whose crops are searched one by one.
     """
 
-    model: InferenceModel
+    model: Describer
     config: ExtractionConfig
     pca: PCA | None = None
     merging: CropConfig | None = None
@@ -272,8 +272,7 @@ def _open_store(
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            original = extractor.model.original
-            metadata = metadata_of(original, config, save_to, pca=pca)
+            metadata = metadata_of(extractor.model, config, save_to, pca=pca)
             return IndexWriter(save_to, metadata, pca)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))

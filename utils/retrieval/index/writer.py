@@ -20,6 +20,7 @@ from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, IndexM
 from model.index.pca import PCA
 from model.index.quantization import quantize
 from model.index.writing import RowWriter
+from model.inference import Describer
 from model.video_files import frame_of, frame_time
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features, as_array
@@ -50,7 +51,11 @@ class Changes(NamedTuple):
 
 
 def metadata_of(
-    model: GeoLocalizationNet, config: ExtractionConfig, index: IndexConfig | None = None, *, pca: PCA | None = None
+    model: Describer | GeoLocalizationNet,
+    config: ExtractionConfig,
+    index: IndexConfig | None = None,
+    *,
+    pca: PCA | None = None,
 ) -> IndexMetadata:
     """The metadata of an index with this model, these settings, and descriptors that this projection reduced.
 
