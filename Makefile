@@ -8,7 +8,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install try demo serve-demo corridor-demo reproduce bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
+.PHONY: help install try demo serve-demo corridor-demo reproduce real bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ lint: .venv/installed  ## check style (ruff) and types (mypy)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+
+real: .venv/installed  ## find small sets of real images with the demos' models: make real DATASETS_FOLDER=/data/vpr [MODELS=name_or_file]
+	$(VENV_PYTHON) -m benchmarks.real $(if $(DATASETS_FOLDER),--datasets_folder "$(DATASETS_FOLDER)") $(if $(MODELS),--models $(MODELS))
 
 bench: export CUDA_VISIBLE_DEVICES =
 bench: .venv/installed  ## run the benchmarks on the CPU: tables on the terminal, JSON and benchmarks/README.md
