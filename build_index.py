@@ -10,18 +10,18 @@ if __name__ == "__main__":
 
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from datasets.config import PositionConfig
 from datasets.folder import locate_folder
 from datasets.layouts import list_source
-from model import InputError, ModelChoice
+from model import InputError
 from utils.retrieval.config import PCAConfig
-from utils.retrieval.evaluation import find_pca, load_extractor
+from utils.retrieval.evaluation import find_pca, load_extractor, model_of
 from utils.retrieval.extraction import extract
-from utils.retrieval.index import maintenance, weights_of
+from utils.retrieval.index import maintenance
 from utils.retrieval.index.writer import check_folder
 from utils.runtime import distributed
 from utils.runtime.script import cli_main
@@ -84,9 +84,9 @@ def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.
 
     # ---- Model, and positions
     if chosen or args.model.is_stated:  # which must be that of the index
-        choice, source = args.model.choice, args.model.source
+        choice, source = args.model.choice, args.model.any_source
         if stored and not args.model.is_stated:
-            choice, source = ModelChoice(**asdict(stored.model_config)), weights_of(stored, index)
+            choice, source = model_of(stored, index, args.model.hub)
         extractor = load_extractor(choice, source, extraction, index=index)
         config = replace(config, weights=source if isinstance(source, Path) else None)
         described = [paths[i] for i in chosen]

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from datasets.layouts import find_images
 from model import sequences
 from model.files import MAX_NAME_BYTES
 from model.places import MATCHES
-from model.weights import load_model
-from model.zoo import find_model
+from model.zoo import PublishedModel, find_model
 from utils.retrieval.acceptance import distance_kind, find_acceptance
-from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
-from utils.retrieval.index import metadata_of, open_indexes, turned_as, weights_of
+from utils.retrieval.evaluation import load_extractor, model_of
+from utils.retrieval.extraction import extract
+from utils.retrieval.index import metadata_of, open_indexes, turned_as
 from utils.retrieval.matches import Answer, EstimatedPlace, estimate_places, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
 from utils.retrieval.sequences import search_sequences
@@ -45,11 +45,12 @@ def main(args: SearchArguments) -> None:
     index = open_indexes(args.indexes, image_root=args.image_root, **options)
     print(f"The index {index} holds {len(index)} images.", file=sys.stderr if args.json else sys.stdout)
     stated = args.resume or (find_model(args.model) if args.model else None)
-    source = weights_of(index.metadata, index, stated)
-    settings = turned_as(index.metadata, args.extraction)
-    settings = settle_images(settings, index.metadata.image_config)
-    model = load_model(index.metadata.model_config, source)
+    choice, source = model_of(index.metadata, index, args.hub, stated)
     warn_of_large_images(index.metadata.image_config.resize)
+    settings = turned_as(index.metadata, args.extraction)
+    extractor = load_extractor(choice, source, settings, index=args.indexes[0])
+    extractor = replace(extractor, pca=index.pca)
+    model, settings = extractor.model, extractor.config
     index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
     acceptance = find_acceptance(args.accept, distance_kind(index.metadata, args.search.sequence), calibrated)
@@ -57,7 +58,6 @@ def main(args: SearchArguments) -> None:
         print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
     # ---- Search, and re-ranking if the model is a two-branch one
-    extractor = Extractor(model=prepare(model, settings), config=settings, pca=index.pca)
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
     rerank_num = args.search.rerank_num if model.config.rerank else 0
@@ -77,7 +77,7 @@ def main(args: SearchArguments) -> None:
         known_place = None if accepted is False else EstimatedPlace.of(place)
         answers.append(Answer(image, picture, accepted, known_place, matches))
     if args.json:
-        weights = str(source) if isinstance(source, Path) else "published"
+        weights = "published" if isinstance(source, PublishedModel) else str(source)
         content = {
             "index": {"folder": str(index), "images": len(index)},
             "model": {**asdict(model.config), "weights": weights, "resize": settings.resize},

@@ -1,6 +1,9 @@
 """What a model is made of: the backbones, and the choice of backbone, aggregation and branches."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from types import NoneType
+from typing import Any, ClassVar
 
 from .errors import InputError
 
@@ -8,6 +11,7 @@ PATCH_SIZE = 14
 CODE_BITS = 512  # of a binary code
 MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 MAX_TRIAL_PATCHES = 1024
+MAX_HUB_TEXT = 4096  # characters of a repository's name or path
 AGGREGATION_NAMES = ("gem", "boq", "salad")  # the keys of AGGREGATIONS, which needs torch
 
 
@@ -89,6 +93,61 @@ class ModelConfig:
         branches = " --hashing" * self.hashing + " --rerank" * self.rerank
         return f"--backbone={self.backbone} --aggregation={self.aggregation}{branches}"
 
+    @property
+    def label(self) -> str:
+        """The model in words."""
+        return f"{self.backbone}, {self.kind}" + f", {self.aggregation}" * (self.kind == "float")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Another project's model, which torch.hub loads: it gives one float descriptor an image.
+
+    repository: OWNER/NAME or OWNER/NAME:REF on GitHub, or the absolute path of a folder. commit: that of git, or
+    sha256:... of the code where git knows none. entry: the function in hubconf.py. arguments: its keywords; their
+    values are text, numbers, booleans or None. batch_dependent: whether the descriptor of an image depends on the other
+    images of its batch. Raises InputError for anything else.
+    """
+
+    repository: str
+    commit: str
+    entry: str
+    arguments: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    batch_dependent: bool = False
+    hashing: ClassVar[bool] = False
+    rerank: ClassVar[bool] = False
+    has_float_branch: ClassVar[bool] = True
+    kind: ClassVar[str] = "float"
+
+    def __post_init__(self) -> None:
+        texts = [self.repository, self.commit, self.entry]
+        if any(type(text) is not str or not text.isprintable() or not 0 < len(text) <= MAX_HUB_TEXT for text in texts):
+            raise InputError("The repository, the commit and the entry of a hub model must each be a line of text.")
+        if type(self.batch_dependent) is not bool:
+            raise InputError("batch_dependent must be true or false.")
+        check_hub_arguments(self.arguments)
+
+    @property
+    def flags(self) -> str:
+        """The model as the scripts' flags."""
+        arguments = "".join(f" {name}={value}" for name, value in self.arguments.items())
+        return f"--hub={self.repository}:{self.entry}" + f" --hub_args{arguments}" * bool(arguments)
+
+    @property
+    def label(self) -> str:
+        """The model in words."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.repository}:{self.entry}({arguments}), float"
+
+
+def check_hub_arguments(arguments: dict[str, Any]) -> None:
+    """Raises InputError if these are no keywords with values of HubConfig.arguments."""
+    if type(arguments) is not dict or not all(type(name) is str and name.isidentifier() for name in arguments):
+        raise InputError("The arguments of a hub model must have names, such as backbone=resnet50.")
+    for name, value in arguments.items():
+        if type(value) not in (str, int, float, bool, NoneType) or (type(value) is float and not isfinite(value)):
+            raise InputError(f"The argument {name} is {str(value)[:80]}. Expected text, a number, True, False or None.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
@@ -134,14 +193,19 @@ def patch_grid(height: int, width: int) -> tuple[int, int]:
     return height // PATCH_SIZE, width // PATCH_SIZE
 
 
-def check_image_size(config: ModelConfig, size: tuple[int, int]) -> None:
-    """Raises InputError if the model cannot take images of size (H, W), or if a side exceeds MAX_IMAGE_SIDE."""
-    h, w = patch_grid(*size)
-    if max(size) > MAX_IMAGE_SIDE:
+def check_image_size(config: ModelConfig | HubConfig, size: tuple[int, int]) -> None:
+    """Raises InputError if the model cannot take images of size (H, W), or if a side exceeds MAX_IMAGE_SIDE.
+
+    Which sizes a hub model takes, only a trial tells.
+    """
+    h, w = patch_grid(*size) if isinstance(config, ModelConfig) else size
+    if not 0 < min(size) <= max(size) <= MAX_IMAGE_SIDE:
         raise InputError(
             f"Image size {size[0]} x {size[1]} (height x width): no side may exceed {MAX_IMAGE_SIDE} pixels. The "
             "memory needed grows with the number of pixels. Use smaller images."
         )
+    if isinstance(config, HubConfig):
+        return
     # An aggregation refuses grids that are too small. Trying a large one would take minutes.
     if config.has_float_branch and config.aggregation != "gem" and h * w <= MAX_TRIAL_PATCHES:
         import torch

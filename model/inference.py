@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .adapter import MulConvAdapter
-from .config import PRECISIONS, ModelConfig
+from .config import PRECISIONS, HubConfig, ModelConfig
 from .errors import InputError
 from .network import GeoLocalizationNet
 from .vision_transformer import PATCH_SIZE, PatchEmbed, VisionTransformer, patch_grid
@@ -20,12 +20,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Describer(Protocol):
-    """What describes images, ready to be called. config: the branches it has. descriptor_dim: of its float descriptors;
+    """What describes images, ready to be called. config: what it is. descriptor_dim: of its float descriptors;
     0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own.
     """
 
     @property
-    def config(self) -> ModelConfig: ...
+    def config(self) -> ModelConfig | HubConfig: ...
 
     @property
     def descriptor_dim(self) -> int: ...

@@ -33,6 +33,16 @@ def sign(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
+def state_fingerprint(state: dict[str, Any]) -> str:
+    """SHA-256 of the names, dtypes, shapes and values of the tensors in a state dict."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+    return digest.hexdigest()
+
+
 class STE_binary(torch.autograd.Function):
     """Sign with the straight-through estimator: forward sign(x) in {-1, +1}, sign(0) = +1; backward the identity."""
 
@@ -92,11 +102,7 @@ class GeoLocalizationNet(nn.Module):
         """SHA-256 of names, dtypes, shapes and values of the state: it tells whether features and thresholds are this
         model's.
         """
-        digest = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return state_fingerprint(self.state_dict())
 
     @staticmethod
     def branch_of(entry: str) -> str:

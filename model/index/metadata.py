@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..config import CODE_BITS, DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig, ModelConfig, check_image_size
+from ..config import (
+    CODE_BITS,
+    DESCRIPTOR_DTYPES,
+    PRECISIONS,
+    HubConfig,
+    ImageConfig,
+    ModelConfig,
+    check_image_size,
+)
 from ..errors import InputError
 from ..files import read_regular
 from ..zoo import PublishedModel, find_published
@@ -30,7 +38,7 @@ MAX_METRES = 1e8  # of an easting or northing; those of national grids that begi
 PUBLISHED, UNKNOWN_WEIGHTS = "published", ""  # in place of the file of a model's weights
 REPAIR = "Rebuild the index, or copy it again."
 METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
-NOT_COMPARED = {"weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
+NOT_COMPARED = {"repository", "weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
 RECORD = np.dtype(  # of an image, in images.bin
     [
         ("id", "<i8"),  # a number that no other image of the index ever has
@@ -64,16 +72,13 @@ class UnknownFormat(ValueError):
 class IndexMetadata:
     """How an index was made.
 
-    The fields of ModelConfig; the weights' checksum, and their file, "published", or "" where they have none; resize
-    (H, W), antialias, precision and exif_orientation of the extraction; positions: where these come from, one of
-    POSITION_SOURCES or a CSV file, or None where nobody said; dimension (0: none) and type of the descriptors. Of
-    descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used.
+    The model; its weights' checksum, and their file, "published", or "" where they have none or the model is a hub
+    model; resize (H, W), antialias, precision and exif_orientation of the extraction; positions: where these come from,
+    one of POSITION_SOURCES or a CSV file, or None where nobody said; dimension (0: none) and type of the descriptors.
+    Of descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used.
     """
 
-    backbone: str
-    aggregation: str
-    hashing: bool
-    rerank: bool
+    model: ModelConfig | HubConfig
     weights_sha256: str
     weights_file: str
     resize: list
@@ -94,7 +99,7 @@ class IndexMetadata:
         these other fields.
         """
         return IndexMetadata(
-            **asdict(model.config),
+            model=model.config,
             weights_sha256=model.fingerprint,
             resize=list(images.resize),
             antialias=images.antialias,
@@ -120,6 +125,7 @@ class IndexMetadata:
         """The content of metadata.json. Raises UnknownFormat, or one of METADATA_ERRORS if it is damaged."""
         content = parse_object(text)
         require_format(content, FORMAT)
+        content["model"] = _parse_model(content["model"])
         types = {field.name: field.type for field in fields(IndexMetadata)}
         if any(type(value) not in (get_args(types[name]) or (types[name],)) for name, value in content.items()):
             raise TypeError("a value of the wrong type")
@@ -137,9 +143,9 @@ class IndexMetadata:
             raise TypeError("a size that is not a number")
         if self.precision not in PRECISIONS:
             raise ValueError(f"the precision {self.precision}")
-        check_image_size(self.model_config, self.image_config.resize)
+        check_image_size(self.model, self.image_config.resize)
         np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype])
-        if self.model_config.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
+        if self.model.has_float_branch != (0 < self.descriptor_dim <= MAX_DESCRIPTOR_DIM):
             raise ValueError(f"descriptors of dimension {self.descriptor_dim}")
         if (self.pca_input_dim is None) != (self.pca_sha256 is None):
             raise ValueError("one of the fields of PCA without the other")
@@ -157,11 +163,6 @@ class IndexMetadata:
         return self.descriptor_dtype == "int8" and self.descriptor_dim > 0
 
     @property
-    def model_config(self) -> ModelConfig:
-        """The model that made the index."""
-        return ModelConfig(**{field.name: getattr(self, field.name) for field in fields(ModelConfig)})
-
-    @property
     def image_config(self) -> ImageConfig:
         """What its images were resized to."""
         height, width = self.resize
@@ -171,7 +172,7 @@ class IndexMetadata:
     def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """{name: (dtype, shape of a row)} of the files <name>.bin, which hold a row per image."""
         columns: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"images": (RECORD, ())}
-        if self.hashing:
+        if self.model.hashing:
             columns["codes"] = (np.dtype("|u1"), (CODE_BITS // 8,))
         if self.descriptor_dim:
             columns["descriptors"] = (np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype]), (self.descriptor_dim,))
@@ -184,13 +185,20 @@ class IndexMetadata:
         """{name: bytes per image} of these files."""
         return {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in self.columns.items()}
 
+    def _compared(self) -> dict[str, Any]:
+        """The fields, those of the model too."""
+        content = asdict(self)
+        return content.pop("model") | content
+
     def require_compatible(self, other: "IndexMetadata", index: object) -> None:
         """Raises InputError, which names the index, if it was built with another model or resize."""
         self.require_same(other, NOT_COMPARED, f"The index {index} was built with another model or resize")
 
     def require_same(self, other: "IndexMetadata", ignore: set[str], message: str) -> None:
         """Raises InputError, which begins with the message and lists the differences, if another index differs."""
-        saved, now = asdict(self), asdict(other)
+        saved, now = self._compared(), other._compared()
+        if type(self.model) is not type(other.model):  # which have other fields
+            saved, now = {"model": self.model.flags}, {"model": other.model.flags}
         changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
         if changed:
             raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
@@ -203,10 +211,16 @@ def weights_of(
 
     Raises InputError, which names the index, if they are not there.
     """
+    if isinstance(metadata.model, HubConfig):
+        raise InputError(
+            f"The index {index} was built with the model of another project, {metadata.model.flags}. Search it with "
+            "search.py --trust_repo, which runs that project's code, and extend it with build_index.py --append "
+            "--trust_repo."
+        )
     if stated is None and metadata.weights_file == UNKNOWN_WEIGHTS:
         raise InputError(f"The index {index} does not name the weights of its model. Give them with --model.")
     if stated is None and metadata.weights_file == PUBLISHED:
-        return find_published(metadata.model_config)
+        return find_published(metadata.model)
     source = stated or Path(metadata.weights_file)
     if isinstance(source, Path) and not source.exists():
         raise InputError(f"The model of the index {index} is not at {source}. Give its path with --model.")
@@ -242,6 +256,18 @@ def require_format(content: dict[str, Any], expected: int) -> None:
         raise TypeError("a format that is not a number")
     if number != expected:
         raise UnknownFormat(number)
+
+
+def _parse_model(content: Any) -> ModelConfig | HubConfig:
+    """Raises TypeError or InputError if these are not the fields of one of the two."""
+    if not isinstance(content, dict):
+        raise TypeError("a model that is not an object")
+    kind = HubConfig if "repository" in content else ModelConfig
+    if content.keys() != {field.name for field in fields(kind)}:
+        raise TypeError("a model with other fields")
+    if kind is ModelConfig and any(type(content[name]) is not bool for name in ("hashing", "rerank")):
+        raise TypeError("a branch that is neither true nor false")
+    return kind(**content)
 
 
 def parse_object(text: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import plan
 from benchmarks.plan import Plan, duration, extraction_seconds, size, stages, text_of
-from model import InputError
+from model import InputError, ModelConfig
 from model.index.metadata import IndexMetadata
 
 TEN_MILLION = Plan(images=10_000_000, device="h200", model="base", cores=16, descriptor_dtype="fp16")
@@ -36,7 +36,8 @@ def test_the_slower_of_preparing_and_computing_counts_for_the_build():
 def test_the_bytes_of_an_image_are_those_of_the_format(dtype):
     planned = replace(TEN_MILLION, descriptor_dtype=dtype)
     nothing = dict.fromkeys(IndexMetadata.__dataclass_fields__)
-    stored = IndexMetadata(**{**nothing, "hashing": True, "descriptor_dim": 2048, "descriptor_dtype": dtype})
+    model = ModelConfig(hashing=True, rerank=True)
+    stored = IndexMetadata(**{**nothing, "model": model, "descriptor_dim": 2048, "descriptor_dtype": dtype})
     assert planned.image_bytes - plan.PATH_BYTES - plan.MANIFEST_BYTES == sum(stored.row_bytes.values())
 
 

@@ -113,8 +113,8 @@ def _fork(function: Callable[[], int]) -> int:
 def write_format5(folder: Path, metadata: IndexMetadata, features: Features, zone: str) -> Path:
     """An index as the version before this one wrote it."""
     folder.mkdir()
-    content = {**asdict(metadata), "format": 5, "utm_zone": zone}
-    del content["positions"]
+    content = {**asdict(metadata), **asdict(metadata.model), "format": 5, "utm_zone": zone}
+    del content["model"], content["positions"]
     files = {
         "metadata.json": json.dumps(content, indent=2).encode(),
         "codes.bin": features.codes.tobytes(),

@@ -28,6 +28,14 @@ from utils.retrieval.search import rerank, search
 
 pytestmark = pytest.mark.slow
 
+MODEL = {"backbone": "vit-tiny", "aggregation": "gem", "hashing": True, "rerank": True}
+HUB = {"repository": "o/r", "commit": "1", "entry": "f", "arguments": {}, "batch_dependent": False}
+HUB_DAMAGE = (
+    *({"repository": value} for value in ("", None, 3, "o/r\n", "x" * 5000)),
+    *({"commit": None}, {"entry": ["f"]}, {"batch_dependent": 0}, {"hashing": False}, {"another": 1}),
+    *({"arguments": value} for value in (None, [], {"a b": 1}, {"a": [1]}, {"a": {}}, {"a": float("nan")})),
+)
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -247,7 +255,13 @@ def test_a_lost_or_truncated_manifest_is_not_an_interrupted_chunk(tmp_path, meta
         *({"resize": value} for value in (5, [56, "56"], [56, 57], [56.0, 56], [56], [14 * 400, 14], [10**400, 14])),
         *({"descriptor_dim": value} for value in (0, -1, 1 << 17, 10**400)),
         *({"positions": value} for value in (32, True)),
-        *({"backbone": "resnet50"}, {"hashing": "yes"}, {"hashing": 1}, {"weights_file": 3}, {"weights_sha256": None}),
+        *({"weights_file": 3}, {"weights_sha256": None}),
+        *(
+            {"model": value}
+            for value in (None, 3, "vit-tiny", [], {}, {**MODEL, "another": 1}, {"backbone": "vit-tiny"})
+        ),
+        *({"model": MODEL | change} for change in ({"backbone": "resnet50"}, {"hashing": "yes"}, {"hashing": 1})),
+        *({"model": HUB | change} for change in HUB_DAMAGE),
         *({"descriptor_dtype": "zz"}, {"another": 1}, {"format": 6.0}),
     ],
     ids=lambda change: str(change)[:40],

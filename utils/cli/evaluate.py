@@ -27,7 +27,7 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
     args = with_extraction(args, distributed.run_on_main(partial(settings_of_index, args.index, args.extraction)))
     model, index = args.model, args.index
     benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
-    extractor = load_extractor(model.choice, model.source, args.extraction, index=index.location, crops=args.crops)
+    extractor = load_extractor(model.choice, model.any_source, args.extraction, index=index.location, crops=args.crops)
     extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
     found = {"model": model.label} | asdict(extractor.model.config) | image_flags(extractor.config.image_config)
     run = RunDir(args.save_dir, args.flags | found)

@@ -7,8 +7,7 @@ from typing import Any
 from datasets.config import PositionConfig, positions_flag
 from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
 from model import InputError
-from model.config import check_image_size
-from utils.cli.model import TrainedModel
+from utils.cli.model import HUB, TrainedModel
 from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
 from utils.runtime.devices import warn_if_slow
 from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
@@ -126,7 +125,7 @@ class EvaluationArguments(EvaluationConfig):
         if self.report.only_wrong and data.no_labels:
             raise InputError("--save_only_wrong_preds needs labels, which --no_labels leaves out.")
         for size in self.crops.model_sizes(self.extraction.image_config.resize):  # as far as they are known by now
-            check_image_size(self.model.choice.resolve(), size)
+            self.model.check_image_size(size)
         warn_if_slow(self.extraction.device, self.extraction.precision)
 
 
@@ -134,7 +133,7 @@ class EvaluationArguments(EvaluationConfig):
 class FloatEvaluation(EvaluationArguments):
     """The command line of eval.py."""
 
-    model: TrainedModel = part("model", fixed={"kind": "float"})
+    model: TrainedModel = part("model", fixed={"kind": "float"}, changed=HUB)
     index: IndexFlags = part(
         "index",
         changed={

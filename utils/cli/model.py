@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from model import BACKBONES, InputError, ModelChoice, ModelConfig
-from model.config import AGGREGATION_NAMES
+from model.config import AGGREGATION_NAMES, check_image_size
 from model.zoo import DEFAULT_MODEL, MODEL_ZOO, PublishedModel, find_model, find_published
-from utils.runtime.flags import fixed, flag, switch
+from utils.retrieval.hub.config import HubChoice
+from utils.runtime.flags import fixed, flag, part, switch
 
 KINDS = {"float": (False, False), "hashing": (True, False), "two-branch": (True, True)}  # hashing, rerank
 SCRIPTS = {"float": "{}.py", "hashing": "{}_hashing.py", "two-branch": "{}_rerank.py"}
@@ -62,6 +63,7 @@ def model_name_flag(text: str, **options: Any) -> Any:
     return flag(text, name="model", default=None, metavar="NAME_OR_FILE", **options)
 
 
+HUB = {"hub": part("model", default=HubChoice())}  # what a script changes to take hub models
 MODEL_HELP = f"{', '.join(entry.name for entry in MODEL_ZOO)}, or the file of a model: a checkpoint or safetensors"
 
 
@@ -69,7 +71,8 @@ MODEL_HELP = f"{', '.join(entry.name for entry in MODEL_ZOO)}, or the file of a 
 class TrainedModel(Architecture):
     """A model with its weights: `name`, the file `resume`, or the published model of the stated architecture.
 
-    required: whether the script has no default. Raises InputError for several of these, for none if one is required,
+    required: whether the script has no default. hub: another project's model in place of these, in scripts that have
+    the flags of HUB. Raises InputError for several of these, for none if one is required,
     for a name that does not exist, and for a published model of another architecture than the stated one.
     """
 
@@ -77,8 +80,13 @@ class TrainedModel(Architecture):
     resume: Path | None = flag("the model's file; the reference's flag for it", default=None)
     pretrained: bool = switch("the published model that --backbone, --aggregation, --hashing and --rerank state")
     required: bool = fixed(True)
+    hub: HubChoice = fixed(HubChoice())
 
     def __post_init__(self) -> None:
+        if self.hub.name:
+            if self._is_of_this_project:
+                raise InputError("--hub names the model. Leave other flags of the model out, such as --model.")
+            return
         given = sum(map(bool, (self.name, self.resume, self.pretrained)))
         if given > 1 or (self.required and not given):
             raise InputError(
@@ -99,12 +107,27 @@ class TrainedModel(Architecture):
     @property
     def is_stated(self) -> bool:
         """Whether the user names a model, or a part of its architecture."""
-        return bool(self.name or self.resume or self.pretrained) or super().choice != ModelChoice()
+        return bool(self.hub.name) or self._is_of_this_project
+
+    @property
+    def _is_of_this_project(self) -> bool:
+        return any(
+            (self.name, self.resume, self.pretrained, self.backbone, self.aggregation, self.hashing, self.rerank)
+        )
 
     @property
     def choice(self) -> ModelChoice:
         """The model, as far as the script, the flags and the name of a published model state it."""
         return super().choice if isinstance(self.source, Path) else ModelChoice(**asdict(self.source.config))
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError if the model, as far as it is known by now, cannot take images of size (H, W)."""
+        if self.hub.name:
+            return  # a trial tells
+        try:
+            check_image_size(self.choice.resolve(), size)
+        except InputError as error:
+            raise InputError(f"--resize: {error}") from None
 
     @property
     def source(self) -> PublishedModel | Path:
@@ -115,14 +138,20 @@ class TrainedModel(Architecture):
         return find_published(stated.resolve())
 
     @property
+    def any_source(self) -> PublishedModel | Path | HubChoice:
+        """The same, or the hub model."""
+        return self.hub if self.hub.name else self.source
+
+    @property
     def file(self) -> Path | None:
-        """The file; None for a published model."""
-        return self.source if isinstance(self.source, Path) else None
+        """The file; None for a published model, and for a hub model."""
+        return self.any_source if isinstance(self.any_source, Path) else None
 
     @property
     def label(self) -> str:
-        """The published model's name, or the file's path."""
-        return str(self.source) if isinstance(self.source, Path) else self.source.name
+        """The published model's name, the file's path, or REPO:ENTRY."""
+        source = self.any_source
+        return source.name if isinstance(source, PublishedModel) else str(source)
 
 
 def _names_another_script(kind: str) -> str:

@@ -11,7 +11,7 @@ from model.config import DESCRIPTOR_DTYPES, PRECISIONS
 from model.index import METADATA
 from model.zoo import DEFAULT_MODEL
 from utils.cli.evaluation import require_file
-from utils.cli.model import MODEL_HELP, TrainedModel, model_name_flag
+from utils.cli.model import HUB, MODEL_HELP, TrainedModel, model_name_flag
 from utils.retrieval.config import (
     AcceptConfig,
     EngineAddress,
@@ -21,6 +21,7 @@ from utils.retrieval.config import (
     check_folder_flag,
     index_location,
 )
+from utils.retrieval.hub.config import HubChoice
 from utils.runtime.devices import PRECISION_HELP, warn_if_slow
 from utils.runtime.flags import flag, part, positive_float, positive_int, switch, user_path
 
@@ -106,7 +107,7 @@ class BuildIndexArguments:
     model: TrainedModel = part(
         "model",
         fixed={"required": False},
-        changed={"name": model_name_flag(f"{MODEL_HELP} (default: {DEFAULT_MODEL})")},
+        changed={"name": model_name_flag(f"{MODEL_HELP} (default: {DEFAULT_MODEL})"), **HUB},
     )
     extraction: ExtractionConfig = part(
         "images", fixed={"precision": "fp32", "exif_orientation": True, **FIXED_SETTINGS}
@@ -116,6 +117,8 @@ class BuildIndexArguments:
         self._check_task()
         require_file("resume" if self.model.resume else "model", self.model.file)
         require_file("positions_csv", self.positions_csv)
+        if self.extraction.resize:
+            self.model.check_image_size(self.extraction.resize)
         if self.positions and self.positions_csv:
             raise InputError("--positions_csv gives the positions. Give either that or --positions.")
         warn_if_slow(self.extraction.device, self.precision or "fp32")
@@ -236,6 +239,19 @@ class SearchArguments:
         "the index's model, if its file is no longer at the path that the index stores", group="index"
     )
     resume: Path | None = flag("the same, as before", group="index", default=None)
+    hub: HubChoice = part(
+        "index",
+        default=HubChoice(),
+        fixed={"arguments": (), "allow_batch_dependence": False},  # the index states them
+        changed={
+            "name": flag(
+                "of an index that was built with --hub: its model, if its repository is no longer where the index says",
+                name="hub",
+                default=None,
+                metavar="REPO:ENTRY",
+            )
+        },
+    )
     search: SearchConfig = part("search", fixed={"ivf": None})
     results: int = flag("matches to print for each image", group="report", type=positive_int, default=5)
     accept: AcceptConfig = part("report", default=AcceptConfig())

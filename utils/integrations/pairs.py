@@ -42,7 +42,7 @@ def nearest_others(index: Index, num_matched: int, *, rerank_num: int) -> Genera
         )
     database = index.features()
     paths = database.images.paths
-    is_two_branch = index.metadata.rerank
+    is_two_branch = index.metadata.model.rerank
     k = max(num_matched, rerank_num) if is_two_branch else num_matched
     for start in with_progress(range(0, len(index), QUERY_BLOCK), "Exporting"):
         rows = slice(start, start + QUERY_BLOCK)

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from model.config import DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig, patch_grid
+from model.config import DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig
 from model.errors import InputError
 from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
@@ -44,7 +44,7 @@ def exif_orientation_flag() -> Any:
 class ExtractionConfig:
     """How images become features.
 
-    resize: (H, W) in pixels, multiples of 14; antialias: of the resizing; None: not stated, see `over`;
+    resize: (H, W) in pixels, which the model must take; antialias: of the resizing; None: not stated, see `over`;
     exif_orientation: turn images as their EXIF data says; batch_size: in images; num_workers: processes that read
     images; device: such as "cuda:0"; precision: a key of PRECISIONS; compile: the model. Float descriptors that take
     more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the system's).
@@ -53,8 +53,8 @@ class ExtractionConfig:
     """
 
     resize: tuple[int, int] | None = flag(
-        "size of images in pixels (height width) for extraction and evaluation, multiples of 14 (default: that of the "
-        f"index, or of the model, otherwise {' '.join(map(str, ImageConfig.resize))})",
+        "size of images in pixels (height width) for extraction and evaluation, multiples of 14 but for hub models "
+        f"(default: that of the index, or of the model, otherwise {' '.join(map(str, ImageConfig.resize))})",
         type=positive_int,
         nargs=2,
         default=None,
@@ -98,10 +98,6 @@ class ExtractionConfig:
     test_method: str = fixed("hard_resize")
 
     def __post_init__(self) -> None:
-        try:
-            patch_grid(*self.image_config.resize)
-        except InputError as error:
-            raise InputError(f"--resize: {error}") from None
         if self.precision not in PRECISIONS:
             raise InputError(f"Unknown precision {self.precision!r}. Choose from: {', '.join(PRECISIONS)}.")
         if self.test_method not in TEST_METHODS:

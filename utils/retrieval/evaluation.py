@@ -3,9 +3,10 @@
 import csv
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice, sequences
 from model.calibration import CALIBRATION
-from model.config import check_image_size
+from model.config import HubConfig, ModelConfig, check_image_size
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
 from model.weights import load_model
@@ -31,7 +32,9 @@ from utils.retrieval.config import (
 )
 from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
 from utils.retrieval.features import Features, SearchResult, as_array
-from utils.retrieval.index import metadata_of, open_index, turned_as
+from utils.retrieval.hub.config import HubChoice
+from utils.retrieval.hub.describer import hub_model_on_all_ranks
+from utils.retrieval.index import metadata_of, open_index, turned_as, weights_of
 from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.pca import check_pca_dim, fit_pca
 from utils.retrieval.report import Results, announce, report
@@ -90,10 +93,8 @@ class Pipeline:
                 frames = list(stages.values())[-1]
                 found = search_sequences(frames, queries.images, database.images, length=length)
                 stages = {**stages, f"Sequences of {length}": found}
-        model = self.extractor.model.config
-        kind = f"{model.kind}, {model.aggregation}" if model.kind == "float" else model.kind
         described = {
-            "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
+            **_names_of(self.extractor.model.config, self.weights),
             "weights_sha256": self.extractor.model.fingerprint,
             "image_size": list(self.extractor.config.image_config.resize),
             "antialias": self.extractor.config.image_config.antialias,
@@ -124,6 +125,13 @@ class Pipeline:
         return database._replace(codes=codes)
 
 
+def _names_of(model: ModelConfig | HubConfig, weights: Path | None) -> dict[str, Any]:
+    """What results.json says of the model: it in words, and the facts of a hub model."""
+    if isinstance(model, HubConfig):
+        return {"model": f"{model.label} (commit {model.commit})", "hub": asdict(model)}
+    return {"model": f"{model.label} ({weights or 'published weights'})"}
+
+
 def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> ExtractionConfig:
     """The settings, with the orientation of the images in the index to search, if there is one."""
     location = flags.load_index
@@ -142,24 +150,43 @@ def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
 
 def load_extractor(
     choice: ModelChoice,
-    source: PublishedModel | Path,
+    source: PublishedModel | Path | HubChoice,
     config: ExtractionConfig,
     *,
     index: Path | EngineAddress | None = None,
     crops: CropConfig | None = None,
 ) -> Extractor:
-    """The model with the weights of `source`, prepared on every rank, and the settings with the images of the index,
-    if there is one already, or of the model, where they leave these open.
+    """The model with the weights of `source`, or the hub model, prepared on every rank, and the settings with the
+    images of the index, if there is one already, or of the model, where they leave these open.
 
     The main rank reads files. Raises InputError if the weights are missing or another model's, or if the model cannot
     take such images, or such crops of them.
     """
-    model = model_on_all_ranks(partial(load_model, choice, source))
     stored = distributed.run_on_main(partial(_images_of, index)) if index else None
+    crops = crops or CropConfig()
+    if isinstance(source, HubChoice):
+        config = settle_images(config, stored)
+        hub_model = hub_model_on_all_ranks(source, config, crops.model_sizes(config.image_config.resize))
+        return Extractor(model=hub_model, config=config)
+    model = model_on_all_ranks(partial(load_model, choice, source))
     config = settle_images(config, stored or model.image_config)
-    for size in (crops or CropConfig()).model_sizes(config.image_config.resize):
+    for size in crops.model_sizes(config.image_config.resize):
         check_image_size(model.config, size)
     return Extractor(model=prepare(model.eval(), config), config=config)
+
+
+def model_of(
+    metadata: IndexMetadata, index: object, hub: HubChoice, stated: PublishedModel | Path | None = None
+) -> tuple[ModelChoice, PublishedModel | Path | HubChoice]:
+    """The model of an index, as load_extractor takes it. hub: whether a hub model's code is trusted, and where it is,
+    if not where the index says; stated: weights in place of those that the index names.
+
+    Raises InputError if they are not there, or if the code is not trusted.
+    """
+    if isinstance(metadata.model, HubConfig) and stated is None:
+        return ModelChoice(), hub.of_index(metadata.model, index)
+    weights = weights_of(metadata, index, stated)
+    return ModelChoice(**asdict(metadata.model)), weights
 
 
 def _images_of(index: Path | EngineAddress) -> ImageConfig | None:

@@ -49,7 +49,7 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     have gaps, of reading all ids. Raises InputError if the name holds something else, or (without `append`) another
     state of this index; or the server fails.
     """
-    if not index.metadata.hashing:
+    if not index.metadata.model.hashing:
         raise InputError(
             f"The index {index.folder} has no codes, which the search in Milvus needs. Export one of eval_hashing.py "
             "or eval_rerank.py."

@@ -7,13 +7,14 @@ and a manifest of chunks with an end mark after the last one.
 import hashlib
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_of_text
-from model import InputError
+from model import InputError, ModelConfig
 from model.files import open_regular, read_regular
 from model.index.files import PATHS, DiskArray, PathList, file_state
 from model.index.manifest import MANIFEST, MAX_MANIFEST_BYTES, rows_of
@@ -107,4 +108,6 @@ def _parse(text: bytes) -> tuple[IndexMetadata, int]:
     content = parse_object(text)
     require_format(content, Format5Files.FORMAT)
     zone = zone_of_text(content.pop("utm_zone") or "") or UNKNOWN_ZONE
-    return IndexMetadata.parse(json.dumps({**content, "format": FORMAT, "positions": None}).encode()), zone
+    model = {field.name: content.pop(field.name) for field in fields(ModelConfig)}
+    converted = {**content, "model": model, "format": FORMAT, "positions": None}
+    return IndexMetadata.parse(json.dumps(converted).encode()), zone

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.image_set import ImageSet
-from model import GeoLocalizationNet, InputError
+from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.files import PATHS, FileState, IndexFiles, file_state
 from model.index.manifest import Header
-from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, IndexMetadata
+from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, UNKNOWN_WEIGHTS, IndexMetadata
 from model.index.pca import PCA
 from model.index.quantization import quantize
 from model.index.writing import RowWriter
@@ -67,11 +67,12 @@ def metadata_of(
             f"--descriptor_dtype {dtype} applies to float descriptors, which hashing-only models do not have. "
             "Leave it out."
         )
+    not_in_a_file = PUBLISHED if isinstance(model.config, ModelConfig) else UNKNOWN_WEIGHTS
     return IndexMetadata.of(
         model,
         config.image_config,
         pca,
-        weights_file=str(index.weights.absolute()) if index and index.weights else PUBLISHED,
+        weights_file=str(index.weights.absolute()) if index and index.weights else not_in_a_file,
         precision=config.precision,
         exif_orientation=config.exif_orientation,
         positions=index.positions if index else None,
