@@ -56,12 +56,12 @@ def test_metres_of_several_zones_are_no_map():
     assert database_map(known(positions, degrees, zones=[31, 32] * 20)).scales["unit"] == "degrees"
     assert database_map(known(positions, degrees, zones=31)).scales["unit"] == "metres"
     assert database_map(known()) is None
-    assert '"map":null' in search_page(known(), 0).content
+    assert '"map":null' in search_page(known(), 40, 0).content
 
 
 def test_an_index_without_images_has_a_page():
     nothing = np.empty((0, 2))
-    assert "which of 0 images" in search_page(known(nothing, nothing), 3).content
+    assert "which of 0 images" in search_page(known(nothing, nothing), 0, 3).content
 
 
 def test_programs_are_told_of_every_request():

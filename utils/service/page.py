@@ -48,14 +48,14 @@ class Map(NamedTuple):
     scales: dict[str, Any]
 
 
-def search_page(known: Known, examples: int) -> Html:
-    """The page that searches. examples: the number of images to try."""
+def search_page(known: Known, count: int, examples: int) -> Html:
+    """The page that searches. count: of images in the index; examples: of images to try."""
     drawn = database_map(known)
     style, script = _style() + _read("page.css"), _read("page.js")
     parts = {
         "style": style,
         "script": script,
-        "subtitle": f"Drop a photo, and see which of {len(known.ids):,} images show its place.",
+        "subtitle": f"Drop a photo, and see which of {count:,} images show its place.",
         "map": drawn.html if drawn else "",
         "data": json_text({"examples": examples, "map": drawn and drawn.scales}),
     }
