@@ -265,7 +265,7 @@ async def read_image(request: Request) -> bytes:
 
 
 def _html(page: Html) -> HTMLResponse:
-    return HTMLResponse(page.content, headers={"Content-Security-Policy": page.policy})
+    return HTMLResponse(page.content, headers=page.headers)
 
 
 class _Clock:
