@@ -342,6 +342,12 @@ class PlaceRecognizer:
         """Forgets images. Raises InputError, and forgets none, if an id is unknown, or removed already."""
         self._rows.remove(_list_ids(ids))
 
+    def restore(self, ids: int | Sequence[int]) -> None:
+        """Remembers images again that `remove` has forgotten since the last `save`, which has failed, say. Raises
+        InputError, and remembers none, if an id is unknown, or was not removed.
+        """
+        self._rows.restore(_list_ids(ids))
+
     def save(self, folder: str | Path) -> None:
         """Writes an index, which `open`, search.py and build_index.py read. The folder must not exist yet; where it is
         that of `open` or of the last `save`, it gets what was added and removed since.
@@ -374,27 +380,45 @@ class PlaceRecognizer:
         device: str = "cpu",
         rerank_num: int = 100,
         verify: bool = True,
+        image_root: str | Path | None = None,
     ) -> "PlaceRecognizer":
         """A recogniser that remembers the images of an index, of `save`, build_index.py or eval*.py --save_index.
 
         model: None for the one that the index names. Codes are in memory, descriptors stay on the disk. verify: compare
-        the checksum of every file. Raises InputError if there is no index, it is incomplete or damaged, or is another
-        model's.
+        the checksum of every file. image_root: the folder of the images, where they are no longer in the one that the
+        index names. Raises InputError if there is no index, it is incomplete or damaged, or is another model's.
         """
-        home, files = Home.open(Path(folder), verify=verify)
-        metadata = home.metadata
-        opened = PlaceRecognizer(
-            weights_of(metadata, folder) if model is None else model,
+        root = None if image_root is None else Path(image_root)
+        home, files = Home.open(Path(folder), verify=verify, image_root=root)
+        options: dict[str, Any] = {"device": device, "rerank_num": rerank_num}
+        opened = PlaceRecognizer.of_kind(home.metadata, folder, model, **options)
+        opened._home, opened._rows, opened._entries = home, *home.load(files)
+        return opened
+
+    @staticmethod
+    def of_kind(
+        metadata: IndexMetadata,
+        index: object,
+        model: str | Path | GeoLocalizationNet | None = None,
+        *,
+        device: str = "cpu",
+        rerank_num: int = 100,
+    ) -> "PlaceRecognizer":
+        """A recogniser that describes images as those of an index were, and remembers none.
+
+        index: its folder, or what names one without PCA in messages. Otherwise as `open`.
+        """
+        made = PlaceRecognizer(
+            weights_of(metadata, index) if model is None else model,
             device=device,
             precision=metadata.precision,
             resize=metadata.image_config.resize,
             rerank_num=rerank_num,
         )
-        opened._antialias, opened._exif_orientation = metadata.antialias, metadata.exif_orientation
-        opened._pca = read_pca(Path(folder), metadata)
-        metadata.require_compatible(opened._metadata(), folder)
-        opened._home, opened._rows, opened._entries = home, *home.load(files)
-        return opened
+        made._antialias, made._exif_orientation = metadata.antialias, metadata.exif_orientation
+        made._pca = read_pca(Path(str(index)), metadata)
+        metadata.require_compatible(made._metadata(), index)
+        return made
 
     def has_changed_on_disk(self) -> bool:
         """Whether another program has changed the index of `open`, or of the last `save`, since then. Reads its
@@ -408,7 +432,7 @@ class PlaceRecognizer:
         """
         if self._home is None:
             raise InputError("There is no index to open again. Call `save` first.")
-        home, files = Home.open(self._home.folder, verify=verify)
+        home, files = Home.open(self._home.folder, verify=verify, image_root=self._home.image_root)
         opened = copy.copy(self)  # with the lock of the model
         opened._adding, opened._accepted = threading.Lock(), dict(self._accepted)
         opened._pca = read_pca(home.folder, home.metadata)

@@ -104,9 +104,21 @@ class Rows:
             for i, row in zip(ids, rows, strict=True):
                 if self._removed[row]:
                     raise InputError(f"There is no image {i}. Give ids of images that were added, and not removed.")
-            removed = self._removed.copy()  # searches that have begun keep theirs
-            removed[rows] = True
-            self._removed = removed
+            self._mark(rows, is_removed=True)
+
+    def restore(self, ids: list[int]) -> None:
+        """Takes back that rows are removed. Raises InputError, and changes none, if one is unknown, or is not."""
+        with self._lock:
+            rows = self._snapshot().rows_of(ids)
+            for i, row in zip(ids, rows, strict=True):
+                if not self._removed[row]:
+                    raise InputError(f"Image {i} is not removed. Give ids of images that were removed.")
+            self._mark(rows, is_removed=False)
+
+    def _mark(self, rows: list[int], *, is_removed: bool) -> None:
+        removed = self._removed.copy()  # searches that have begun keep theirs
+        removed[rows] = is_removed
+        self._removed = removed
 
     def snapshot(self) -> Snapshot:
         """The rows as they are now; what is added or removed later does not change it."""

@@ -1,7 +1,7 @@
 """The index that a program has opened or saved: what its files hold of the rows in memory."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ class Home:
     """The state of an index when it was last read or written.
 
     file_rows: for each of the first rows in memory, its row in the files, or -1 if it is not in them; removed: the rows
-    in memory that were removed by then; state: the checksum of its manifest, to notice another program's changes.
+    in memory that were removed by then; state: the checksum of its manifest, to notice another program's changes;
+    image_root: the folder of the images, where it is not the one that the index names.
     """
 
     folder: Path
@@ -35,11 +36,12 @@ class Home:
     state: str
     file_rows: np.ndarray
     removed: np.ndarray
+    image_root: Path | None = None
 
     @staticmethod
-    def open(folder: Path, *, verify: bool) -> tuple["Home", IndexFiles]:
+    def open(folder: Path, *, verify: bool, image_root: Path | None = None) -> tuple["Home", IndexFiles]:
         """The state of an index now, and its files. Raises InputError if it is incomplete or damaged."""
-        files = IndexFiles(folder)
+        files = IndexFiles(folder, root=image_root)
         manifest = files.manifest
         if not manifest.is_marked:
             raise InputError(
@@ -57,6 +59,7 @@ class Home:
             state=manifest.sha256,
             file_rows=live,
             removed=np.zeros(len(live), bool),
+            image_root=image_root,
         )
         return home, files
 
@@ -144,14 +147,7 @@ class Home:
             state = Manifest.read(self.folder).sha256  # before another program may change it
         file_rows = np.concatenate([self.file_rows, np.full(len(snapshot.removed) - known, -1)])
         file_rows[new] = start + np.arange(len(new))
-        return Home(
-            folder=self.folder,
-            metadata=self.metadata,
-            header=writer.header,
-            state=state,
-            file_rows=file_rows,
-            removed=snapshot.removed.copy(),
-        )
+        return replace(self, header=writer.header, state=state, file_rows=file_rows, removed=snapshot.removed.copy())
 
 
 def _write(writer: RowWriter, snapshot: "Snapshot", entries: "Entries", rows: np.ndarray) -> None:

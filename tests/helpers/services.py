@@ -83,7 +83,7 @@ def until_open(running: Running) -> Server:
     end = time.monotonic() + 60
     while running.process.exitcode is None and time.monotonic() < end:
         printed = running.stdout.read_text() if running.stdout.exists() else ""
-        found = re.search(r"Open http://127\.0\.0\.1:(\d+)/", printed)
+        found = re.search(r"Open https?://127\.0\.0\.1:(\d+)/", printed)
         if found:
             return Server(running, int(found[1]))
         time.sleep(0.05)

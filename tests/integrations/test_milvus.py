@@ -12,16 +12,19 @@ from helpers.evaluations import SCRIPTS, flags_for
 from helpers.milvus import TOKEN, LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
 from helpers.processes import run_here, run_script
+from helpers.services import ASSETS, DATABASE, QUERIES, served
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.image_set import ImageSet
-from model import InputError
+from model import InputError, PlaceRecognizer
 from utils.integrations.milvus import collections, export_index, open_index, reader, writer
-from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
+from utils.retrieval.config import AcceptConfig, EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.index import open_index as open_any_index
 from utils.retrieval.search import search_hamming
+from utils.service.engine_library import EngineLibrary
+from utils.service.library import CannotSearch, FolderLibrary
 
 pytestmark = pytest.mark.slow
 
@@ -334,11 +337,95 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, script, flags, words):
     assert result.status == 2 and words in " ".join(result.stderr.split()), result.stderr
 
 
-def test_a_server_that_dies_is_reported(exported, tmp_path, server):
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, address):
+    """A folder of an index of photos, its recogniser, and the address of its copy, as the tests leave them."""
+    folder = tmp_path_factory.mktemp("places") / "index"
+    recognizer = PlaceRecognizer(ASSETS / "model.safetensors")
+    recognizer.add(DATABASE[:11], positions=[list(map(float, image.name.split("@")[1:3])) for image in DATABASE[:11]])
+    recognizer.remove(4)  # so that ids have gaps
+    recognizer.save(folder)
+    export_index(Index(folder), address("places"))
+    return folder, recognizer, address("places")
+
+
+def engine_library(address, **accept):
+    return EngineLibrary(address, None, AcceptConfig(**accept), device="cpu", rerank_num=100)
+
+
+def test_a_service_answers_from_a_copy_as_from_the_folder(places):
+    folder, recognizer, address = places
+    for limit in (None, 1.0):
+        ours = FolderLibrary(recognizer, folder, AcceptConfig(max_distance=limit))
+        theirs = engine_library(address, max_distance=limit)
+        for query in QUERIES:
+            description = recognizer.describe(query)
+            for k, stated in ((3, None), (10, 0.9)):
+                (expected, place, threshold), found = (each.find(description, k, stated) for each in (ours, theirs))
+                assert found.limit == threshold and len(found.matches) == k
+                for theirs_match, our_match in zip(found.matches, expected, strict=True):
+                    assert theirs_match.distance == pytest.approx(our_match.distance, abs=1e-5)
+                    assert theirs_match._replace(distance=0) == our_match._replace(distance=0)
+                assert (found.place is None) == (place is None)
+                if place:
+                    assert found.place.position == pytest.approx(place.position, abs=1e-2)
+        assert [theirs.image_file(i) for i in (0, 5, 10)] == [ours.image_file(i) for i in (0, 5, 10)]
+        for i in (4, 99, -1):
+            with pytest.raises(InputError, match="no image"):
+                theirs.image_file(i)
+        np.testing.assert_array_equal(theirs.known().positions, ours.known().positions)
+        assert theirs.known().ids.tolist() == ours.known().ids.tolist()
+
+
+def test_the_service_serves_a_copy(places, tmp_path):
+    pytest.importorskip("fastapi", reason="the packages of requirements-serve.txt are not installed")
+    _, recognizer, address = places
+    prelude = f"import os; os.environ['MILVUS_TOKEN'] = '{TOKEN}'"
+    with served(address, cwd=tmp_path, prelude=prelude) as service:
+        [[expected]] = recognizer.search(QUERIES[3], k=1)
+        found = service.search(QUERIES[3], "?k=1").content["matches"][0]
+        assert (found["id"], found["name"]) == (expected.id, os.path.basename(expected.name))
+        assert service.ask("GET", f"/images/{expected.id}").headers["content-type"] == "image/jpeg"
+        assert service.ask("GET", "/images/4").status == 404
+        assert b"which of 10 images" in service.ask("GET", "/").body
+        assert service.ask("POST", "/images", QUERIES[3].read_bytes()).status == 404
+    result = run_script("serve.py", f"--index={address}", "--writable", cwd=tmp_path)
+    assert result.status == 2 and "--writable applies to an index in a folder" in result.stderr
+
+
+@pytest.mark.proof
+def test_a_service_finds_what_an_export_has_added_and_answers_while_the_copy_is_gone(places):
+    folder, recognizer, address = places
+    library = engine_library(address)
+    recognizer.remove([0, 1])
+    recognizer.add(DATABASE[11])
+    recognizer.save(folder)
+    export_index(Index(folder), address, append=True)
+    found = library.find(recognizer.describe(DATABASE[11]), 1, None)  # without a refresh
+    if found.matches[0].id != 11:  # the rows that were found are still there
+        library.refresh()
+        found = library.find(recognizer.describe(DATABASE[11]), 1, None)
+    assert found.matches[0].id == 11 and len(library) == 9 and library.reopened == 1
+    library._index._collections.connection.call("drop_collection", address.name)
+    library.refresh()
+    assert "no such collection" in library.problem
+    with pytest.raises(CannotSearch):
+        library.find(recognizer.describe(DATABASE[11]), 1, None)
+    library._index._collections.connection.call("drop_collection", f"{address.name}_descriptors")
+    export_index(Index(folder), address)
+    library.refresh()
+    assert library.problem is None
+    assert library.find(recognizer.describe(DATABASE[11]), 1, None).matches[0].id == 11
+
+
+def test_a_server_that_dies_is_reported(exported, places, server):
     """The last test: the server stays away."""
     index, address = exported
-    copy = open_any_index(address)
+    copy, library = open_any_index(address), engine_library(places[2])
     server.kill()
+    with pytest.raises(CannotSearch):
+        library.find(places[1].describe(QUERIES[0]), 5, None)
+    assert "No Milvus server answers at" in library.problem
     with pytest.raises(InputError, match="No Milvus server answers at"):
         search_hamming(copy.features().codes, index.features().codes[:1], 10)
     with pytest.raises(InputError, match="No Milvus server answers at"):

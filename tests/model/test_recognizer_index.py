@@ -15,6 +15,8 @@ from PIL import Image
 
 from model import Description, InputError, PlaceRecognizer
 from model.index.files import IndexFiles
+from model.index.manifest import Header
+from model.index.metadata import RECORD
 from model.index.writing import RowWriter
 from model.weights import model_content
 from utils.retrieval.index import Index, maintenance
@@ -332,6 +334,34 @@ def test_what_other_programs_changed_is_in_a_recogniser_that_is_opened_again(tmp
     assert again.has_changed_on_disk()
     with pytest.raises(InputError):
         again.reopened()
+
+
+def test_what_was_removed_and_not_saved_can_be_restored(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(4), names=list("abcd"))
+    recognizer.save(tmp_path / "index")
+    recognizer.remove([1, 2])
+    recognizer.restore(2)
+    for wrong in (0, 2, 9, [1, 0]):
+        with pytest.raises(InputError, match="not removed|no image"):
+            recognizer.restore(wrong)
+    for each in (recognizer, (recognizer.save(tmp_path / "index"), reopen(tmp_path / "index"))[1]):
+        assert each.known().ids.tolist() == [0, 2, 3]
+
+
+def test_images_that_were_moved_are_found_in_another_root(tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "photos")
+    index = tmp_path / "index"
+    index.mkdir()
+    with RowWriter(index, recognizer_of()._metadata(), append=False, header=Header(root=str(tmp_path / "photos"))) as w:
+        columns = {"images": np.zeros(1, RECORD), "codes": np.zeros((1, 64), np.uint8)}
+        columns["descriptors"] = made_up(1).descriptor
+        w.append([str(tmp_path / "photos" / "0.png")], columns)
+        w.mark()
+    os.rename(tmp_path / "photos", tmp_path / "moved")
+    opened = reopen(index, image_root=tmp_path / "moved")
+    for each in (opened, opened.reopened()):
+        assert each.image_file(0) == str(tmp_path / "moved" / "0.png")
 
 
 def test_only_what_was_described_from_a_file_has_one(tmp_path):

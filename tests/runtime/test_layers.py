@@ -21,7 +21,7 @@ ALLOWED = {  # {room: what it may import of the project beside itself}; the long
     "utils.integrations": {*GROUND, "utils.models", "utils.retrieval"},
     "scripts": {*GROUND, *SCRIPTS, "utils.models", "utils.cli", "utils.retrieval", "utils.training"},
     "export": {*GROUND, "utils.cli", "utils.retrieval", "utils.integrations"},
-    "serve": {*GROUND, "utils.cli", "utils.service"},
+    "serve": {*GROUND, "utils.cli", "utils.retrieval", "utils.service"},
     "hubconf": {"model"},
     "benchmarks": {*GROUND, *SCRIPTS, "utils", "benchmarks"},
     "examples": {*GROUND, *SCRIPTS, "utils", "examples"},

@@ -56,12 +56,30 @@ def test_metres_of_several_zones_are_no_map():
     assert database_map(known(positions, degrees, zones=[31, 32] * 20)).scales["unit"] == "degrees"
     assert database_map(known(positions, degrees, zones=31)).scales["unit"] == "metres"
     assert database_map(known()) is None
-    assert '"map":null' in search_page(known(), 0).content
+    assert '"map":null' in search_page(known(), 40, 0).content
+
+
+def test_places_on_the_earth_are_on_the_map_where_their_positions_are():
+    """Of a UTM zone, whose north is turned against that of the map by the convergence of its meridians."""
+    random = np.random.default_rng(0)
+    degrees = random.uniform(0, 0.02, (40, 2)) + (47.3, 10.5)
+    angle, longitudes_and_latitudes = np.radians(1.2), np.c_[degrees[:, ::-1], np.ones(40)]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    positions = local_metres(degrees, degrees[0]) @ turn.T * 0.9997 + (6.2e5, 5.2e6)
+    for drawn in (database_map(known(positions, degrees)), database_map(known(degrees=degrees))):
+        places = positions if drawn.scales["unit"] == "metres" else degrees[:, ::-1]
+        found = longitudes_and_latitudes @ np.array(drawn.scales["earth"]).T
+        np.testing.assert_allclose(found, scaled(drawn, places), atol=0.5)  # of 640 units
+    mirrored = database_map(known(positions * (1, -1), degrees))
+    assert mirrored.scales["earth"] is None and "openstreetmap" not in search_page(known(positions), 40, 0).policy
+    assert database_map(known(positions * 2, degrees)).scales["earth"] is None
+    page = search_page(known(positions, degrees), 40, 0)
+    assert "img-src 'self' blob: data: https://tile.openstreetmap.org;" in page.policy
 
 
 def test_an_index_without_images_has_a_page():
     nothing = np.empty((0, 2))
-    assert "which of 0 images" in search_page(known(nothing, nothing), 3).content
+    assert "which of 0 images" in search_page(known(nothing, nothing), 0, 3).content
 
 
 def test_programs_are_told_of_every_request():

@@ -4,10 +4,12 @@ axe-core-python.
 """
 
 import base64
+import math
 import shutil
 
 import pytest
 from helpers.browser import open_browser, requested, show, violations
+from helpers.processes import run_script
 from helpers.services import ASSETS, DATABASE, QUERIES, served
 
 from model import PlaceRecognizer
@@ -143,3 +145,57 @@ def test_an_accessibility_checker_finds_nothing_and_no_request_leaves_the_machin
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     assert violations(driver) == []
     assert all(address.startswith((page, "blob:", "data:")) for address in requested(driver))
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """The address of a page whose images have degrees, and the place of one, (latitude, longitude)."""
+    folder = tmp_path_factory.mktemp("city")
+    places = {image: (47.37 + i / 2000, 8.54 + i / 3000) for i, image in enumerate(DATABASE)}
+    rows = [f"{image.name},{latitude},{longitude}" for image, (latitude, longitude) in places.items()]
+    (folder / "positions.csv").write_text("\n".join(["image,latitude,longitude", *rows]))
+    flags = [f"--index={folder / 'index'}", f"--positions_csv={folder / 'positions.csv'}", "--device=cpu"]
+    built = run_script(
+        "build_index.py", DATABASE[0].parent, *flags, f"--model={ASSETS / 'model.safetensors'}", cwd=folder
+    )
+    assert built.status == 0, built.stderr
+    with served(folder / "index", cwd=folder) as server:
+        yield f"http://127.0.0.1:{server.port}/", places[DATABASE[5]]
+
+
+def test_streets_are_asked_for_only_where_the_user_switches_them_on(driver, city):
+    page, (latitude, longitude) = city
+    show(driver, page, 390, "light")
+    send(driver, "drop", DATABASE[5])
+    asked = requested(driver)
+    assert not [address for address in asked if "openstreetmap" in address]
+    assert not driver.find_element("id", "attribution").is_displayed()
+    driver.find_element("id", "tiles-on").click()
+    wait_for(driver, "document.querySelectorAll('#map image').length")
+    wait_for(driver, "/OpenStreetMap does not answer/.test(document.getElementById('status').textContent)")
+    tiles = [address for address in requested(driver) if not address.startswith((page, "blob:", "data:"))]
+    assert tiles and all(address.startswith("https://tile.openstreetmap.org/") for address in tiles)
+    zoom = int(tiles[0].split("/")[3])
+    column = math.floor((longitude / 360 + 0.5) * 2**zoom)
+    row = math.floor((0.5 - math.asinh(math.tan(math.radians(latitude))) / (2 * math.pi)) * 2**zoom)
+    assert f"https://tile.openstreetmap.org/{zoom}/{column}/{row}.png" in tiles
+    assert driver.find_element("id", "attribution").is_displayed() and violations(driver) == []
+    assert not [entry for entry in driver.get_log("browser") if "Content Security Policy" in entry["message"]]
+    driver.find_element("id", "tiles-on").click()
+    assert driver.execute_script("return document.querySelectorAll('#map image').length") == 0
+
+
+def test_the_page_works_with_a_token_that_its_user_has_given(driver, tmp_path):
+    recognizer = PlaceRecognizer(ASSETS / "model.safetensors")
+    recognizer.add(DATABASE)
+    recognizer.save(tmp_path / "index")
+    token = "0123456789abcdef"
+    with served(tmp_path / "index", f"--token={token}", f"--examples={QUERIES[0].parent}", cwd=tmp_path) as server:
+        show(driver, f"http://127.0.0.1:{server.port}/", 1280, "light")
+        assert not driver.find_elements("id", "drop")  # it asks for a password
+        driver.get(f"http://me:{token}@127.0.0.1:{server.port}/")  # as if it were typed: the browser keeps it
+        show(driver, f"http://127.0.0.1:{server.port}/", 1280, "light")
+        send(driver, "drop", QUERIES[3])
+        assert SAME_PLACE.name in captions(driver)[0]
+        wait_for(driver, "[...document.images].every((i) => i.complete)")
+        assert driver.execute_script("return [...document.images].filter((i) => !i.naturalWidth).length") == 0

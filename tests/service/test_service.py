@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -164,6 +165,10 @@ def test_an_upload_that_grows_or_comes_slowly_is_ended(server):
     with socket.create_connection(("127.0.0.1", server.port)) as slow:
         slow.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
         assert b" 408 " in slow.recv(1000)
+    for begun in (b"", b"POST /search HTTP/1.1\r\nHost: local"):  # headers that do not come to an end
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+            slow.sendall(begun)
+            assert slow.recv(1000) == b""
     with socket.create_connection(("127.0.0.1", server.port)) as gone:
         gone.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
     assert server.search(QUERIES[0]).status == 200
@@ -261,8 +266,8 @@ def test_a_changed_index_is_opened_again_without_a_lost_request(tmp_path):
 def test_images_are_added_and_removed_on_the_disk(tmp_path):
     index = make_index(tmp_path / "index", DATABASE[:6])
     with served(index, "--writable", cwd=tmp_path) as server:
-        hostile = f"?name={DATABASE[0]}"  # of a file that its sender cannot read
-        reply = server.ask("POST", f"/images{hostile}", QUERIES[3].read_bytes())
+        hostile = os.path.relpath(DATABASE[0], tmp_path / "server")  # a file that its sender cannot read
+        reply = server.ask("POST", f"/images?name={hostile}", QUERIES[3].read_bytes())
         assert reply.status == 200 and reply.content == {"id": 6}
         assert server.search(QUERIES[3], "?k=1").content["matches"][0]["id"] == 6
         assert server.ask("GET", "/images/6").status == 404
@@ -283,6 +288,7 @@ def test_images_are_added_and_removed_on_the_disk(tmp_path):
             ("?easting=1e9&northing=1", "up to 1e+08"),
             ("?easting=nan&northing=1", "easting"),
             ("?name=a%0Ab", "line"),
+            (f"?name={DATABASE[0]}", "absolute path"),
         ):
             reply = server.ask("POST", f"/images{path}", PHOTO)
             assert reply.status == 400 and words in reply.content["error"]
@@ -340,7 +346,7 @@ def test_killed_while_it_adds_it_has_kept_what_it_acknowledged(tmp_path):
     [
         (["--index=nowhere"], "nowhere"),
         (["--model=nothing.pth"], "nothing.pth"),
-        (["--host=203.0.113.7"], "Cannot listen on 203.0.113.7"),
+        (["--host=203.0.113.7", "--plain_http"], "Cannot listen on 203.0.113.7"),
         (["--accept=missing.json"], "no file missing.json"),
         (["--port=70000"], "--port is 70000"),
     ],

@@ -28,6 +28,7 @@ GROUPS = (
     "search",
     "report",
     "service",
+    "access",
     "speed",
 )  # in --help
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from model import Match, Place
 from utils.runtime.terminal import printable
+from utils.service.library import Found
 
 Metres = Annotated[float | None, Field(description="in metres; null where unknown")]
 Degrees = Annotated[float | None, Field(description="in degrees, WGS 84; null where unknown")]
@@ -77,6 +78,18 @@ class SearchAnswer(BaseModel):
     seconds: dict[str, float] = Field(
         description="by part", examples=[{"receive": 0.001, "prepare": 0.012, "describe": 0.9, "search": 0.002}]
     )
+
+    @staticmethod
+    def of(found: Found, seconds: dict[str, float], *, show_paths: bool) -> "SearchAnswer":
+        """The answer for what a search has found. show_paths: with the folders of files."""
+        limit = found.limit
+        return SearchAnswer(
+            accepted=None if limit is None else bool(found.matches) and found.matches[0].distance <= limit,
+            max_distance=limit,
+            place=found.place and PlaceAnswer.of(found.place),
+            matches=[MatchAnswer.of(i + 1, match, show_paths=show_paths) for i, match in enumerate(found.matches)],
+            seconds=seconds,
+        )
 
 
 class AddedAnswer(BaseModel):

@@ -1,9 +1,17 @@
-"""What a service may be asked, and what it shows."""
+"""What a service may be asked, by whom, and what it shows."""
 
+import ipaddress
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.runtime.flags import flag, positive_float, positive_int, switch
+from model import InputError
+from utils.runtime.flags import flag, non_negative_int, positive_float, positive_int, switch
+
+MAX_PORT = 65535
+TOKEN = "SELAVPR_TOKEN"  # the environment variable
+TOKEN_FORM = re.compile("[!-~]{16,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +34,60 @@ class ServiceConfig:
     writable: bool = switch("let requests add images to the index, and remove them")
     show_paths: bool = switch("name images by their whole paths, not by their file names alone")
     examples: Path | None = flag("a folder with images to try, which the page shows", default=None, metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """Who may ask. host, port: to listen on. token: what requests must bring; None: nothing. public_names: names under
+    which a proxy passes requests on. tls_cert, tls_key: the files of a certificate; None: the connection is not
+    encrypted, which on another interface than that of this machine `plain_http` must allow.
+
+    Raises InputError for values that do not go together, or are not safe.
+    """
+
+    host: str = flag("address to listen on; by default only this machine reaches it", default="127.0.0.1")
+    port: int = flag("port to listen on; 0 for any that is free", type=non_negative_int, default=8000)
+    token: str | None = flag(
+        "what requests must bring: 16 or more characters; visible to other users of this machine, unlike the "
+        f"environment variable {TOKEN}",
+        default_from=lambda flags: os.environ.get(TOKEN) or None,
+    )
+    public_names: tuple[str, ...] = flag(
+        "names under which a reverse proxy is reached, such as places.example.org; with these, requests under other "
+        "names are refused",
+        name="public_name",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+    )
+    tls_cert: Path | None = flag("certificate chain, to encrypt connections (PEM)", default=None)
+    tls_key: Path | None = flag("its private key (PEM)", default=None)
+    plain_http: bool = switch(
+        "listen on another --host without encryption: the network is trusted, or a proxy encrypts"
+    )
+
+    def __post_init__(self) -> None:
+        if self.port > MAX_PORT:
+            raise InputError(f"--port is {self.port}. Choose one up to {MAX_PORT}.")
+        if self.token is not None and not TOKEN_FORM.fullmatch(self.token):
+            raise InputError(
+                f"The token of --token or {TOKEN} has {len(self.token)} characters. Expected 16 or more letters, "
+                "digits and signs of ASCII, such as those of: openssl rand -hex 32"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("A certificate has a private key. Give --tls_cert and --tls_key, or neither.")
+        if not (is_local(self.host) or self.tls_cert or self.plain_http):
+            raise InputError(
+                f"--host {self.host} is open to the network, which could read images, answers and the token. Give "
+                "--tls_cert and --tls_key; or --plain_http, if the network is trusted or a proxy encrypts."
+            )
+
+
+def is_local(host: str) -> bool:
+    """Whether a host name or address is of this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

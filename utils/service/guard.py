@@ -1,20 +1,23 @@
-"""What every request passes: limits of bytes and time, whose page may ask, headers, and counting."""
+"""What every request passes: who may ask, limits of bytes and time, headers, and counting."""
 
 import asyncio
-import ipaddress
+import base64
+import binascii
+import hmac
 import time
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from utils.service.config import ServiceConfig
+from utils.service.config import AccessConfig, ServiceConfig, is_local
 from utils.service.metrics import Metrics
 
 FORM_BYTES = 1 << 16  # that a form has beside its image
 HELD_IMAGES = 16  # of the largest size, that may be arriving at a time
+OPEN_PATH = "/healthz"  # for which a watchdog needs no token
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -27,18 +30,21 @@ HEADERS = {
 class Guard:
     """An ASGI application around another one. It holds at most HELD_IMAGES * max_bytes of requests that are arriving.
 
-    local: the service listens on this machine alone. Then the names by which a browser may call it are those of this
-    machine, so that no page of another server reaches it under a name of its own (DNS rebinding).
+    Where it listens on this machine alone, and where its public names are stated, a browser may call it by the names of
+    this machine and by those only, so that no page of another server reaches it under a name of its own (DNS
+    rebinding).
     """
 
-    def __init__(self, app: ASGIApp, *, config: ServiceConfig, metrics: Metrics, local: bool) -> None:
-        self._app, self._metrics, self._local = app, metrics, local
+    def __init__(self, app: ASGIApp, *, config: ServiceConfig, access: AccessConfig, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+        self._names, self._token = access.public_names, access.token
+        self._any_name = not is_local(access.host) and not access.public_names
         self._seconds, self._most = config.upload_seconds, config.max_bytes + FORM_BYTES
         self._room = HELD_IMAGES * self._most  # bytes that may still arrive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        if scope["type"] == "websocket" and self._refusal(Headers(scope=scope), scope["type"], 0):
+        if scope["type"] == "websocket" and self._refusal(scope, Headers(scope=scope), 0):
             await receive()  # that it wants to connect
             await send({"type": "websocket.close"})  # which the client sees as 403
             return
@@ -59,7 +65,7 @@ class Guard:
 
         headers = Headers(scope=scope)
         length = self._announced(headers)
-        refusal = self._refusal(headers, scope["method"], length)
+        refusal = self._refusal(scope, headers, length)
         held = 0 if refusal else length
         self._room -= held
         try:
@@ -76,17 +82,32 @@ class Guard:
         text = headers.get("content-length", "0")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else self._most
 
-    def _refusal(self, headers: Headers, method: str, length: int) -> JSONResponse | None:
+    def _refusal(self, scope: Scope, headers: Headers, length: int) -> JSONResponse | None:
         """The answer to a request that must not reach the application."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._local and not is_local(urlsplit(f"//{host}").hostname or ""):
-            return refuse(403, "This service answers under the names of this machine only, such as localhost.")
-        if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+        name = _split(f"//{host}").hostname or ""
+        if not (self._any_name or is_local(name) or name in self._names):
+            return refuse(
+                403,
+                "This service answers under the names of this machine only, such as localhost, and under those of "
+                "--public_name.",
+            )
+        is_read = scope.get("method") in ("GET", "HEAD")  # a WebSocket has none
+        if origin is not None and not is_read and _split(origin).netloc != host:
             return refuse(403, "A page of another server has sent this request. Send it from here.")
+        if self._token is not None and scope["path"] != OPEN_PATH:
+            given = _credentials(headers.get("authorization", ""))
+            if not hmac.compare_digest(given, self._token.encode()):
+                return refuse(
+                    401,
+                    "This service needs its token: send it as the header 'Authorization: Bearer TOKEN'. A browser asks "
+                    "for it: it is the password, and the name may be anything.",
+                    headers={"WWW-Authenticate": 'Basic realm="SelaVPR++"'},
+                )
         if length > self._most:
             return refuse(413, too_large(self._most))
         if length > self._room:
-            return refuse(503, "Too many images arrive at a time. Try again in 1 s.", retry_after=1)
+            return refuse(503, "Too many images arrive at a time. Try again in 1 s.", headers=retry_after(1))
         return None
 
 
@@ -111,10 +132,14 @@ class _Upload:
         return message
 
 
-def refuse(status: int, sentence: str, *, retry_after: int | None = None) -> JSONResponse:
-    """The answer to a request that is refused, with the seconds after which it may be sent again."""
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+def refuse(status: int, sentence: str, *, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that is refused."""
     return JSONResponse({"error": sentence}, status, headers)
+
+
+def retry_after(seconds: int) -> dict[str, str]:
+    """The header that says after how long a request may be sent again."""
+    return {"Retry-After": str(seconds)}
 
 
 def too_large(most: int) -> str:
@@ -122,11 +147,21 @@ def too_large(most: int) -> str:
     return f"The request is too large. At most {most:,} bytes are read. Send a smaller image."
 
 
-def is_local(host: str) -> bool:
-    """Whether a host name or address is of this machine alone."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+def _credentials(header: str) -> bytes:
+    """The token of an Authorization header: that of Bearer, or the password of Basic; b"" for anything else."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode()
     try:
-        return ipaddress.ip_address(host).is_loopback
+        name_and_password = base64.b64decode(value, validate=True) if scheme.lower() == "basic" else b""
+    except (binascii.Error, ValueError):
+        return b""
+    return name_and_password.partition(b":")[2]
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of one that is malformed."""
+    try:
+        return urlsplit(address)
     except ValueError:
-        return False
+        return urlsplit("")

@@ -1,20 +1,37 @@
-"""The index that a service answers from, as it is on the disk."""
+"""The index that a service answers from, as it is now."""
 
+import abc
 import logging
+import math
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from model import Description, InputError, PlaceRecognizer
+from model import Description, InputError, Known, Match, Place, PlaceRecognizer
 from model.calibration import CALIBRATION
 from model.index.manifest import MANIFEST
+from model.places import MATCHES
 from utils.retrieval.config import AcceptConfig
+
+
+class CannotSearch(Exception):
+    """The index cannot be searched at the moment. The log says why."""
 
 
 class CannotWrite(Exception):
     """A change could not be written to the index, and was taken back. The log says why."""
+
+
+class Found(NamedTuple):
+    """What a search has found. matches: best first; place: None if it is unknown; limit: the largest distance of a
+    first match that is accepted, None for any.
+    """
+
+    matches: list[Match]
+    place: Place | None
+    limit: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +41,55 @@ class Details:
     name: str | None = None
     position: tuple[float, float] | None = None
     time: float | None = None
+
+
+class Library(abc.ABC):
+    """An index that is searched, and opened again when it has changed. Safe in threads.
+
+    Attributes: recognizer, which prepares and describes images for it; problem: why the index as it is now could not be
+    opened, or None; reopened: how often it was.
+    """
+
+    recognizer: PlaceRecognizer
+    problem: str | None = None
+    reopened = 0
+
+    @abc.abstractmethod
+    def find(self, description: Description, k: int, max_distance: float | None) -> Found:
+        """The k best matches of an image, and its place. max_distance: of a first match that is accepted; None: that of
+        the library. Raises CannotSearch.
+        """
+
+    @abc.abstractmethod
+    def refresh(self) -> None:
+        """Opens the index again if another program has changed it. Where it cannot be opened, what was read before
+        stays, and `problem` says why.
+        """
+
+    @abc.abstractmethod
+    def known(self) -> Known:
+        """What is known of the images beside their features; of a large index that is remote, of some."""
+
+    @abc.abstractmethod
+    def image_file(self, i: int) -> str | None:
+        """The path of the file of an image, None for one that was none. Raises InputError for an id that is unknown,
+        and CannotSearch.
+        """
+
+    @property
+    @abc.abstractmethod
+    def state(self) -> object:
+        """Differs when the images do."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def _note(self, error: InputError, what: str) -> None:
+        """Logs a problem, once as long as it lasts."""
+        if self.problem != str(error):
+            logging.warning("%s: %s", what, error)
+        self.problem = str(error)
 
 
 class FileMark(NamedTuple):
@@ -37,39 +103,49 @@ class FileMark(NamedTuple):
 NEVER = FileMark(-1, -1, -1)  # of no file
 
 
-class Library:
-    """A recogniser of the images of an index, and another one when the index has changed: take `recognizer` once for
-    each request.
-
-    Attributes: recognizer; max_distance, of first matches that are accepted, None for that of the recogniser, or any;
-    has_limit: whether there is one; problem: why the index as it is now could not be opened, or None; reopened: how
-    often it was.
-    """
+class FolderLibrary(Library):
+    """An index in a folder. `recognizer` remembers its images, and is another one when it was opened again."""
 
     def __init__(self, recognizer: PlaceRecognizer, folder: Path, accept: AcceptConfig) -> None:
         """Raises InputError if `accept` names a threshold that the index cannot have."""
         self.recognizer, self.folder = recognizer, folder
-        self.max_distance = accept.max_distance
+        self._max_distance = accept.max_distance
         file = accept.file or (folder / CALIBRATION if (folder / CALIBRATION).exists() else None)
         self._calibrated: float | None = None
-        if self.max_distance is None and file:
+        if self._max_distance is None and file:
             self._calibrated = recognizer.accept(file, precision=int(accept.precision or 99))
-        self.problem: str | None = None
-        self.reopened = 0
         self._changing = threading.Lock()
         self._mark: FileMark | None = NEVER
+        self._changes = 0  # that this service has written
 
-    @property
-    def limit(self) -> float | None:
-        """The largest distance of a first match that is accepted, or None for any."""
-        return self._calibrated if self.max_distance is None else self.max_distance
+    def find(self, description: Description, k: int, max_distance: float | None) -> Found:
+        """As Library."""
+        recognizer = self.recognizer  # another thread may replace it
+        [matches] = recognizer.search(description, max(k, MATCHES), max_distance=math.inf)
+        stated = self._max_distance if max_distance is None else max_distance
+        place = recognizer.place_of(matches, max_distance=stated)
+        return Found(matches[:k], place, self._calibrated if stated is None else stated)
 
     def refresh(self) -> None:
-        """Opens the index again if another program has changed it. Where it cannot be opened, what was read before
-        stays, and `problem` says why.
-        """
+        """As Library."""
         with self._changing:
             self._refresh()
+
+    def known(self) -> Known:
+        """As Library."""
+        return self.recognizer.known()
+
+    def image_file(self, i: int) -> str | None:
+        """As Library."""
+        return self.recognizer.image_file(i)
+
+    @property
+    def state(self) -> object:
+        """As Library."""
+        return self.reopened, self._changes
+
+    def __len__(self) -> int:
+        return len(self.recognizer)
 
     def add(self, description: Description, details: Details) -> int:
         """Adds an image to the index on the disk, and returns its id.
@@ -93,13 +169,11 @@ class Library:
         """Removes an image from the index on the disk. Raises InputError for an id that is unknown, and CannotWrite."""
         with self._changing:
             self._refresh_to_write()
-            before = self.recognizer
+            self.recognizer.remove(i)
             try:
-                self.recognizer = before.reopened(verify=False)  # so that a failure can be taken back
-                self.recognizer.remove(i)
                 self._save()
-            except BaseException:
-                self.recognizer = before
+            except CannotWrite:
+                self.recognizer.restore(i)
                 raise
 
     def _refresh_to_write(self) -> None:
@@ -109,6 +183,7 @@ class Library:
             raise CannotWrite
 
     def _save(self) -> None:
+        self._changes += 1
         try:
             self.recognizer.save(self.folder)
         except InputError as error:
@@ -126,9 +201,7 @@ class Library:
                 self.reopened += 1
             self.problem, self._mark = None, mark
         except InputError as error:
-            if self.problem != str(error):
-                logging.warning("The index has changed, and cannot be opened: %s", error)
-            self.problem = str(error)
+            self._note(error, "The index has changed, and cannot be opened")
 
     def _read_mark(self) -> FileMark | None:
         """None for a manifest that is gone."""

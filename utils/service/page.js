@@ -164,6 +164,90 @@ function drawOnMap(answer) {
   byId("selected").replaceChildren(...shapes);
 }
 
+// ---- Streets from OpenStreetMap, only where the user switches them on
+
+const TILE = 256; // pixels
+const MOST_TILES = 64;
+const BOUND = { width: 640, height: byId("map") ? byId("map").viewBox.baseVal.height : 0 }; // of the map, in its units
+
+// [x, y] on the map of a longitude and a latitude.
+function earthOnMap(longitude, latitude) {
+  return data.map.earth.map(([a, b, c]) => a * longitude + b * latitude + c);
+}
+
+// [longitude, latitude] of a point of the map.
+function mapOnEarth(x, y) {
+  const [[a, b, c], [d, e, f]] = data.map.earth;
+  const determinant = a * e - b * d;
+  return [(e * (x - c) - b * (y - f)) / determinant, (a * (y - f) - d * (x - c)) / determinant];
+}
+
+// The column and row of the tile at a place, with fractions (Web Mercator), and back.
+function tileOf([longitude, latitude], zoom) {
+  const angle = (latitude * Math.PI) / 180;
+  const y = 0.5 - Math.asinh(Math.tan(angle)) / (2 * Math.PI);
+  return [(longitude / 360 + 0.5) * 2 ** zoom, y * 2 ** zoom];
+}
+
+function placeOfTile(column, row, zoom) {
+  const angle = Math.atan(Math.sinh(Math.PI * (1 - (2 * row) / 2 ** zoom)));
+  return [(column / 2 ** zoom - 0.5) * 360, (angle * 180) / Math.PI];
+}
+
+// The columns and rows that cover the map.
+function tileRange(zoom) {
+  const corners = [[0, 0], [BOUND.width, 0], [0, BOUND.height], [BOUND.width, BOUND.height]];
+  const tiles = corners.map(([x, y]) => tileOf(mapOnEarth(x, y), zoom));
+  const span = (i) => {
+    const values = tiles.map((tile) => tile[i]);
+    const last = 2 ** zoom - 1;
+    return [Math.max(0, Math.floor(Math.min(...values))), Math.min(last, Math.floor(Math.max(...values)))];
+  };
+  return { columns: span(0), rows: span(1) };
+}
+
+function tileImage(column, row, zoom) {
+  const [start, right, down] = [[0, 0], [1, 0], [0, 1]].map(([dx, dy]) =>
+    earthOnMap(...placeOfTile(column + dx, row + dy, zoom)));
+  const across = right.map((value, i) => (value - start[i]) / TILE);
+  const below = down.map((value, i) => (value - start[i]) / TILE);
+  const image = document.createElementNS("http://www.w3.org/2000/svg", "image");
+  image.setAttribute("transform", `matrix(${[...across, ...below, ...start].join(" ")})`);
+  image.setAttribute("width", TILE);
+  image.setAttribute("height", TILE);
+  image.addEventListener("error", () => say("OpenStreetMap does not answer, or refuses.", true));
+  image.setAttribute("href", `${data.tiles}/${zoom}/${column}/${row}.png`);
+  return image;
+}
+
+function tiles() {
+  const latitude = mapOnEarth(BOUND.width / 2, BOUND.height / 2)[1];
+  const [left] = earthOnMap(0, latitude);
+  const [right] = earthOnMap(360, latitude);
+  const pixels = (Math.abs(right - left) * byId("map").clientWidth) / BOUND.width; // of the whole Earth
+  let zoom = Math.min(19, Math.max(0, Math.round(Math.log2(pixels / TILE))));
+  const count = ({ columns, rows }) => (columns[1] - columns[0] + 1) * (rows[1] - rows[0] + 1);
+  while (zoom > 0 && count(tileRange(zoom)) > MOST_TILES) zoom--;
+  const { columns, rows } = tileRange(zoom);
+  const images = [];
+  for (let row = rows[0]; row <= rows[1]; row++) {
+    for (let column = columns[0]; column <= columns[1]; column++) images.push(tileImage(column, row, zoom));
+  }
+  return images;
+}
+
+if (data.map && data.map.earth) {
+  const layer = document.createElementNS("http://www.w3.org/2000/svg", "g");
+  byId("map").prepend(layer); // below everything else
+  byId("tiles-control").hidden = false;
+  byId("tiles-on").addEventListener("change", () => {
+    const isOn = byId("tiles-on").checked;
+    layer.replaceChildren(...(isOn ? tiles() : []));
+    byId("map").classList.toggle("with-tiles", isOn);
+    byId("attribution").hidden = !isOn;
+  });
+}
+
 function markCurrent(match) {
   if (!data.map) return;
   for (const ring of byId("selected").children) ring.classList.toggle("current", ring.match === match);

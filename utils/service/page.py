@@ -12,10 +12,12 @@ from utils.retrieval.report.page import FOLDER as REPORT
 from utils.retrieval.report.page import content_hash, fill, json_text, table
 
 FOLDER = Path(__file__).parent
+MAX_TILE_ERROR = 0.02  # of the map's extent, by which positions in metres may be beside their degrees
+TILES = "https://tile.openstreetmap.org"  # from which the page loads pictures where its user switches them on
 # The page may load its own style sheet and script, and pictures of this service and of the user.
 POLICY = (
-    "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; style-src '{style}'; script-src '{script}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src 'self' blob: data:{tiles}; connect-src 'self'; style-src '{style}'; "
+    "script-src '{script}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 DOCS = """<!DOCTYPE html>
 <html lang="en">
@@ -35,31 +37,39 @@ DOCS = """<!DOCTYPE html>
 
 
 class Html(NamedTuple):
-    """A page, and its Content-Security-Policy."""
+    """A page, and its Content-Security-Policy. It tells other servers where a request comes from, as OpenStreetMap
+    demands, but not its path.
+    """
 
     content: str
     policy: str
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those that it needs."""
+        return {"Content-Security-Policy": self.policy, "Referrer-Policy": "strict-origin"}
+
 
 class Map(NamedTuple):
-    """The map of an index as HTML, and how page.js puts places on it: see onMap there."""
+    """The map of an index as HTML, and how page.js puts places and tiles on it: see onMap and tileImage there."""
 
     html: str
     scales: dict[str, Any]
 
 
-def search_page(known: Known, examples: int) -> Html:
-    """The page that searches. examples: the number of images to try."""
+def search_page(known: Known, count: int, examples: int) -> Html:
+    """The page that searches. count: of images in the index; examples: of images to try."""
     drawn = database_map(known)
     style, script = _style() + _read("page.css"), _read("page.js")
     parts = {
         "style": style,
         "script": script,
-        "subtitle": f"Drop a photo, and see which of {len(known.ids):,} images show its place.",
+        "subtitle": f"Drop a photo, and see which of {count:,} images show its place.",
         "map": drawn.html if drawn else "",
-        "data": json_text({"examples": examples, "map": drawn and drawn.scales}),
+        "data": json_text({"examples": examples, "tiles": TILES, "map": drawn and drawn.scales}),
     }
-    policy = POLICY.format(style=content_hash(style), script=content_hash(script))
+    tiles = f" {TILES}" if drawn and drawn.scales["earth"] else ""
+    policy = POLICY.format(style=content_hash(style), script=content_hash(script), tiles=tiles)
     return Html(fill(_read("page.html"), parts), policy)
 
 
@@ -72,9 +82,12 @@ def database_map(known: Known) -> Map | None:
         in_metres[:] = False  # metres of several zones are no map
     if in_metres.any() and in_metres.sum() >= in_degrees.sum():
         places, unit, metres = known.positions[in_metres], "metres", np.ones(2)
+        both = in_metres & in_degrees
+        to_metres = earth_to_metres(known.degrees[both][:, ::-1], known.positions[both])
     elif in_degrees.any():
         places, unit = known.degrees[in_degrees][:, ::-1], "degrees"
         metres = metres_per_degree(places.mean(axis=0))
+        to_metres = np.hstack([np.diag(metres), np.zeros((2, 1))])
     else:
         return None
     placed = places * metres
@@ -84,9 +97,35 @@ def database_map(known: Known) -> Map | None:
     frame = MapFrame(placed)
     (x0, y0), (x1, y1) = frame(np.array([np.zeros(2), metres]))
     svg = success_map(f"The {len(placed)} images of the index, and what was found", frame, placed)
-    html = f'<section aria-labelledby="map-heading"><h2 id="map-heading">On the map</h2>{svg}</section>'
-    scales = {"x": [x0, x1 - x0], "y": [y0, y1 - y0], "unit": unit, "metre": frame.units_per_metre}
+    earth = None
+    if to_metres is not None:
+        to_map = np.diag([x1 - x0, y1 - y0] / metres)
+        earth = (np.hstack([to_map @ to_metres[:, :2], to_map @ to_metres[:, 2:] + [[x0], [y0]]])).tolist()
+    scales = {
+        **{"x": [x0, x1 - x0], "y": [y0, y1 - y0], "unit": unit, "metre": frame.units_per_metre},
+        "earth": earth,
+    }
+    html = _read("map.html").replace("{{svg}}", svg)
     return Map(html, scales)
+
+
+def earth_to_metres(degrees: np.ndarray, metres: np.ndarray) -> np.ndarray | None:
+    """The affine map [2, 3] from (longitude, latitude) to positions of the same images [N, 2], in metres: a turn, as
+    of a UTM zone, and a shift. None if there are fewer than two, or the metres are not those of the Earth.
+    """
+    if len(degrees) < 2:
+        return None
+    middle = degrees.mean(axis=0)
+    scale = metres_per_degree(middle)
+    on_earth, given = ((part - part.mean(axis=0)) @ (1, 1j) for part in ((degrees - middle) * scale, metres))
+    extent = np.abs(on_earth).max()
+    if extent == 0:
+        return None
+    turn = (on_earth.conj() @ given) / (on_earth.conj() @ on_earth)
+    if np.abs(turn * on_earth - given).max() > MAX_TILE_ERROR * extent or abs(abs(turn) - 1) > MAX_TILE_ERROR:
+        return None
+    linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]]) * scale
+    return np.hstack([linear, (metres.mean(axis=0) - linear @ middle)[:, None]])
 
 
 def metres_per_degree(place: np.ndarray) -> np.ndarray:
@@ -126,7 +165,7 @@ def programs_page(openapi: dict[str, Any], address: str) -> Html:
             "content": "".join(sections),
         },
     )
-    return Html(content, POLICY.format(style=content_hash(style), script="none"))
+    return Html(content, POLICY.format(style=content_hash(style), script="none", tiles=""))
 
 
 def _describe(schema: dict[str, Any]) -> str:

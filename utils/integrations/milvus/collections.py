@@ -182,14 +182,15 @@ class Collections:
         self.connection.call("alter_collection_properties", self.codes, properties=properties)
         self.state = state
 
-    def _read_state(self) -> State | None:
-        """The state now; None if there is none any more."""
-        if not self.connection.call("has_collection", self.codes):
-            return None
+    def has_changed(self) -> bool:
+        """Whether an export has changed the state since it was read, or there is none any more."""
+        if not self.connection.call("has_collection", self.codes, timeout=CONNECT_SECONDS):
+            return True
         try:
-            return _state_of(self.connection.call("describe_collection", self.codes))
+            found = self.connection.call("describe_collection", self.codes, timeout=CONNECT_SECONDS)
+            return _state_of(found) != self.state
         except (*METADATA_ERRORS, AttributeError):
-            return None
+            return True
 
     def load(self) -> None:
         """Has the servers load the collections, which searching and counting need, and waits for it."""
@@ -205,7 +206,7 @@ class Collections:
 
     def error(self, message: str) -> InputError:
         """The error for rows that are not those of the state; another one if an export has changed it meanwhile."""
-        if self._read_state() != self.state:
+        if self.has_changed():
             message = f"The index {self.address} has been changed since it was opened. Open it again."
         return InputError(message)
 

@@ -13,15 +13,15 @@ from model.errors import InputError
 from utils.integrations.milvus.collections import MAX_ROWS, POSITION_FIELDS, Collections, Connection
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.features import Features, SearchResult
-from utils.retrieval.index.engines import EnginePositions
-from utils.retrieval.index.reader import OpenIndex
+from utils.retrieval.index.engines import EngineIndex, EnginePositions
 from utils.retrieval.search import with_progress
 
 MAX_HITS = 1 << 20  # of all queries of one request: some 20 MB, of the 64 MiB that Milvus allows for a message
 QUERY_BLOCK = 100
+MAX_KNOWN = 1 << 17  # rows that are remembered, some 60 MB, beyond those of the latest search
 
 
-class MilvusIndex(OpenIndex):
+class MilvusIndex(EngineIndex):
     """An index in Milvus opened for reading. Raises InputError if there is none, or its export is not complete."""
 
     def __init__(self, address: EngineAddress) -> None:
@@ -59,6 +59,18 @@ class MilvusIndex(OpenIndex):
         descriptors = MilvusDescriptors(self._table) if self.metadata.descriptor_dim else None
         return Features(self.images, MilvusCodes(self._table), descriptors)
 
+    def ids_of(self, images: np.ndarray) -> np.ndarray:
+        """The ids [n] of images [n], int64."""
+        return self._table.ids(images)
+
+    def images_of(self, ids: np.ndarray) -> np.ndarray:
+        """The images [n] with these ids, int64; -1 where there is none."""
+        return self._table.images(ids)
+
+    def has_changed(self) -> bool:
+        """Whether an export has changed the copy since it was opened, or it is gone."""
+        return self._collections.has_changed()
+
 
 class ImageTable:
     """Paths and positions of the images, read on demand. Image i has the i-th id of the copy.
@@ -87,7 +99,9 @@ class ImageTable:
         return np.where(self._ids[places] == ids, places, -1)
 
     def announce(self, indices: np.ndarray) -> None:
-        """These images will probably be asked for."""
+        """These images will probably be asked for. Others may be forgotten, so that a service does not grow."""
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
         self._announced = np.union1d(self._announced, indices)
 
     def path(self, index: int) -> str:
@@ -96,6 +110,8 @@ class ImageTable:
 
     def positions(self, indices: Sequence[int]) -> np.ndarray:
         """The values of POSITION_FIELDS of some images, [n, 5] float64."""
+        if any(index not in self._known for index in indices):
+            self.announce(np.asarray(indices, np.int64))
         return np.array([self._row(index)[1] for index in indices]).reshape(-1, len(POSITION_FIELDS))
 
     @cached_property

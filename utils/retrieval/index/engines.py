@@ -1,5 +1,6 @@
 """Search engines that hold a copy of an index, for databases that outgrow one machine."""
 
+import abc
 import importlib
 from typing import NamedTuple, Protocol, cast
 
@@ -18,12 +19,28 @@ class Exported(NamedTuple):
     removed: int
 
 
+class EngineIndex(OpenIndex):
+    """An index in a search engine, opened for reading. A method raises InputError if the engine does not answer."""
+
+    @abc.abstractmethod
+    def ids_of(self, images: np.ndarray) -> np.ndarray:
+        """The ids [n] of images [n], which they have in the folder and keep for ever, int64."""
+
+    @abc.abstractmethod
+    def images_of(self, ids: np.ndarray) -> np.ndarray:
+        """The images [n] with these ids, int64; -1 where there is none."""
+
+    @abc.abstractmethod
+    def has_changed(self) -> bool:
+        """Whether it was changed, or removed, since it was opened."""
+
+
 class Engine(Protocol):
     """A module with these functions. Both raise InputError if the engine cannot be used, or holds something else under
     the address's name.
     """
 
-    def open_index(self, address: EngineAddress) -> OpenIndex:
+    def open_index(self, address: EngineAddress) -> EngineIndex:
         """The index at an address. Its images have EnginePositions, and its features may stay in the engine."""
 
     def export_index(
