@@ -14,8 +14,9 @@ from utils.retrieval.report.page import Page, Section, choose_evenly, settings_t
 from utils.retrieval.report.thumbnails import thumbnails
 
 EXAMPLES, COLUMNS = 24, 5  # places with pictures, and photos of each
+MAPS, AREA_METRES = 4, 5000
 NAMED = 3  # photos that are named for each reason why some are not used
-LABELS = {"train": "to train on", "val": "validation", "test": "test"}
+LABELS = {"val": "the validation", "test": "the test"}
 
 
 def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> Page:
@@ -29,13 +30,13 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
         "model": "none" if plan.threshold is None else f"{config.model}; alike from a cosine of {plan.threshold:.3f}",
     }
     heading = f"{len(places):,} places of {config.folder}"
-    overview = f'<div class="columns"><div>{table("Counts", ["", ""], plan.counts())}</div>{_map(plan, places)}</div>'
+    overview = f'<div class="columns"><div>{settings_table("Counts", dict(plan.counts()))}</div>{_maps(plan, places)}</div>'
     return Page(
         title=heading,
         heading=heading,
         header='<p class="soft">What became of each photo stands in photos.csv.</p>',
         before=[
-            Section(anchor="map", heading="Counts and map", content=overview),
+            Section(anchor="counts", heading="Counts and map", content=overview),
             Section(anchor="examples", heading="Places to look at", content=_examples(plan, places, files)),
             Section(anchor="sizes", heading="Photos of a place", content=_sizes(places)),
             Section(anchor="left-out", heading="Photos that are not used", content=_left_out(plan)),
@@ -44,19 +45,48 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
     )
 
 
-def _map(plan: Plan, places: Sequence[Sequence[int]]) -> str:
-    """The map with all photos, the middle of each place to train on, and the queries of the other parts."""
+def _maps(plan: Plan, places: Sequence[Sequence[int]]) -> str:
+    """Maps of the largest areas, with all photos, the middle of each place to train on, and the other parts' queries."""
     metres = plan.photos.on_map
     rows = np.array([photo.row for photo in plan.photos.photos])
     dots = {"train": np.array([metres[rows[place]].mean(axis=0) for place in places])}
     dots |= {part: metres[rows[split.queries]] for part, split in plan.splits.items()}
-    counts = {"train": f"places {LABELS['train']} ({len(places):,})"}
-    counts |= {part: f"queries of the {LABELS[part]} ({len(dots[part]):,})" for part in plan.splits}
-    tags = " ".join(f'<span class="tag {part}">● {text}</span>' for part, text in counts.items())
-    picture = success_map(
-        f"Map, north up: {', '.join(counts.values())}", MapFrame(metres), metres[on_map(metres)], **dots
-    )
-    return f'<div id="map-section"><p class="hint">{tags} <span class="tag">· photos</span></p>{picture}</div>'
+    texts = {"train": f"places to train on ({len(places):,})"}
+    texts |= {part: f"queries of {LABELS[part]} ({len(dots[part]):,})" for part in plan.splits}
+    tags = " ".join(f'<span class="tag {part}">● {text}</span>' for part, text in texts.items())
+    areas = _areas(metres)
+    pictures = ""
+    for number, area in enumerate(areas[:MAPS]):
+        inside = {part: points[_is_in(points, area)] for part, points in dots.items()}
+        named = ", ".join(f"{len(points):,} {part}" for part, points in inside.items())
+        name = f"Map {number + 1} of {len(areas)}, north up: {len(area):,} photos, {named}"
+        pictures += success_map(name, MapFrame(area), area, selectable=False, **inside)
+    note = f"The photos lie in {len(areas)} areas far from each other." if len(areas) > 1 else ""
+    note += f" The largest {MAPS} are shown." if len(areas) > MAPS else ""
+    legend = f'<p class="hint">{tags} <span class="tag">· photos</span> {note}</p>'
+    return f'<div id="map-section">{legend}{pictures}</div>'
+
+
+def _areas(metres: np.ndarray) -> list[np.ndarray]:
+    """The positions [n, 2] of each area, the largest first. Between two areas are 5 km without photos, or more."""
+    squares, square_of = np.unique(metres // AREA_METRES, axis=0, return_inverse=True)
+    numbers = {tuple(square): i for i, square in enumerate(squares.astype(int).tolist())}
+    areas: list[list[int]] = []
+    while numbers:
+        pending, area = [numbers.popitem()], list[int]()
+        while pending:
+            (x, y), i = pending.pop()
+            area.append(i)
+            around = [(x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+            pending += [(square, numbers.pop(square)) for square in around if square in numbers]
+        areas.append(area)
+    found = [metres[np.isin(square_of.reshape(-1), area)] for area in areas]
+    return sorted(found, key=len, reverse=True)
+
+
+def _is_in(points: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Which points [n, 2] lie in the rectangle around an area. bool [n]."""
+    return ((points >= area.min(axis=0)) & (points <= area.max(axis=0))).all(axis=1)
 
 
 def _examples(plan: Plan, places: Sequence[Sequence[int]], files: dict[int, Path]) -> str:
