@@ -11,6 +11,8 @@ from datasets.places.config import OwnPhotosConfig
 from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
+MAX_BATCH = 120  # places, the paper's
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InputError if photos or output cannot be used."""
@@ -32,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{what}: {count}")
     for reason, names in plan.reasons().items():
         print(f"left out: {len(names):,}, {reason}")
-    flags = f"--datasets_folder={config.output} --dataset_name={config.name} --val_datasets {config.name}"
-    print(f"\nLook at {config.output / 'places.html'}. Then train:")
-    batch = max(2, min(60, int(median(len({image.place for image in city.images}) for city in plan.cities))))
-    print(f"python train.py {flags} --training_dataset=all --train_batch_size={batch}")
+    print(f"\nLook at {config.output / 'places.html'}.")
+    if {"val", "test"} <= plan.splits.keys():
+        batch = int(median(len({image.place for image in city.images}) for city in plan.cities))
+        flags = f"--datasets_folder={config.output} --dataset_name={config.name} --val_datasets={config.name}"
+        print("Then train, with batches that one group fills (docs/own_photos.md):")
+        print(f"python train.py {flags} --training_dataset=all --train_batch_size={max(2, min(MAX_BATCH, batch))}")
 
 
 if __name__ == "__main__":

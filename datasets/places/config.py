@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.config import PositionConfig, positions_flag
+from datasets.config import PositionConfig
 from model.errors import InputError
 from utils.runtime.flags import flag, part, positive_int, switch
 
@@ -17,9 +17,11 @@ class OwnPhotosConfig:
     """Which photos, what is known about them, and what to make of them. Raises InputError for values out of range."""
 
     folder: Path = flag("photos, in subfolders too", metavar="FOLDER", positional=True)
-    output: Path = flag("new folder; gets gsv_cities/, NAME/images/{val,test}/, photos.csv and places.html", metavar="DIR")
+    output: Path = flag(
+        "new folder; gets gsv_cities/, NAME/images/{val,test}/, photos.csv and places.html", metavar="DIR"
+    )
     name: str = flag("of the cities (NAME0, NAME1, ...) and of the benchmark", default="photos")
-    positions: PositionConfig = part("data", changed={"source": positions_flag("auto")})
+    positions: PositionConfig = part("data", default=PositionConfig())
     headings: str = flag(
         "where the direction of view comes from: file names, the column heading of --positions_csv, EXIF, or whichever "
         "has it (auto); none: a place is what lies in one cell",
@@ -48,7 +50,9 @@ class OwnPhotosConfig:
                 "follow it."
             )
         if self.output.absolute().is_relative_to(self.folder.absolute()):
-            raise InputError(f"--output {self.output} lies in the folder of photos {self.folder}. Choose another place.")
+            raise InputError(
+                f"--output {self.output} lies in the folder of photos {self.folder}. Choose another place."
+            )
         if self.positions.source == "none":
             raise InputError("--positions none leaves no places. Choose names, exif or auto, or give --positions_csv.")
         if self.headings == "csv" and not self.positions.csv:

@@ -25,7 +25,9 @@ def describe(photos: PhotoFolder, indices: Sequence[int], model: str) -> np.ndar
     recognizer, remaining, found = PlaceRecognizer(model), iter(indices), []
     with tqdm(total=len(indices), desc="Describing", unit=" images", disable=None) as bar:
         while batch := list(islice(remaining, BATCH)):
-            features = recognizer.describe([load_photo(photos.images.paths[photos.photos[i].row], photos.photos[i]) for i in batch])
+            features = recognizer.describe(
+                [load_photo(photos.images.paths[photos.photos[i].row], photos.photos[i]) for i in batch]
+            )
             rows = features.descriptor
             if rows is None:
                 assert features.code is not None, "a model has one of both"

@@ -30,7 +30,9 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
         "model": "none" if plan.threshold is None else f"{config.model}; alike from a cosine of {plan.threshold:.3f}",
     }
     heading = f"{len(places):,} places of {config.folder}"
-    overview = f'<div class="columns"><div>{settings_table("Counts", dict(plan.counts()))}</div>{_maps(plan, places)}</div>'
+    overview = (
+        f'<div class="columns"><div>{settings_table("Counts", dict(plan.counts()))}</div>{_maps(plan, places)}</div>'
+    )
     return Page(
         title=heading,
         heading=heading,
@@ -132,7 +134,9 @@ def _sizes(places: Sequence[Sequence[int]]) -> str:
     ticks = sorted({int(round(counts[0] + span * i / 4)) for i in range(5)} & {*counts.tolist()})
     x = Axis("photos", [((tick - counts[0]) / span, str(tick)) for tick in ticks])
     y = Axis("places with so many or more, in %", [(i / 5, str(20 * i)) for i in range(6)])
-    return line_chart("Share of places by the number of their photos", {"": ((counts - counts[0]) / span, shares)}, x=x, y=y)
+    return line_chart(
+        "Share of places by the number of their photos", {"": ((counts - counts[0]) / span, shares)}, x=x, y=y
+    )
 
 
 def _left_out(plan: Plan) -> str:
