@@ -1,6 +1,9 @@
 """The cities of the training datasets, and the file names of the GSV-Cities format (Ali-bey et al., 2022)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from model.errors import InputError
 
 COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 GSV_CITIES = (
@@ -24,6 +27,27 @@ TRAINING_DATASETS = {
         *(f"{c}{g}" for g in range(GROUPS) for c in GROUPED_CITIES if not (g == 17 and c in WITHOUT_GROUP_17)),
     ],
 }
+ALL = "all"  # in place of one of TRAINING_DATASETS: the cities of which there are CSV files
+
+
+def training_cities(dataset: str, folder: Path | None) -> list[str]:
+    """The cities of one of TRAINING_DATASETS or, of ALL, those in `<folder>/Dataframes`: group by group, as numbers at
+    the end of names count. Raises InputError if there are none.
+    """
+    if dataset != ALL or folder is None:
+        return TRAINING_DATASETS.get(dataset, [])
+    names = [path.stem for path in (folder / "Dataframes").glob("*.csv") if not path.name.startswith(".")]
+    if not names:
+        raise InputError(
+            f"--training_dataset {ALL}: there is no {folder / 'Dataframes'}/<City>.csv. Give the folder with Dataframes "
+            "and Images with --gsv_cities_folder."
+        )
+    return training_order(sorted(names, key=_group_and_name))
+
+
+def _group_and_name(city: str) -> tuple[int, str]:
+    name = city.rstrip("0123456789")
+    return int(city[len(name) :] or 0), name
 
 
 def training_order(cities: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.cities import TRAINING_DATASETS, training_order
+from datasets.cities import training_cities, training_order
 from model.config import patch_grid
 from model.errors import InputError
 from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
@@ -25,7 +25,7 @@ class PlacesConfig:
         "train on these cities instead of those of --training_dataset",
         nargs="+",
         default=MISSING,
-        default_from=lambda flags: TRAINING_DATASETS[flags["training_dataset"]],
+        default_from=lambda flags: training_cities(flags["training_dataset"], flags["gsv_cities_folder"]),
         convert=training_order,
         metavar="CITY",
     )

@@ -1,4 +1,4 @@
-"""Where an image was taken, as its EXIF data says."""
+"""Where and when an image was taken, and in which direction, as its EXIF data says."""
 
 import math
 import os
@@ -6,12 +6,13 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
 from datasets.positions import DEGREE_RANGES
-from model.image_files import DAMAGED, open_image
+from model.image_files import DAMAGED, exif_orientation_of, open_image
+from utils.runtime.text_files import number_of
 
 LETTERS = {"latitude": ("N", "S"), "longitude": ("E", "W")}
 TAGS = {  # of the value and of its letter
@@ -22,10 +23,55 @@ ROUNDING = 0.001  # by which minutes and seconds may exceed 60
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")  # in which ImageMagick keeps EXIF data
 MAX_PROFILE = 1 << 22  # bytes; EXIF data in a JPEG file has at most 64 kB, and this is hexadecimal
+DATE = re.compile(r"([0-9]{4}):(0[1-9]|1[0-2]):([0-3][0-9])(?: ([0-2][0-9]):([0-5][0-9]):([0-6][0-9]))?")
+POSE_HEADING = re.compile(rb"PoseHeadingDegrees(?:=[\"']|>)([0-9.]+)")  # of panoramas, in XMP data (Google's GPano)
 
 
 class InvalidGPS(ValueError):
     """Why the GPS position in an image's EXIF data cannot be used."""
+
+
+class CameraNotes(NamedTuple):
+    """What a camera notes beside a position. width, height: in pixels, as they are stored; is_turned: they must be
+    turned to be upright; heading: the direction of view in degrees clockwise from north, NaN where unknown; taken: the
+    local time, YYYYMMDDhhmmss or YYYYMMDD, "" where unknown.
+    """
+
+    width: int
+    height: int
+    is_turned: bool
+    heading: float
+    taken: str
+
+
+def camera_notes(path: str | Path) -> CameraNotes:
+    """What the header of an image file says. Damaged EXIF data counts as absent. Raises InputError as open_image does.
+
+    A panorama's heading is that of its middle, in XMP data if these have one.
+    """
+    with open_image(path) as image:
+        (width, height), is_turned = image.size, exif_orientation_of(image) != 1
+        data = image.info.get("exif", b"") or (_exif_of_png(path) if image.format == "PNG" else b"")
+        xmp = image.info.get("xmp", b"")
+    heading, taken = math.nan, ""
+    try:
+        exif = Image.Exif()
+        exif.load(data)
+        heading = _heading(exif.get_ifd(ExifTags.IFD.GPSInfo))
+        dates = exif.get_ifd(ExifTags.IFD.Exif)
+        tags = ExifTags.Base.DateTimeOriginal, ExifTags.Base.DateTimeDigitized
+        written = next((dates[tag] for tag in tags if dates.get(tag)), exif.get(ExifTags.Base.DateTime, ""))
+        date = DATE.match(written) if isinstance(written, str) else None
+        taken = "".join(filter(None, date.groups())) if date else ""
+    except (*DAMAGED, zlib.error):
+        pass
+    pose = POSE_HEADING.search(xmp) if isinstance(xmp, bytes) else None
+    return CameraNotes(width, height, is_turned, number_of(pose[1].decode()) if pose else heading, taken)
+
+
+def _heading(gps: dict[int, Any]) -> float:
+    value = _number(gps.get(ExifTags.GPS.GPSImgDirection, math.nan))
+    return value if 0 <= value <= 360 else math.nan
 
 
 def gps_position(path: str | Path) -> tuple[float, float] | None:

@@ -51,7 +51,7 @@ def utm_zone(path: str | Path) -> int:
 
     Names have the letter of the latitude band: C to M in the south, N to X in the north.
     """
-    number, band = _field(path, ZONE), _field(path, BAND)
+    number, band = name_field(path, ZONE), name_field(path, BAND)
     if not (ZONE_NUMBER.fullmatch(number) and LATITUDE_BAND.fullmatch(band)):
         return UNKNOWN_ZONE
     return int(number) if band >= "N" else -int(number)
@@ -59,7 +59,7 @@ def utm_zone(path: str | Path) -> int:
 
 def image_key(path: str | Path) -> str:
     """The id of an image, in MSLS its Mapillary key; "" if its name holds none."""
-    return _field(path, IMAGE_ID)
+    return name_field(path, IMAGE_ID)
 
 
 def mapillary_conditions(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def mapillary_conditions(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
 
     Empty if a name has no such note.
     """
-    notes = [MSLS_NOTE.fullmatch(_field(path, NOTE)) for path in paths]
+    notes = [MSLS_NOTE.fullmatch(name_field(path, NOTE)) for path in paths]
     conditions: dict[str, list[int]] = {}
     for group in ("light", "view", "city"):
         for value in sorted({note[group] for note in notes if note}):
@@ -86,7 +86,7 @@ def frame_of(path: str | Path) -> tuple[str, float]:
     fields = name.split("@")
     text = SUFFIX.sub("", name)
     if len(fields) > NORTHING + 1:
-        time = number_of(_field(path, TIMESTAMP))
+        time = number_of(name_field(path, TIMESTAMP))
         if math.isfinite(time):
             return folder, time
         text = image_key(path) or SUFFIX.sub("", fields[NORTHING + 1])
@@ -94,6 +94,7 @@ def frame_of(path: str | Path) -> tuple[str, float]:
     return (os.path.join(folder, text[: last.start()]), float(last[0])) if last else (str(path), 0.0)
 
 
-def _field(path: str | Path, number: int) -> str:
+def name_field(path: str | Path, number: int) -> str:
+    """A field of a file name in LAYOUT, as text; "" if the name has no such field."""
     fields = os.path.basename(path).split("@")
     return fields[number] if len(fields) > number + 1 else ""  # the last field is the suffix

@@ -17,7 +17,7 @@ from utils.runtime.text_files import CsvRow, NameTable, number_of, read_csv, sho
 
 UTM_COLUMNS = ("easting", "northing")
 DEGREE_COLUMNS = ("latitude", "longitude")
-ZONE_COLUMN = "zone"
+ZONE_COLUMN, HEADING_COLUMN = "zone", "heading"
 DEGREE_RANGES = {"latitude": (-90.0, 90.0), "longitude": (-180.0, 180.0)}
 RANGES = {**DEGREE_RANGES, **dict.fromkeys(UTM_COLUMNS, (-MAX_METRES, MAX_METRES))}
 EASTINGS = (100_000, 900_000)  # in a zone
@@ -26,12 +26,15 @@ SWAPPED = "Are latitude and longitude swapped?"
 
 
 class _Rows(NamedTuple):
-    """The content of a table: images' names, their positions [N, 2] in these columns, and their zones [N]."""
+    """The content of a table: images' names, their positions [N, 2] in these columns, their zones [N], and their
+    headings [N], NaN where there is no number.
+    """
 
     names: list[str]
     columns: tuple[str, str]
     positions: np.ndarray
     zones: np.ndarray
+    headings: np.ndarray
 
 
 class PositionTable:
@@ -39,7 +42,7 @@ class PositionTable:
 
     An image is named by its path relative to `folder`, relative to the database or queries folder that contains it,
     or absolute. Eastings and northings may have a further column: zone, such as 32N, in which N and S are the
-    hemispheres; empty where it is unknown.
+    hemispheres; empty where it is unknown. Both may have a column heading, which only `headings` reads.
 
     Raises InputError if a column is missing or appears twice, if there are both pairs of columns, if an image is listed
     twice, or if a number or zone is invalid or out of range.
@@ -48,7 +51,7 @@ class PositionTable:
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
         self.folder = folder
-        self._content = names, columns, positions, _ = _read_table(path)
+        self._content = names, columns, positions, *_ = _read_table(path)
         self._rows = NameTable((name, i) for i, name in enumerate(names))
         self._images: dict[int, str] = {}  # {row: the image that it belongs to}
         if len(set(names)) < len(names):
@@ -75,6 +78,13 @@ class PositionTable:
             return ImageSet.at_degrees(paths, positions)
         return ImageSet.at_utms(paths, positions, self._content.zones[rows])
 
+    def headings(self, paths: Sequence[str], image_folder: Path) -> np.ndarray:
+        """The column heading [N] of these images, as it is; NaN where it holds no number.
+
+        Raises InputError as `locate` does.
+        """
+        return self._content.headings[[self._row(path, image_folder) for path in paths]]
+
     def _row(self, path: str, image_folder: Path) -> int:
         names = {
             os.path.relpath(path, self.folder),
@@ -98,16 +108,18 @@ class PositionTable:
 
 
 def _read_table(path: Path) -> _Rows:
-    names, values, zones = [], [], []
+    names, values, zones, headings = [], [], [], []
     header, rows = read_csv(path, file_names=True)
     columns = _position_columns(path, header)
     for row in rows:
         values.append(_position(row, columns))
         names.append(os.path.normpath(row.text("image")))
         zones.append(_zone(row) if columns == UTM_COLUMNS else UNKNOWN_ZONE)
+        headings.append(number_of(row.values.get(HEADING_COLUMN)))
     if not names:
         raise InputError(f"{path} lists no images.")
-    return _Rows(names, columns, np.array(values, np.float64).reshape(-1, 2), np.array(zones, np.int8))
+    positions = np.array(values, np.float64).reshape(-1, 2)
+    return _Rows(names, columns, positions, np.array(zones, np.int8), headings=np.array(headings))
 
 
 def _position(row: CsvRow, columns: tuple[str, str]) -> tuple[float, ...]:

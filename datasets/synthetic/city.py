@@ -16,8 +16,7 @@ from datasets.synthetic.config import CITIES, CityConfig
 from datasets.synthetic.photo import Photo, draw_photo
 from datasets.synthetic.randomness import PLACES_PER_STREET, PlaceId, between
 from datasets.synthetic.scene import draw_place
-from model.errors import InputError
-from utils.runtime.atomic_files import atomic_folder, make_folder
+from utils.runtime.atomic_files import atomic_folder, make_folder, require_new_folder
 from utils.runtime.workers import leave_stopping_to_the_main_process
 
 STREETS_PER_COLUMN = 25
@@ -39,8 +38,7 @@ def make_city(output: str | Path, config: CityConfig, progress: bool = True) -> 
     if the system ended a process that draws.
     """
     output = Path(output).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder. Name a new one.")
+    require_new_folder(output)
     make_folder(output.parent, exist_ok=True)
     with (
         atomic_folder(output) as folder,

@@ -82,11 +82,16 @@ def _check_space(plans: Sequence[CityPlan], config: UnifiedConfig) -> None:
         for plan in tqdm(plans, "Adding up file sizes", unit=" cities", leave=False, disable=None):
             if not _paths(plan, config.output)[0].exists():
                 needed += sum(pool.map(_total_size, _chunks(plan)))
-    free = shutil.disk_usage(config.output).free
+    require_space(needed, config.output, "choose fewer cities")
+
+
+def require_space(needed: int, folder: Path, remedy: str) -> None:
+    """Raises InputError if the disk cannot hold copies of so many bytes. remedy: what a user can do beside others."""
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"Copying the images needs {_size(needed)}, but only {_size(free)} are free in {config.output}. Free some "
-            "space, choose fewer cities, or use --symlink, which needs hardly any space."
+            f"Copying the images needs {_size(needed)}, but only {_size(free)} are free in {folder}. Free some space, "
+            f"{remedy}, or use --symlink, which needs hardly any space."
         )
 
 
@@ -130,11 +135,16 @@ def _chunks(plan: CityPlan) -> Iterator[list[File]]:
 def _transfer(files: Sequence[File], *, folder: Path, symlink: bool) -> int:
     """Copies or links the source images into the folder. Returns how many they are."""
     for name, source in files:
-        try:
-            if symlink:
-                os.symlink(os.path.abspath(source), folder / name)
-            else:
-                shutil.copyfile(source, folder / name)
-        except OSError as error:
-            raise InputError(f"Cannot copy {source} to {folder.parent}: {error.strerror or error}.") from error
+        transfer_file(source, folder / name, symlink=symlink)
     return len(files)
+
+
+def transfer_file(source: str, target: Path, *, symlink: bool) -> None:
+    """Copies a source image, or links to it. Raises InputError, which names both."""
+    try:
+        if symlink:
+            os.symlink(os.path.abspath(source), target)
+        else:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise InputError(f"Cannot copy {source} to {target.parent.parent}: {error.strerror or error}.") from error

@@ -11,8 +11,8 @@ from utils.runtime.text_files import number_of
 NORTH_DEGREES = 10  # of every image: the format needs a heading, and training ignores it
 
 
-def source_name(position: str, image_id: str, *, heading: int, timestamp: str) -> str:
-    """A source's file name. position: easting to lon, already joined by @; timestamp: YYYYMM."""
+def source_name(position: str, image_id: str, *, heading: int | str, timestamp: str) -> str:
+    """A source's file name. position: easting to lon, already joined by @; heading: "" if unknown; timestamp: YYYYMM."""
     return f"@{position}@{image_id}@@{heading}@@@@{timestamp}@@.jpg"
 
 

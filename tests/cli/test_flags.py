@@ -15,6 +15,7 @@ import pytest
 from helpers.processes import ROOT, last_of_each
 
 from datasets.layouts import find_images
+from datasets.places.config import OwnPhotosConfig
 from datasets.synthetic.__main__ import CityArguments
 from datasets.unified import UnifiedConfig
 from datasets.unified.__main__ import main as unified_main
@@ -38,7 +39,12 @@ SCRIPTS = {
     "search.py": SearchArguments,
     "serve.py": ServeArguments,
 }
-COMMANDS = {**SCRIPTS, "datasets.synthetic": CityArguments, "datasets.unified": UnifiedConfig}
+COMMANDS = {
+    **SCRIPTS,
+    "datasets.synthetic": CityArguments,
+    "datasets.unified": UnifiedConfig,
+    "datasets.places": OwnPhotosConfig,
+}
 TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
 REQUIRED = {  # with a value for each flag that a script needs
     **dict.fromkeys(("eval.py", "eval_hashing.py", "eval_rerank.py"), ["--datasets_folder=data", "--resume=model.pth"]),
@@ -48,6 +54,7 @@ REQUIRED = {  # with a value for each flag that a script needs
     "search.py": ["image.jpg", "--index=index"],
     "serve.py": ["--index=index"],
     **dict.fromkeys(("datasets.synthetic", "datasets.unified"), ["output"]),
+    "datasets.places": ["photos", "--output=output"],
 }
 MAY_CHANGE = set(  # of the flags of a resumed run: they affect paths, speed or reports, not the model
     "resume init_from save_dir datasets_folder gsv_cities_folder dataset_name foundation_model_path "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.cities import TRAINING_DATASETS
+from datasets.cities import ALL, TRAINING_DATASETS
 from datasets.config import PlacesConfig
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
 from model import InputError
@@ -28,7 +28,10 @@ class TrainingArguments:
 
     datasets_folder: Path | None = datasets_folder_flag()
     training_dataset: str = flag(
-        "cities to train on", group="data", choices=tuple(TRAINING_DATASETS), default="gsv_cities"
+        "cities to train on; all: those in --gsv_cities_folder",
+        group="data",
+        choices=(*TRAINING_DATASETS, ALL),
+        default="gsv_cities",
     )
     gsv_cities_folder: Path = flag(
         "folder with Dataframes and Images (default: <datasets_folder>/gsv_cities)",

@@ -70,6 +70,12 @@ def check_output(path: Path, *, overwrite: bool | None = None) -> None:
         raise InputError(f"No folder {path.parent} for the file {path.name}. Create it.")
 
 
+def require_new_folder(path: Path) -> None:
+    """Raises InputError unless `atomic_folder` can create this folder: it may exist if it is empty."""
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not an empty folder. Name a new one.")
+
+
 def make_folder(path: Path, exist_ok: bool = False) -> Path:
     """Creates a folder and its parents. Raises InputError, or FileExistsError if it exists and must not."""
     try:

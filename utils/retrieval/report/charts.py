@@ -111,9 +111,11 @@ class MapFrame:
         return metres * self.units_per_metre, f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
 
 
-def success_map(name: str, frame: MapFrame, database: np.ndarray, **queries: np.ndarray) -> str:
+def success_map(
+    name: str, frame: MapFrame, database: np.ndarray, *, selectable: bool = True, **queries: np.ndarray
+) -> str:
     """Dots for database images [N, 2], in metres, and for the queries of each kind, {kind: [Q, 2]}: crosses for the
-    wrong ones, dots for the right and the unknown ones.
+    wrong ones, dots for all others. selectable: it is the one map of a page on which a script marks what is selected.
     """
     cells = np.unique((frame(database) / MAP_CELL).round().astype(int), axis=0) * MAP_CELL
     dots = "".join(f"M{x} {y}h0" for x, y in cells)
@@ -124,12 +126,13 @@ def success_map(name: str, frame: MapFrame, database: np.ndarray, **queries: np.
         marks += f'<path class="{kind}" d="{"".join(dot.format(*point) for point in points)}"/>'
     length, text = frame.scale_bar()
     start = MAP_WIDTH - MAP_MARGIN - length
+    anchor, selected = (' id="map"', '<g id="selected"></g>') if selectable else ("", "")
     return (
-        f'<svg id="map" viewBox="0 0 {MAP_WIDTH} {frame.height + 24}" role="img" aria-label="{escape(name)}">'
+        f'<svg{anchor} class="map" viewBox="0 0 {MAP_WIDTH} {frame.height + 24}" role="img" aria-label="{escape(name)}">'
         f'<path class="database" d="{dots}"/>{marks}'
         f'<path class="scale" d="M{start:.1f} {frame.height + 2}v6h{length:.1f}v-6"/>'
         f'<text x="{start - 6:.1f}" y="{frame.height + 12}" text-anchor="end">{text}</text>'
-        '<g id="selected"></g></svg>'
+        f"{selected}</svg>"
     )
 
 

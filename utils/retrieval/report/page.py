@@ -1,4 +1,6 @@
-"""A page in one file: sections, and a gallery of queries with their predictions. It needs no server and no network."""
+"""A page in one file: sections, and a gallery of queries with their predictions, if there are such. It needs no server
+and no network.
+"""
 
 import base64
 import hashlib
@@ -85,39 +87,50 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """title: in the browser's tab; heading; header: HTML below it; sections before and after the gallery."""
+    """title: in the browser's tab; heading; header: HTML below it; sections before and after the gallery. Without one
+    the page has no script.
+    """
 
     title: str
     heading: str
     header: str
     before: list[Section]
-    gallery: Gallery
-    after: list[Section]
+    gallery: Gallery | None = None
+    after: list[Section] = field(default_factory=list)
 
     def write(self, path: Path, *, exif_orientation: bool = False) -> None:
         """Writes the page. Raises InputError if the file cannot be written."""
-        style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        gallery = Section(anchor="gallery", heading=self.gallery.heading, content="")
+        style, script = _read("page.css"), _read("page.js") if self.gallery else ""
+        gallery = [Section(anchor="gallery", heading=self.gallery.heading, content="")] if self.gallery else []
         links = (
             f'<li><a href="#{section.anchor}">{escape(section.heading)}</a></li>'
-            for section in (*self.before, gallery, *self.after)
+            for section in (*self.before, *gallery, *self.after)
         )
         parts = {
-            "policy": POLICY.format(style=content_hash(style), script=content_hash(script)),
+            "policy": POLICY.format(style=content_hash(style), script=content_hash(script) if script else "none"),
             "title": escape(self.title),
             "style": style,
+            "skip": "",
             "header": f"<h1>{escape(self.heading)}</h1>{self.header}",
             "navigation": "".join(links),
             "before": "".join(map(_section, self.before)),
-            "gallery_heading": escape(self.gallery.heading),
-            "gallery_note": self.gallery.note,
+            "gallery": "",
             "after": "".join(map(_section, self.after)),
-            "data": json_text(self.gallery.data(exif_orientation=exif_orientation)),
-            "script": script,
+            "script": "",
         }
-        template = (FOLDER / "page.html").read_text(encoding="utf-8")
+        if self.gallery:
+            parts |= {
+                "skip": '<a class="skip" href="#gallery">Skip to the gallery</a>',
+                "gallery": fill(
+                    _read("gallery.html"), {"heading": escape(self.gallery.heading), "note": self.gallery.note}
+                ),
+                "script": fill(
+                    '<script type="application/json" id="data">{{data}}</script>\n<script>{{script}}</script>',
+                    {"data": json_text(self.gallery.data(exif_orientation=exif_orientation)), "script": script},
+                ),
+            }
         with atomic_write(path) as file:
-            file.write(fill(template, parts))
+            file.write(fill(_read("page.html"), parts))
 
 
 def fill(template: str, parts: dict[str, str]) -> str:
@@ -158,6 +171,10 @@ def choose_evenly(indices: np.ndarray, count: int) -> np.ndarray:
     if len(indices) <= count:
         return indices
     return indices[np.linspace(0, len(indices) - 1, count).round().astype(int)]
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _section(section: Section) -> str:

@@ -1,0 +1,66 @@
+"""What to make of a folder of photos, and where."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.config import PositionConfig
+from model.errors import InputError
+from utils.runtime.flags import flag, part, positive_int, switch
+
+HEADING_SOURCES = ("auto", "names", "csv", "exif", "none")
+MAX_VIEWS = 36
+NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPhotosConfig:
+    """Which photos, what is known about them, and what to make of them. Raises InputError for values out of range."""
+
+    folder: Path = flag("photos, in subfolders too", metavar="FOLDER", positional=True)
+    output: Path = flag(
+        "new folder; gets gsv_cities/, NAME/images/{val,test}/, photos.csv and places.html", metavar="DIR"
+    )
+    name: str = flag("of the cities (NAME0, NAME1, ...) and of the benchmark", default="photos")
+    positions: PositionConfig = part("data", default=PositionConfig())
+    headings: str = flag(
+        "where the direction of view comes from: file names, the column heading of --positions_csv, EXIF, or whichever "
+        "has it (auto); none: a place is what lies in one cell",
+        choices=HEADING_SOURCES,
+        default="auto",
+    )
+    model: str | None = flag(
+        "without headings: divide the photos of a cell by what this model finds alike; a published model, or a file",
+        default=None,
+        metavar="NAME_OR_FILE",
+    )
+    panorama_views: int = flag(
+        "cut panoramas (images twice as wide as high) into so many views; 12 is usual", type=int, default=0
+    )
+    cell_size: int = flag("side of a cell in metres", type=positive_int, default=15)
+    max_images: int = flag("photos of a place at most, evenly over time", type=positive_int, default=40)
+    val_fraction: float = flag("part of the area for validation", type=float, default=0.1)
+    test_fraction: float = flag("part of the area for the test", type=float, default=0.1)
+    symlink: bool = switch("link to the photos, which must then stay in place, instead of copying them")
+    workers: int = flag("threads that read and copy", type=positive_int, default=4, group="speed")
+
+    def __post_init__(self) -> None:
+        if not self.name or not set(self.name) <= NAME_CHARACTERS or self.name[-1].isdigit():
+            raise InputError(
+                f"--name {self.name!r}: expected letters, digits and -, and no digit at the end: the numbers of groups "
+                "follow it."
+            )
+        if self.output.absolute().is_relative_to(self.folder.absolute()):
+            raise InputError(
+                f"--output {self.output} lies in the folder of photos {self.folder}. Choose another place."
+            )
+        if self.positions.source == "none":
+            raise InputError("--positions none leaves no places. Choose names, exif or auto, or give --positions_csv.")
+        if self.headings == "csv" and not self.positions.csv:
+            raise InputError("--headings csv: the headings are the column heading of --positions_csv. Give that file.")
+        if self.panorama_views not in (0, *range(2, MAX_VIEWS + 1)):
+            raise InputError(f"--panorama_views {self.panorama_views}: expected 2 to {MAX_VIEWS}, or 0 for no views.")
+        if self.max_images < 4:
+            raise InputError(f"--max_images {self.max_images}: expected 4 or more, the images of the smallest place.")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise InputError(f"--{name} {getattr(self, name):g}: expected a number from 0 to 0.5.")
