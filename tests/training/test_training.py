@@ -1,14 +1,18 @@
 """One step of each stage, in process: what trains and what stays as it is; the schedule, losses that are not finite."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers.models import build, image_batch, reference_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.cli.training import FloatTraining
 from utils.runtime.parser import parse
 from utils.training.config import SCHEDULES, TrainingConfig
-from utils.training.losses import float_losses, hashing_losses
+from utils.training.losses import Losses, float_losses, hashing_losses
 from utils.training.step import OPTIMIZERS, TrainingStep, learning_rate, set_training_mode
+from utils.training.trainer import LossesOnTheirWay
 
 pytestmark = pytest.mark.usefixtures("shallow_vit")
 FLOAT = ("backbone.adapters.", "aggregation.", "linear1.", "linear2.")
@@ -25,6 +29,8 @@ STAGES = {  # (aggregation, hashing, rerank), train_backbone
 }
 # Gradients that are 0 but for rounding: BatchNorm takes the bias away again, and Sinkhorn's first step the dust bin's.
 ROUNDING_ONLY = (".conv.bias", "dust_bin")
+# What a GPU could not do before its host has read a value: float() and bool() of a tensor, or shapes that depend on it.
+WAITING = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
 SIDE = {"gem": 56, "boq": 56, "salad": 126}  # SALAD needs more than 64 patches
 
 
@@ -137,6 +143,47 @@ def test_autograd_keeps_no_graph_of_a_frozen_backbone(name):
     stage.step()
     assert len(outputs) == 3
     assert {output.requires_grad for output in outputs} == {stage.train_backbone}
+
+
+class Waits(TorchDispatchMode):
+    """The operators called in the block that make a host wait for its GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.partition(".")[0]
+        self.called += [name] * (name in WAITING)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"), [*((name, "adam") for name in STAGES), *(("train.py", optim) for optim in ("adamw", "sgd"))]
+)
+def test_a_step_never_waits_for_a_gpu(name, optim):
+    """test_gpu.py shows it on one, where copies between host and GPU are seen, too."""
+    stage = Stage(name, optim=optim, ema=0.9)
+    criterion = stage.training_step.criterion
+    if not stage.float_branch:
+        criterion = partial(hashing_losses, pair_fraction=0.5, generator=torch.Generator())
+    stage.step(criterion)
+    with Waits() as waits:
+        losses = stage.step(criterion)
+    assert waits.called == []
+    with Waits() as waits:
+        float(losses.total), losses.positives.nonzero()
+    assert waits.called == ["_local_scalar_dense", "nonzero"]
+
+
+def test_losses_are_read_when_they_are_needed_not_when_they_are_copied():
+    losses = Losses(*torch.arange(6.0))
+    with Waits() as waits:
+        on_their_way = LossesOnTheirWay(losses)
+    assert waits.called == []
+    with Waits() as waits:
+        assert on_their_way.arrived() == {name: float(i) for i, name in enumerate(Losses._fields)}
+    assert waits.called == ["_local_scalar_dense"] * 6
 
 
 def test_learning_rate_is_halved_every_3_epochs():

@@ -82,7 +82,9 @@ def hashing_losses(
     positives, negatives = mine_pairs(similarity.detach(), labels)
     pairs = positives | negatives
     if pair_fraction < 1:
-        pairs = pairs & (torch.rand(pairs.shape, generator=generator) < pair_fraction).to(pairs.device)
+        drawn = torch.rand(pairs.shape, generator=generator) < pair_fraction
+        # From pageable memory, the copy would wait for the GPU.
+        pairs = pairs & (drawn.pin_memory().to(pairs.device, non_blocking=True) if pairs.is_cuda else drawn)
     constraint = similarity_constraint(output.logits, output.code, pairs)
     return _losses(multi_similarity_loss(similarity, positives, negatives), constraint, (positives, negatives, labels))
 

@@ -46,6 +46,23 @@ class TrainingData(NamedTuple):
     test: Benchmark
 
 
+class LossesOnTheirWay:
+    """Losses of a step that are copied to the host while the GPU goes on. A float() would wait until the GPU has
+    nothing left to do, the steps that were started since included.
+    """
+
+    def __init__(self, losses: Losses) -> None:
+        on_gpu = losses.total.is_cuda
+        self.copies = Losses(*(value.to("cpu", non_blocking=on_gpu) for value in losses))
+        self.copied = torch.cuda.current_stream(losses.total.device).record_event() if on_gpu else None
+
+    def arrived(self) -> dict[str, float]:
+        """The losses by name, once this step is done."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return {name: float(value) for name, value in self.copies._asdict().items()}
+
+
 class Trainer:
     """Drives a training run from `state`; train.py shows the loop. A new run's best_model.pth is the initial model.
 
@@ -65,7 +82,7 @@ class Trainer:
         self.training_step, self.loader, self.config = training_step, data.loader, config
         self.data, self.run, self.state = data, run, state
         self.non_finite_steps = 0
-        self.pending: Losses | None = None
+        self.pending: LossesOnTheirWay | None = None
         self.board: TensorBoard | None = None
         if config.tensorboard and distributed.is_main():
             self.board = TensorBoard(run.folder / "tensorboard", first_step=state.step)
@@ -86,8 +103,9 @@ class Trainer:
 
     def record(self, losses: Losses) -> None:
         """Logs the losses of a step, one step late: while the host waits for them, a GPU computes the next step."""
+        on_their_way = LossesOnTheirWay(losses)
         self._flush()
-        self.pending = losses
+        self.pending = on_their_way
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -189,7 +207,7 @@ class Trainer:
         """Adds the last step's losses to the sums. Raises InputError after three non-finite ones in a row."""
         if self.pending is None:
             return
-        values = {name: float(value) for name, value in self.pending._asdict().items()}
+        values = self.pending.arrived()
         self.pending = None
         self.state.losses.append(values["total"] if math.isfinite(values["total"]) else math.nan)
         self.non_finite_steps = 0 if math.isfinite(values["total"]) else self.non_finite_steps + 1
