@@ -89,7 +89,7 @@ function show(image, answer) {
   byId("matches").replaceChildren(...answer.matches.map((match) => matchItem(match, answer.max_distance)));
   byId("with-threshold").hidden = answer.max_distance === null;
   byId("without-threshold").hidden = answer.max_distance !== null;
-  byId("result").hidden = false;
+  byId("found").hidden = false;
   drawOnMap(answer);
   const total = Object.values(answer.seconds).reduce((a, b) => a + b, 0);
   say(`${byId("verdict").textContent}: ${answer.matches.length} matches in ${total.toFixed(2)} s.`);
