@@ -127,7 +127,7 @@ def captured(sizes: Sizes) -> Iterator[Measurement]:
 def extraction(sizes: Sizes, *, compiled: bool) -> Iterator[Measurement]:
     """Batches in the device's memory."""
     config = ExtractionConfig(resize=SIZE, device=sizes.device, precision=sizes.precision, compile=compiled)
-    for backbone, seconds in zip(sizes.backbones, (15, 25) if compiled else (5, 8), strict=False):
+    for backbone, seconds in zip(sizes.backbones, (20, 32) if compiled else (5, 8), strict=False):
         # Each further size would be compiled again.
         measure = partial(batch_row, backbone, config, batches=sizes.batches[:1] if compiled else sizes.batches)
         name = f"extraction, {short_name(backbone)}" + " --compile" * compiled
@@ -158,7 +158,7 @@ def files(sizes: Sizes, folder: Path) -> Iterator[Measurement]:
 
 def searches(sizes: Sizes) -> Iterator[Measurement]:
     """Codes and re-ranking, for one query and for several at a time."""
-    for count, seconds in zip(sizes.codes, (3, 6, 20), strict=False):
+    for count, seconds in zip(sizes.codes, (3, 6, 14), strict=False):
         for queries in (1, sizes.queries):
             name = f"search of {queries} among {count:,} codes"
             measure = partial(device_search_row, count, queries, sizes.device)

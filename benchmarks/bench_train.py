@@ -6,6 +6,7 @@ product.
 Models at the start of training, random images of 224 x 224. All of our steps are the scripts' own TrainingStep.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -268,6 +269,7 @@ def stage_row(backbone: str, stage: str, *, config: TrainingConfig, batch: int, 
             step.func.model.compile(mode="reduce-overhead")
     on_gpu = config.device == "cuda"
     if on_gpu:
+        gc.collect()  # the baseline's model
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     milliseconds = 1e3 * steady_seconds(step, config.device, calls=STEPS, warm_up=STEPS) / batch

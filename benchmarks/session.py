@@ -19,6 +19,8 @@ from benchmarks.common import Row, print_table, write_json
 from benchmarks.machine import describe, machine, synchronize
 from model.errors import InputError
 
+REPEATED_SECONDS = 10.0  # until OverTime is raised again: a finalizer may have swallowed it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -61,6 +63,7 @@ def run(measurements: Sequence[Measurement], path: Path, *, title: str, device: 
         remark = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         remark = f"Not measured: {remark}." if problems else ""
         write_json(path, title, this, rows=[asdict(row) for row in ordered], remark=remark)
+        torch.compiler.reset()  # of the models that are gone: PyTorch compiles one class a few times only
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -95,7 +98,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise OverTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, REPEATED_SECONDS)
     try:
         yield
     finally:
