@@ -8,7 +8,7 @@ BIN = $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 VENV_PYTHON = .venv/$(BIN)/python
 PYTEST = -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install try demo serve-demo corridor-demo reproduce real bench bench-gpu test test-all test-unit test-oldest test-faults lint clean
+.PHONY: help install try demo serve-demo corridor-demo reproduce real bench bench-gpu bench-gpu-short test test-all test-unit test-oldest test-faults lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,9 @@ bench-gpu: .venv/installed  ## run the full-size benchmarks on a machine with a 
 	done
 	CUDA_VISIBLE_DEVICES= $(VENV_PYTHON) -m benchmarks.bench_retrieval --large --json
 	$(VENV_PYTHON) -m benchmarks.readme
+
+bench-gpu-short: .venv/installed  ## measure what matters on a CUDA GPU within eight minutes; after a stop, it goes on
+	$(VENV_PYTHON) -m benchmarks.bench_gpu
 
 clean:  ## remove the environments, logs, and what try and demo made
 	rm -rf .venv .venv-oldest logs try demo demo_real demo_indoors

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision import io
 
 from benchmarks.bench_input import EVALUATION_SIZE, IMAGES, for_each, write_images
 from benchmarks.bench_loader import SIZES
-from benchmarks.common import Row, compare, parse_arguments, report
+from benchmarks.common import Row, compare, parse_arguments, report, steady_seconds
 from datasets.resizing import resize_image
 from model.image_files import load_image
 from model.resizing import resizing_matrix
@@ -80,6 +81,31 @@ def decoder_rows(paths: list[Path], size: str) -> list[Row]:
             f"in use; baseline: one product; the values are {'equal' if bands else 'DIFFERENT'}",
         ),
     ]
+
+
+def device_row(paths: list[Path], device: str) -> Row:
+    """Evaluation inputs per image: on one core, and from the files' bytes on the device, decoded and resized there."""
+    files = [io.read_file(str(path)) for path in paths]
+
+    def decoded() -> list[torch.Tensor]:
+        return io.decode_jpeg(files, mode=io.ImageReadMode.RGB, device=device)  # type: ignore[return-value]
+
+    def on_device() -> torch.Tensor:
+        pixels = torch.stack(decoded()).float().div_(255)
+        return F.interpolate(pixels, EVALUATION_SIZE, mode="bilinear", antialias=True)
+
+    pairs = zip(decoded(), map(decode, paths), strict=True)
+    errors = [abs(ours.permute(1, 2, 0).cpu().numpy().astype(int) - pixels) for ours, pixels in pairs]
+    inputs = (on_device().cpu() - torch.stack([evaluation_input(path) for path in paths])).abs()
+    row = Row(
+        name="decoding on the device",
+        ours=1e3 * steady_seconds(on_device, device),
+        unit="ms/image",
+        note=f"not in use; batches of {len(paths)}; baseline: one core; pixels differ by up to {np.max(errors)} of "
+        f"255, {np.mean(errors):.2f} on average, values of the resized image in [0, 1] by up to {inputs.max():.3f}",
+    )
+    baseline = 1e3 * steady_seconds(for_each(paths, evaluation_input), "cpu")
+    return row.against(baseline).per_item(len(paths), "ms/image")
 
 
 def main() -> None:

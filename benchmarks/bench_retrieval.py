@@ -6,24 +6,28 @@ from disk.
 The data are made up: descriptors of length 1 from a normal distribution; codes that are signs of projections of places.
 """
 
+import functools
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import faiss
 import numpy as np
+import torch
 
-from benchmarks.common import Row, compare, measure, parse_arguments, peak_memory_mb, report
+from benchmarks.common import Row, compare, measure, number, parse_arguments, peak_memory_mb, report, steady_seconds
 from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.manifest import CHUNK_SIZE
 from model.index.quantization import QuantizedArray, quantize
 from utils.retrieval.config import ExtractionConfig, IndexConfig, IVFConfig
 from utils.retrieval.features import DiskArray, Features, SearchResult, as_array
+from utils.retrieval.gpu_search import DATABASE_BLOCK, search_hamming_on_device
 from utils.retrieval.index import Index, IndexWriter, metadata_of
 from utils.retrieval.index.inverted_file import InvertedFile
 from utils.retrieval.metrics import recalls_at
@@ -36,6 +40,7 @@ SINGLE_QUERIES, MEMORY_QUERIES, CODE_QUERIES, CODE_SINGLE_QUERIES = 20, 1000, 25
 LATENT_DIM, NOISE = 32, 0.3  # dimensions of a place; noise of its images, whose codes differ in about 60 of 512 bits
 BLOCK = 1 << 16
 ROUNDS, CODE_ROUNDS = 7, 3
+MOST_SECONDS = 3.0  # for the median of a search that takes long
 T = TypeVar("T")
 
 
@@ -290,6 +295,77 @@ def ivf_row(inverted_file: InvertedFile, queries: np.ndarray, *, exact: SearchRe
         note=f"finds {shared:.1f} % of the exact first {K}, and for {nearest:.1f} % of the queries the exact first; "
         f"{1e3 * single_seconds / CODE_SINGLE_QUERIES:.2f} ms for a single query",
     )
+
+
+# ---- On a GPU
+
+
+@functools.lru_cache(maxsize=1)
+def random_codes(count: int) -> np.ndarray:
+    """[count, 64] uint8 of random bits, which are drawn much faster than those of make_codes. Kept for the next row."""
+    return np.random.default_rng(11).integers(0, 1 << 64, (count, CODE_BYTES // 8), np.uint64).view(np.uint8)
+
+
+def device_search_row(count: int, num_queries: int, device: str) -> Row:
+    """The exact search of `num_queries` queries at a time among random codes: on the CPU, and on the device, which has
+    to read every code once.
+    """
+    codes, queries = random_codes(count), make_codes(num_queries, 12)
+    found: dict[str, np.ndarray] = {}
+
+    def on_cpu() -> None:
+        found["cpu"] = search_hamming(codes, queries, K).indices
+
+    def on_device() -> None:
+        found["device"] = search_hamming_on_device(codes, queries, K, device=device)[1]
+
+    baseline = 1e3 * steady_seconds(on_cpu, "cpu", warm_up=0, most=MOST_SECONDS)
+    ours = 1e3 * steady_seconds(on_device, device, most=MOST_SECONDS)
+    copying = 1e3 * steady_seconds(partial(copy_in_blocks, codes, device), device, warm_up=0, most=0)
+    same = "equal" if np.array_equal(found["device"], found["cpu"]) else "DIFFERENT"
+    row = Row(
+        name=f"search of {num_queries} among {count:,} codes",
+        ours=ours,
+        unit="ms",
+        note=f"baseline: {faiss.omp_get_max_threads()} CPU threads; the results are {same}; copying the codes to the "
+        f"device takes {number(copying)} ms of ours",
+    )
+    return row.with_memory_share(1e-9 * codes.nbytes, device).against(baseline)
+
+
+def copy_in_blocks(codes: np.ndarray, device: str) -> None:
+    """Copies codes to the device as the search does."""
+    for start in range(0, len(codes), DATABASE_BLOCK):
+        torch.from_numpy(codes[start : start + DATABASE_BLOCK]).to(device)
+
+
+def rerank_on_device(
+    candidates: np.ndarray, descriptors: np.ndarray, queries: np.ndarray, *, device: str
+) -> np.ndarray:
+    """The candidates [Q, K] of queries [Q, d] in the order of their distances, which the device computes."""
+    rows = torch.from_numpy(descriptors[candidates]).to(device)
+    squares = (rows - torch.from_numpy(queries).to(device)[:, None]).square().sum(dim=2)
+    return np.take_along_axis(candidates, squares.argsort(dim=1, stable=True).cpu().numpy(), axis=1)
+
+
+def device_rerank_row(num_queries: int, device: str, *, images: int) -> Row:
+    """Re-ranking of 100 candidates of each query, of so many images: by the scripts on the CPU, and on the device."""
+    descriptors, queries = make_descriptors(images, 13), make_descriptors(num_queries, 14)
+    candidates = np.random.default_rng(15).integers(0, images, (num_queries, K))
+    database = make_features(np.empty((images, 0), np.uint8), descriptors)
+    found = SearchResult(np.zeros((num_queries, K), np.int32), candidates, ["hamming"] * K)
+    asked = make_features(np.empty((num_queries, 0), np.uint8), queries)
+    on_cpu = partial(rerank, found, database, asked, rerank_num=K)
+    on_device = partial(rerank_on_device, candidates, descriptors, queries, device=device)
+    same = 100 * np.mean(on_device() == on_cpu().indices)
+    row = Row(
+        name=f"re-ranking of {num_queries}",
+        ours=1e3 * steady_seconds(on_device, device),
+        unit="ms",
+        note=f"not in use; {K} candidates each, {DIM} floats, copied from memory; baseline: as the scripts do it; "
+        f"{same:.1f} % of the ranks are the same",
+    )
+    return row.against(1e3 * steady_seconds(on_cpu, "cpu", most=MOST_SECONDS))
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:

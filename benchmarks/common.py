@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -21,15 +22,18 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe, kind, machine, matrix_gflops
+from benchmarks.machine import describe, kind, machine, matrix_gflops, memory_gb_per_s, synchronize
 from model.errors import InputError
 from utils.runtime.atomic_files import atomic_write
 from utils.runtime.flags import ArgumentParser, positive_int
 
 HEADINGS = ("", "baseline", "ours", "ratio", "target", "share of limit", "baseline MB", "ours MB")
 RESULTS = Path(__file__).parent / "results"
+MIN_SAMPLES, MAX_SAMPLES, STEADY = 5, 15, 0.01
+NAME_LENGTH = 60  # of an operation in a profile
 DEFAULT_FILE = Path()  # --json without FILE
 
 
@@ -49,47 +53,86 @@ class Arguments:
 class Row:
     """A row of a table: the figures of the baseline and of our code in `unit`, and how many times better ours is.
 
-    target: the ratio to reach, if there is one. baseline_mb, ours_mb: what each adds to the resident memory at its
-    peak, None if this was not measured. gflops: the rate of the operations in our code; matrix_gflops: the limit, which
-    is the machine's rate of matrix products in the same precision right after it; None if the operations were not
-    counted. note: a remark, printed below the table.
+    baseline, ratio: None where there is nothing to compare with. target: the ratio to reach, if there is one.
+    baseline_mb, ours_mb: what each adds to the resident memory at its peak, None if this was not measured. gflops: the
+    rate of the operations in our code; matrix_gflops: the limit, which is the machine's rate of matrix products in the
+    same precision right after it; None if the operations were not counted. gb_per_s, memory_gb_per_s: the same for the
+    bytes that our code has to read, and for the rate of the device's memory. share_target: the share of the limit to
+    reach, if there is one. note: a remark, printed below the table.
     """
 
     name: str
-    baseline: float
     ours: float
     unit: str
-    ratio: float
+    baseline: float | None = None
+    ratio: float | None = None
     target: float | None = None
     baseline_mb: float | None = None
     ours_mb: float | None = None
     gflops: float | None = None
     matrix_gflops: float | None = None
+    gb_per_s: float | None = None
+    memory_gb_per_s: float | None = None
+    share_target: float | None = None
     note: str = ""
 
     def per_item(self, count: int, unit: str) -> "Row":
         """The same row with both figures divided by `count`, the number of items that each call processes."""
-        return replace(self, baseline=self.baseline / count, ours=self.ours / count, unit=unit)
+        baseline = None if self.baseline is None else self.baseline / count
+        return replace(self, baseline=baseline, ours=self.ours / count, unit=unit)
+
+    def against(self, baseline: float) -> "Row":
+        """The same row with this baseline, a time in `unit`."""
+        return replace(self, baseline=baseline, ratio=baseline / self.ours)
 
     def with_share(self, gflop: float, precision: str, device: str = "cpu") -> "Row":
         """The same row with its share of the limit, which is measured now. gflop: of our code, per `unit`, in ms."""
         return replace(self, gflops=1e3 * gflop / self.ours, matrix_gflops=matrix_gflops(precision, device))
 
+    def with_memory_share(self, gbytes: float, device: str = "cpu") -> "Row":
+        """The same row with its share of the memory's rate, measured now. gbytes: 10^9 bytes, per `unit`, in ms."""
+        return replace(self, gb_per_s=1e3 * gbytes / self.ours, memory_gb_per_s=memory_gb_per_s(device))
+
+    @property
+    def share(self) -> float | None:
+        """The share of the limit that our code reaches, None if it was not measured."""
+        if self.gflops is not None and self.matrix_gflops is not None:
+            return self.gflops / self.matrix_gflops
+        if self.gb_per_s is not None and self.memory_gb_per_s is not None:
+            return self.gb_per_s / self.memory_gb_per_s
+        return None
+
+    @property
+    def is_below_share(self) -> bool:
+        """Whether there is a share of the limit to reach, and our code does not."""
+        return self.share_target is not None and self.share is not None and self.share < self.share_target
+
     def cells(self) -> tuple[str, ...]:
         """The row as text, one cell for each of HEADINGS."""
-        target = share = ""
-        if self.target is not None:
+        target = ""
+        if self.target is not None and self.ratio is not None:
             target = f">= {self.target:g}" + (", below target" if self.ratio < self.target else "")
-        if self.gflops is not None and self.matrix_gflops is not None:
-            share = f"{100 * self.gflops / self.matrix_gflops:.0f} % of {self.matrix_gflops:,.0f} GFLOP/s"
-        figures = (f"{number(figure)} {self.unit}" for figure in (self.baseline, self.ours))
+        figures = ("" if figure is None else f"{number(figure)} {self.unit}" for figure in (self.baseline, self.ours))
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
         memory = ("" if mb is None else f"{mb:,.1f}" for mb in (self.baseline_mb, self.ours_mb))
-        return self.name, *figures, f"{self.ratio:.2f}", target, share, *memory
+        return self.name, *figures, ratio, target, self._share_cell(), *memory
+
+    def _share_cell(self) -> str:
+        if self.share is None:
+            return ""
+        limit = f"{self.matrix_gflops:,.0f} GFLOP/s" if self.gflops is not None else f"{self.memory_gb_per_s:,.0f} GB/s"
+        below = f", below {100 * self.share_target:.0f} %" if self.share_target and self.is_below_share else ""
+        return f"{100 * self.share:.0f} % of {limit}{below}"
 
 
 def number(value: float) -> str:
     """Four digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def short_name(backbone: str) -> str:
+    """As the rows name it, such as "base"."""
+    return backbone.removeprefix("dinov2-")
 
 
 # ---- Command line
@@ -157,6 +200,48 @@ def time_in_turn(functions: Mapping[str, Callable[[], object]], rounds: int) -> 
             function()
             seconds[name].append(time.perf_counter() - start)
     return {name: values[1:] for name, values in seconds.items()}
+
+
+def steady_seconds(
+    function: Callable[[], object], device: str, *, calls: int = 1, warm_up: int = 1, most: float = math.inf
+) -> float:
+    """Median seconds of a call, of as few samples of `calls` calls as give a steady median (see is_steady), or as fit
+    into `most` seconds, at least one. Within a sample the host runs ahead of the device, as in a training.
+    """
+    for _ in range(warm_up):
+        function()
+    samples: list[float] = []
+    while not is_steady(samples) and (not samples or calls * sum(samples) < most):
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        synchronize(device)
+        samples.append((time.perf_counter() - start) / calls)
+    return statistics.median(samples)
+
+
+def is_steady(samples: Sequence[float]) -> bool:
+    """Whether the last two of five samples or more moved the median by at most 1 %. Of MAX_SAMPLES, any."""
+    if len(samples) < MIN_SAMPLES or len(samples) >= MAX_SAMPLES:
+        return len(samples) >= MAX_SAMPLES
+    now, before = statistics.median(samples), statistics.median(samples[:-2])
+    return abs(now - before) <= STEADY * now
+
+
+def top_ten(function: Callable[[], object], device: str) -> str:
+    """The ten operations (on a GPU, kernels) that a call spends most time in: a profile, as text."""
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        function()
+        synchronize(device)
+    times = {
+        event.key: event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    most = sorted(times, key=times.__getitem__, reverse=True)[:10]
+    shares = (f"{100 * times[key] / sum(times.values()):.0f} % {key[:NAME_LENGTH]}" for key in most)
+    return f"{sum(times.values()) / 1e3:.1f} ms of work in a call: {', '.join(shares)}"
 
 
 def compare(
@@ -304,13 +389,16 @@ def cell(value: object) -> str:
     return number(value) if isinstance(value, int | float) else str(value)
 
 
-def write_json(path: Path, title: str, this: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes title, machine (see benchmarks.machine), date and rows. benchmarks.readme reads such files.
+def write_json(
+    path: Path, title: str, this: Mapping[str, Any], *, rows: Sequence[Mapping[str, Any]], remark: str = ""
+) -> None:
+    """Writes title, machine (see benchmarks.machine), date, rows and the remark. benchmarks.readme reads such files.
 
     rows: Row as a dictionary; or, for other tables, {heading: value}. Raises InputError if the file cannot be written.
     """
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        json.dump({"title": title, "machine": this, "date": date, "rows": rows}, file, indent=2)
+        content = {"title": title, "machine": this, "date": date, "remark": remark, "rows": rows}
+        json.dump(content, file, indent=2)
         file.write("\n")

@@ -35,6 +35,7 @@ SHAPES = {  # of F.linear: rows, inputs, outputs. A single one would underestima
     "cuda": ((8192, 8192, 8192), (65536, 1024, 4096)),
 }
 MIN_SECONDS, MIN_CALLS = 0.3, 2
+COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}  # more than any cache holds
 
 
 def machine(*, gpu: bool = False, measured: bool = True) -> dict[str, Any]:
@@ -114,6 +115,13 @@ def _linear_gflops(shape: tuple[int, int, int], dtype: torch.dtype, device: str)
     rows, inputs, outputs = shape
     x, weight = (torch.randn(n, inputs, dtype=dtype, device=device) for n in (rows, outputs))
     return 2e-9 * rows * inputs * outputs / _shortest_seconds(lambda: F.linear(x, weight), device)
+
+
+def memory_gb_per_s(device: str = "cpu") -> float:
+    """The rate of the device's memory now, in GB/s: bytes read and written by the best copy of a large tensor."""
+    source = torch.zeros(COPIED_BYTES[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2e-9 * len(source) / _shortest_seconds(lambda: target.copy_(source), device)
 
 
 def _shortest_seconds(function: Callable[[], object], device: str) -> float:

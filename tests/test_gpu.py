@@ -1,23 +1,28 @@
 """The same results on a CUDA GPU as on the CPU. Skipped where there is none."""
 
+import json
 import logging
 import re
+import shutil
 import socket
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import trainings
+from helpers import distributed_worker, trainings
 from helpers.evaluations import SCRIPTS, run_mode
 from helpers.models import MODES, image_batch, reference_model
-from helpers.processes import run_python, run_script
+from helpers.processes import run_python, run_script, run_two_ranks
+from helpers.services import ASSETS, DATABASE, QUERIES, served
 
 from datasets.config import PlacesConfig
 from datasets.gsv_cities import GSVCities
 from datasets.image_set import ImageSet
-from model import prepare_for_inference
+from model import PlaceRecognizer, prepare_for_inference
 from model.config import PRECISIONS
 from model.inference import dtype_of
 from utils.retrieval import gpu_search
@@ -28,6 +33,7 @@ from utils.training.config import TrainingConfig
 from utils.training.loader import PlaceLoader
 from utils.training.losses import float_losses, hashing_losses
 from utils.training.step import TrainingStep, set_training_mode
+from utils.training.trainer import LossesOnTheirWay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 
@@ -86,21 +92,43 @@ def test_recalls_of_the_scripts(tiny_benchmark, checkpoints, tmp_path, mode, pre
     assert all(abs(actual[n] - expected[n]) <= 10 for n in expected)  # one of ten queries
 
 
+def training_step(branch, device, precision):
+    """A step of vit-tiny, its images and their labels."""
+    model = reference_model("vit-tiny", **MODES["float" if branch == "float" else "two_branch"])
+    config = TrainingConfig(optim="adam", lr=4e-4, device=device, precision=precision)
+    criterion = float_losses if branch == "float" else hashing_losses
+    step = TrainingStep(model, config, criterion=criterion, branch=branch)
+    set_training_mode(model)
+    images = torch.from_numpy(image_batch(7, 8, 56, 56)).to(device)
+    return step, images, torch.arange(4, device=device).repeat_interleave(2)
+
+
 @pytest.mark.parametrize("branch", ["float", "binary"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_steps(precision, branch):
     losses = {}
     for device, used in (("cpu", "fp32"), ("cuda", precision)):
-        model = reference_model("vit-tiny", **MODES["float" if branch == "float" else "two_branch"])
-        config = TrainingConfig(optim="adam", lr=4e-4, device=device, precision=used)
-        criterion = float_losses if branch == "float" else hashing_losses
-        step = TrainingStep(model, config, criterion=criterion, branch=branch)
-        set_training_mode(model)
-        images = torch.from_numpy(image_batch(7, 8, 56, 56)).to(device)
-        labels = torch.arange(4, device=device).repeat_interleave(2)
+        step, images, labels = training_step(branch, device, used)
         losses[device] = [float(step(images, labels).total) for _ in range(3)]
     bound = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=bound)
+
+
+@pytest.mark.parametrize("branch", ["float", "binary"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_training_step_never_waits_for_the_gpu(precision, branch):
+    """Where one does, or waits for a copy, PyTorch raises. test_training.py has all stages, on the CPU."""
+    step, images, labels = training_step(branch, "cuda", precision)
+    if branch == "binary":
+        step.criterion = partial(hashing_losses, pair_fraction=0.5, generator=torch.Generator())
+    step(images, labels)  # the first one prepares
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_their_way = LossesOnTheirWay(step(images, labels))
+        step(images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert 0 < on_their_way.arrived()["total"] < 100
 
 
 def test_a_compiled_training_step():
@@ -128,6 +156,22 @@ def test_one_rank_with_nccl_trains_as_a_process_alone(city, tmp_path):
         means.append([float(row["loss"]) for row in rows])
     assert len(means[0]) == 2
     assert means[1] == pytest.approx(means[0], rel=1e-2)
+
+
+def test_two_ranks_on_one_card_train_as_one(tmp_path):
+    """With gloo, since NCCL refuses two ranks on a card; BatchNorm takes its statistics over both."""
+    worker = Path(distributed_worker.__file__)
+    prelude = f"import sys; sys.path.append({str(worker.parents[1])!r})"
+    for result in run_two_ranks(worker, tmp_path / "found.pt", "cuda:0", cwd=tmp_path, prelude=prelude):
+        assert result.status == 0, result.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for branch, is_binary in (("float", False), ("hashing", True)):
+        alone, _ = distributed_worker.train(is_binary, [len(distributed_worker.LABELS)], "cuda:0")
+        for split in ("even", "uneven"):
+            (losses, state), (others, other_state) = (rank[split][branch] for rank in found)
+            torch.testing.assert_close(losses, alone, rtol=5e-2, atol=1e-3)
+            assert torch.equal(losses, others)
+            assert all(torch.equal(value, other_state[name]) for name, value in state.items())
 
 
 def test_collectives_of_nccl(tmp_path):
@@ -214,3 +258,48 @@ def test_the_search_by_codes(values):
     actual = search_hamming(database, queries, 100, device="cuda")
     np.testing.assert_array_equal(actual.distances, expected.distances)
     np.testing.assert_array_equal(actual.indices, expected.indices)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_recogniser_describes_and_finds_as_on_the_cpu(mode):
+    model = reference_model("vit-tiny", "gem", **MODES[mode])
+    photos = [
+        np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1) for i in range(9)
+    ]
+    found = {}
+    for device in ("cpu", "cuda"):
+        recognizer = PlaceRecognizer(model, device=device, resize=(56, 70))
+        recognizer.add(photos, names=[f"photo {i}" for i in range(9)])
+        matches = [match for [match] in recognizer.search(photos, 1)]
+        sequence = recognizer.search_sequence(photos[3:6], 1)
+        found[device] = [(match.name, match.metric) for match in [*matches, *sequence]], recognizer.describe(photos)
+    assert found["cuda"][0] == found["cpu"][0]
+    assert [name for name, _ in found["cuda"][0]] == [f"photo {i}" for i in [*range(9), 5]]
+    ours, theirs = found["cuda"][1], found["cpu"][1]
+    if ours.descriptor is not None:
+        np.testing.assert_allclose(ours.descriptor, theirs.descriptor, atol=1e-3, rtol=0)
+    if ours.code is not None:
+        assert np.unpackbits(ours.code ^ theirs.code).mean() < 0.01  # bits of logits next to 0
+
+
+def test_an_index_of_the_gpu_is_continued_searched_and_served(tmp_path):
+    pytest.importorskip("fastapi", reason="the packages of requirements-serve.txt are not installed")
+    model, photos = ASSETS / "model.safetensors", tmp_path / "photos"
+    answers = {}
+    for device in ("cpu", "cuda"):
+        shutil.rmtree(photos, ignore_errors=True)
+        photos.mkdir()
+        for flags, images in (([f"--model={model}"], DATABASE[::2]), (["--append"], DATABASE[1::2])):
+            for image in images:
+                shutil.copy2(image, photos)
+            command = [photos, f"--index={tmp_path / device}", f"--device={device}", *flags]
+            result = run_script("build_index.py", *command, cwd=tmp_path)
+            assert result.status == 0, result.stderr
+        command = [*QUERIES, f"--index={tmp_path / device}", "--json", f"--device={device}", "--results=1"]
+        result = run_script("search.py", *command, cwd=tmp_path)
+        assert result.status == 0, result.stderr
+        answers[device] = [query["matches"][0]["path"] for query in json.loads(result.stdout)["queries"]]
+    assert answers["cuda"] == answers["cpu"]
+    with served(tmp_path / "cuda", "--device=cuda", "--show_paths", cwd=tmp_path) as server:
+        names = [server.search(query).content["matches"][0]["name"] for query in QUERIES]
+    assert names == answers["cpu"]

@@ -1,4 +1,4 @@
-"""Training steps on a split batch, for test_distributed.py: in one process and on two ranks. Argument: a file."""
+"""Training steps on a split batch, in one process and on two ranks. Arguments: a file and a device."""
 
 import sys
 
@@ -21,26 +21,26 @@ def share(sizes):
     return slice(first, first + sizes[distributed.rank()])
 
 
-def train(binary_branch, sizes):
+def train(binary_branch, sizes, device="cpu"):
     """Five steps: (losses of each step, state dict).
 
-    BatchNorm is in eval mode, so that its statistics are not those of a rank's share. SGD, since Adam turns gradients
-    that are 0 but for rounding into full steps.
+    On the CPU, BatchNorm is in eval mode, since its statistics would be those of a rank's share. SGD, since Adam turns
+    gradients that are 0 but for rounding into full steps.
     """
     model = reference_model("vit-tiny", "gem", hashing=binary_branch)
     criterion, branch = (hashing_losses, "binary") if binary_branch else (float_losses, "float")
-    step = TrainingStep(
-        model, TrainingConfig(optim="sgd", lr=2.0 if binary_branch else 0.1), criterion=criterion, branch=branch
-    )
+    config = TrainingConfig(optim="sgd", lr=2.0 if binary_branch else 0.1, device=device)
+    step = TrainingStep(model, config, criterion=criterion, branch=branch)
     set_training_mode(model)
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d) and device == "cpu":
             module.eval()
     part = share(sizes)
-    images = torch.from_numpy(image_batch(3, len(LABELS), 56, 56))[part]
-    labels = torch.tensor(LABELS)[part]
+    images = torch.from_numpy(image_batch(3, len(LABELS), 56, 56))[part].to(device)
+    labels = torch.tensor(LABELS)[part].to(device)
     traces = [step(images, labels, sizes) for _ in range(STEPS)]
-    return torch.tensor([[float(value) for value in losses] for losses in traces]), model.state_dict()
+    losses = torch.tensor([[float(value) for value in losses] for losses in traces])
+    return losses, {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 def gather(sizes):
@@ -73,13 +73,18 @@ def error_of_main():
 
 
 if __name__ == "__main__":
-    distributed.init("cpu")
+    distributed.init("cpu")  # gloo, which copies what is on a GPU
+    _, file, device = sys.argv
     found = {}
     for name, sizes in (("even", [8, 8]), ("uneven", [11, 5])):
-        found[name] = {"float": train(False, sizes), "hashing": train(True, sizes), "gather": gather(sizes)}
+        found[name] = {
+            "float": train(False, sizes, device),
+            "hashing": train(True, sizes, device),
+            "gather": gather(sizes),
+        }
     found["broadcast"] = broadcast()
     found["error"] = error_of_main()
     everyone = distributed.gather_objects(found)
     if distributed.is_main():
-        torch.save(everyone, sys.argv[1])
+        torch.save(everyone, file)
     distributed.shutdown()

@@ -26,7 +26,7 @@ def found(tmp_path_factory):
     """What the worker found, by rank."""
     folder = tmp_path_factory.mktemp("worker")
     prelude = f"import sys; sys.path.append({str(WORKER.parents[1])!r})"
-    for result in run_two_ranks(WORKER, folder / "found.pt", cwd=folder, prelude=prelude):
+    for result in run_two_ranks(WORKER, folder / "found.pt", "cpu", cwd=folder, prelude=prelude):
         assert result.status == 0, result.stderr
     return torch.load(folder / "found.pt", weights_only=True)
 
