@@ -18,6 +18,8 @@ from datasets.config import PositionConfig
 from datasets.folder import locate_folder
 from datasets.layouts import list_source
 from model import InputError
+from model.index.projections import Projections
+from utils.retrieval.codes import with_codes
 from utils.retrieval.config import PCAConfig
 from utils.retrieval.evaluation import find_pca, load_extractor, model_of
 from utils.retrieval.extraction import extract
@@ -96,7 +98,8 @@ def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.
 
         # ---- Features, which go to the index chunk by chunk (under torchrun, of every rank's share)
         pca = find_pca(extractor, PCAConfig(), index)  # an evaluation may have begun the index
-        extract(replace(extractor, pca=pca), images, save_to=config)
+        extractor = replace(extractor, projections=Projections(pca=pca))
+        extract(with_codes(extractor, args.codes, images, index=index), images, save_to=config)
 
     if distributed.run_on_main(partial(maintenance.stored_metadata, index)):  # there is something in it
         gone = changes.gone if args.prune else []

@@ -1,10 +1,11 @@
 """Evaluate a hashing-only SelaVPR++ model: Hamming search with its 512-bit codes, exact or (--ivf) approximate."""
 
-from utils.cli.evaluation import FLOAT_FLAGS, HashingEvaluation
+from utils.cli.evaluation import FLOAT_FLAGS, OWN_CODES_FLAGS, HashingEvaluation
 from utils.runtime.parser import parse
 
 if __name__ == "__main__":
-    args = parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS)  # before the imports that take seconds
+    # Before the imports that take seconds.
+    args = parse(HashingEvaluation, __doc__, refused=FLOAT_FLAGS | OWN_CODES_FLAGS)
 
 from functools import partial
 

@@ -1,10 +1,10 @@
 """Evaluate a two-branch SelaVPR++ model: search by 512-bit codes, then re-ranking by float descriptors."""
 
-from utils.cli.evaluation import TwoBranchEvaluation
+from utils.cli.evaluation import OWN_CODES_FLAGS, TwoBranchEvaluation
 from utils.runtime.parser import parse
 
 if __name__ == "__main__":
-    args = parse(TwoBranchEvaluation, __doc__)  # before the imports that take seconds
+    args = parse(TwoBranchEvaluation, __doc__, refused=OWN_CODES_FLAGS)  # before the imports that take seconds
 
 from functools import partial
 

@@ -49,18 +49,18 @@ def main(args: SearchArguments) -> None:
     warn_of_large_images(index.metadata.image_config.resize)
     settings = turned_as(index.metadata, args.extraction)
     extractor = load_extractor(choice, source, settings, index=args.indexes[0])
-    extractor = replace(extractor, pca=index.pca)
+    extractor = replace(extractor, projections=index.projections)
     model, settings = extractor.model, extractor.config
-    index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
+    index.metadata.require_compatible(metadata_of(model, settings, projections=index.projections), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
     acceptance = find_acceptance(args.accept, distance_kind(index.metadata, args.search.sequence), calibrated)
     if acceptance:
         print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
-    # ---- Search, and re-ranking if the model is a two-branch one
+    # ---- Search, and re-ranking if the index has codes and descriptors
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
-    rerank_num = args.search.rerank_num if model.config.rerank else 0
+    rerank_num = args.search.rerank_num if index.metadata.is_two_stage else 0
     length = args.search.sequence
     k = max(args.results, MATCHES, sequences.MATCHES if length > 1 else 1)
     stages = search_and_rerank(index.features(), queries, k, rerank_num=rerank_num, device=settings.device)

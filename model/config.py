@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 from .errors import InputError
 
 PATCH_SIZE = 14
-CODE_BITS = 512  # of a binary code
+CODE_BITS = 512  # of a binary code of a model; the default for codes that are made of descriptors
+CODE_METHODS = ("itq", "random")  # that make codes of descriptors
+MAX_CODE_BITS = 2048  # the search on a GPU counts up to that exactly
 MAX_IMAGE_SIDE = 4480  # pixels, 320 patches: a larger size is a typing error and would fill the memory
 MAX_TRIAL_PATCHES = 1024
 MAX_HUB_TEXT = 4096  # characters of a repository's name or path
@@ -83,6 +85,11 @@ class ModelConfig:
         return self.rerank or not self.hashing
 
     @property
+    def code_bits(self) -> int:
+        """Length of the model's codes; 0: it gives none."""
+        return CODE_BITS if self.hashing else 0
+
+    @property
     def kind(self) -> str:
         """The model in a word: float, hashing or two-branch."""
         return "two-branch" if self.rerank else "hashing" if self.hashing else "float"
@@ -117,6 +124,7 @@ class HubConfig:
     hashing: ClassVar[bool] = False
     rerank: ClassVar[bool] = False
     has_float_branch: ClassVar[bool] = True
+    code_bits: ClassVar[int] = 0
     kind: ClassVar[str] = "float"
 
     def __post_init__(self) -> None:
@@ -180,6 +188,12 @@ class ModelChoice:
         if fields.get("hashing") and not fields.get("rerank") and self.aggregation is None:
             fields.pop("aggregation", None)  # hashing-only models always use GeM, whatever the checkpoint is
         return ModelConfig(**fields)
+
+
+def check_code_bits(bits: int) -> None:
+    """Raises InputError for a code length that is no multiple of 8, or too large."""
+    if bits % 8 or not 0 < bits <= MAX_CODE_BITS:
+        raise InputError(f"Codes of {bits} bits. Choose a multiple of 8, from 8 to {MAX_CODE_BITS}.")
 
 
 def patch_grid(height: int, width: int) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from .entries import Entries, make_entries
 from .errors import InputError
 from .images import normalize, rgb_pixels
 from .index.home import Home
-from .index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_pca, weights_of
-from .index.pca import PCA
+from .index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_projections, weights_of
+from .index.projections import NO_PROJECTIONS
 from .inference import dtype_of, prepare_for_inference
 from .loops import Loop, find_loops
 from .network import GeoLocalizationNet
@@ -74,14 +74,14 @@ class PlaceRecognizer:
 
     model: the name of a published model, a checkpoint file, or a model. device and precision ("fp32", "bf16" or "fp16")
     of the computation. resize: (H, W) that images are resized to, bilinearly; None for what the model states, otherwise
-    322 x 322, the paper's. Models with both branches search by codes, and re-rank the first `rerank_num` results by
-    descriptors.
+    322 x 322, the paper's. Models with both branches, and indexes with codes of descriptors, are searched by codes,
+    and the first `rerank_num` results are re-ranked by descriptors.
 
     An image is a path, the bytes of an image file, a PIL image, a NumPy array uint8 [H, W, 3] or [H, W], a tensor uint8
     [3, H, W], of any size, or what `prepare` returned; `images` is one of these, or a list. Files and PIL images are
     turned upright as their EXIF data says. Threads may call any method at the same time. What is added is kept in
-    memory: 64 bytes and 4 bytes per dimension an image, and up to twice that while there is room to grow; descriptors
-    of an index that was opened stay on the disk. Attributes: resize; rerank_num.
+    memory: 1 byte per 8 bits of a code and 4 bytes per dimension an image, and up to twice that while there is room to
+    grow; descriptors of an index that was opened stay on the disk. Attributes: resize; rerank_num.
 
     Raises InputError for models that do not exist, and settings and images that cannot be used.
     """
@@ -102,7 +102,7 @@ class PlaceRecognizer:
         images = network.image_config or ImageConfig()
         self.resize = images.resize if resize is None else (int(resize[0]), int(resize[1]))
         self._antialias, self._exif_orientation = images.antialias, True
-        self._pca: PCA | None = None
+        self._projections = NO_PROJECTIONS
         self._weights_file = _name_of(model)
         check_image_size(network.config, self.resize)
         self.device = torch.device(device)
@@ -366,7 +366,7 @@ class PlaceRecognizer:
                 self._home = Home.create(
                     Path(folder),
                     metadata,
-                    pca=self._pca,
+                    projections=self._projections,
                     snapshot=snapshot,
                     entries=self._entries,
                     next_id=self._rows.next_id,
@@ -416,7 +416,7 @@ class PlaceRecognizer:
             rerank_num=rerank_num,
         )
         made._antialias, made._exif_orientation = metadata.antialias, metadata.exif_orientation
-        made._pca = read_pca(Path(str(index)), metadata)
+        made._projections = read_projections(Path(str(index)), metadata)
         metadata.require_compatible(made._metadata(), index)
         return made
 
@@ -435,7 +435,7 @@ class PlaceRecognizer:
         home, files = Home.open(self._home.folder, verify=verify, image_root=self._home.image_root)
         opened = copy.copy(self)  # with the lock of the model
         opened._adding, opened._accepted = threading.Lock(), dict(self._accepted)
-        opened._pca = read_pca(home.folder, home.metadata)
+        opened._projections = read_projections(home.folder, home.metadata)
         home.metadata.require_compatible(opened._metadata(), home.folder)
         opened._home, opened._rows, opened._entries = home, *home.load(files)
         return opened
@@ -449,7 +449,7 @@ class PlaceRecognizer:
         return IndexMetadata.of(
             self._model,
             ImageConfig(resize=self.resize, antialias=self._antialias),
-            self._pca,
+            self._projections,
             weights_file=self._weights_file,
             precision=self._precision,
             exif_orientation=self._exif_orientation,
@@ -464,10 +464,10 @@ class PlaceRecognizer:
         """
         if not isinstance(images, Description):
             return self.describe(images, bgr=bgr)
-        config = self._model.config
-        dim = self._pca.dim if self._pca else self._model.descriptor_dim
+        dim = self._projections.descriptor_dim(self._model.descriptor_dim)
+        code_bits = self._projections.code_bits(self._model.config.code_bits)
         expected = {
-            "code": (np.dtype(np.uint8), CODE_BITS // 8) if config.hashing else None,
+            "code": (np.dtype(np.uint8), code_bits // 8) if code_bits else None,
             "descriptor": (np.dtype(np.float32), dim) if dim else None,
         }
         given = {
@@ -478,7 +478,7 @@ class PlaceRecognizer:
             raise InputError(f"A Description with {given} is not one of this model, whose are {expected}.")
         descriptor = images.descriptor
         has_length_1 = descriptor is None or (np.abs(np.linalg.norm(descriptor, axis=1) - 1) < 1e-2).all()
-        if not (has_length_1 or self._pca):
+        if not (has_length_1 or self._projections.pca):
             raise InputError("A Description whose descriptors do not have length 1. Give what `describe` returned.")
         return Description(*(None if a is None else np.ascontiguousarray(a) for a in images))
 
@@ -503,7 +503,7 @@ class PlaceRecognizer:
             weights_sha256=self._model.fingerprint,
             image_size=self.resize,
             antialias=self._antialias,
-            descriptor_dim=(self._pca.dim if self._pca else self._model.descriptor_dim) or CODE_BITS,
+            descriptor_dim=self._projections.descriptor_dim(self._model.descriptor_dim) or CODE_BITS,
             test_method="hard_resize",
             metric=metric_of("l2" if has_floats else "hamming", frames),
         )
@@ -517,9 +517,7 @@ class PlaceRecognizer:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise InputError("The model's output contains NaN or infinity. Check the weights, or try precision='bf16'.")
         code, descriptor = arrays.get("code"), arrays.get("descriptor")
-        if self._pca and descriptor is not None:
-            descriptor = self._pca.project(descriptor)
-        return None if code is None else np.packbits(code > 0, axis=1), descriptor
+        return self._projections.apply(None if code is None else np.packbits(code > 0, axis=1), descriptor)
 
 
 def _name_of(model: str | Path | PublishedModel | GeoLocalizationNet) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from .errors import InputError
 from .index.files import JoinedRows
 
-CODE_WORDS = 8  # of 64 bits
+WORD_BYTES = 8
 BLOCK = 16384  # codes that are compared at a time: what one pass writes stays in the cache
 SAMPLE_STEP = 16  # of every so many rows, the k smallest distances bound those of all
 L2_MARGIN = 64  # further candidates of the fast comparison of descriptors, whose order is exact up to rounding
@@ -19,8 +19,8 @@ Stored = np.ndarray | JoinedRows  # descriptors [N, dim]
 
 
 class Description(NamedTuple):
-    """Features of N images. code: [N, 64] uint8, 512 bits in np.packbits order; descriptor: [N, dim] float32, each of
-    length 1. None for the branch that a model does not have.
+    """Features of N images. code: [N, bits / 8] uint8 in np.packbits order; descriptor: [N, dim] float32, each of
+    length 1. None for what the model does not give.
     """
 
     code: np.ndarray | None
@@ -40,8 +40,8 @@ class Found(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The rows at one moment. ids: [N] int64, ascending; words: [8, N] uint64, the codes column by column; descriptors:
-    [N, dim], which may be on the disk; removed: [N] bool.
+    """The rows at one moment. ids: [N] int64, ascending; words: [W, N] uint64, the codes as `words_of` gives them;
+    descriptors: [N, dim], which may be on the disk; removed: [N] bool.
     """
 
     ids: np.ndarray
@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
 
     def features(self, row: int) -> Description:
         """The features of one row."""
-        code = None if self.words is None else np.ascontiguousarray(self.words[:, row]).view(np.uint8)[None]
+        code = None if self.words is None else codes_of(self.words[:, [row]])
         descriptor = None if self.descriptors is None else self.descriptors[row : row + 1].astype(np.float32)
         return Description(code, descriptor)
 
@@ -77,7 +77,7 @@ class Rows:
         self._lock = threading.Lock()
         self._ids = np.zeros(0, np.int64) if ids is None else ids
         self._count, self.next_id = len(self._ids), next_id
-        self._words = None if codes is None else np.ascontiguousarray(codes.view(np.uint64).T)
+        self._words = None if codes is None else words_of(codes)
         self._stored = descriptors
         self._added: np.ndarray | None = None  # descriptors
         self._removed = np.zeros(self._count, bool)
@@ -88,7 +88,7 @@ class Rows:
             start, end = self._count, self._count + len(features)
             ids = range(self.next_id, self.next_id + len(features))
             if features.code is not None:
-                self._words = _with_room(self._words, features.code.view(np.uint64).T, start, axis=1)
+                self._words = _with_room(self._words, words_of(features.code), start, axis=1)
             if features.descriptor is not None:
                 first = start - (0 if self._stored is None else len(self._stored))
                 self._added = _with_room(self._added, features.descriptor, first, axis=0)
@@ -156,8 +156,8 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
         rows = _nearest_by_product(snapshot.descriptors, query.descriptor[0], k + L2_MARGIN, allowed)
         return _by_l2(snapshot.descriptors, query.descriptor[0], rows, k)
     assert snapshot.words is not None
-    distances = hamming_distances(snapshot.words, query.code[0].view(np.uint64))
-    distances[~allowed] = 64 * CODE_WORDS + 1
+    distances = hamming_distances(snapshot.words, words_of(query.code)[:, 0])
+    distances[~allowed] = np.iinfo(distances.dtype).max
     rows = _smallest(distances, max(k, rerank_num) if query.descriptor is not None else k)[:count]
     if query.descriptor is None:
         return Found(rows, distances[rows].astype(np.float32), "hamming")
@@ -165,8 +165,19 @@ def search(snapshot: Snapshot, query: Description, k: int, *, rerank_num: int, a
     return _by_l2(snapshot.descriptors, query.descriptor[0], rows[: max(k, rerank_num)], k)
 
 
+def words_of(codes: np.ndarray) -> np.ndarray:
+    """Codes [N, bytes] uint8 as words [W, N] uint64, column by column; the last word is filled up with 0."""
+    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % WORD_BYTES)))
+    return np.ascontiguousarray(filled.view(np.uint64).T)
+
+
+def codes_of(words: np.ndarray, size: int | None = None) -> np.ndarray:
+    """The codes [N, size] uint8 of words [W, N] uint64; None: as many bytes as the words have."""
+    return np.ascontiguousarray(words.T).view(np.uint8)[:, :size]
+
+
 def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """The Hamming distances [N] uint16 of codes [8, N] uint64 to a code [8] uint64."""
+    """The Hamming distances [N] uint16 of codes [W, N] uint64 to a code [W] uint64."""
     distances = np.empty(words.shape[1], np.uint16)
     for start in range(0, len(distances), BLOCK):
         bits = _count_bits(words[:, start : start + BLOCK] ^ query[:, None])
@@ -175,10 +186,10 @@ def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def _count_bits(words: np.ndarray) -> np.ndarray:
-    """The number of bits that are 1 in each of [8, N] uint64."""
+    """The number of bits that are 1 in each of [W, N] uint64."""
     if hasattr(np, "bitwise_count"):  # NumPy 2
         return np.bitwise_count(words)
-    return np.unpackbits(words.view(np.uint8).reshape(CODE_WORDS, -1, 8), axis=2).sum(axis=2, dtype=np.uint8)
+    return np.unpackbits(words.view(np.uint8).reshape(len(words), -1, WORD_BYTES), axis=2).sum(axis=2, dtype=np.uint8)
 
 
 def _nearest_by_product(descriptors: Stored, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from ..saving import LOCK, new_folder
 from .files import IndexFiles, JoinedPaths, JoinedRows
 from .manifest import CHUNK_SIZE, Header, Manifest
 from .metadata import IndexMetadata
-from .pca import PCA
+from .projections import Projections
 from .quantization import QuantizedArray, quantize
 from .writing import Columns, RowWriter
 
@@ -94,7 +94,7 @@ class Home:
         folder: Path,
         metadata: IndexMetadata,
         *,
-        pca: PCA | None,
+        projections: Projections,
         snapshot: "Snapshot",
         entries: "Entries",
         next_id: int,
@@ -104,7 +104,8 @@ class Home:
             raise InputError(f"{folder} exists already, and is not the index that was opened. Choose a new folder.")
         live = np.flatnonzero(~snapshot.removed)
         with new_folder(folder) as temporary:
-            with RowWriter(temporary, metadata, append=False, header=Header(next_id=next_id), pca=pca) as writer:
+            header = Header(next_id=next_id)
+            with RowWriter(temporary, metadata, append=False, header=header, projections=projections) as writer:
                 _write(writer, snapshot, entries, live)
                 writer.mark()
                 state = Manifest.read(temporary).sha256
@@ -152,12 +153,14 @@ class Home:
 
 def _write(writer: RowWriter, snapshot: "Snapshot", entries: "Entries", rows: np.ndarray) -> None:
     """Appends rows in memory to an index."""
+    from ..rows import codes_of
+
     for start in range(0, len(rows), CHUNK_SIZE):
         chunk = rows[start : start + CHUNK_SIZE]
         columns: Columns = {"images": entries.records(chunk.tolist())}
         columns["images"]["id"] = snapshot.ids[chunk]
         if snapshot.words is not None:
-            columns["codes"] = np.ascontiguousarray(snapshot.words[:, chunk].T).view(np.uint8)
+            columns["codes"] = codes_of(snapshot.words[:, chunk], writer.metadata.code_bits // 8)
         if snapshot.descriptors is not None:
             columns["descriptors"] = np.asarray(snapshot.descriptors[chunk], np.float32)
             if writer.metadata.is_quantized:

@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from ..config import (
-    CODE_BITS,
+    CODE_METHODS,
     DESCRIPTOR_DTYPES,
     PRECISIONS,
     HubConfig,
     ImageConfig,
     ModelConfig,
+    check_code_bits,
     check_image_size,
 )
 from ..errors import InputError
 from ..files import read_regular
 from ..zoo import PublishedModel, find_published
 from . import METADATA
+from .coding import Coding
 from .pca import PCA
+from .projections import CODING_FILE, NO_PROJECTIONS, PCA_FILE, Projections
 
 if TYPE_CHECKING:
     from ..inference import Describer
     from ..network import GeoLocalizationNet
 
 FORMAT = 6
-PROJECTION = "pca.bin"
+CODINGS = (*CODE_METHODS, "trained")  # how codes of descriptors were found
 MAX_METADATA_BYTES = 1 << 20
 MAX_DESCRIPTOR_DIM = 1 << 16
 MAX_ZONE = 60  # of UTM
@@ -75,7 +78,9 @@ class IndexMetadata:
     The model; its weights' checksum, and their file, "published", or "" where they have none or the model is a hub
     model; resize (H, W), antialias, precision and exif_orientation of the extraction; positions: where these come from,
     one of POSITION_SOURCES or a CSV file, or None where nobody said; dimension (0: none) and type of the descriptors.
-    Of descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used.
+    Of descriptors that PCA reduced: the model's dimension and the checksum of pca.bin; None if PCA was not used. Bits
+    of the codes (0: none) and, of codes that are made of descriptors, the method of their Coding and the checksum of
+    coding.bin; None for those of a model's binary branch.
     """
 
     model: ModelConfig | HubConfig
@@ -90,22 +95,33 @@ class IndexMetadata:
     descriptor_dtype: str
     pca_input_dim: int | None
     pca_sha256: str | None
+    code_bits: int
+    coding_method: str | None
+    coding_sha256: str | None
 
     @staticmethod
     def of(
-        model: "Describer | GeoLocalizationNet", images: ImageConfig, pca: PCA | None = None, **settings: Any
+        model: "Describer | GeoLocalizationNet",
+        images: ImageConfig,
+        projections: Projections = NO_PROJECTIONS,
+        **settings: Any,
     ) -> "IndexMetadata":
-        """The metadata of an index with this model, images of this size, descriptors that this projection reduced, and
-        these other fields.
+        """The metadata of an index with this model, images of this size, descriptors to which these projections were
+        applied, and these other fields.
         """
+        pca, coding = projections
+        checksums = {name: hashlib.sha256(data).hexdigest() for name, data in projections.files.items()}
         return IndexMetadata(
             model=model.config,
             weights_sha256=model.fingerprint,
             resize=list(images.resize),
             antialias=images.antialias,
-            descriptor_dim=pca.dim if pca else model.descriptor_dim,
+            descriptor_dim=projections.descriptor_dim(model.descriptor_dim),
             pca_input_dim=model.descriptor_dim if pca else None,
-            pca_sha256=hashlib.sha256(pca.to_bytes()).hexdigest() if pca else None,
+            pca_sha256=checksums.get(PCA_FILE),
+            code_bits=projections.code_bits(model.config.code_bits),
+            coding_method=coding.method if coding else None,
+            coding_sha256=checksums.get(CODING_FILE),
             **settings,
         )
 
@@ -151,11 +167,29 @@ class IndexMetadata:
             raise ValueError("one of the fields of PCA without the other")
         if self.pca_input_dim is not None and not 0 < self.descriptor_dim <= self.pca_input_dim <= MAX_DESCRIPTOR_DIM:
             raise ValueError(f"descriptors reduced from {self.pca_input_dim} to {self.descriptor_dim} dimensions")
+        if (self.coding_method is None) != (self.coding_sha256 is None):
+            raise ValueError("one of the fields of a coding without the other")
+        if self.has_coding:
+            check_code_bits(self.code_bits)
+            if self.model.code_bits or not self.descriptor_dim or self.coding_method not in CODINGS:
+                raise ValueError("codes of descriptors, where there are none, or others")
+        elif self.code_bits != self.model.code_bits:
+            raise ValueError(f"codes of {self.code_bits} bits")
 
     @property
     def has_pca(self) -> bool:
         """Whether descriptors were reduced by PCA."""
         return self.pca_sha256 is not None
+
+    @property
+    def has_coding(self) -> bool:
+        """Whether codes were made of the descriptors, rather than by the model."""
+        return self.coding_sha256 is not None
+
+    @property
+    def is_two_stage(self) -> bool:
+        """Whether there are codes to search, and descriptors to re-rank what they find."""
+        return self.code_bits > 0 and self.descriptor_dim > 0
 
     @property
     def is_quantized(self) -> bool:
@@ -172,8 +206,8 @@ class IndexMetadata:
     def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """{name: (dtype, shape of a row)} of the files <name>.bin, which hold a row per image."""
         columns: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"images": (RECORD, ())}
-        if self.model.hashing:
-            columns["codes"] = (np.dtype("|u1"), (CODE_BITS // 8,))
+        if self.code_bits:
+            columns["codes"] = (np.dtype("|u1"), (self.code_bits // 8,))
         if self.descriptor_dim:
             columns["descriptors"] = (np.dtype(DESCRIPTOR_DTYPES[self.descriptor_dtype]), (self.descriptor_dim,))
             if self.is_quantized:
@@ -288,20 +322,27 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_pca(folder: Path, metadata: IndexMetadata) -> PCA | None:
-    """The projection of the descriptors; None if PCA was not used. Raises InputError if it is missing or damaged."""
-    if metadata.pca_input_dim is None:
-        return None
-    path = folder / PROJECTION
-    size = 4 * (1 + metadata.descriptor_dim) * metadata.pca_input_dim
+def read_projections(folder: Path, metadata: IndexMetadata) -> Projections:
+    """What is applied to the descriptors. Raises InputError if a file of it is missing or damaged."""
+    pca, coding, dim = None, None, metadata.descriptor_dim
+    if metadata.pca_input_dim is not None:
+        data = _read_floats(folder / PCA_FILE, (1 + dim) * metadata.pca_input_dim, metadata.pca_sha256)
+        pca = PCA.from_bytes(data, metadata.pca_input_dim)
+    if metadata.coding_method is not None:
+        data = _read_floats(folder / CODING_FILE, (1 + metadata.code_bits) * dim, metadata.coding_sha256)
+        coding = Coding.from_rows(metadata.coding_method, np.frombuffer(data, "<f4").reshape(-1, dim))
+    return Projections(pca, coding)
+
+
+def _read_floats(path: Path, count: int, sha256: str | None) -> bytes:
+    """A file of so many float32 values, all finite. Raises InputError if it is missing or damaged."""
     actual = path.stat().st_size if path.is_file() else 0
-    if actual != size:
+    if actual != 4 * count:
         state = "damaged" if path.is_file() else "missing"
-        raise InputError(f"{path} is {state}: {actual} of {size} bytes. {REPAIR}")
-    data = read_regular(path, size)
-    pca = PCA.from_bytes(data, metadata.pca_input_dim)
-    if hashlib.sha256(data).hexdigest() != metadata.pca_sha256:
+        raise InputError(f"{path} is {state}: {actual} of {4 * count} bytes. {REPAIR}")
+    data = read_regular(path, 4 * count)
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise damaged(path, f"its checksum differs from {METADATA}")
-    if not (np.isfinite(pca.mean).all() and np.isfinite(pca.components).all()):
+    if not np.isfinite(np.frombuffer(data, "<f4")).all():
         raise damaged(path, "it contains NaN or infinity")
-    return pca
+    return data

@@ -16,8 +16,8 @@ from ..files import open_regular, read_regular, remove_leftovers
 from ..saving import lock_folder, new_file
 from .files import PATHS, IndexFiles, check_lengths, data_file, problem_of
 from .manifest import BEGIN, CHUNK_SIZE, MANIFEST, MAX_MANIFEST_BYTES, MAX_PATH_BYTES, Header, Manifest, line, removal
-from .metadata import MAX_METADATA_BYTES, METADATA, PROJECTION, IndexMetadata
-from .pca import PCA
+from .metadata import MAX_METADATA_BYTES, METADATA, IndexMetadata
+from .projections import NO_PROJECTIONS, Projections
 
 Columns = dict[str, np.ndarray]  # {name: rows}, as IndexMetadata.columns lists them
 
@@ -25,9 +25,10 @@ Columns = dict[str, np.ndarray]  # {name: rows}, as IndexMetadata.columns lists 
 class RowWriter:
     """Adds rows to an index in a folder, and removes them. A context manager that locks out other writers.
 
-    A new index gets this metadata, header and projection; with `append`, one that exists keeps its own. What is written
-    becomes the state that readers see with `mark`; until then they see the one before. The process may be killed at any
-    moment: the next writer continues after the last complete line or, without `unmarked`, at the last end mark.
+    A new index gets this metadata, header and projections; with `append`, one that exists keeps its own. What is
+    written becomes the state that readers see with `mark`; until then they see the one before. The process may be
+    killed at any moment: the next writer continues after the last complete line or, without `unmarked`, at the last end
+    mark.
 
     Attributes: folder; metadata; header; rows, the number of rows in the files; images, of these the ones that were
     not removed; is_marked, whether readers see what was written; state and chunks, the checksum of the manifest and
@@ -43,7 +44,7 @@ class RowWriter:
         *,
         append: bool,
         header: Header | None = None,
-        pca: PCA | None = None,
+        projections: Projections = NO_PROJECTIONS,
         unmarked: bool = True,
     ) -> None:
         self.folder = folder
@@ -52,7 +53,7 @@ class RowWriter:
         try:
             remove_leftovers(folder)
             if not append or not (folder / METADATA).exists():
-                _create(folder, metadata, pca)
+                _create(folder, metadata, projections)
             self.metadata = IndexMetadata.read(folder)
             self._metadata_sha256 = hashlib.sha256(read_regular(folder / METADATA, MAX_METADATA_BYTES)).hexdigest()
             self._open(header or Header(), unmarked=unmarked)
@@ -274,11 +275,11 @@ def stored_name(name: str, root: str) -> str:
     return f"./{name[len(root) :].lstrip(os.sep)}" if root and name.startswith(root.rstrip(os.sep) + os.sep) else name
 
 
-def _create(folder: Path, metadata: IndexMetadata, pca: PCA | None) -> None:
+def _create(folder: Path, metadata: IndexMetadata, projections: Projections) -> None:
     """Makes a folder an index without images."""
-    if pca:  # before the metadata, which makes the folder an index
-        with new_file(folder / PROJECTION, "wb") as file:
-            file.write(pca.to_bytes())
+    for name, data in projections.files.items():  # before the metadata, which makes the folder an index
+        with new_file(folder / name, "wb") as file:
+            file.write(data)
     with new_file(folder / METADATA, new=True) as file:  # so even without a lock only one process begins
         file.write(metadata.to_json(indent=2))
 

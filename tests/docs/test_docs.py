@@ -258,7 +258,7 @@ def test_the_numpy_example_reads_an_index(indexes, tmp_path, kind, state):
         else:
             assert names[name].dtype == features[:].dtype
             np.testing.assert_array_equal(names[name], features[:])
-    pca = Index(folder, allow_incomplete=True).pca
+    pca = Index(folder, allow_incomplete=True).projections.pca
     assert ("mean" in names) == (kind == "pca") == (pca is not None)
     if pca:
         np.testing.assert_array_equal(names["mean"], pca.mean)

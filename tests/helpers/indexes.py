@@ -114,7 +114,8 @@ def write_format5(folder: Path, metadata: IndexMetadata, features: Features, zon
     """An index as the version before this one wrote it."""
     folder.mkdir()
     content = {**asdict(metadata), **asdict(metadata.model), "format": 5, "utm_zone": zone}
-    del content["model"], content["positions"]
+    for later in ("model", "positions", "code_bits", "coding_method", "coding_sha256"):
+        del content[later]
     files = {
         "metadata.json": json.dumps(content, indent=2).encode(),
         "codes.bin": features.codes.tobytes(),

@@ -112,19 +112,20 @@ def test_paths_are_read_together_and_positions_only_where_asked_for(exported, mo
     assert [sorted(ids) for ids in requests] == [sorted(found)]
 
 
-@pytest.mark.parametrize(("mode", "shards"), [("hashing", 1), ("two_branch", 4)])
+@pytest.mark.parametrize(("mode", "shards"), [("hashing", 1), ("two_branch", 4), ("float", 1)])
 def test_evaluations_and_searches_give_the_same_predictions(
     tmp_path, server, tiny_benchmark, checkpoints, mode, shards
 ):
     where, env = f"milvus://{server.address}/{mode}", {"MILVUS_TOKEN": TOKEN}
-    flags = flags_for(tiny_benchmark, checkpoints[mode], *(["--rerank_num=7"] if mode == "two_branch" else []))
+    flags = flags_for(tiny_benchmark, checkpoints[mode], *([] if mode == "hashing" else ["--rerank_num=7"]))
+    codes = ["--codes=random", "--code_bits=24"] if mode == "float" else []
 
     def run(script, *flags):
         result = run_script(script, *flags, cwd=tmp_path, env=env)
         assert result.status == 0, result.stderr
         return result.stdout
 
-    run(SCRIPTS[mode], *flags, "--save_index=index")
+    run(SCRIPTS[mode], *flags, *codes, "--save_index=index")
     assert "16 images, 0 were there" in run(
         "export.py", "milvus", "--index=index", f"--to={where}", f"--shards={shards}"
     )
@@ -133,7 +134,7 @@ def test_evaluations_and_searches_give_the_same_predictions(
     assert (actual / "predictions.csv").read_bytes() == (expected / "predictions.csv").read_bytes()
     expected, actual = (json.loads((folder / "results.json").read_text()) for folder in (expected, actual))
     assert actual["recalls"] == expected["recalls"] and actual["database"] == expected["database"] == 16
-    if mode == "two_branch":
+    if mode != "hashing":
         query = next((tiny_benchmark / "tiny/images/test/queries").iterdir())
         flags = [query, "--accept=index/calibration.json", "--device=cpu"]  # which a copy does not have
         printed = [run("search.py", f"--index={index}", *flags) for index in ("index", where)]

@@ -13,8 +13,11 @@ from datasets.ground import Ground
 from datasets.image_set import ImageSet
 from model import InputError
 from model.geodesy import degrees_of_local
+from model.index.coding import Coding
+from model.index.projections import Projections
 from utils.integrations.milvus import export_index, open_index, reader, writer
 from utils.retrieval.config import EngineAddress, ExtractionConfig, IndexConfig
+from utils.retrieval.extraction import project
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexWriter, metadata_of
 
@@ -245,6 +248,52 @@ def test_an_answer_that_cannot_be_right_is_an_error(index, table, name):
     table.lie[method] = lie
     with pytest.raises(InputError, match="cannot be right|that were asked for|was not written by|is damaged"):
         use(index)
+
+
+def write_coded(folder, rows=40):
+    """An index of random descriptors with codes of 24 bits."""
+    random = np.random.default_rng(0)
+    projections = Projections(coding=Coding("random", np.zeros(512), random.standard_normal((512, 24))))
+    settings = ExtractionConfig(resize=(56, 56))
+    metadata = metadata_of(build("vit-tiny"), settings, projections=projections)
+    images = ImageSet.without_positions([f"/images/{i}.jpg" for i in range(rows)])
+    descriptors = random.standard_normal((rows, 512), np.float32)
+    with IndexWriter(IndexConfig(folder=folder), metadata, projections) as writer_of_index:
+        writer_of_index.append(project(projections, Features(images, None, descriptors)))
+        writer_of_index.features()
+    return Index(folder)
+
+
+def test_a_copy_holds_what_makes_codes_of_descriptors(tmp_path, table):
+    index = write_coded(tmp_path / "index")
+    for _ in range(2):  # a second export changes nothing
+        export_index(index, ADDRESS, append=True)
+        copy = open_index(ADDRESS)
+        np.testing.assert_array_equal(copy.projections.coding.rows, index.projections.coding.rows)
+        assert copy.metadata == index.metadata
+        assert_same_results(index, copy, 20)
+
+
+@pytest.mark.parametrize("upserts", range(3))
+def test_an_export_with_codes_that_was_interrupted_continues(tmp_path, table, upserts):
+    index = write_coded(tmp_path / "index")
+    table.fail_after = upserts
+    with pytest.raises(InputError, match="the server is gone"):
+        export_index(index, ADDRESS)
+    assert not is_searchable()
+    table.fail_after = 10**9
+    export_index(index, ADDRESS)
+    assert_same_results(index, open_index(ADDRESS), 20)
+
+
+def test_a_copy_with_another_coding_is_refused(tmp_path, table):
+    export_index(write_coded(tmp_path / "index"), ADDRESS)
+    table.rows["copy_coding"][3]["row"] = np.ones(512, np.float32)
+    with pytest.raises(InputError, match="copy_coding holds another coding"):
+        open_index(ADDRESS)
+    del table.rows["copy_coding"][3]
+    with pytest.raises(InputError, match="copy_coding holds 24 of 25 rows"):
+        open_index(ADDRESS)
 
 
 def test_a_bad_name_is_found_before_anything_is_changed(tmp_path, metadata, index, table):

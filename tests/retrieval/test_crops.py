@@ -202,7 +202,7 @@ def test_average_crops_is_the_mean_of_five_and_is_not_normalised(seed, dtype):
 def merge(result, method, k, weight=0.01):
     """The same with the settings of a method; only "maj_voting" uses the weight."""
     config = CropConfig(test_method=method, majority_weight=weight if method == "maj_voting" else None)
-    return merge_crops(result, config, k)
+    return merge_crops(result, config, k, code_bits=512)
 
 
 def test_majority_voting_needs_a_weight_and_the_others_have_none():

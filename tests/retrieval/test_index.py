@@ -20,7 +20,7 @@ from model import InputError
 from model.index import files
 from model.index.files import PathList
 from model.index.manifest import MANIFEST
-from model.index.metadata import METADATA, RECORD, read_pca
+from model.index.metadata import METADATA, RECORD, read_projections
 from model.saving import lock_folder
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.index import Index, IndexMetadata, metadata_of, turned_as
@@ -536,7 +536,7 @@ def test_pipes_and_devices_in_place_of_files_are_refused_at_once(tmp_path, metad
     os.mkfifo(folder / name) if kind == "pipe" else (folder / name).symlink_to("/dev/zero")
     with pytest.raises(InputError, match=f"{name} is (a {kind}|missing)"):
         Index(folder)
-        read_pca(folder, replace(metadata, pca_input_dim=1024, pca_sha256="0"))
+        read_projections(folder, replace(metadata, pca_input_dim=1024, pca_sha256="0"))
 
 
 def test_a_file_that_no_index_has_is_refused_before_it_is_read(tmp_path, metadata):

@@ -16,8 +16,9 @@ from helpers.processes import run_script, start_script
 from datasets.image_set import ImageSet
 from model import InputError, ModelConfig
 from model.index.manifest import MANIFEST
-from model.index.metadata import METADATA, PROJECTION
+from model.index.metadata import METADATA
 from model.index.pca import PCA
+from model.index.projections import NO_PROJECTIONS, PCA_FILE, Projections
 from model.weights import load_model
 from utils.integrations.milvus.writer import export_index
 from utils.retrieval.config import EngineAddress, IndexConfig, PCAConfig
@@ -48,15 +49,16 @@ def pca_config(dim, folder="."):
 def index(tmp_path, model):
     """The folder of an index of 3 images, whose descriptors a random projection reduced to 6 dimensions."""
     random = np.random.default_rng(0)
-    pca = PCA(random.standard_normal(512), random.standard_normal((6, 512)))
-    with writer_of(tmp_path / "index", model, pca) as writer:
-        writer.append(project(pca, make_chunk(0, 3)))
+    projections = Projections(PCA(random.standard_normal(512), random.standard_normal((6, 512))))
+    with writer_of(tmp_path / "index", model, projections) as writer:
+        writer.append(project(projections, make_chunk(0, 3)))
         writer.features()
     return tmp_path / "index"
 
 
-def writer_of(folder, model, pca, append=False):
-    return IndexWriter(IndexConfig(folder=folder, append=append), metadata_of(model, SETTINGS, pca=pca), pca)
+def writer_of(folder, model, projections, append=False):
+    metadata = metadata_of(model, SETTINGS, projections=projections)
+    return IndexWriter(IndexConfig(folder=folder, append=append), metadata, projections)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +84,12 @@ def test_a_database_image_finds_itself_and_reduced_descriptors_are_exported(
     model = load_model(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True), checkpoints["two_branch"])
     extractor = Extractor(model=prepare(model, SETTINGS), config=SETTINGS)
     pca = find_pca(extractor, pca_config(6, tiny_benchmark / FLAGS[1].split("=")[1]), None)
-    assert pca.to_bytes() == (tmp_path / "index" / PROJECTION).read_bytes()
+    assert pca.to_bytes() == (tmp_path / "index" / PCA_FILE).read_bytes()
     photos = sorted((tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir())
     if dtype == "fp32":
-        features = extract(replace(extractor, pca=pca), ImageSet.without_positions(list(map(str, photos))))
+        features = extract(
+            replace(extractor, projections=Projections(pca)), ImageSet.without_positions(list(map(str, photos)))
+        )
         np.testing.assert_array_equal(descriptors, features.descriptors)  # bit for bit those without an index
     photos = photos[3:5]
     result = run_script("search.py", *photos, "--index=index", "--results=1", "--device=cpu", "--json", cwd=tmp_path)
@@ -147,7 +151,7 @@ def test_appended_images_are_reduced_by_the_stored_projection(tmp_path, tiny_ben
         assert result.status == 0, result.stderr
         assert len(Index(tmp_path / "index")) == count
     np.testing.assert_allclose(Index(tmp_path / "index").features().descriptors[:], expected, atol=1e-5)
-    assert (tmp_path / "index" / PROJECTION).read_bytes() == (tmp_path / "complete" / PROJECTION).read_bytes()
+    assert (tmp_path / "index" / PCA_FILE).read_bytes() == (tmp_path / "complete" / PCA_FILE).read_bytes()
     before = content(tmp_path / "index")
     result = run_script("eval.py", *flags, "--pca_dim=5", FLAGS[1], cwd=tmp_path)
     assert result.status == 2 and "--pca_dim 5: the index index holds descriptors that PCA" in result.stderr
@@ -165,7 +169,7 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
         with pytest.raises(InputError, match=words):
             find_pca(extractor, pca_config(dim), folder)
     with pytest.raises(InputError, match="built differently: .*pca_input_dim 512 .now None."):
-        writer_of(index, model, None, append=True)
+        writer_of(index, model, NO_PROJECTIONS, append=True)
     assert find_pca(extractor, PCAConfig(), tmp_path / "plain") is None
     assert find_pca(extractor, pca_config(6), index).dim == 6
 
@@ -173,10 +177,10 @@ def test_another_dimension_is_refused_and_so_is_one_of_an_index_without_pca(tmp_
 def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
     """Even if its metadata has the checksum of this model's weights."""
     opened = Index(index)
-    opened.pca = PCA(np.zeros(1024), np.ones((6, 1024)))
+    opened.projections = Projections(PCA(np.zeros(1024), np.ones((6, 1024))))
     opened.metadata = replace(opened.metadata, pca_input_dim=1024)
     with pytest.raises(InputError, match="another model .*pca_input_dim 1024 .now 512."):
-        opened.metadata.require_compatible(metadata_of(model, SETTINGS, pca=opened.pca), opened)
+        opened.metadata.require_compatible(metadata_of(model, SETTINGS, projections=opened.projections), opened)
 
 
 @pytest.mark.parametrize("read", ["load", "append"])
@@ -191,7 +195,7 @@ def test_an_index_of_a_model_with_wider_descriptors_is_refused(model, index):
     ],
 )
 def test_a_damaged_projection_is_refused(extractor, index, damage, words, read):
-    path = index / PROJECTION
+    path = index / PCA_FILE
     data = bytearray(path.read_bytes())
     data[-1] ^= damage == "flip"
     changed = {"cut": data[:-4], "longer": data + b"\0", "nan": data[:-4] + np.float32("nan").tobytes()}
@@ -228,14 +232,14 @@ def test_metadata_of_a_projection_that_are_not_valid(index, changes):
 
 
 def test_a_build_that_was_killed_before_its_metadata_begins_again(tmp_path, model, index):
-    pca = Index(index).pca
+    projections = Index(index).projections
     begun = tmp_path / "begun"
     begun.mkdir()
-    (begun / PROJECTION).write_bytes(b"of a run that was killed")
+    (begun / PCA_FILE).write_bytes(b"of a run that was killed")
     with pytest.raises(InputError, match="pca.bin but no metadata.json"):
-        writer_of(begun, model, pca)
-    with writer_of(begun, model, pca, append=True) as writer:
-        writer.append(project(pca, make_chunk(0, 3)))
+        writer_of(begun, model, projections)
+    with writer_of(begun, model, projections, append=True) as writer:
+        writer.append(project(projections, make_chunk(0, 3)))
         writer.features()
     assert content(begun) == content(index)
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from model.index.projections import Projections
 from utils.cli.evaluation import EvaluationArguments
 from utils.retrieval.config import ExtractionConfig, image_flags
 from utils.retrieval.evaluation import (
@@ -28,7 +29,7 @@ def evaluate_datasets(args: EvaluationArguments, search: Search) -> None:
     model, index = args.model, args.index
     benchmarks = read_benchmarks(args.data.benchmarks, has_database=index.load_index is None)
     extractor = load_extractor(model.choice, model.any_source, args.extraction, index=index.location, crops=args.crops)
-    extractor = replace(extractor, pca=find_pca(extractor, args.pca, index.folder))
+    extractor = replace(extractor, projections=Projections(pca=find_pca(extractor, args.pca, index.folder)))
     found = {"model": model.label} | asdict(extractor.model.config) | image_flags(extractor.config.image_config)
     run = RunDir(args.save_dir, args.flags | found)
     evaluate_each(benchmarks, run, Pipeline(extractor, args, search, weights=model.file).evaluate)

@@ -8,10 +8,22 @@ from datasets.config import PositionConfig, positions_flag
 from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
 from model import InputError
 from utils.cli.model import HUB, TrainedModel
-from utils.retrieval.config import EvaluationConfig, IndexFlags, PCAConfig, SearchConfig, index_folder
+from utils.retrieval.config import (
+    DEFAULT_RERANK_NUM,
+    CodesConfig,
+    EvaluationConfig,
+    IndexFlags,
+    PCAConfig,
+    SearchConfig,
+)
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, seed_flag, switch
+from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, positive_int, seed_flag, switch
 
+OWN_CODES_FLAGS = dict.fromkeys(  # which eval_hashing.py and eval_rerank.py refuse
+    ("--codes", "--code_bits"),
+    "makes codes of float descriptors, and this model gives codes of its own. Leave it out, or use eval.py with a "
+    "float model.",
+)
 DEFAULT_THRESHOLD = 25  # metres; an int, as results.json shows it
 FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
     ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
@@ -131,16 +143,26 @@ class EvaluationArguments(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FloatEvaluation(EvaluationArguments):
-    """The command line of eval.py."""
+    """The command line of eval.py. rerank_num: 0 where there are no codes to search first."""
 
     model: TrainedModel = part("model", fixed={"kind": "float"}, changed=HUB)
-    index: IndexFlags = part(
-        "index",
+    search: SearchConfig = part(
+        "search",
+        fixed={"ivf": None},
         changed={
-            "load_index": flag("search this index; database images are not read", type=index_folder, default=None)
+            "rerank_num": flag(
+                f"with --codes, or an index with codes: first-stage results to re-rank (default: {DEFAULT_RERANK_NUM})",
+                type=positive_int,
+                default_from=lambda flags: DEFAULT_RERANK_NUM if flags["codes"] or flags["load_index"] else 0,
+                may_change=True,
+            )
         },
     )
-    search: SearchConfig = part("search", fixed={"rerank_num": 0, "ivf": None})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search.rerank_num and not (self.codes.source or self.index.load_index):
+            raise InputError("--rerank_num applies to a search by codes; give --codes, or an index with codes.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +172,15 @@ class HashingEvaluation(EvaluationArguments):
     model: TrainedModel = part("model", fixed={"kind": "hashing"})
     index: IndexFlags = part("index", fixed={"descriptor_dtype": None})
     pca: PCAConfig = fixed(PCAConfig())
+    codes: CodesConfig = fixed(CodesConfig())
     search: SearchConfig = part("search", fixed={"rerank_num": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoBranchEvaluation(EvaluationArguments):
     """The command line of eval_rerank.py."""
+
+    codes: CodesConfig = fixed(CodesConfig())
 
     model: TrainedModel = part("model", fixed={"kind": "two-branch"})
 

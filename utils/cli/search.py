@@ -14,6 +14,7 @@ from utils.cli.evaluation import require_file
 from utils.cli.model import HUB, MODEL_HELP, TrainedModel, model_name_flag
 from utils.retrieval.config import (
     AcceptConfig,
+    CodesConfig,
     EngineAddress,
     ExtractionConfig,
     IndexConfig,
@@ -84,6 +85,7 @@ class BuildIndexArguments:
         choices=tuple(DESCRIPTOR_DTYPES),
         default=None,
     )
+    codes: CodesConfig = part("descriptors", default=CodesConfig(), fixed={"seed": 0})
     precision: str | None = flag(
         f"{PRECISION_HELP} (default: that of the index, or fp32)",
         group="speed",
@@ -152,6 +154,7 @@ class BuildIndexArguments:
             "ignore_exif_orientation": self.exif_orientation,
             "precision": self.precision,
             "descriptor_dtype": self.descriptor_dtype,
+            "codes": self.codes.source,
             "positions": self.positions,
             "positions_csv": self.positions_csv,
             "image_root": None if self.merge else self.image_root,

@@ -11,7 +11,7 @@ from datasets.file_names import order_in_sequence
 from model.config import LoopConfig
 from model.errors import InputError
 from model.loops import find_loops
-from model.rows import Snapshot
+from model.rows import Snapshot, words_of
 from utils.integrations.shared import relative_name, require_utf8
 from utils.retrieval.features import Descriptors, Features, SearchResult, as_array
 from utils.retrieval.index import Index
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 def nearest_others(index: Index, num_matched: int, *, rerank_num: int) -> Generator[Pairs, None, None]:
     """Each image of an index with the `num_matched` nearest other ones.
 
-    By Hamming distance if there are codes, else by L2 distance; of a two-branch model, the first `rerank_num` results
+    By Hamming distance if there are codes, else by L2 distance; with descriptors, too, the first `rerank_num` results
     are re-ranked. Raises InputError if there are fewer other images.
     """
     if len(index) <= num_matched:
@@ -42,7 +42,7 @@ def nearest_others(index: Index, num_matched: int, *, rerank_num: int) -> Genera
         )
     database = index.features()
     paths = database.images.paths
-    is_two_branch = index.metadata.model.rerank
+    is_two_branch = index.metadata.is_two_stage
     k = max(num_matched, rerank_num) if is_two_branch else num_matched
     for start in with_progress(range(0, len(index), QUERY_BLOCK), "Exporting"):
         rows = slice(start, start + QUERY_BLOCK)
@@ -83,10 +83,10 @@ def sequence_loops(index: Index, config: LoopConfig, *, rerank_num: int) -> list
             "a smaller --min_gap."
         )
     images, codes, descriptors, _ = index.features()
-    if codes is None and index.pca:
+    if codes is None and index.projections.pca:
         raise InputError(
             f"The descriptors of the index {index.folder} were projected by PCA, among which loops are not searched. "
-            "Build one without --pca_dim, or of a two-branch model."
+            "Build one without --pca_dim, or with --codes, or of a two-branch model."
         )
     paths = list(map(str, images.paths))
     order = np.array(sorted(range(len(paths)), key=lambda i: order_in_sequence(paths[i])))
@@ -95,7 +95,7 @@ def sequence_loops(index: Index, config: LoopConfig, *, rerank_num: int) -> list
     if codes is None:
         ordered = ordered[:]
     else:
-        words = np.ascontiguousarray(as_array(codes)[order].view(np.uint64).T)
+        words = words_of(as_array(codes)[order])
     snapshot = Snapshot(np.arange(len(paths)), words, ordered, np.zeros(len(paths), bool))
     loops = find_loops(snapshot, with_progress(range(len(paths)), "Searching"), config, rerank_num=rerank_num)
     return [

@@ -9,7 +9,14 @@ from typing import Any
 
 from datasets.config import CROP_METHODS, TEST_METHODS
 from datasets.layouts import NO_DATASETS_FOLDER, datasets_folder_flag
-from model.config import DESCRIPTOR_DTYPES, PRECISIONS, ImageConfig
+from model.config import (
+    CODE_BITS,
+    CODE_METHODS,
+    DESCRIPTOR_DTYPES,
+    PRECISIONS,
+    ImageConfig,
+    check_code_bits,
+)
 from model.errors import InputError
 from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
@@ -26,6 +33,7 @@ from utils.runtime.flags import (
 )
 
 DEFAULT_REPORT_QUERIES = 100
+DEFAULT_RERANK_NUM = 100
 ACCEPT_PRECISIONS = ("95", "99", "100")  # the keys of model.calibration.PRECISIONS, which imports NumPy
 DEFAULT_MAJORITY_WEIGHT = 0.01
 ENGINE_ADDRESS = re.compile(
@@ -195,8 +203,7 @@ def index_folder(text: str) -> Path:
     """An argparse type: a folder, where the address of a search engine does not apply."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text} is not a folder. Only eval_hashing.py, eval_rerank.py and search.py search such an index; "
-            "export.py milvus writes one."
+            f"{text} is not a folder. The evaluations and search.py search such an index; export.py milvus writes one."
         )
     return user_path(text)
 
@@ -335,6 +342,48 @@ class PCAConfig:
         return self.datasets_folder / self.subfolder
 
 
+def code_source(text: str) -> str | Path:
+    """An argparse type: a method that makes codes, or a file."""
+    return text if text in CODE_METHODS else user_path(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesConfig:
+    """Codes that are made of float descriptors: by one of CODE_METHODS, which is fitted to at most `max_images` images
+    of the database, drawn at random with `seed`; or by the file of train_codes.py. source: None for no codes. bits:
+    None for those of the file, or CODE_BITS.
+
+    Raises InputError for values that do not go together, and a file that does not exist.
+    """
+
+    source: str | Path | None = flag(
+        "search by binary codes of the float descriptors, and re-rank what they find by these: itq, random, or a file "
+        "of train_codes.py; see docs/codes.md",
+        name="codes",
+        type=code_source,
+        default=None,
+        metavar="itq|random|FILE",
+    )
+    bits: int | None = flag(
+        f"bits of --codes, a multiple of 8; of itq, at most the dimension (default: {CODE_BITS})",
+        name="code_bits",
+        type=positive_int,
+        default=None,
+    )
+    seed: int = seed_flag()
+    max_images: int = fixed(4096)
+
+    def __post_init__(self) -> None:
+        if self.bits is not None:
+            if not isinstance(self.source, str):
+                reason = "the file states them" if self.source else "give --codes, too"
+                raise InputError(f"--code_bits applies to --codes itq and random: {reason}.")
+            check_code_bits(self.bits)
+        if isinstance(self.source, Path) and not self.source.is_file():
+            methods = ", ".join(CODE_METHODS)
+            raise InputError(f"--codes: no file {self.source}. Choose from: {methods}; or the file of train_codes.py.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class IVFConfig:
     """An approximate search: codes are sorted into `nlist` lists; a query searches the `nprobe` nearest."""
@@ -358,7 +407,9 @@ class SearchConfig:
     is given; by how many frames in a row.
     """
 
-    rerank_num: int = flag("first-stage results to re-rank", type=positive_int, default=100, may_change=True)
+    rerank_num: int = flag(
+        "first-stage results to re-rank", type=positive_int, default=DEFAULT_RERANK_NUM, may_change=True
+    )
     ivf: IVFConfig | None = flag(
         "approximate search: sort codes into NLIST lists, search NPROBE; pays off from about 10 million images",
         type=positive_int,
@@ -460,6 +511,7 @@ class EvaluationConfig:
     extraction: ExtractionConfig = part("images", fixed={"temporary_folder": Path("logs")})
     crops: CropConfig = part("images", default=CropConfig())
     pca: PCAConfig = part("descriptors", default=PCAConfig())
+    codes: CodesConfig = part("descriptors", default=CodesConfig())
     index: IndexFlags = part("index", default=IndexFlags())
     search: SearchConfig = part("search")
     report: ReportConfig = part("report")
@@ -469,5 +521,7 @@ class EvaluationConfig:
             raise InputError(
                 "--pca_dim does not apply to --load_index: the index states how its descriptors were reduced."
             )
+        if self.codes.source and self.index.load_index:
+            raise InputError("--codes does not apply to --load_index: the index states which codes it has.")
         check_folder_flag("ivf", self.search.ivf, self.index.load_index)
         check_folder_flag("sequence", self.search.sequence > 1, self.index.load_index)

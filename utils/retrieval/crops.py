@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import CODE_BITS
 from utils.retrieval.config import CropConfig
 from utils.retrieval.features import SearchResult
 
@@ -18,11 +17,12 @@ def average_crops(outputs: Tensor) -> Tensor:
     return (outputs * weights[:, None]).sum(dim=1)
 
 
-def merge_crops(result: SearchResult, config: CropConfig, k: int) -> SearchResult:
+def merge_crops(result: SearchResult, config: CropConfig, k: int, *, code_bits: int = 0) -> SearchResult:
     """The results of the crops, in rows 3q to 3q + 2 for query q, merged into the k best images of each query.
 
     Images come in the order of their smallest distance to a crop; among equal ones the smaller index comes first. With
     "maj_voting", images that several crops retrieve get smaller distances before that: see `vote`. At most K remain.
+    code_bits: of the codes, where these were searched.
     """
     k = min(k, result.indices.shape[1])
     indices = result.indices.reshape(-1, len(CROP_COUNTS), result.indices.shape[1])
@@ -30,8 +30,8 @@ def merge_crops(result: SearchResult, config: CropConfig, k: int) -> SearchResul
     metric = result.metric[:k]
     if config.majority_weight is not None:
         is_hamming = "hamming" in metric
-        # Codes of +-1/sqrt(512) at Hamming distance h have the squared L2 distance h / 128.
-        squares = distances / (CODE_BITS / 4) if is_hamming else distances.astype(np.float64) ** 2
+        # Codes of +-1/sqrt(bits) at Hamming distance h have the squared L2 distance 4 h / bits.
+        squares = distances / (code_bits / 4) if is_hamming else distances.astype(np.float64) ** 2
         distances = np.stack([vote(*query, config.majority_weight) for query in zip(squares, indices, strict=True)])
         metric = ["hamming_voted" if is_hamming else "squared_l2_voted"] * len(metric)
     merged = [_merge(d.ravel(), i.ravel(), k) for d, i in zip(distances, indices, strict=True)]

@@ -16,11 +16,12 @@ from datasets.layouts import BenchmarkConfig, list_images
 from model import ImageConfig, InputError, ModelChoice, sequences
 from model.calibration import CALIBRATION
 from model.config import HubConfig, ModelConfig, check_image_size
-from model.index.metadata import METADATA, IndexMetadata, read_pca
+from model.index.metadata import METADATA, IndexMetadata, read_projections
 from model.index.pca import PCA
 from model.weights import load_model
 from model.zoo import PublishedModel
 from utils.models import model_on_all_ranks
+from utils.retrieval.codes import fit_to_features, with_codes
 from utils.retrieval.config import (
     CropConfig,
     EngineAddress,
@@ -34,7 +35,7 @@ from utils.retrieval.extraction import Extractor, extract, prepare, settle_image
 from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.hub.config import HubChoice
 from utils.retrieval.hub.describer import hub_model_on_all_ranks
-from utils.retrieval.index import metadata_of, open_index, turned_as, weights_of
+from utils.retrieval.index import OpenIndex, metadata_of, open_index, turned_as, weights_of
 from utils.retrieval.index.inverted_file import open_inverted_file
 from utils.retrieval.pca import check_pca_dim, fit_pca
 from utils.retrieval.report import Results, announce, report
@@ -77,10 +78,10 @@ class Pipeline:
     def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
         with run.phase("extraction"):  # under torchrun, of every rank's share
-            database = self._database(dataset)
+            extractor, database = self._database(dataset)
             # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
             against = distributed.run_on_main(lambda: database and dataset.with_database(database.images), share=False)
-            queries = extract(self.extractor.for_queries(self.config.crops), dataset.queries)
+            queries = extract(extractor.for_queries(self.config.crops), dataset.queries)
         if database is None or against is None or queries is None:  # only the main rank receives the features
             return None
         if self.config.search.ivf:
@@ -101,23 +102,35 @@ class Pipeline:
             "descriptor_dim": database.dim,
             "test_method": self.config.crops.test_method,
         }
+        coding = extractor.projections.coding
+        if coding:
+            described["codes"] = {"method": coding.method, "bits": coding.bits}
         results = report(run, against, stages, model=described, config=self.config.report)
         if self.config.index.save_index and (run.folder / CALIBRATION).exists():
             with atomic_write(self.config.index.save_index / CALIBRATION, "wb") as file:
                 file.write((run.folder / CALIBRATION).read_bytes())
         return results
 
-    def _database(self, dataset: Benchmark) -> Features | None:
+    def _database(self, dataset: Benchmark) -> tuple[Extractor, Features | None]:
+        """The features of the database, on the main rank, and what extracts those of queries like them."""
+        extractor = self.extractor
         index, ivf = self.config.index, self.config.search.ivf
         if index.load_index:
-            return distributed.run_on_main(partial(_features_in_index, index, self.extractor), share=False)
+            opened = distributed.run_on_main(partial(_open_compatible, index, extractor), share=False)
+            if opened is None:
+                return extractor, None
+            return replace(extractor, projections=opened.projections), opened.features()
         if ivf and not index.folder:
             ivf.check_size(len(dataset.database))  # fails now, not after extraction; an index would keep the features
         to_write = index.to_write(self.weights)
         if to_write:
             positions = str(dataset.config.positions)
             to_write = replace(to_write, root=dataset.database_folder, positions=positions)
-        return extract(self.extractor, dataset.database, save_to=to_write)
+        extractor = with_codes(extractor, self.config.codes, dataset.database, index=index.folder)
+        database = extract(extractor, dataset.database, save_to=to_write)
+        if database and self.config.codes.source and not extractor.projections.coding:
+            return fit_to_features(extractor, self.config.codes, database)
+        return extractor, database
 
     def _with_inverted_file(self, database: Features, ivf: IVFConfig) -> Features:
         """The inverted file of the codes, which searches them approximately, takes their place."""
@@ -141,11 +154,13 @@ def settings_of_index(flags: IndexFlags, config: ExtractionConfig) -> Extraction
     return turned_as(metadata, config)
 
 
-def _features_in_index(flags: IndexFlags, extractor: Extractor) -> Features:
+def _open_compatible(flags: IndexFlags, extractor: Extractor) -> OpenIndex:
     assert flags.load_index, "or there is nothing to read"
     index = open_index(flags.load_index, verify=not flags.trust_index, allow_incomplete=flags.allow_incomplete_index)
-    index.metadata.require_compatible(metadata_of(extractor.model, extractor.config, pca=index.pca), index)
-    return index.features()
+    index.metadata.require_compatible(
+        metadata_of(extractor.model, extractor.config, projections=index.projections), index
+    )
+    return index
 
 
 def load_extractor(
@@ -212,7 +227,7 @@ def _stored_pca(index: Path, dim: int | None) -> PCA | None:
     if not (index / METADATA).exists():
         return None
     metadata = IndexMetadata.read(index)
-    pca = read_pca(index, metadata)
+    pca = read_projections(index, metadata).pca
     if dim and dim != (pca.dim if pca else None):
         content = f"that PCA reduced to {pca.dim} dimensions" if pca else "that are not reduced"
         raise InputError(

@@ -18,7 +18,7 @@ from datasets.images import ImageDataset, collate_images
 from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
 from model.images import normalize
 from model.index.manifest import CHUNK_SIZE
-from model.index.pca import PCA
+from model.index.projections import NO_PROJECTIONS, Projections
 from model.inference import Describer, dtype_of
 from model.network import sign
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
@@ -65,13 +65,13 @@ def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceMod
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """What makes features of images: a prepared model, settings, and the projection of descriptors, if any, which the
-    main rank alone needs. merging: of queries whose crops are searched one by one.
+    """What makes features of images: a prepared model, settings, and what is applied to descriptors, which the main
+    rank alone needs. merging: of queries whose crops are searched one by one.
     """
 
     model: Describer
     config: ExtractionConfig
-    pca: PCA | None = None
+    projections: Projections = NO_PROJECTIONS
     merging: CropConfig | None = None
 
     def for_queries(self, crops: CropConfig) -> "Extractor":
@@ -91,19 +91,21 @@ def extract(
     that it then contains is returned. Under torchrun each rank extracts its share; the main rank returns the features,
     the others None. Raises InputError as extract_chunks does; an index then keeps the chunks before.
     """
-    pca, merging = extractor.pca, extractor.merging
+    projections, merging = extractor.projections, extractor.merging
     with _open_store(extractor, images, save_to) as store:
         indices: Any = store.to_extract(images) if store else None
         remaining = images[distributed.broadcast_object(indices)]
         for chunk in extract_chunks(extractor.model, remaining, extractor.config, float_branch=float_branch):
             if store and chunk:
-                store.append(project(pca, chunk) if pca else chunk)
+                store.append(project(projections, chunk))
         return store.features()._replace(merging=merging) if store else None
 
 
-def project(pca: PCA, features: Features) -> Features:
-    """Features whose descriptors are projected."""
-    return features._replace(descriptors=pca.project(as_array(features.descriptors)))
+def project(projections: Projections, features: Features) -> Features:
+    """Features of a chunk as they are stored: descriptors that are projected, and codes that are made of them."""
+    arrays = [None if part is None else as_array(part) for part in (features.codes, features.descriptors)]
+    codes, descriptors = projections.apply(arrays[0], arrays[1])
+    return features._replace(codes=codes, descriptors=descriptors)
 
 
 def extract_chunks(
@@ -268,12 +270,12 @@ def _open_store(
     extractor: Extractor, images: ImageSet, save_to: IndexConfig | None
 ) -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer | None]:
     """Where the main rank stores features: in the index `save_to`, or in a buffer. None on the other ranks."""
-    config, pca = extractor.config, extractor.pca
+    config, projections = extractor.config, extractor.projections
 
     def open_on_main() -> contextlib.AbstractContextManager[IndexWriter | FeatureBuffer]:
         if save_to is not None:
-            metadata = metadata_of(extractor.model, config, save_to, pca=pca)
-            return IndexWriter(save_to, metadata, pca)
+            metadata = metadata_of(extractor.model, config, save_to, projections=projections)
+            return IndexWriter(save_to, metadata, projections)
         max_bytes = config.memory_share * memory_bytes()
         return contextlib.nullcontext(FeatureBuffer(images, max_bytes, config.temporary_folder))
 

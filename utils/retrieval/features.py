@@ -44,19 +44,19 @@ class Descriptors(Protocol):
 
 
 class SearchableCodes(Protocol):
-    """Codes [N, 64] that search by themselves: in a search engine, or in an inverted file."""
+    """Codes [N, b] that search by themselves: in a search engine, or in an inverted file."""
 
     def __len__(self) -> int: ...
 
     def search(self, queries: np.ndarray, k: int) -> SearchResult:
-        """The k <= N nearest to packed codes [Q, 64] by Hamming distance, as search_hamming gives them."""
+        """The k <= N nearest to packed codes [Q, b] by Hamming distance, as search_hamming gives them."""
 
 
 class Features(NamedTuple):
     """Features of N images. A field is None if that branch is absent or was not computed.
 
-    codes: [N, 64] uint8, 512 bits packed in np.packbits order. descriptors: [N, dim]. Of queries with C crops each:
-    [N, C, 64] and [N, C, dim]; merging: how the results of the crops become those of the query.
+    codes: [N, bits / 8] uint8, packed in np.packbits order. descriptors: [N, dim]. Of queries with C crops each:
+    [N, C, bits / 8] and [N, C, dim]; merging: how the results of the crops become those of the query.
     """
 
     images: ImageSet

@@ -35,12 +35,15 @@ def search(database: Features, queries: Features, k: int, *, device: str = "cpu"
     the database's images have one and the same code or descriptor, or descriptors are not sound: see check_sound.
     """
     _check_variety(database)
+    code_bits = 0
     if database.codes is not None:
-        found = search_hamming(database.codes, as_array(queries.codes), k, device=device)
+        codes = as_array(queries.codes)
+        code_bits = 8 * codes.shape[-1]
+        found = search_hamming(database.codes, codes, k, device=device)
     else:
         assert database.descriptors is not None, "features have codes, descriptors, or both"
         found = search_l2(database.descriptors, as_array(queries.descriptors), k)
-    return merge_crops(found, queries.merging, k) if queries.merging else found
+    return merge_crops(found, queries.merging, k, code_bits=code_bits) if queries.merging else found
 
 
 def search_and_rerank(
@@ -127,7 +130,7 @@ def rerank(candidates: SearchResult, database: Features, queries: Features, *, r
     """
     import faiss
 
-    assert database.descriptors is not None, "two-branch models give descriptors"
+    assert database.descriptors is not None, "of a two-branch model, or those that codes were made of"
     distances, indices = candidates.distances.astype(np.float32), candidates.indices.copy()
     descriptors = np.ascontiguousarray(as_array(queries.descriptors), np.float32)
     for i in with_progress(range(len(descriptors)), "Re-ranking", "query"):

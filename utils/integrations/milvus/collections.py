@@ -1,11 +1,13 @@
 """The collections of an index in Milvus.
 
 NAME:             id (that of the index), code, path and POSITION_FIELDS; exact Hamming search (BIN_FLAT)
-NAME_descriptors: id, descriptor (float32); if the model has a float branch
+NAME_descriptors: id, descriptor (float32); if the index has descriptors
+NAME_coding:      id, row (float32), the rows of the Coding; if codes were made of the descriptors
 
 The description of NAME is the index's metadata.json. Its property STATE_PROPERTY says which rows belong to the copy.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -16,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from model import CODE_BITS
 from model.errors import InputError
+from model.index.coding import Coding
 from model.index.metadata import MAX_ZONE, METADATA_ERRORS, IndexMetadata, UnknownFormat
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.search import with_progress
@@ -118,12 +120,13 @@ class State:
 
 
 class Collections:
-    """The collections of an address. Attributes: codes and descriptors, their names; metadata; state."""
+    """The collections of an address. Attributes: codes, descriptors and coding, their names; metadata; state."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection, self.address = connection, connection.address
         self.codes = self.address.name
         self.descriptors = f"{self.address.name}_descriptors"
+        self.coding = f"{self.address.name}_coding"
         self.exists = connection.call("has_collection", self.codes)
         if self.exists:
             found = connection.call("describe_collection", self.codes)
@@ -141,7 +144,7 @@ class Collections:
 
     @property
     def names(self) -> list[str]:
-        """Those that the index has."""
+        """Those that the index has with a row for each image."""
         return [self.codes, *([self.descriptors] if self.metadata.descriptor_dim else [])]
 
     def create(self, metadata: IndexMetadata, state: State, shards: int) -> None:
@@ -150,13 +153,14 @@ class Collections:
 
         if not self.exists:
             self.metadata, self.shards = metadata, shards
-            if self.connection.call("has_collection", self.descriptors):
-                raise InputError(
-                    f"A collection {self.descriptors} exists already at {self.address.host}:{self.address.port}, "
-                    f"without {self.codes}. Drop it, or choose another name."
-                )
+            for name in (self.descriptors, self.coding):
+                if self.connection.call("has_collection", name):
+                    raise InputError(
+                        f"A collection {name} exists already at {self.address.host}:{self.address.port}, without "
+                        f"{self.codes}. Drop it, or choose another name."
+                    )
             schema = self.connection.schema(metadata.to_json())
-            schema.add_field("code", DataType.BINARY_VECTOR, dim=CODE_BITS)
+            schema.add_field("code", DataType.BINARY_VECTOR, dim=metadata.code_bits)
             schema.add_field("path", DataType.VARCHAR, max_length=MAX_PATH_BYTES)
             for name in POSITION_FIELDS:
                 schema.add_field(name, DataType.INT8 if name == "zone" else DataType.DOUBLE)
@@ -166,6 +170,10 @@ class Collections:
             schema = self.connection.schema(f"Descriptors of {self.codes}")
             schema.add_field("descriptor", DataType.FLOAT_VECTOR, dim=metadata.descriptor_dim)
             self._create(self.descriptors, schema, None, index=("descriptor", "FLAT", "L2"))
+        if metadata.has_coding and not self.connection.call("has_collection", self.coding):
+            schema = self.connection.schema(f"Coding of {self.codes}")
+            schema.add_field("row", DataType.FLOAT_VECTOR, dim=metadata.descriptor_dim)
+            self._create(self.coding, schema, None, index=("row", "FLAT", "L2"))
 
     def _create(self, name: str, schema: Any, state: State | None, *, index: tuple[str, str, str]) -> None:
         from pymilvus import MilvusClient
@@ -194,7 +202,7 @@ class Collections:
 
     def load(self) -> None:
         """Has the servers load the collections, which searching and counting need, and waits for it."""
-        for name in self.names:
+        for name in [*self.names, *([self.coding] if self.metadata.has_coding else [])]:
             self.connection.call("load_collection", name, timeout=LOAD_SECONDS)
 
     def malformed(self, problem: str) -> InputError:
@@ -276,6 +284,28 @@ class Collections:
             rows[part] = [found[i]["descriptor"] for i in ids[part].tolist()]
         return rows
 
+    def write_coding(self, coding: Coding) -> None:
+        """Stores what makes codes of descriptors. It may be there already, or a part of it."""
+        for part in split_rows(len(coding.rows), coding.dim):
+            rows = zip(range(part.start, part.stop), coding.rows[part], strict=True)
+            self.connection.call("upsert", self.coding, [{"id": i, "row": row} for i, row in rows])
+        self.connection.call("flush", self.coding, timeout=LOAD_SECONDS)
+
+    def read_coding(self) -> Coding | None:
+        """What makes codes of descriptors; None if the model makes them. Raises InputError if it is not that of the
+        metadata.
+        """
+        method = self.metadata.coding_method
+        if method is None:
+            return None
+        rows = np.empty((1 + self.metadata.code_bits, self.metadata.descriptor_dim), np.float32)
+        for part in split_rows(*rows.shape):
+            found = self.rows(self.coding, range(part.start, part.stop), ["row"])
+            rows[part] = [found[i]["row"] for i in range(part.start, part.stop)]
+        if hashlib.sha256(rows.astype("<f4").tobytes()).hexdigest() != self.metadata.coding_sha256:
+            raise self.malformed(f"{self.coding} holds another coding")
+        return Coding.from_rows(method, rows)
+
     def delete(self, name: str, ids: np.ndarray) -> None:
         """Deletes rows, which need not be there."""
         for start in range(0, len(ids), MAX_ROWS):
@@ -287,8 +317,8 @@ class Collections:
         try:
             if field == "code":
                 checked = value if isinstance(value, bytes) else b"".join(value)
-                is_right = len(checked) == CODE_BITS // 8
-            elif field == "descriptor":
+                is_right = len(checked) == self.metadata.code_bits // 8
+            elif field in ("descriptor", "row"):
                 checked = np.asarray(value, np.float32)
                 is_right = checked.shape == (self.metadata.descriptor_dim,) and bool(np.isfinite(checked).all())
             elif field == "path":

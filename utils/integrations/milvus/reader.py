@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 
 from datasets.image_set import ImageSet
-from model import CODE_BITS
 from model.errors import InputError
+from model.index.projections import Projections
 from utils.integrations.milvus.collections import MAX_ROWS, POSITION_FIELDS, Collections, Connection
 from utils.retrieval.config import EngineAddress
 from utils.retrieval.features import Features, SearchResult
@@ -43,6 +43,7 @@ class MilvusIndex(EngineIndex):
                     f"The index {address} is damaged: {name} holds {count} rows instead of {state.images}. Drop the "
                     "collections and export the index again."
                 )
+        self.projections = Projections(coding=collections.read_coding())
         self._table = ImageTable(collections)
         utms, zones, degrees = (
             cast(np.ndarray, Positions(self._table, fields, dtype))
@@ -178,7 +179,7 @@ class Paths(Sequence[str]):
 
 
 class MilvusCodes:
-    """The codes [N, 64].
+    """The codes [N, b].
 
     Milvus orders equal distances as it likes, and may cut them off anywhere. So more results than needed are asked for,
     and more still while the last one is as near as the k-th.
@@ -261,7 +262,7 @@ class MilvusCodes:
                 strange = (indices < rows.start) | (indices >= rows.stop)
                 if strange.any():
                     raise self._collections.malformed(f"a hit with the id {ids[strange][0]}")
-                if not np.isin(distances, np.arange(CODE_BITS + 1)).all():
+                if not np.isin(distances, np.arange(self._collections.metadata.code_bits + 1)).all():
                     raise self._collections.malformed("a distance that codes cannot have")
                 order = np.lexsort((indices, distances))
                 yield distances[order].astype(np.int32), indices[order].astype(np.int64)

@@ -49,10 +49,10 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     have gaps, of reading all ids. Raises InputError if the name holds something else, or (without `append`) another
     state of this index; or the server fails.
     """
-    if not index.metadata.model.hashing:
+    if not index.metadata.code_bits:
         raise InputError(
-            f"The index {index.folder} has no codes, which the search in Milvus needs. Export one of eval_hashing.py "
-            "or eval_rerank.py."
+            f"The index {index.folder} has no codes, which the search in Milvus needs. Build one with --codes, or "
+            "export one of eval_hashing.py or eval_rerank.py."
         )
     if index.metadata.has_pca:
         raise InputError(
@@ -69,6 +69,8 @@ def export_index(index: Index, address: EngineAddress, *, append: bool = False, 
     is_new = not collections.exists
     collections.create(index.metadata, state, shards or 1)
     collections.load()
+    if index.projections.coding and not state.images:
+        collections.write_coding(index.projections.coding)
     original, held = Original(index.ids, index.features()), collections.ids()
     _finish_removal(collections)
     if not is_new:

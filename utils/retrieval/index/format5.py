@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from datasets.zones import UNKNOWN_ZONE, degrees_of_utm, zone_of_text
-from model import InputError, ModelConfig
+from model import CODE_BITS, InputError, ModelConfig
 from model.files import open_regular, read_regular
 from model.index.files import PATHS, DiskArray, PathList, file_state
 from model.index.manifest import MANIFEST, MAX_MANIFEST_BYTES, rows_of
@@ -26,7 +26,7 @@ from model.index.metadata import (
     damaged,
     parse_object,
     read_metadata,
-    read_pca,
+    read_projections,
     require_format,
 )
 from model.index.writing import Columns
@@ -41,7 +41,7 @@ class Format5Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metadata, self._zone = read_metadata(folder, _parse)
-        self.pca = read_pca(folder, self.metadata)
+        self.projections = read_projections(folder, self.metadata)
         chunks = self._chunks()
         count = sum(chunk["images"] for chunk in chunks)
         columns = {**self.metadata.columns, "utms": (np.dtype("<f8"), (2,))}
@@ -109,5 +109,6 @@ def _parse(text: bytes) -> tuple[IndexMetadata, int]:
     require_format(content, Format5Files.FORMAT)
     zone = zone_of_text(content.pop("utm_zone") or "") or UNKNOWN_ZONE
     model = {field.name: content.pop(field.name) for field in fields(ModelConfig)}
-    converted = {**content, "model": model, "format": FORMAT, "positions": None}
-    return IndexMetadata.parse(json.dumps(converted).encode()), zone
+    later: dict[str, Any] = {"positions": None, "coding_method": None, "coding_sha256": None}
+    later["code_bits"] = CODE_BITS if model["hashing"] else 0
+    return IndexMetadata.parse(json.dumps({**content, **later, "model": model, "format": FORMAT}).encode()), zone

@@ -14,8 +14,8 @@ from model.image_files import load_image
 from model.index import METADATA
 from model.index.files import FileState, IndexFiles, file_state, require_root
 from model.index.manifest import CHUNK_SIZE, Header, Manifest
-from model.index.metadata import IndexMetadata, UnknownFormat, read_metadata, read_pca
-from model.index.pca import PCA
+from model.index.metadata import IndexMetadata, UnknownFormat, read_metadata, read_projections
+from model.index.projections import Projections
 from model.index.writing import Columns, RowWriter
 from model.saving import LOCK
 from utils.retrieval.index.format5 import Format5Files
@@ -100,7 +100,7 @@ class MergedFiles(Protocol):
 
     folder: Path
     metadata: IndexMetadata
-    pca: PCA | None
+    projections: Projections
 
     @property
     def root(self) -> str:
@@ -126,7 +126,7 @@ class Format6Files:
             raise InputError(f"--merge: the index {folder} is incomplete. Continue building it with --append first.")
         verify_files(files)
         self.metadata, self.root = files.metadata, files.manifest.header.root
-        self.pca = read_pca(folder, files.metadata)
+        self.projections = read_projections(folder, files.metadata)
 
     def path(self, row: int) -> str:
         """A path."""
@@ -168,10 +168,10 @@ def merge(sources: Sequence[Path], target: Path, root: Path | None = None) -> in
     live = [part.live_rows() for part in parts]
     chosen = distinct_rows([list(map(part.path, rows.tolist())) for part, rows in zip(parts, live, strict=True)])
     total = sum(map(len, chosen))
-    pca = parts[0].pca
+    projections = parts[0].projections
     with atomic_folder(target) as temporary, tqdm(total=total, desc="Merging", unit="image", leave=False) as bar:
         header = Header(root=os.path.abspath(root) if root else roots.pop() if len(roots) == 1 else "")
-        with RowWriter(temporary, metadata, append=False, header=header, pca=pca) as writer:
+        with RowWriter(temporary, metadata, append=False, header=header, projections=projections) as writer:
             for part, rows, indices in zip(parts, live, chosen, strict=True):
                 for start in range(0, len(indices), CHUNK_SIZE):
                     chunk = rows[indices[start : start + CHUNK_SIZE]]

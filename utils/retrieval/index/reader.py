@@ -13,8 +13,8 @@ from tqdm import tqdm
 from datasets.image_set import ImageSet
 from model import InputError
 from model.index.files import POSITION_LIMITS, DiskArray, IndexFiles, JoinedPaths, JoinedRows
-from model.index.metadata import IndexMetadata, read_pca
-from model.index.pca import PCA
+from model.index.metadata import IndexMetadata, read_projections
+from model.index.projections import Projections
 from model.index.quantization import QuantizedArray
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.features import Features
@@ -23,13 +23,13 @@ from utils.retrieval.features import Features
 class OpenIndex(abc.ABC):
     """An index opened for reading, in a folder or in a search engine.
 
-    Attributes: metadata; images; pca, which projects the descriptors of queries, if it reduced those of the index.
+    Attributes: metadata; images; projections, which are applied to the descriptors of queries, as to its own.
     str() names the index in messages.
     """
 
     metadata: IndexMetadata
     images: ImageSet
-    pca: PCA | None = None
+    projections: Projections
 
     @abc.abstractmethod
     def features(self) -> Features:
@@ -82,7 +82,7 @@ class Index(OpenIndex):
             raise InputError(f"The index {folder} holds no images: all were removed. Add some with --append.")
         if verify:
             verify_files(files)
-        self.pca = read_pca(folder, self.metadata)
+        self.projections = read_projections(folder, self.metadata)
         self._rows = np.flatnonzero(~manifest.removed) if manifest.removed.any() else None
         records = files.records() if self._rows is None else files.records()[self._rows]
         paths = files.paths if self._rows is None else JoinedPaths([(files.paths, self._rows)])
@@ -126,7 +126,7 @@ class SeveralIndexes(OpenIndex):
         for other in indexes[1:]:
             message = f"The indexes {indexes[0]} and {other} (now) were built differently"
             self.metadata.require_same(other.metadata, {"weights_file", "positions", "descriptor_dtype"}, message)
-        self.pca = indexes[0].pca
+        self.projections = indexes[0].projections
         self._rows = distinct_rows([index.images.paths for index in indexes])
         paths = JoinedPaths(self._parts([index.images.paths for index in indexes]))
         images = [index.images for index in indexes]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.files import PATHS, FileState, IndexFiles, file_state
 from model.index.manifest import Header
-from model.index.metadata import METADATA, PROJECTION, PUBLISHED, RECORD, UNKNOWN_WEIGHTS, IndexMetadata
-from model.index.pca import PCA
+from model.index.metadata import METADATA, PUBLISHED, RECORD, UNKNOWN_WEIGHTS, IndexMetadata
+from model.index.projections import CODING_FILE, NO_PROJECTIONS, PCA_FILE, Projections
 from model.index.quantization import quantize
 from model.index.writing import RowWriter
 from model.inference import Describer
@@ -55,9 +55,10 @@ def metadata_of(
     config: ExtractionConfig,
     index: IndexConfig | None = None,
     *,
-    pca: PCA | None = None,
+    projections: Projections = NO_PROJECTIONS,
 ) -> IndexMetadata:
-    """The metadata of an index with this model, these settings, and descriptors that this projection reduced.
+    """The metadata of an index with this model, these settings, and descriptors to which these projections were
+    applied.
 
     Raises InputError for a number format of descriptors that the model does not have.
     """
@@ -71,7 +72,7 @@ def metadata_of(
     return IndexMetadata.of(
         model,
         config.image_config,
-        pca,
+        projections,
         weights_file=str(index.weights.absolute()) if index and index.weights else not_in_a_file,
         precision=config.precision,
         exif_orientation=config.exif_orientation,
@@ -83,19 +84,19 @@ def metadata_of(
 class IndexWriter:
     """Builds an index, or with `append` continues one. A context manager that locks out other writers.
 
-    pca: the projection that the metadata describes, which a new index stores. Descriptors of chunks are projected
-    already.
+    projections: those that the metadata describes, which a new index stores. They have been applied to chunks already.
 
     Raises InputError if the folder is in use, cannot be written, contains something else, or contains an index that is
-    damaged or was built with another model, resize, precision, descriptor type or projection.
+    damaged or was built with another model, resize, precision, descriptor type or projections.
     """
 
-    def __init__(self, config: IndexConfig, metadata: IndexMetadata, pca: PCA | None = None) -> None:
+    def __init__(self, config: IndexConfig, metadata: IndexMetadata, projections: Projections = NO_PROJECTIONS) -> None:
         self.config, self.folder = config, config.folder
         check_folder(config.folder, append=config.append)
         make_folder(config.folder, exist_ok=True)
         header = Header(root=os.path.abspath(config.root) if config.root else "")
-        self._rows = rows = RowWriter(config.folder, metadata, append=config.append, header=header, pca=pca)
+        options: dict[str, Any] = {"append": config.append, "header": header, "projections": projections}
+        self._rows = rows = RowWriter(config.folder, metadata, **options)
         try:
             message = f"--append: the index {config.folder} was built differently"
             rows.metadata.require_same(metadata, {"weights_file", "positions"}, message)
@@ -276,7 +277,7 @@ def check_folder(folder: Path, *, append: bool) -> None:
     entries = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.exists() else []
     if METADATA in entries and not append:
         raise InputError(f"{folder} already contains an index. Use --append to add to it, or to complete it.")
-    if append and entries == [PROJECTION]:
+    if append and entries and {*entries} <= {PCA_FILE, CODING_FILE}:
         return  # killed before it wrote the metadata
     if "header.json" in entries:
         IndexMetadata.read(folder)  # raises the error for an index of version 0.1.0
