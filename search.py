@@ -16,13 +16,12 @@ from pathlib import Path
 
 from datasets.image_set import ImageSet
 from datasets.layouts import find_images
-from model import sequences
+from model import ModelChoice, sequences
 from model.files import MAX_NAME_BYTES
 from model.places import MATCHES
-from model.weights import load_model
 from model.zoo import find_model
 from utils.retrieval.acceptance import distance_kind, find_acceptance
-from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
+from utils.retrieval.extraction import Extractor, extract, load_describer, settle_images
 from utils.retrieval.index import metadata_of, open_indexes, turned_as, weights_of
 from utils.retrieval.matches import Answer, EstimatedPlace, estimate_places, list_matches, table_lines
 from utils.retrieval.search import search_and_rerank
@@ -48,7 +47,9 @@ def main(args: SearchArguments) -> None:
     source = weights_of(index.metadata, index, stated)
     settings = turned_as(index.metadata, args.extraction)
     settings = settle_images(settings, index.metadata.image_config)
-    model = load_model(index.metadata.model_config, source)
+    choice = ModelChoice(**asdict(index.metadata.model_config))
+    model, _, settings = load_describer(choice, source, settings, num_images=len(images))
+    print(f"Engine: {model.engine}", file=sys.stderr if args.json else sys.stdout)
     warn_of_large_images(index.metadata.image_config.resize)
     index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
@@ -57,7 +58,7 @@ def main(args: SearchArguments) -> None:
         print(acceptance.line, file=sys.stderr if args.json else sys.stdout)
 
     # ---- Search, and re-ranking if the model is a two-branch one
-    extractor = Extractor(model=prepare(model, settings), config=settings, pca=index.pca)
+    extractor = Extractor(model=model, config=settings, pca=index.pca)
     queries = extract(extractor, ImageSet.without_positions(images))
     assert queries is not None, "this script has one process"
     rerank_num = args.search.rerank_num if model.config.rerank else 0

@@ -21,7 +21,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 class Describer(Protocol):
     """What describes images, ready to be called. config: the branches it has. descriptor_dim: of its float descriptors;
-    0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own.
+    0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own. engine: what computes, in
+    words.
     """
 
     @property
@@ -32,6 +33,9 @@ class Describer(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def engine(self) -> str: ...
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """Images [B, 3, H, W], normalised, on its device, to what GeoLocalizationNet.forward returns."""
@@ -58,6 +62,12 @@ class InferenceModel:
     def fingerprint(self) -> str:
         """That of the original."""
         return self.original.fingerprint
+
+    @property
+    def engine(self) -> str:
+        """PyTorch, its version, and the number format."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"PyTorch {torch.__version__}, {dtype}{', compiled' * self.compiled}"
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""

@@ -17,9 +17,8 @@ from model.calibration import CALIBRATION
 from model.config import check_image_size
 from model.index.metadata import METADATA, IndexMetadata, read_pca
 from model.index.pca import PCA
-from model.weights import load_model
 from model.zoo import PublishedModel
-from utils.models import model_on_all_ranks
+from utils.engines.onnx_file import OnnxDescriber, is_onnx
 from utils.retrieval.config import (
     CropConfig,
     EngineAddress,
@@ -29,7 +28,7 @@ from utils.retrieval.config import (
     IVFConfig,
     PCAConfig,
 )
-from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
+from utils.retrieval.extraction import Extractor, extract, load_describer, settle_images
 from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.index import metadata_of, open_index, turned_as
 from utils.retrieval.index.inverted_file import open_inverted_file
@@ -95,6 +94,7 @@ class Pipeline:
         described = {
             "model": f"{model.backbone}, {kind} ({self.weights or 'published weights'})",
             "weights_sha256": self.extractor.model.fingerprint,
+            "engine": self.extractor.model.engine,
             "image_size": list(self.extractor.config.image_config.resize),
             "antialias": self.extractor.config.image_config.antialias,
             "descriptor_dim": database.dim,
@@ -147,19 +147,37 @@ def load_extractor(
     *,
     index: Path | EngineAddress | None = None,
     crops: CropConfig | None = None,
+    num_images: int = 0,
 ) -> Extractor:
     """The model with the weights of `source`, prepared on every rank, and the settings with the images of the index,
     if there is one already, or of the model, where they leave these open.
 
-    The main rank reads files. Raises InputError if the weights are missing or another model's, or if the model cannot
-    take such images, or such crops of them.
+    num_images: how many it will describe, about. The main rank reads files. Raises InputError if the weights are
+    missing or another model's, or if the model or its engine cannot take such images, or such crops of them.
     """
-    model = model_on_all_ranks(partial(load_model, choice, source))
+    crops = crops or CropConfig()
+    if crops.test_method == "single_query":
+        config = _for_many_sizes(source, config)
+    model, images, config = load_describer(choice, source, config, num_images=num_images)
     stored = distributed.run_on_main(partial(_images_of, index)) if index else None
-    config = settle_images(config, stored or model.image_config)
-    for size in (crops or CropConfig()).model_sizes(config.image_config.resize):
+    config = settle_images(config, stored or images)
+    for size in crops.model_sizes(config.image_config.resize):
         check_image_size(model.config, size)
-    return Extractor(model=prepare(model.eval(), config), config=config)
+        if isinstance(model, OnnxDescriber):
+            model.check_size(size)
+    return Extractor(model=model, config=config)
+
+
+def _for_many_sizes(source: PublishedModel | Path, config: ExtractionConfig) -> ExtractionConfig:
+    """The settings with PyTorch as the engine. Raises InputError if the user states one that converts the model for
+    each size of images, or a file that was.
+    """
+    if is_onnx(source) or config.engine not in ("auto", "torch"):
+        raise InputError(
+            "--test_method single_query keeps the sizes of queries, and only PyTorch takes images of any size. Give a "
+            "checkpoint, and --engine torch; or choose another method."
+        )
+    return replace(config, engine="torch")
 
 
 def _images_of(index: Path | EngineAddress) -> ImageConfig | None:
