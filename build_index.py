@@ -89,12 +89,13 @@ def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.
         choice, source = args.model.choice, args.model.any_source
         if stored and not args.model.is_stated:
             choice, source = model_of(stored, index, args.model.hub)
-        extractor = load_extractor(choice, source, extraction, index=index)
+        extractor = load_extractor(choice, source, extraction, index=index, num_images=len(chosen))
         config = replace(config, weights=source if isinstance(source, Path) else None)
         described = [paths[i] for i in chosen]
         positions = PositionConfig.parse(config.positions or "auto")
         images, summary = distributed.run_on_main(partial(locate_folder, described, above, positions))
-        say(f"{summary}\nModel: {source}, {extractor.model.config.flags}; images of {extractor.config.image_config}")
+        images_of = f"images of {extractor.config.image_config}; {extractor.model.engine}"
+        say(f"{summary}\nModel: {source}, {extractor.model.config.flags}; {images_of}")
 
         # ---- Features, which go to the index chunk by chunk (under torchrun, of every rank's share)
         pca = find_pca(extractor, PCAConfig(), index)  # an evaluation may have begun the index

@@ -109,7 +109,7 @@ class Arguments:
 class Pixels:
     """A Describer: images of 28 x 28 pixels, in grey, of mean 0 and length 1. A floor for every method."""
 
-    config, descriptor_dim, fingerprint = ModelConfig(), 28 * 28, "pixels"
+    config, descriptor_dim, fingerprint, engine = ModelConfig(), 28 * 28, "pixels", "PyTorch"
     size = (28, 28)
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Tensor:

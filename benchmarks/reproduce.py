@@ -26,6 +26,7 @@ from model import InputError
 from model.weights import load_model
 from model.zoo import MODEL_ZOO, PublishedModel
 from utils.cli.evaluation import require_file
+from utils.cli.training import ONLY_TORCH
 from utils.retrieval.config import EvaluationConfig, ExtractionConfig, ReportConfig, SearchConfig, image_flags
 from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.extraction import Extractor, prepare
@@ -69,7 +70,13 @@ class Arguments:
     )
     extraction: ExtractionConfig = part(
         "images",
-        fixed={"exif_orientation": False, "precision": "fp32", "compile": False, "temporary_folder": Path("logs")},
+        fixed={
+            "exif_orientation": False,
+            "precision": "fp32",
+            "compile": False,
+            **ONLY_TORCH,
+            "temporary_folder": Path("logs"),
+        },
     )
     flags: dict[str, Any] = all_flags()
 

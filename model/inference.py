@@ -21,7 +21,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 class Describer(Protocol):
     """What describes images, ready to be called. config: what it is. descriptor_dim: of its float descriptors;
-    0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own.
+    0 for none. fingerprint: a SHA-256 that tells whether features and thresholds are its own. engine: what computes, in
+    words.
     """
 
     @property
@@ -32,6 +33,9 @@ class Describer(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def engine(self) -> str: ...
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """Images [B, 3, H, W], normalised, on its device, to what GeoLocalizationNet.forward returns."""
@@ -59,6 +63,11 @@ class InferenceModel:
         """That of the original."""
         return self.original.fingerprint
 
+    @property
+    def engine(self) -> str:
+        """PyTorch, its version, and the number format."""
+        return pytorch(self.dtype) + ", compiled" * self.compiled
+
     def __call__(self, images: Tensor, float_branch: bool = True) -> Any:
         """See GeoLocalizationNet.forward."""
         backbone, grid = self.network.backbone, patch_grid(*images.shape[-2:])
@@ -76,6 +85,11 @@ class InferenceModel:
             embedding = self.original.backbone.position_embedding(*grid).detach()
             kept[grid] = nn.Parameter(embedding.to(self.network.backbone.pos_embed), requires_grad=False)
         return kept[grid]
+
+
+def pytorch(dtype: torch.dtype) -> str:
+    """PyTorch as an engine, in words: its version, and the number format."""
+    return f"PyTorch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
 
 
 def dtype_of(precision: str) -> torch.dtype:

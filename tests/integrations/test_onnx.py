@@ -127,7 +127,8 @@ def test_shapes_are_fixed_but_for_the_batch_and_nothing_is_resized(exported, nam
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two_branch", "half"])
 def test_the_metadata_names_the_model_and_how_to_prepare_images(exported, name):
-    metadata = session_of(exported(name)[0]).get_modelmeta().custom_metadata_map
+    file, model = exported(name)
+    metadata = session_of(file).get_modelmeta().custom_metadata_map
     expected = {
         "project": f"SelaVPR++ {VERSION}",
         "model": "--backbone=vit-tiny --aggregation=gem --hashing --rerank",
@@ -135,6 +136,7 @@ def test_the_metadata_names_the_model_and_how_to_prepare_images(exported, name):
         "resize": "84 56",
         "interpolation": "bilinear, antialiased",
         "outputs": "code logits descriptor",
+        "weights_sha256": model.fingerprint,
     }
     if name == "two_branch":
         assert metadata["input"] == "RGB in [0, 1]"

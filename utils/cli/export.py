@@ -20,6 +20,8 @@ UNUSED = {  # by an ONNX file
     "num_workers": 0,
     "device": "cpu",
     "compile": False,
+    "engine": "torch",
+    "onnx_provider": None,
     "memory_share": 0.5,
 }
 

@@ -19,6 +19,7 @@ from utils.runtime.flags import all_flags, fixed, flag, fraction, part, positive
 from utils.runtime.parser import changeable_flags
 from utils.training.config import TrainingConfig
 
+ONLY_TORCH = {"engine": "torch", "onnx_provider": None}
 NO_PICTURES = {"num_pictures": 0, "only_wrong": False, "exif_orientation": False}
 
 
@@ -81,7 +82,7 @@ class TrainingArguments:
     training: TrainingConfig = part("training")
     extraction: ExtractionConfig = part(
         "images",
-        fixed={"temporary_folder": Path("logs"), "exif_orientation": False, "compile": False},
+        fixed={"temporary_folder": Path("logs"), "exif_orientation": False, "compile": False, **ONLY_TORCH},
         changed={
             "precision": flag(
                 "--precision of validation and test",

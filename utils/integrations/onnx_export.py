@@ -17,8 +17,8 @@ from model import GeoLocalizationNet, InputError, prepare_for_inference
 from model.images import IMAGENET_MEAN, IMAGENET_STD
 from model.images import normalize as normalized
 from model.inference import dtype_of
-from model.versions import VERSION
 from model.vision_transformer import patch_grid
+from utils.engines.onnx_metadata import OnnxMetadata
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import pack_codes
 from utils.runtime.atomic_files import atomic_write
@@ -119,7 +119,13 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     Input: `images`, float32 [batch, 3, H, W] with the settings' (H, W); outputs: see named_outputs. precision "fp16":
     weights and computation are in half precision. Raises InputError if the file would be too large.
     """
-    names = ["code", "logits"] * model.config.hashing + ["descriptor"] * model.config.has_float_branch
+    metadata = OnnxMetadata(
+        model=model.config,
+        precision=settings.precision,
+        images=settings.image_config,
+        normalize=normalize,
+        weights_sha256=model.fingerprint,
+    )
     exported = ExportedModel(model, settings, normalize=normalize).eval()
     size = sum(value.numel() * value.element_size() for value in exported.state_dict().values())
     if size > MAX_FILE_BYTES:
@@ -132,7 +138,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
             exported,
             (torch.zeros(2, 3, *settings.image_config.resize),),
             input_names=["images"],
-            output_names=names,
+            output_names=metadata.outputs,
             dynamic_shapes={"images": {0: torch.export.Dim("batch", max=MAX_BATCH)}},
             opset_version=OPSET,
             dynamo=True,
@@ -146,17 +152,7 @@ def build_proto(model: GeoLocalizationNet, settings: ExtractionConfig, *, normal
     del proto.graph.value_info[:]
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    mean, std = (" ".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    metadata = {
-        "project": f"SelaVPR++ {VERSION}",
-        "model": model.config.flags,
-        "precision": settings.precision,
-        "resize": " ".join(map(str, settings.image_config.resize)),  # height, width
-        "interpolation": "bilinear, antialiased" if settings.image_config.antialias else "bilinear, not antialiased",
-        "input": "RGB in [0, 1]" if normalize else f"RGB in [0, 1], minus mean {mean}, divided by std {std}",
-        "outputs": " ".join(names),
-    }
-    for key, value in metadata.items():  # how images must be prepared
+    for key, value in metadata.to_properties().items():  # how images must be prepared
         proto.metadata_props.add(key=key, value=value)
     return proto
 

@@ -18,6 +18,7 @@ from model.config import (
     check_code_bits,
 )
 from model.errors import InputError
+from utils.engines import ENGINES, ONNX_PROVIDERS
 from utils.runtime.devices import PRECISION_HELP, device_flag
 from utils.runtime.flags import (
     fixed,
@@ -54,7 +55,8 @@ class ExtractionConfig:
 
     resize: (H, W) in pixels, which the model must take; antialias: of the resizing; None: not stated, see `over`;
     exif_orientation: turn images as their EXIF data says; batch_size: in images; num_workers: processes that read
-    images; device: such as "cuda:0"; precision: a key of PRECISIONS; compile: the model. Float descriptors that take
+    images; device: such as "cuda:0"; precision: a key of PRECISIONS; compile: the model; engine: one of ENGINES, and
+    onnx_provider a key of ONNX_PROVIDERS or None, see utils.engines. Float descriptors that take
     more than `memory_share` of the machine's memory go to a temporary file in `temporary_folder` (None: the system's).
     test_method: one of TEST_METHODS; the database is always extracted with "hard_resize". Raises InputError for other
     values.
@@ -94,6 +96,20 @@ class ExtractionConfig:
     device: str = device_flag()
     precision: str = flag(PRECISION_HELP, group="speed", choices=tuple(PRECISIONS), default="fp32")
     compile: bool = switch("torch.compile the model: slow at the start, faster afterwards", group="speed")
+    engine: str = flag(
+        "what runs the model. auto, the default: OpenVINO on x86 CPUs where it is installed and there is enough to do, "
+        "otherwise PyTorch; an ONNX file by OpenVINO where it is installed, otherwise by onnxruntime",
+        group="speed",
+        choices=ENGINES,
+        default="torch",
+        default_from=lambda _: "auto",
+    )
+    onnx_provider: str | None = flag(
+        "run an ONNX file by onnxruntime with this provider (default: cpu, if onnxruntime runs it)",
+        group="speed",
+        choices=tuple(ONNX_PROVIDERS),
+        default=None,
+    )
     memory_share: float = flag(
         "share of RAM that the float descriptors of a set of images may take; larger ones go to a temporary file",
         group="speed",
@@ -110,6 +126,12 @@ class ExtractionConfig:
             raise InputError(f"Unknown precision {self.precision!r}. Choose from: {', '.join(PRECISIONS)}.")
         if self.test_method not in TEST_METHODS:
             raise InputError(f"Unknown test method {self.test_method!r}. Choose from: {', '.join(TEST_METHODS)}.")
+        if self.compile and self.engine not in ("auto", "torch"):
+            raise InputError(
+                f"--compile applies to PyTorch, and --engine {self.engine} compiles by itself. Leave it out."
+            )
+        if self.onnx_provider and self.engine not in ("auto", "onnxruntime"):
+            raise InputError(f"--onnx_provider applies to onnxruntime, not to --engine {self.engine}. Leave it out.")
 
     @property
     def image_config(self) -> ImageConfig:

@@ -18,9 +18,8 @@ from model.calibration import CALIBRATION
 from model.config import HubConfig, ModelConfig, check_image_size
 from model.index.metadata import METADATA, IndexMetadata, read_projections
 from model.index.pca import PCA
-from model.weights import load_model
 from model.zoo import PublishedModel
-from utils.models import model_on_all_ranks
+from utils.engines.onnx_file import OnnxDescriber, is_onnx
 from utils.retrieval.codes import fit_to_features, with_codes
 from utils.retrieval.config import (
     CropConfig,
@@ -31,7 +30,7 @@ from utils.retrieval.config import (
     IVFConfig,
     PCAConfig,
 )
-from utils.retrieval.extraction import Extractor, extract, prepare, settle_images
+from utils.retrieval.extraction import Extractor, extract, load_describer, settle_images
 from utils.retrieval.features import Features, SearchResult, as_array
 from utils.retrieval.hub.config import HubChoice
 from utils.retrieval.hub.describer import hub_model_on_all_ranks
@@ -97,6 +96,7 @@ class Pipeline:
         described = {
             **_names_of(self.extractor.model.config, self.weights),
             "weights_sha256": self.extractor.model.fingerprint,
+            "engine": self.extractor.model.engine,
             "image_size": list(self.extractor.config.image_config.resize),
             "antialias": self.extractor.config.image_config.antialias,
             "descriptor_dim": database.dim,
@@ -170,24 +170,43 @@ def load_extractor(
     *,
     index: Path | EngineAddress | None = None,
     crops: CropConfig | None = None,
+    num_images: int = 0,
 ) -> Extractor:
     """The model with the weights of `source`, or the hub model, prepared on every rank, and the settings with the
     images of the index, if there is one already, or of the model, where they leave these open.
 
-    The main rank reads files. Raises InputError if the weights are missing or another model's, or if the model cannot
-    take such images, or such crops of them.
+    num_images: how many it will describe, about. The main rank reads files. Raises InputError if the weights are
+    missing or another model's, or if the model or its engine cannot take such images, or such crops of them.
     """
     stored = distributed.run_on_main(partial(_images_of, index)) if index else None
     crops = crops or CropConfig()
     if isinstance(source, HubChoice):
+        if config.engine not in ("auto", "torch") or config.onnx_provider:
+            raise InputError("PyTorch runs hub models. Leave --engine and --onnx_provider out.")
         config = settle_images(config, stored)
         hub_model = hub_model_on_all_ranks(source, config, crops.model_sizes(config.image_config.resize))
         return Extractor(model=hub_model, config=config)
-    model = model_on_all_ranks(partial(load_model, choice, source))
-    config = settle_images(config, stored or model.image_config)
+    if crops.test_method == "single_query":
+        config = _for_many_sizes(source, config)
+    model, images, config = load_describer(choice, source, config, num_images=num_images)
+    config = settle_images(config, stored or images)
     for size in crops.model_sizes(config.image_config.resize):
         check_image_size(model.config, size)
-    return Extractor(model=prepare(model.eval(), config), config=config)
+        if isinstance(model, OnnxDescriber):
+            model.check_size(size)
+    return Extractor(model=model, config=config)
+
+
+def _for_many_sizes(source: PublishedModel | Path, config: ExtractionConfig) -> ExtractionConfig:
+    """The settings with PyTorch as the engine. Raises InputError if the user states one that converts the model for
+    each size of images, or a file that was.
+    """
+    if is_onnx(source) or config.engine not in ("auto", "torch"):
+        raise InputError(
+            "--test_method single_query keeps the sizes of queries, and only PyTorch takes images of any size. Give a "
+            "checkpoint, and --engine torch; or choose another method."
+        )
+    return replace(config, engine="torch")
 
 
 def model_of(

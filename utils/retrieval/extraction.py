@@ -2,10 +2,13 @@
 
 import contextlib
 import logging
+import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +18,18 @@ from tqdm import tqdm
 
 from datasets.image_set import ImageSet
 from datasets.images import ImageDataset, collate_images
-from model import GeoLocalizationNet, ImageConfig, InferenceModel, InputError, prepare_for_inference
+from model import GeoLocalizationNet, ImageConfig, InputError, ModelChoice, prepare_for_inference
+from model.config import patch_grid
 from model.images import normalize
 from model.index.manifest import CHUNK_SIZE
 from model.index.projections import NO_PROJECTIONS, Projections
 from model.inference import Describer, dtype_of
 from model.network import sign
+from model.weights import load_model
+from model.zoo import PublishedModel
+from utils.engines.onnx_file import is_onnx, load_onnx, read_onnx
+from utils.engines.openvino import HINTS, OpenVINODescriber, is_installed
+from utils.models import model_on_all_ranks
 from utils.retrieval.config import CropConfig, ExtractionConfig, IndexConfig
 from utils.retrieval.crops import average_crops
 from utils.retrieval.features import FeatureBuffer, Features, as_array
@@ -32,6 +41,7 @@ from utils.runtime.workers import start_worker
 Arrays = tuple[
     np.ndarray | None, np.ndarray | None
 ]  # codes [B, 64] uint8, descriptors [B, dim] float32; or [B, 3, ...]
+OPENVINO_WORK = 1e13  # operations, of 100 images by dinov2-base: below, its conversion takes longer than it saves
 MAX_NAMED = 200  # damaged images in a message
 NOT_FINITE = "The model's output contains NaN or infinity. The weights may be damaged, or fp16 overflows (try bf16)."
 OTHER_IMAGES = (
@@ -58,9 +68,69 @@ def settle_images(config: ExtractionConfig, stored: ImageConfig | None) -> Extra
     return replace(config, resize=images.resize, antialias=images.antialias)
 
 
-def prepare(model: GeoLocalizationNet, config: ExtractionConfig) -> InferenceModel:
-    """A model in eval mode as the functions below take it, on the device and in the precision of the settings."""
+class Loaded(NamedTuple):
+    """A model as the functions below take it; the images that it states, or None; and the settings, which say where it
+    takes images and in which precision it computes.
+    """
+
+    model: Describer
+    images: ImageConfig | None
+    config: ExtractionConfig
+
+
+def load_describer(
+    choice: ModelChoice, source: PublishedModel | Path, config: ExtractionConfig, *, num_images: int
+) -> Loaded:
+    """The model with the weights of `source`, or that an ONNX file holds, prepared on every rank. The main rank reads
+    files. num_images: see choose_engine.
+
+    Raises InputError if the file is missing or another model's, or if its engine is not installed.
+    """
+    if is_onnx(source):
+        assert isinstance(source, Path), "as is_onnx says"
+        content = distributed.run_on_main(partial(read_onnx, source))
+        described = load_onnx(
+            content, source, engine=config.engine, provider=config.onnx_provider, precision=config.precision
+        )
+        described.require(choice.resolve(described.config), source)
+        settings = replace(config, device="cpu", precision=described.precision)
+        return Loaded(described, described.metadata.images, settings)
+    model = model_on_all_ranks(partial(load_model, choice, source)).eval()
+    return Loaded(prepare(model, config, num_images=num_images), model.image_config, config)
+
+
+def prepare(model: GeoLocalizationNet, config: ExtractionConfig, *, num_images: int = 0) -> Describer:
+    """A model in eval mode as the functions below take it, on the device and in the precision of the settings.
+
+    num_images: see choose_engine. Raises InputError as that does.
+    """
+    if choose_engine(model, config, num_images) == "openvino":
+        return OpenVINODescriber(model, config.precision)
     return prepare_for_inference(model, dtype_of(config.precision), device=config.device, compiled=config.compile)
+
+
+def choose_engine(model: GeoLocalizationNet, config: ExtractionConfig, num_images: int) -> str:
+    """The engine of a model with weights, "torch" or "openvino". "auto" is the latter where that is installed and ends
+    sooner with so many images.
+
+    Raises InputError for settings of ONNX files, and if OpenVINO cannot compute so.
+    """
+    if config.engine == "onnxruntime" or config.onnx_provider:
+        raise InputError(
+            "--engine onnxruntime and --onnx_provider apply to ONNX files. Leave them out, or export the model with "
+            "export.py onnx, and give that file."
+        )
+    on_cpu = torch.device(config.device).type == "cpu"
+    if config.engine == "openvino" and not on_cpu:
+        raise InputError(f"--engine openvino runs on the CPU, not on {config.device}. Give --device cpu too.")
+    if config.engine != "auto":
+        return config.engine
+    height, width = patch_grid(*config.over(model.image_config or ImageConfig()).resize)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    work = 2 * weights * height * width * num_images  # multiplications and additions
+    is_better = platform.machine().lower() in ("x86_64", "amd64") and work >= OPENVINO_WORK
+    can = on_cpu and not config.compile and config.precision in HINTS and is_installed()
+    return "openvino" if can and is_better else "torch"
 
 
 @dataclass(frozen=True, kw_only=True)

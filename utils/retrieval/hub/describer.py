@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from model import InputError
 from model.config import HubConfig, check_image_size
 from model.index.metadata import MAX_DESCRIPTOR_DIM
-from model.inference import dtype_of
+from model.inference import dtype_of, pytorch
 from model.network import state_fingerprint
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.hub.config import HubChoice
@@ -50,6 +50,11 @@ class HubModel:
         described = asdict(replace(self.config, repository="anywhere"))
         content = json.dumps([described, state_fingerprint(self._network.state_dict())], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def engine(self) -> str:
+        """PyTorch, its version, and the number format."""
+        return pytorch(self.dtype)
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Tensor:
         """Images [B, 3, H, W], normalised, to descriptors [B, D], float32, of length 1."""

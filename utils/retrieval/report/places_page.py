@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.places.config import OwnPhotosConfig
 from datasets.places.planning import Plan
-from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, on_map, success_map
+from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, success_map
 from utils.retrieval.report.page import Page, Section, choose_evenly, settings_table, table
 from utils.retrieval.report.thumbnails import thumbnails
 
