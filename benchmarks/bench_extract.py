@@ -22,9 +22,9 @@ from benchmarks.baseline_model import baseline_forward
 from benchmarks.bench_input import GPU_WORKERS, IMAGES, baseline_evaluation_input, write_images
 from benchmarks.common import Row, compare, count_gflop, parse_arguments, report, short_name, steady_seconds, top_ten
 from datasets.image_set import ImageSet
-from model import GeoLocalizationNet, InferenceModel, ModelConfig
+from model import GeoLocalizationNet, ModelConfig
 from model.images import normalize
-from model.inference import dtype_of
+from model.inference import Describer, dtype_of
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.extraction import Extractor, Forward, extract, extract_chunks, prepare
 from utils.retrieval.features import as_array
@@ -162,7 +162,7 @@ def added_gpu_mb(function: Callable[[], object]) -> float:
 class TimedModel:
     """A prepared model that knows for which share of the time since its first call it did not compute."""
 
-    def __init__(self, model: InferenceModel, device: str) -> None:
+    def __init__(self, model: Describer, device: str) -> None:
         self.model, self.on_gpu = model, device == "cuda"
         self.calls: list[tuple[Any, Any]] = []  # start and end of each
 
