@@ -91,8 +91,8 @@ def test_a_row_that_fails_or_takes_too_long_is_named_and_tried_again(tmp_path, h
 
     path = tmp_path / "rows.json"
     slow = Measurement(name="slow", seconds=0.2, measure=endless)
-    broken = Measurement(name="broken", seconds=1, measure=failing)
-    good = Measurement(name="good", seconds=1, measure=row)
+    broken = Measurement(name="broken", seconds=20, measure=failing)
+    good = Measurement(name="good", seconds=20, measure=row)
     assert not run(path, slow, broken, good)
     assert rows_of(path) == {"good": 1}
     expected = "Not measured: slow: took longer than 0.2 s; broken: RuntimeError: no kernel."
@@ -120,10 +120,10 @@ def test_all_that_is_asked_of_a_card_fits_into_its_minutes(tmp_path):
 
 def test_rows_of_another_machine_are_not_continued(tmp_path, hasty, monkeypatch):
     path = tmp_path / "rows.json"
-    run(path, Measurement(name="one", seconds=1, measure=row))
+    run(path, Measurement(name="one", seconds=20, measure=row))
     monkeypatch.setattr(machine, "cpu_name", lambda: "another")
     with pytest.raises(InputError, match="was measured with other cpu. Move it away"):
-        run(path, Measurement(name="two", seconds=1, measure=row))
+        run(path, Measurement(name="two", seconds=20, measure=row))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
