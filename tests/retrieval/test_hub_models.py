@@ -193,6 +193,15 @@ def test_two_repositories_with_modules_of_the_same_names_are_used_in_turns(tmp_p
         torch.testing.assert_close(one(images), -other(images))
 
 
+def test_a_module_that_is_imported_late_runs_once(tmp_path):
+    count = tmp_path / "count"
+    late = f"NAME = 'theirs'\nopen({str(count)!r}, 'a').write('x')"
+    model = load(write_repository(tmp_path / "theirs", **{"utils/late": late}), "plain")
+    for _ in range(3):
+        model(trial_images(2, SIZE))
+    assert count.read_text() == "x"
+
+
 def test_a_folder_of_this_projects_own_repository_is_a_hub_repository_too():
     model = load(ROOT, "SelaVPRplusplus", "backbone=vit-pico", "hashing=False", "rerank=False", "pretrained=False")
     assert model.descriptor_dim == 512
