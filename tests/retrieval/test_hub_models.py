@@ -157,6 +157,12 @@ def test_a_missing_dependency_of_hubconf_is_named(tmp_path):
     assert "Missing dependencies: a_package_that_nobody_has" in refusal(tmp_path / "r", "f")
 
 
+def test_what_fails_later_is_refused_as_well(repository):
+    model = load(repository, "fixed_size", size=(224, 224))
+    with pytest.raises(InputError, match="its code failed in hubconf.py, line .*Input image height 56 doesn't match"):
+        model(trial_images(1, SIZE))
+
+
 # ---- Isolation
 
 
@@ -185,6 +191,15 @@ def test_two_repositories_with_modules_of_the_same_names_are_used_in_turns(tmp_p
     images = trial_images(2, SIZE)
     for _ in range(2):
         torch.testing.assert_close(one(images), -other(images))
+
+
+def test_a_module_that_is_imported_late_runs_once(tmp_path):
+    count = tmp_path / "count"
+    late = f"NAME = 'theirs'\nopen({str(count)!r}, 'a').write('x')"
+    model = load(write_repository(tmp_path / "theirs", **{"utils/late": late}), "plain")
+    for _ in range(3):
+        model(trial_images(2, SIZE))
+    assert count.read_text() == "x"
 
 
 def test_a_folder_of_this_projects_own_repository_is_a_hub_repository_too():
@@ -279,9 +294,12 @@ def test_a_repository_on_github_that_cannot_be_had(github, monkeypatch):
 
 def test_a_commit_that_somebody_names_must_be_a_branchs(github, monkeypatch):
     """It may be that of a stranger's fork, which GitHub shows under the name of the original."""
+    _, head, _ = github
     monkeypatch.setattr("torch.hub._read_url", lambda _: "[]")  # no branch and no tag has it
+    (head.parent / HASH[:7]).write_text(HASH)
+    assert "is no longer the last one of a branch or tag" in refusal(f"o/r:{HASH[:7]}", "plain")
     message = refusal("o/r", "plain", commit=HASH)
-    assert f"the commit {HASH} is no longer that of a branch or tag on GitHub" in message
+    assert f"Cannot find {HASH} in https://github.com/o/r" in message and "Clone the repository" in message
 
 
 # ---- Scripts
@@ -293,10 +311,10 @@ def positions(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", ["parallel", "with_tuple"])
-def test_recalls_are_those_of_a_naive_loop_over_the_model(repository, tiny_benchmark, tmp_path, entry):
+@pytest.mark.parametrize(("entry", "workers"), [("parallel", 0), ("with_tuple", 2)])
+def test_recalls_are_those_of_a_naive_loop_over_the_model(repository, tiny_benchmark, tmp_path, entry, workers):
     flags = [f"--datasets_folder={tiny_benchmark}", "--dataset_name=tiny", *SETTINGS, "--recall_values", 1, 2, 3, 5]
-    hub = [f"--hub={repository}:{entry}", "--trust_repo"]
+    hub = [f"--hub={repository}:{entry}", "--trust_repo", f"--num_workers={workers}", "--infer_batch_size=3"]
     outcome = Outcome(run_script("eval.py", *flags, *hub, cwd=tmp_path), tmp_path)
 
     split = tiny_benchmark / "tiny" / "images" / "test"

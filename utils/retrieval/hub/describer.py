@@ -21,7 +21,7 @@ from model.network import state_fingerprint
 from utils.retrieval.config import ExtractionConfig
 from utils.retrieval.hub.config import HubChoice
 from utils.retrieval.hub.isolation import ForeignModules
-from utils.retrieval.hub.repository import Repository, find_repository, foreign_code
+from utils.retrieval.hub.repository import find_repository, foreign_code
 from utils.runtime import distributed
 
 Size = tuple[int, int]  # (H, W) in pixels
@@ -34,14 +34,14 @@ TOLERANCE = 1e-3  # of a distance of descriptors, or of a length; rounding makes
 
 class HubModel:
     """A hub model, ready to be called: a Describer of unit descriptors. network: in eval mode, on the device; modules:
-    those of its code, which must be importable while it runs. It computes in `dtype`, with PyTorch's autocast.
+    those of its repository. It computes in the precision of the settings, with PyTorch's autocast.
     """
 
     def __init__(
-        self, network: nn.Module, config: HubConfig, modules: ForeignModules, *, device: str, dtype: torch.dtype
+        self, network: nn.Module, config: HubConfig, settings: ExtractionConfig, modules: ForeignModules
     ) -> None:
         self.config, self.descriptor_dim = config, 0
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.device(settings.device), dtype_of(settings.precision)
         self._network, self._modules = network, modules
 
     @cached_property
@@ -57,10 +57,25 @@ class HubModel:
         return pytorch(self.dtype)
 
     def __call__(self, images: Tensor, float_branch: bool = True) -> Tensor:
-        """Images [B, 3, H, W], normalised, to descriptors [B, D], float32, of length 1."""
+        """Images [B, 3, H, W], normalised, to descriptors [B, D], float32, of length 1.
+
+        Raises InputError if the network fails, such as for images of another size than those of the trials.
+        """
         is_fp32 = self.dtype == torch.float32
-        with contextlib.nullcontext() if is_fp32 else torch.autocast(self.device.type, self.dtype):
+        with (
+            self.running(),
+            contextlib.nullcontext() if is_fp32 else torch.autocast(self.device.type, self.dtype),
+        ):
             return F.normalize(self.raw(images), dim=1)
+
+    @property
+    def name(self) -> str:
+        """REPO:ENTRY."""
+        return f"{self.config.repository}:{self.config.entry}"
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """While this is entered, what the network raises becomes an InputError."""
+        return foreign_code(self._modules.folder, self.name)
 
     def raw(self, images: Tensor) -> Tensor:
         """Descriptors [B, D], float32, as the network gives them. Raises InputError if it gives something else."""
@@ -81,15 +96,15 @@ def load_hub_model(choice: HubChoice, config: ExtractionConfig, sizes: Sequence[
     network = repository.load(choice, modules)
     while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         network = network.module
-    with foreign_code(repository, f"{choice}"):
+    with foreign_code(repository.folder, str(choice)), modules.importable():
         network = network.to(config.device).eval()
     hub_config = HubConfig(
         repository=repository.name, commit=repository.commit, entry=choice.entry, arguments=choice.keywords
     )
     for size in sizes:
         check_image_size(hub_config, size)
-    model = HubModel(network, hub_config, modules, device=config.device, dtype=dtype_of(config.precision))
-    _try(model, repository, choice, sizes)
+    model = HubModel(network, hub_config, config, modules)
+    _try(model, choice, sizes)
     if config.compile:
         network.compile()
     return model
@@ -102,12 +117,12 @@ def hub_model_on_all_ranks(choice: HubChoice, config: ExtractionConfig, sizes: S
     return loaded or load_hub_model(replace(choice, commit=commit), config, sizes)
 
 
-def _try(model: HubModel, repository: Repository, choice: HubChoice, sizes: Sequence[Size]) -> None:
+def _try(model: HubModel, choice: HubChoice, sizes: Sequence[Size]) -> None:
     """Completes the model by what trial images tell of it. Raises InputError as load_hub_model does."""
     for size in sizes:
-        _require_size(model, repository, size)
+        _require_size(model, size)
     images = trial_images(BATCH, sizes[0]).to(model.device)
-    with foreign_code(repository, str(choice)), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with model.running(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         together, alone = model.raw(images), model.raw(images[:1])
     model.descriptor_dim = together.shape[1]
     lengths = together.norm(dim=1)
@@ -131,18 +146,17 @@ def trial_images(count: int, size: Size) -> Tensor:
     return F.interpolate(patterns, size, mode="bilinear")
 
 
-def _require_size(model: HubModel, repository: Repository, size: Size) -> None:
+def _require_size(model: HubModel, size: Size) -> None:
     """Raises InputError, which states the sizes that the network takes, if this is none of them."""
     problem = _problem_with(model, size)
     if problem is None:
         return
-    what = f"{model.config.repository}:{model.config.entry}"
     taken = [] if isinstance(problem, ImportError) else [s for s in TRIAL_SIZES if _problem_with(model, s) is None]
     if not taken:
-        with foreign_code(repository, what):
+        with model.running():
             raise problem
     raise InputError(
-        f"{what} does not take images of {size[0]} x {size[1]} pixels. {_size_rule(taken, size)}"
+        f"{model.name} does not take images of {size[0]} x {size[1]} pixels. {_size_rule(taken, size)}"
     ) from problem
 
 

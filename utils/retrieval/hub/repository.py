@@ -31,42 +31,30 @@ HUB_CONF = "hubconf.py"
 @dataclass(frozen=True, kw_only=True)
 class Repository:
     """A repository: its name, which HubConfig.repository has; folder, where its code is, or will be once torch.hub has
-    fetched it; commit, as HubConfig has it. stated_commit: whether the user or an index names the commit, rather than
-    a branch of GitHub.
+    fetched it; commit, as HubConfig has it. is_stated: whether the user or an index names a commit, branch or tag.
     """
 
     name: str
     folder: Path
     commit: str
     is_local: bool
-    stated_commit: bool = False
+    is_stated: bool = False
 
     def load(self, choice: HubChoice, modules: ForeignModules) -> nn.Module:
         """The network that an entry of the repository makes, as it makes it. Raises InputError if it makes none."""
         options: dict[str, Any] = {"repo_or_dir": str(self.folder), "source": "local"}
         if not self.is_local:
-            # A commit that somebody names may be a stranger's, of a fork: torch.hub then asks whether it is a branch's.
+            # What somebody names may be a stranger's commit, of a fork: torch.hub asks whether a branch or tag has it.
             where = f"{self.name.partition(':')[0]}:{self.commit}"
-            options = {"repo_or_dir": where, "source": "github", "skip_validation": not self.stated_commit}
-        with foreign_code(self, f"{choice.entry} of {self.name}"), modules.importable():
+            options = {"repo_or_dir": where, "source": "github", "skip_validation": not self.is_stated}
+        with foreign_code(self.folder, f"{choice.entry} of {self.name}"), modules.importable():
             network = torch.hub.load(**options, model=choice.entry, trust_repo=True, verbose=False, **choice.keywords)
         if not isinstance(network, nn.Module):
             raise InputError(
                 f"{choice.entry} of {self.name} gives a {type(network).__name__}. Expected a torch.nn.Module. "
-                f"Entries: {', '.join(self.entries)}."
+                f"Entries: {', '.join(entries_of(self.folder))}."
             )
         return network
-
-    @property
-    def entries(self) -> list[str]:
-        """The names that hubconf.py defines or imports."""
-        names = []
-        for node in ast.parse((self.folder / HUB_CONF).read_bytes()).body:
-            if isinstance(node, ast.FunctionDef):
-                names.append(node.name)
-            elif isinstance(node, ast.ImportFrom):
-                names += [alias.asname or alias.name for alias in node.names]
-        return [name for name in names if not name.startswith("_")]
 
 
 def find_repository(choice: HubChoice) -> Repository:
@@ -79,15 +67,15 @@ def find_repository(choice: HubChoice) -> Repository:
         return Repository(name=choice.repository, folder=folder, commit=commit_of(folder), is_local=True)
     match = ON_GITHUB.fullmatch(choice.repository)
     assert match, "HubChoice has checked it"
-    stated = next((text for text in (choice.commit, match["ref"]) if text and COMMIT.fullmatch(text)), None)
+    known = next((text for text in (choice.commit, match["ref"]) if text and COMMIT.fullmatch(text)), None)
     cache = f"{match['owner']}_{match['name']}_"
-    commit = stated or _newest_commit(f"{match['owner']}/{match['name']}", match["ref"] or "HEAD", cache)
+    commit = known or _newest_commit(f"{match['owner']}/{match['name']}", match["ref"] or "HEAD", cache)
     return Repository(
         name=choice.repository,
         folder=Path(torch.hub.get_dir()) / f"{cache}{commit}",  # as torch.hub calls it
         commit=commit,
         is_local=False,
-        stated_commit=bool(stated),
+        is_stated=bool(choice.commit or match["ref"]),
     )
 
 
@@ -150,37 +138,45 @@ def _newest_commit(repository: str, ref: str, cache: str) -> str:
     return latest.name.removeprefix(cache)
 
 
+def entries_of(folder: Path) -> list[str]:
+    """The names that the hubconf.py of a repository defines or imports."""
+    names = []
+    for node in ast.parse((folder / HUB_CONF).read_bytes()).body:
+        if isinstance(node, ast.FunctionDef):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names += [alias.asname or alias.name for alias in node.names]
+    return [name for name in names if not name.startswith("_")]
+
+
 @contextlib.contextmanager
-def foreign_code(repository: Repository, what: str) -> Iterator[None]:
-    """Raises InputError, which says what a user can do, for what a repository's code raises."""
+def foreign_code(folder: Path, what: str) -> Iterator[None]:
+    """Raises InputError, which says what a user can do, for what the code of the repository in a folder raises."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, InputError):
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {_explain(error, repository)}") from error
+        raise InputError(f"{what}: {_explain(error, folder)}") from error
 
 
-def _explain(error: BaseException, repository: Repository) -> str:
+def _explain(error: BaseException, folder: Path) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
     if isinstance(error, ModuleNotFoundError) or "Missing dependencies" in text:
         return f"a package is missing that it needs ({text}). Install it into this environment."
     if "Cannot find callable" in text:
-        return f"there is no such entry. Entries: {', '.join(repository.entries)}."
-    if isinstance(error, (URLError, ConnectionError, TimeoutError)):
+        return f"there is no such entry. Entries: {', '.join(entries_of(folder))}."
+    offline = (URLError, ConnectionError, TimeoutError)
+    if isinstance(error, offline) or isinstance(error.__context__, offline):  # torch.hub may fail as it handles one
         return (
             f"it could not download its code or weights ({text}). Try again with a connection, or copy what it "
             f"downloads to {torch.hub.get_dir()} from a machine that has one."
         )
-    if "Cannot find" in text and repository.stated_commit:  # of torch.hub's validation
+    if "in https://github.com/" in text:  # of torch.hub's validation
         return (
-            f"the commit {repository.commit} is no longer that of a branch or tag on GitHub. Clone the repository, "
-            "check the commit out, and give the folder: --hub FOLDER:ENTRY."
+            f"the commit is no longer the last one of a branch or tag ({text}). Clone the repository, check the commit "
+            "out, and give the folder: --hub FOLDER:ENTRY."
         )
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(str(repository.folder))
-    ]
-    where = f" in {os.path.relpath(frames[-1].filename, repository.folder)}, line {frames[-1].lineno}" if frames else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(folder))]
+    where = f" in {os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno}" if frames else ""
     return f"its code failed{where} ({text})."
