@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_folder(output) as folder:
         files = write_places(plan, folder, config)
         places_page(plan, config, files).write(folder / "places.html")
-    for what, count in plan.counts():
+    for what, count in plan.counts().items():
         print(f"{what}: {count}")
     for reason, names in plan.reasons().items():
         print(f"left out: {len(names):,}, {reason}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.config import PositionConfig
+from datasets.unified.places import MIN_IMAGES, STREET_GRID
 from model.errors import InputError
 from utils.runtime.flags import flag, part, positive_int, switch
 
@@ -37,6 +38,11 @@ class OwnPhotosConfig:
         "cut panoramas (images twice as wide as high) into so many views; 12 is usual", type=int, default=0
     )
     cell_size: int = flag("side of a cell in metres", type=positive_int, default=15)
+    cell_groups: int = flag(
+        "every so manieth cell along an axis is in the same group; 2 makes fewer and larger groups of a few places",
+        type=int,
+        default=STREET_GRID.cell_groups,
+    )
     max_images: int = flag("photos of a place at most, evenly over time", type=positive_int, default=40)
     val_fraction: float = flag("part of the area for validation", type=float, default=0.1)
     test_fraction: float = flag("part of the area for the test", type=float, default=0.1)
@@ -59,8 +65,10 @@ class OwnPhotosConfig:
             raise InputError("--headings csv: the headings are the column heading of --positions_csv. Give that file.")
         if self.panorama_views not in (0, *range(2, MAX_VIEWS + 1)):
             raise InputError(f"--panorama_views {self.panorama_views}: expected 2 to {MAX_VIEWS}, or 0 for no views.")
-        if self.max_images < 4:
-            raise InputError(f"--max_images {self.max_images}: expected 4 or more, the images of the smallest place.")
+        if self.cell_groups < 2:
+            raise InputError(f"--cell_groups {self.cell_groups}: expected 2 or more, so that neighbours are apart.")
+        if self.max_images < MIN_IMAGES:
+            raise InputError(f"--max_images {self.max_images}: expected {MIN_IMAGES} or more, which each place has.")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise InputError(f"--{name} {getattr(self, name):g}: expected a number from 0 to 0.5.")

@@ -467,7 +467,7 @@ def test_photos_of_a_cell_are_divided_by_what_is_as_alike_as_no_far_photos_are()
 
 
 def test_the_smallest_place_has_the_images_that_a_training_takes():
-    assert MIN_IMAGES == PlacesConfig(cities=()).images_per_place
+    assert PlacesConfig(cities=()).images_per_place == MIN_IMAGES
 
 
 def test_dates_and_headings_of_other_forms_are_read(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.places.config import OwnPhotosConfig
 from datasets.places.planning import Plan
-from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, on_map, success_map
+from utils.retrieval.report.charts import Axis, MapFrame, escape, line_chart, success_map
 from utils.retrieval.report.page import Page, Section, choose_evenly, settings_table, table
 from utils.retrieval.report.thumbnails import thumbnails
 
@@ -22,7 +22,7 @@ LABELS = {"val": "the validation", "test": "the test"}
 def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> Page:
     """The page of a plan that has been written: map, counts, examples. files: {photo: its file}."""
     places = plan.places()
-    settings = {
+    settings: dict[str, object] = {
         "cell": f"{config.cell_size} m" + (" and 60 degrees of heading" if plan.photos.has_headings else ""),
         "groups": "cells of one group are not neighbours",
         "positions": str(config.positions),
@@ -30,9 +30,8 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
         "model": "none" if plan.threshold is None else f"{config.model}; alike from a cosine of {plan.threshold:.3f}",
     }
     heading = f"{len(places):,} places of {config.folder}"
-    overview = (
-        f'<div class="columns"><div>{settings_table("Counts", dict(plan.counts()))}</div>{_maps(plan, places)}</div>'
-    )
+    counts = settings_table("Counts", plan.counts())
+    overview = f'<div class="columns"><div>{counts}</div>{_maps(plan, places)}</div>'
     return Page(
         title=heading,
         heading=heading,
@@ -48,7 +47,7 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
 
 
 def _maps(plan: Plan, places: Sequence[Sequence[int]]) -> str:
-    """Maps of the largest areas, with all photos, the middle of each place to train on, and the other parts' queries."""
+    """Maps of the largest areas, with all photos, the middles of places to train on, and the other parts' queries."""
     metres = plan.photos.on_map
     rows = np.array([photo.row for photo in plan.photos.photos])
     dots = {"train": np.array([metres[rows[place]].mean(axis=0) for place in places])}
@@ -103,8 +102,8 @@ def _examples(plan: Plan, places: Sequence[Sequence[int]], files: dict[int, Path
         title = f"{files[places[number][0]].parent.name}, {len(places[number])} photos"
         cards += f'<li class="card"><h3>{escape(title)}</h3><ol class="row">{figures}</ol></li>'
     note = (
-        f"{len(chosen):,} of {len(places):,} places, from the largest to the smallest, with up to {COLUMNS} photos each. "
-        "The photos of a place are to show the same thing: training pulls their descriptors together."
+        f"{len(chosen):,} of {len(places):,} places, from the largest to the smallest, with up to {COLUMNS} photos "
+        "each. The photos of a place are to show the same thing: training pulls their descriptors together."
     )
     return f'<p class="hint">{escape(note)}</p><ol id="cards">{cards}</ol>'
 
