@@ -5,7 +5,6 @@ Positions come from file names, EXIF data, or a CSV file; headings too, if they 
 """
 
 from collections.abc import Sequence
-from statistics import median
 
 from datasets.places.config import OwnPhotosConfig
 from utils.runtime.parser import parse
@@ -36,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"left out: {len(names):,}, {reason}")
     print(f"\nLook at {config.output / 'places.html'}.")
     if {"val", "test"} <= plan.splits.keys():
-        batch = int(median(len({image.place for image in city.images}) for city in plan.cities))
+        batch = max(2, min(MAX_BATCH, len(plan.places()) // 10))
         flags = f"--datasets_folder={config.output} --dataset_name={config.name} --val_datasets={config.name}"
-        print("Then train, with batches that one group fills (docs/own_photos.md):")
-        print(f"python train.py {flags} --training_dataset=all --train_batch_size={max(2, min(MAX_BATCH, batch))}")
+        print("Then train, as docs/own_photos.md says:")
+        print(f"python train.py {flags} --training_dataset=all --train_batch_size={batch}")
 
 
 if __name__ == "__main__":

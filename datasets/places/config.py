@@ -10,6 +10,7 @@ from utils.runtime.flags import flag, part, positive_int, switch
 
 HEADING_SOURCES = ("auto", "names", "csv", "exif", "none")
 MAX_VIEWS = 36
+MIN_PLACES = 100  # of a group on average: batches of one group must not always hold the same places
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 
 
@@ -38,10 +39,11 @@ class OwnPhotosConfig:
         "cut panoramas (images twice as wide as high) into so many views; 12 is usual", type=int, default=0
     )
     cell_size: int = flag("side of a cell in metres", type=positive_int, default=15)
-    cell_groups: int = flag(
-        "every so manieth cell along an axis is in the same group; 2 makes fewer and larger groups of a few places",
-        type=int,
-        default=STREET_GRID.cell_groups,
+    cell_groups: int | None = flag(
+        f"every so manieth cell along an axis is in one group (default: {STREET_GRID.cell_groups}, or less, so that groups "
+        f"have {MIN_PLACES} places)",
+        type=positive_int,
+        default=None,
     )
     max_images: int = flag("photos of a place at most, evenly over time", type=positive_int, default=40)
     val_fraction: float = flag("part of the area for validation", type=float, default=0.1)
@@ -65,8 +67,6 @@ class OwnPhotosConfig:
             raise InputError("--headings csv: the headings are the column heading of --positions_csv. Give that file.")
         if self.panorama_views not in (0, *range(2, MAX_VIEWS + 1)):
             raise InputError(f"--panorama_views {self.panorama_views}: expected 2 to {MAX_VIEWS}, or 0 for no views.")
-        if self.cell_groups < 2:
-            raise InputError(f"--cell_groups {self.cell_groups}: expected 2 or more, so that neighbours are apart.")
         if self.max_images < MIN_IMAGES:
             raise InputError(f"--max_images {self.max_images}: expected {MIN_IMAGES} or more, which each place has.")
         for name in ("val_fraction", "test_fraction"):

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import utm
 
-from datasets.places.config import OwnPhotosConfig
+from datasets.places.config import MIN_PLACES, OwnPhotosConfig
 from datasets.places.overlap import describe, divide_cells, similarity_threshold
 from datasets.places.parts import BORDER, TEST, TRAIN, VAL, divide_by_area
 from datasets.places.photos import PhotoFolder, in_one_zone
 from datasets.unified.names import source_name
-from datasets.unified.places import MIN_IMAGES, Cell, Grid, group_places
+from datasets.unified.places import MIN_IMAGES, STREET_GRID, Cell, Grid, group_places
 from datasets.unified.planning import CityPlan, PlannedImage
 from datasets.zones import zone_text
 from model.errors import InputError
@@ -91,7 +91,7 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
 
     Raises InputError if a part has nothing in it, or the model cannot be used.
     """
-    grid = Grid(cell_size=config.cell_size, cell_groups=config.cell_groups)
+    grid = Grid(cell_size=config.cell_size, cell_groups=STREET_GRID.cell_groups)
     cells = []
     for photo in photos.photos:
         easting, northing = photos.grid[photo.row].tolist()
@@ -104,9 +104,8 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
     if config.model:
         cells, threshold = _divide(photos, cells, config.model, step=grid.heading_step)
     training = np.flatnonzero(parts == TRAIN).tolist()
-    groups = [
-        [[training[i] for i in place] for place in group] for group in group_places([cells[i] for i in training], grid)
-    ]
+    found = _groups([cells[i] for i in training], config)
+    groups = [[[training[i] for i in place] for place in group] for group in found]
     in_places = {i for group in groups for place in group for i in place}
     unused |= {i: f"fewer than {MIN_IMAGES} photos at its place" for i in training if i not in in_places}
     groups = [[_thinned(photos, place, config.max_images, unused) for place in group] for group in groups]
@@ -129,6 +128,15 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
         unused=unused,
         threshold=threshold,
     )
+
+
+def _groups(cells: Sequence[Cell], config: OwnPhotosConfig) -> list[list[list[int]]]:
+    """As `group_places`, with as many groups as the settings say, or else as leave MIN_PLACES places in each."""
+    for cell_groups in (config.cell_groups,) if config.cell_groups else range(STREET_GRID.cell_groups, 0, -1):
+        groups = group_places(cells, Grid(cell_size=config.cell_size, cell_groups=cell_groups))
+        if sum(map(len, groups)) >= MIN_PLACES * len(groups):
+            break
+    return groups
 
 
 def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) -> tuple[list[Cell], float]:

@@ -25,7 +25,7 @@ from datasets.places.overlap import connected, divide_cells, similarity_threshol
 from datasets.places.panorama import view_of
 from datasets.places.parts import BORDER, MARGIN, divide_by_area
 from datasets.places.photos import grid_metres, read_photos
-from datasets.places.planning import plan_places
+from datasets.places.planning import _groups, plan_places
 from datasets.unified.builder import transfer_file
 from datasets.unified.places import MIN_IMAGES, STREET_GRID, Grid, group_places
 from model import InputError
@@ -117,7 +117,7 @@ def test_photos_with_metres_in_their_names_make_the_places_of_the_unified_datase
         east, north, heading = rng.uniform(0, 60), rng.uniform(0, 60), int(rng.integers(360))
         name = f"@{500_000 + east:.2f}@{5_300_000 + north:.2f}@32@U@@@{i:03d}@@{heading}@@@@201501@@.jpg"
         mark(save_photo(tmp_path / "photos" / name), i)
-    config = whole(tmp_path / "photos", max_images=1000)
+    config = whole(tmp_path / "photos", max_images=1000, cell_groups=3)
     plan = plan_of(config)
     for path in sorted(os.listdir(tmp_path / "photos")):
         fields = path.split("@")
@@ -131,6 +131,12 @@ def test_photos_with_metres_in_their_names_make_the_places_of_the_unified_datase
         for city, members, group in zip(plan.cities, plan.members, expected, strict=True)
     ]
     assert found == expected and sum(map(len, expected)) > 20
+
+
+def test_few_places_make_fewer_groups():
+    line = [(15 * i, 0, 0) for i in range(700) for _ in range(MIN_IMAGES)]
+    config = whole(Path("photos"))
+    assert [len(_groups(line[: MIN_IMAGES * n], config)) for n in (700, 299, 199, 50)] == [3, 2, 1, 1]
 
 
 def test_cells_on_the_globe_are_squares_whose_groups_have_no_neighbours():

@@ -24,7 +24,6 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
     places = plan.places()
     settings: dict[str, object] = {
         "cell": f"{config.cell_size} m" + (" and 60 degrees of heading" if plan.photos.has_headings else ""),
-        "groups": "cells of one group are not neighbours",
         "positions": str(config.positions),
         "headings": config.headings,
         "model": "none" if plan.threshold is None else f"{config.model}; alike from a cosine of {plan.threshold:.3f}",
@@ -60,7 +59,7 @@ def _maps(plan: Plan, places: Sequence[Sequence[int]]) -> str:
     for number, area in enumerate(areas[:MAPS]):
         inside = {part: points[_is_in(points, area)] for part, points in dots.items()}
         named = ", ".join(f"{len(points):,} {part}" for part, points in inside.items())
-        name = f"Map {number + 1} of {len(areas)}, north up: {len(area):,} photos, {named}"
+        name = f"Map {number + 1} of {len(areas)}: {len(area):,} photos, {named}"
         pictures += success_map(name, MapFrame(area), area, selectable=False, **inside)
     note = f"The photos lie in {len(areas)} areas far from each other." if len(areas) > 1 else ""
     note += f" The largest {MAPS} are shown." if len(areas) > MAPS else ""
