@@ -7,6 +7,11 @@ Positions come from file names, EXIF data, or a CSV file; headings too, if they 
 from collections.abc import Sequence
 
 from datasets.places.config import OwnPhotosConfig
+from datasets.places.photos import read_photos
+from datasets.places.planning import plan_places
+from datasets.places.writing import write_places
+from utils.retrieval.report.places_page import places_page
+from utils.runtime.atomic_files import atomic_folder, make_folder, require_new_folder
 from utils.runtime.parser import parse
 from utils.runtime.script import cli_main
 
@@ -16,12 +21,6 @@ MAX_BATCH = 120  # places, the paper's
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InputError if photos or output cannot be used."""
     config = parse(OwnPhotosConfig, __doc__, argv=argv, module="datasets.places")
-    from datasets.places.photos import read_photos
-    from datasets.places.planning import plan_places
-    from datasets.places.writing import write_places
-    from utils.retrieval.report.places_page import places_page
-    from utils.runtime.atomic_files import atomic_folder, make_folder, require_new_folder
-
     output = config.output.absolute()
     require_new_folder(output)
     make_folder(output.parent, exist_ok=True)

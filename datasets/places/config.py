@@ -40,8 +40,8 @@ class OwnPhotosConfig:
     )
     cell_size: int = flag("side of a cell in metres", type=positive_int, default=15)
     cell_groups: int | None = flag(
-        f"every so manieth cell along an axis is in one group (default: {STREET_GRID.cell_groups}, or less, so that groups "
-        f"have {MIN_PLACES} places)",
+        f"every so manieth cell along an axis is in one group (default: {STREET_GRID.cell_groups}, or less, so that "
+        f"groups have {MIN_PLACES} places)",
         type=positive_int,
         default=None,
     )
