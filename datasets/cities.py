@@ -39,8 +39,8 @@ def training_cities(dataset: str, folder: Path | None) -> list[str]:
     names = [path.stem for path in (folder / "Dataframes").glob("*.csv") if not path.name.startswith(".")]
     if not names:
         raise InputError(
-            f"--training_dataset {ALL}: there is no {folder / 'Dataframes'}/<City>.csv. Give the folder with Dataframes "
-            "and Images with --gsv_cities_folder."
+            f"--training_dataset {ALL}: there is no {folder / 'Dataframes'}/<City>.csv. Give the folder with "
+            "Dataframes and Images with --gsv_cities_folder."
         )
     return training_order(sorted(names, key=_group_and_name))
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.config import PositionConfig
+from datasets.unified.places import MIN_IMAGES, STREET_GRID
 from model.errors import InputError
 from utils.runtime.flags import flag, part, positive_int, switch
 
 HEADING_SOURCES = ("auto", "names", "csv", "exif", "none")
 MAX_VIEWS = 36
+MIN_PLACES = 100  # of a group on average: batches of one group must not always hold the same places
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 
 
@@ -37,6 +39,12 @@ class OwnPhotosConfig:
         "cut panoramas (images twice as wide as high) into so many views; 12 is usual", type=int, default=0
     )
     cell_size: int = flag("side of a cell in metres", type=positive_int, default=15)
+    cell_groups: int | None = flag(
+        f"every so manieth cell along an axis is in one group (default: {STREET_GRID.cell_groups}, or less, so that "
+        f"groups have {MIN_PLACES} places)",
+        type=positive_int,
+        default=None,
+    )
     max_images: int = flag("photos of a place at most, evenly over time", type=positive_int, default=40)
     val_fraction: float = flag("part of the area for validation", type=float, default=0.1)
     test_fraction: float = flag("part of the area for the test", type=float, default=0.1)
@@ -59,8 +67,8 @@ class OwnPhotosConfig:
             raise InputError("--headings csv: the headings are the column heading of --positions_csv. Give that file.")
         if self.panorama_views not in (0, *range(2, MAX_VIEWS + 1)):
             raise InputError(f"--panorama_views {self.panorama_views}: expected 2 to {MAX_VIEWS}, or 0 for no views.")
-        if self.max_images < 4:
-            raise InputError(f"--max_images {self.max_images}: expected 4 or more, the images of the smallest place.")
+        if self.max_images < MIN_IMAGES:
+            raise InputError(f"--max_images {self.max_images}: expected {MIN_IMAGES} or more, which each place has.")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise InputError(f"--{name} {getattr(self, name):g}: expected a number from 0 to 0.5.")

@@ -48,9 +48,9 @@ def similarity_threshold(descriptors: np.ndarray, places: np.ndarray) -> float:
     cosines = (descriptors @ descriptors.T)[np.triu(is_far)]
     if len(cosines) < MIN_PAIRS:
         raise InputError(
-            f"--model: only {len(cosines)} pairs of photos are more than {FAR:g} m apart, and {MIN_PAIRS} tell how alike "
-            "photos of different places are. Give more photos, or leave --model out: then a place is what lies in one "
-            "cell."
+            f"--model: only {len(cosines)} pairs of photos are more than {FAR:g} m apart. {MIN_PAIRS} are needed to "
+            "tell how alike photos of different places are. Give more photos, or leave --model out: then a place is "
+            "what lies in one cell."
         )
     return float(np.quantile(cosines, EXCEEDED))
 

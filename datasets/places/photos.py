@@ -40,8 +40,8 @@ HEADING_REMEDY = "Choose another source (names, csv, exif), or ignore headings (
 
 class Photo(NamedTuple):
     """A photo, or a view of a panorama. row: of the file in PhotoFolder.images. yaw: of a view, in degrees from the
-    panorama's middle; None for a whole photo. heading: in degrees, from 0 to below 360; NaN where unknown. taken: digits
-    that sort by time, from YYYYMM on; "" where unknown. is_turned: it must be turned to be upright.
+    panorama's middle; None for a whole photo. heading: in degrees, from 0 to below 360; NaN where unknown. taken:
+    digits that sort by time, from YYYYMM on; "" where unknown. is_turned: it must be turned to be upright.
     """
 
     row: int
@@ -206,9 +206,9 @@ def uses_headings(headings: np.ndarray, config: OwnPhotosConfig) -> bool:
         )
     if np.abs(known).max() <= MAX_RADIANS and len(np.unique(known)) >= DISTINCT:
         raise InputError(
-            f"All {len(known)} headings lie from {known.min():.3g} to {known.max():.3g}, as radians do. Expected degrees "
-            f"clockwise from north, from 0 to 360. Convert them. If they are degrees, all photos look north, and "
-            "--headings none makes the same places."
+            f"All {len(known)} headings lie from {known.min():.3g} to {known.max():.3g}, as radians do. "
+            "Expected degrees clockwise from north, from 0 to 360. Convert them. If they are degrees, all photos "
+            "look north, and --headings none makes the same places."
         )
     if config.headings == "auto" and 2 * len(known) < len(headings):
         raise InputError(
@@ -217,8 +217,8 @@ def uses_headings(headings: np.ndarray, config: OwnPhotosConfig) -> bool:
         )
     if config.model:
         raise InputError(
-            f"--model divides photos without headings, and {len(known)} of {len(headings)} have one. Leave --model out, "
-            "or ignore the headings (--headings none)."
+            f"--model divides photos without headings, and {len(known)} of {len(headings)} have one. Leave --model "
+            "out, or ignore the headings (--headings none)."
         )
     return True
 
@@ -253,9 +253,9 @@ def _check_panoramas(photos: Sequence[Photo], notes: Sequence[CameraNotes | None
         )
     if any(photo.yaw is not None and math.isnan(photo.heading) for photo in photos) and not config.model:
         raise InputError(
-            f"The {panoramas} panoramas have no headings, so that views of opposite directions would be one place. Give "
-            "the heading of the middle of each (a column heading in --positions_csv, EXIF or XMP), or divide the views "
-            "by what a model finds alike (--model)."
+            f"The {panoramas} panoramas have no headings, so that views of opposite directions would be one place. "
+            "Give the heading of the middle of each (a column heading in --positions_csv, EXIF or XMP), or divide the "
+            "views by what a model finds alike (--model)."
         )
 
 
@@ -272,15 +272,15 @@ def grid_metres(images: ImageSet, cell_size: int) -> np.ndarray:
     """Easting and northing [N, 2] of which a grid makes cells anywhere on Earth, of latitudes and longitudes.
 
     On a sphere: the northing is the length of the meridian, and the easting that of the parallel in the middle of the
-    row of cells. So cells are squares, within 1 %, and photos on both sides of a UTM border share one. Raises InputError
-    if the latitude and longitude of an image are unknown.
+    row of cells. So cells are squares, within 1 %, and photos on both sides of a UTM border share one. Raises
+    InputError if the latitude and longitude of an image are unknown.
     """
     unknown = np.flatnonzero(np.isnan(images.degrees).any(axis=1))
     if len(unknown):
         raise InputError(
             f"The positions of {len(unknown)} of {len(images)} images are metres without a UTM zone, such as "
-            f"{images.paths[int(unknown[0])]}, and those of others are latitudes and longitudes, or lie in another zone. "
-            "Give all positions in one CSV file (--positions_csv)."
+            f"{images.paths[int(unknown[0])]}, and those of others are latitudes and longitudes, or lie in another "
+            "zone. Give all positions in one CSV file (--positions_csv)."
         )
     latitude, longitude = np.radians(images.degrees).T
     north = EARTH_RADIUS * latitude

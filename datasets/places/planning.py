@@ -1,4 +1,4 @@
-"""Which photo becomes which file: the places to train on, in groups, and the database and queries of the other parts."""
+"""Which photo becomes which file: the places to train on, in groups, and the images of the other parts."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import utm
 
-from datasets.places.config import OwnPhotosConfig
+from datasets.places.config import MIN_PLACES, OwnPhotosConfig
 from datasets.places.overlap import describe, divide_cells, similarity_threshold
 from datasets.places.parts import BORDER, TEST, TRAIN, VAL, divide_by_area
 from datasets.places.photos import PhotoFolder, in_one_zone
@@ -59,12 +59,12 @@ class Plan:
             found += of_place.values()
         return found
 
-    def counts(self) -> list[tuple[str, str]]:
-        """(what, how many) of photos, places and parts, as the terminal and the page show them."""
+    def counts(self) -> dict[str, object]:
+        """{what: how many} of photos, places and parts, as the terminal and the page show them."""
         places, groups = self.places(), len(self.cities)
         sizes = sorted(map(len, places))
         views = sum(photo.yaw is not None for photo in self.photos.photos)
-        found = [
+        found: list[tuple[str, str]] = [
             ("files", f"{len(self.photos.images) + len(self.photos.left_out):,}"),
             ("files that can be used", f"{len(self.photos.images):,}"),
             *([("views of panoramas", f"{views:,}")] if views else []),
@@ -74,7 +74,7 @@ class Plan:
         ]
         for part, split in self.splits.items():
             found.append((part, f"{len(split.queries):,} queries, {len(split.database):,} database images"))
-        return found
+        return dict(found)
 
     def reasons(self) -> dict[str, list[str]]:
         """{why photos are not used: their names}, the most frequent first."""
@@ -92,7 +92,10 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
     Raises InputError if a part has nothing in it, or the model cannot be used.
     """
     grid = Grid(cell_size=config.cell_size, cell_groups=STREET_GRID.cell_groups)
-    cells = [grid.cell(*photos.grid[p.row], 0 if math.isnan(p.heading) else p.heading) for p in photos.photos]
+    cells = []
+    for photo in photos.photos:
+        easting, northing = photos.grid[photo.row].tolist()
+        cells.append(grid.cell(easting, northing, 0 if math.isnan(photo.heading) else photo.heading))
     rows = np.array([photo.row for photo in photos.photos])
     squares = np.unique([cell[:2] for cell in cells], axis=0, return_inverse=True)[1].reshape(-1)
     parts = divide_by_area(photos.on_map[rows], squares, val=config.val_fraction, test=config.test_fraction)
@@ -101,9 +104,8 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
     if config.model:
         cells, threshold = _divide(photos, cells, config.model, step=grid.heading_step)
     training = np.flatnonzero(parts == TRAIN).tolist()
-    groups = [
-        [[training[i] for i in place] for place in group] for group in group_places([cells[i] for i in training], grid)
-    ]
+    found = _groups([cells[i] for i in training], config)
+    groups = [[[training[i] for i in place] for place in group] for group in found]
     in_places = {i for group in groups for place in group for i in place}
     unused |= {i: f"fewer than {MIN_IMAGES} photos at its place" for i in training if i not in in_places}
     groups = [[_thinned(photos, place, config.max_images, unused) for place in group] for group in groups]
@@ -126,6 +128,15 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
         unused=unused,
         threshold=threshold,
     )
+
+
+def _groups(cells: Sequence[Cell], config: OwnPhotosConfig) -> list[list[list[int]]]:
+    """As `group_places`, with as many groups as the settings say, or else as leave MIN_PLACES places in each."""
+    for cell_groups in (config.cell_groups,) if config.cell_groups else range(STREET_GRID.cell_groups, 0, -1):
+        groups = group_places(cells, Grid(cell_size=config.cell_size, cell_groups=cell_groups))
+        if sum(map(len, groups)) >= MIN_PLACES * len(groups):
+            break
+    return groups
 
 
 def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) -> tuple[list[Cell], float]:
@@ -186,8 +197,8 @@ def _check(
     if not groups:
         raise InputError(
             f"No place of {config.folder} has {MIN_IMAGES} or more photos; it holds {found}. A place is a cell of "
-            f"{config.cell_size} m{' and 60 degrees of heading' if photos.has_headings else ''}. Give more photos, larger "
-            "cells (--cell_size), or smaller parts for validation and test (--val_fraction, --test_fraction)."
+            f"{config.cell_size} m{' and 60 degrees of heading' if photos.has_headings else ''}. Give more photos, "
+            "larger cells (--cell_size), or smaller parts for validation and test (--val_fraction, --test_fraction)."
         )
     for part, split in splits.items():
         if not split.queries:
@@ -211,8 +222,8 @@ def _city(photos: PhotoFolder, name: str, group: list[list[int]], names: dict[in
 
 
 def _names(photos: PhotoFolder, indices: Sequence[int]) -> dict[int, str]:
-    """{photo: its name in `file_names.LAYOUT`}. Of a part, so that its metres can be compared: they are of one zone where
-    the photos lie in one neighbourhood.
+    """{photo: its name in `file_names.LAYOUT`}. Of a part, so that its metres can be compared: they are of one zone
+    where the photos lie in one neighbourhood.
     """
     rows = sorted({photos.photos[i].row for i in indices})
     positions = dict(zip(rows, _positions(photos, rows), strict=True))
@@ -248,7 +259,7 @@ def _positions(photos: PhotoFolder, rows: Sequence[int]) -> list[str]:
 
 
 def _common_zone(degrees: np.ndarray) -> int | None:
-    """The zone in the middle of latitudes and longitudes [N, 2]; None if some are far from it, or across the equator."""
+    """The zone in the middle of latitudes and longitudes [N, 2]; None if some are far from it or across the equator."""
     latitudes, longitudes = degrees.T
     number = utm.latlon_to_zone_number(*np.median(degrees, axis=0))
     is_near = (np.abs(longitudes - utm.zone_number_to_central_longitude(number)) <= ZONE_DEGREES).all()

@@ -31,9 +31,9 @@ class Target(NamedTuple):
 
 
 def write_places(plan: Plan, folder: Path, config: OwnPhotosConfig) -> dict[int, Path]:
-    """Writes `gsv_cities/`, `<name>/images/{val,test}/` and `photos.csv` into an empty folder. Returns {photo: its file}.
+    """Writes `gsv_cities/`, `<name>/images/{val,test}/` and `photos.csv` into an empty folder.
 
-    Raises InputError if the disk is too small, or a photo cannot be read or written.
+    Returns {photo: its file}. Raises InputError if the disk is too small, or a photo cannot be read or written.
     """
     photos, targets = plan.photos, targets_of(plan, config.name)
     if not config.symlink:

@@ -12,7 +12,9 @@ NORTH_DEGREES = 10  # of every image: the format needs a heading, and training i
 
 
 def source_name(position: str, image_id: str, *, heading: int | str, timestamp: str) -> str:
-    """A source's file name. position: easting to lon, already joined by @; heading: "" if unknown; timestamp: YYYYMM."""
+    """A source's file name. position: easting to lon, already joined by @; heading: "" if unknown; timestamp:
+    YYYYMM.
+    """
     return f"@{position}@{image_id}@@{heading}@@@@{timestamp}@@.jpg"
 
 

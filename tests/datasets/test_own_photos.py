@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.photos import GPS_DIRECTORY, dms, gps_tags, save_photo
-from helpers.processes import run_here
+from helpers.processes import ROOT, run_here
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from datasets.benchmark import Benchmark
+from datasets.cities import training_cities
 from datasets.config import PlacesConfig
 from datasets.exif_gps import camera_notes
 from datasets.gsv_cities import GSVCities
@@ -25,7 +26,7 @@ from datasets.places.overlap import connected, divide_cells, similarity_threshol
 from datasets.places.panorama import view_of
 from datasets.places.parts import BORDER, MARGIN, divide_by_area
 from datasets.places.photos import grid_metres, read_photos
-from datasets.places.planning import plan_places
+from datasets.places.planning import _groups, plan_places
 from datasets.unified.builder import transfer_file
 from datasets.unified.places import MIN_IMAGES, STREET_GRID, Grid, group_places
 from model import InputError
@@ -102,7 +103,7 @@ def built(tmp_path_factory):
     """The command's output for a street, and the street."""
     above = tmp_path_factory.mktemp("own")
     town(above / "photos")
-    result = run_here(COMMAND, "photos", "--output=out", cwd=above)
+    result = run_here(COMMAND, "photos", "--output=out", "--cell_groups=3", cwd=above)
     assert result.status == 0, result.stderr
     return above, result.stdout
 
@@ -117,7 +118,7 @@ def test_photos_with_metres_in_their_names_make_the_places_of_the_unified_datase
         east, north, heading = rng.uniform(0, 60), rng.uniform(0, 60), int(rng.integers(360))
         name = f"@{500_000 + east:.2f}@{5_300_000 + north:.2f}@32@U@@@{i:03d}@@{heading}@@@@201501@@.jpg"
         mark(save_photo(tmp_path / "photos" / name), i)
-    config = whole(tmp_path / "photos", max_images=1000)
+    config = whole(tmp_path / "photos", max_images=1000, cell_groups=3)
     plan = plan_of(config)
     for path in sorted(os.listdir(tmp_path / "photos")):
         fields = path.split("@")
@@ -131,6 +132,12 @@ def test_photos_with_metres_in_their_names_make_the_places_of_the_unified_datase
         for city, members, group in zip(plan.cities, plan.members, expected, strict=True)
     ]
     assert found == expected and sum(map(len, expected)) > 20
+
+
+def test_few_places_make_fewer_groups():
+    line = [(15 * i, 0, 0) for i in range(700) for _ in range(MIN_IMAGES)]
+    config = whole(Path("photos"))
+    assert [len(_groups(line[: MIN_IMAGES * n], config)) for n in (700, 299, 199, 50)] == [3, 2, 1, 1]
 
 
 def test_cells_on_the_globe_are_squares_whose_groups_have_no_neighbours():
@@ -236,8 +243,6 @@ def test_the_page_shows_map_counts_and_places(built):
 
 
 def test_all_cities_of_a_folder_are_trained_on_group_by_group(built):
-    from datasets.cities import training_cities
-
     folder = built[0] / "out" / "gsv_cities"
     found = training_cities("all", folder)
     assert found == sorted(found, key=lambda city: int(city.removeprefix("photos"))) and len(found) > 2
@@ -464,6 +469,19 @@ def test_photos_of_a_cell_are_divided_by_what_is_as_alike_as_no_far_photos_are()
     assert [numbers[i] for i in range(240)] == [i // 6 % 2 for i in range(240)]
     with pytest.raises(InputError, match="pairs of photos are more than 200 m apart"):
         similarity_threshold(descriptors, 0 * places)
+
+
+def test_a_model_divides_the_photos_of_a_cell(tmp_path):
+    rng = np.random.default_rng(7)
+    for cell in range(10):
+        degrees = degrees_of_local([250.0 * cell, 0], (48.1, 11.5)).tolist()
+        for scene, pixels in enumerate(rng.integers(0, 256, (2, 4, 6, 3))):
+            for k in range(4):
+                image = Image.fromarray((pixels * (0.9 + 0.03 * k)).astype(np.uint8)).resize((60, 40), Image.NEAREST)
+                save_photo(tmp_path / "photos" / f"{cell}_{scene}_{k}.jpg", gps_tags(*degrees), image=image)
+    plan = plan_of(whole(tmp_path / "photos", model=str(ROOT / "assets" / "try" / "model.safetensors")))
+    scenes = [{name[:3] for name in names_of(plan, place)} for place in plan.places()]
+    assert len(scenes) > 15 and all(len(scene) == 1 for scene in scenes)
 
 
 def test_the_smallest_place_has_the_images_that_a_training_takes():

@@ -128,7 +128,8 @@ def success_map(
     start = MAP_WIDTH - MAP_MARGIN - length
     anchor, selected = (' id="map"', '<g id="selected"></g>') if selectable else ("", "")
     return (
-        f'<svg{anchor} class="map" viewBox="0 0 {MAP_WIDTH} {frame.height + 24}" role="img" aria-label="{escape(name)}">'
+        f'<svg{anchor} class="map" viewBox="0 0 {MAP_WIDTH} {frame.height + 24}" role="img"'
+        f' aria-label="{escape(name)}">'
         f'<path class="database" d="{dots}"/>{marks}'
         f'<path class="scale" d="M{start:.1f} {frame.height + 2}v6h{length:.1f}v-6"/>'
         f'<text x="{start - 6:.1f}" y="{frame.height + 12}" text-anchor="end">{text}</text>'

@@ -22,17 +22,15 @@ LABELS = {"val": "the validation", "test": "the test"}
 def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> Page:
     """The page of a plan that has been written: map, counts, examples. files: {photo: its file}."""
     places = plan.places()
-    settings = {
+    settings: dict[str, object] = {
         "cell": f"{config.cell_size} m" + (" and 60 degrees of heading" if plan.photos.has_headings else ""),
-        "groups": "cells of one group are not neighbours",
         "positions": str(config.positions),
         "headings": config.headings,
         "model": "none" if plan.threshold is None else f"{config.model}; alike from a cosine of {plan.threshold:.3f}",
     }
     heading = f"{len(places):,} places of {config.folder}"
-    overview = (
-        f'<div class="columns"><div>{settings_table("Counts", dict(plan.counts()))}</div>{_maps(plan, places)}</div>'
-    )
+    counts = settings_table("Counts", plan.counts())
+    overview = f'<div class="columns"><div>{counts}</div>{_maps(plan, places)}</div>'
     return Page(
         title=heading,
         heading=heading,
@@ -48,7 +46,7 @@ def places_page(plan: Plan, config: OwnPhotosConfig, files: dict[int, Path]) -> 
 
 
 def _maps(plan: Plan, places: Sequence[Sequence[int]]) -> str:
-    """Maps of the largest areas, with all photos, the middle of each place to train on, and the other parts' queries."""
+    """Maps of the largest areas, with all photos, the middles of places to train on, and the other parts' queries."""
     metres = plan.photos.on_map
     rows = np.array([photo.row for photo in plan.photos.photos])
     dots = {"train": np.array([metres[rows[place]].mean(axis=0) for place in places])}
@@ -61,7 +59,7 @@ def _maps(plan: Plan, places: Sequence[Sequence[int]]) -> str:
     for number, area in enumerate(areas[:MAPS]):
         inside = {part: points[_is_in(points, area)] for part, points in dots.items()}
         named = ", ".join(f"{len(points):,} {part}" for part, points in inside.items())
-        name = f"Map {number + 1} of {len(areas)}, north up: {len(area):,} photos, {named}"
+        name = f"Map {number + 1} of {len(areas)}: {len(area):,} photos, {named}"
         pictures += success_map(name, MapFrame(area), area, selectable=False, **inside)
     note = f"The photos lie in {len(areas)} areas far from each other." if len(areas) > 1 else ""
     note += f" The largest {MAPS} are shown." if len(areas) > MAPS else ""
@@ -103,8 +101,8 @@ def _examples(plan: Plan, places: Sequence[Sequence[int]], files: dict[int, Path
         title = f"{files[places[number][0]].parent.name}, {len(places[number])} photos"
         cards += f'<li class="card"><h3>{escape(title)}</h3><ol class="row">{figures}</ol></li>'
     note = (
-        f"{len(chosen):,} of {len(places):,} places, from the largest to the smallest, with up to {COLUMNS} photos each. "
-        "The photos of a place are to show the same thing: training pulls their descriptors together."
+        f"{len(chosen):,} of {len(places):,} places, from the largest to the smallest, with up to {COLUMNS} photos "
+        "each. The photos of a place are to show the same thing: training pulls their descriptors together."
     )
     return f'<p class="hint">{escape(note)}</p><ol id="cards">{cards}</ol>'
 
