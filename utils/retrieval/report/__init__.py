@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.benchmark import Benchmark
+from datasets.ground_truth import NearPositions
 from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from model.calibration import CALIBRATION, PRECISIONS, precision_recall
@@ -89,14 +90,17 @@ def announce(runs: Iterable[RunDir]) -> None:
 def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, Any]:
     """Prints protocol, recalls by condition, mAP and recalls."""
     benchmark, correct = outcome.benchmark, list(outcome.correct.values())[-1]
+    assert benchmark.truth, "with labels"
     protocol = _recognise(benchmark, benchmark.queries)
+    if not isinstance(benchmark.truth, NearPositions):
+        logging.info("Right: images %s", benchmark.truth.criterion)
     if str(protocol):
         logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
     if without_positives:
         logging.info("%d of %d queries have no positive and count as missed", without_positives, len(benchmark.queries))
     recalls = {name: recalls_at(stage, recall_values) for name, stage in outcome.correct.items()}
-    conditions = _recalls_by_condition(benchmark, correct, recall_values)
+    conditions = _recalls_by_condition(outcome, recall_values)
     precisions = average_precision_at(correct, benchmark.positives, recall_values)
     logging.info(", ".join(f"mAP@{n}: {value:.1f}" for n, value in precisions.items()))
     *earlier, (_, final) = recalls.items()
@@ -118,7 +122,8 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
         "queries_without_positives": without_positives,
         "queries_in_database": len(shared),
         "recalls_without_queries_in_database": without,
-        "threshold": benchmark.config.threshold,
+        "right": benchmark.truth.criterion,
+        "threshold": benchmark.config.threshold if isinstance(benchmark.truth, NearPositions) else None,
         **_describe(protocol),
     }
 
@@ -152,15 +157,18 @@ def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, A
     }
 
 
-def _recalls_by_condition(
-    benchmark: Benchmark, correct: np.ndarray, recall_values: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Prints and returns the recalls, the number of queries and the protocol of the queries of each condition."""
-    conditions = {}
+def _recalls_by_condition(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Prints and returns the recalls of each stage, the number of queries and the protocol of the queries of each
+    condition.
+    """
+    benchmark, conditions = outcome.benchmark, {}
     for name, indices in benchmark.conditions.items():
-        recalls = recalls_at(correct[indices], recall_values)
-        logging.info("%s (%d queries): %s", name, len(indices), format_recalls(recalls))
-        conditions[name] = {"queries": len(indices), "recalls": recalls}
+        stages = {stage: recalls_at(correct[indices], recall_values) for stage, correct in outcome.correct.items()}
+        *earlier, (_, final) = stages.items()
+        for stage, recalls in earlier:
+            logging.info("%s, %s: %s", name, stage, format_recalls(recalls))
+        logging.info("%s (%d queries): %s", name, len(indices), format_recalls(final))
+        conditions[name] = {"queries": len(indices), "recalls": final, "stage_recalls": stages}
         if name in benchmark.query_folders:
             protocol = _recognise(benchmark, benchmark.queries[indices], name)
             if str(protocol):
@@ -171,6 +179,8 @@ def _recalls_by_condition(
 
 def _recognise(benchmark: Benchmark, queries: ImageSet, folder: str | None = None) -> Recognition:
     config = benchmark.config
+    if not isinstance(benchmark.truth, NearPositions):  # which published recalls refer to
+        return Recognition(None)
     names = (config.name, config.split, folder) if config.datasets_folder else ()
     return recognise(benchmark.database, queries, config.threshold, names)
 
@@ -179,7 +189,7 @@ def _describe(recognition: Recognition) -> dict[str, Any]:
     """The fields of results.json about the protocol."""
     protocol = recognition.protocol
     return {
-        "protocol": protocol.name if protocol else None,
+        "protocol": recognition.name,
         "protocol_counts_verified": protocol.verified if protocol else None,
         "protocol_note": (protocol.note if protocol else recognition.reason) or None,
         "seasons": dict(zip(("database", "queries"), protocol.seasons, strict=True))
