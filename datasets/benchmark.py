@@ -15,6 +15,7 @@ from datasets.ground import Ground, warn_of_far
 from datasets.ground_truth import Folders, GroundTruth, ListedMatches, NearPositions, read_ground_truth
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, Layout, database_folder, find_layout, list_images
+from datasets.msls import DATABASE, IMAGES, TEST_CITIES, Cities, cities_of, key_of, match_images
 from datasets.positions import PositionTable
 from datasets.shared_images import find_shared
 from datasets.vpr_bench import right_images
@@ -47,16 +48,28 @@ class Benchmark:
                 require_positions(images, folder, config.positions)
             return images
 
-        self.database = read(layout.database) if layout.database else ImageSet.without_positions([])
-        parts = {folder: read(folder) for folder in layout.queries}
+        self._subtasks: dict[str, np.ndarray] = {}
+
+        def read_city(folder: Path) -> ImageSet:
+            found = match_images(folder, list_images(folder / IMAGES), labels=config.labels)
+            self._subtasks |= found.subtasks
+            return found.images
+
+        self.database = ImageSet.without_positions([])
+        if layout.database:
+            cities = [read_city(city / DATABASE) for city in layout.cities]
+            self.database = ImageSet.joined(cities) if cities else read(layout.database)
+        parts = {folder: (read_city if layout.cities else read)(folder) for folder in layout.queries}
         self.truth = self._read_truth(layout, parts, has_matches=has_matches) if config.labels else None
         if config.queries_list:
             parts = select_queries(parts, config.queries_list, self.folder)
         bounds = np.cumsum([0, *map(len, parts.values())])
         self.query_folders = {
-            folder.name: np.arange(start, stop) for folder, start, stop in zip(parts, bounds, bounds[1:], strict=False)
+            (folder.parent if layout.cities else folder).name: np.arange(start, stop)
+            for folder, start, stop in zip(parts, bounds, bounds[1:], strict=False)
         }
         self.queries = ImageSet.joined(parts.values())
+        _ = self.cities  # raises InputError
         self._require_truth()
         if not self.ground.is_flat:
             warn_of_far(ImageSet.joined([self.database, self.queries]), self.folder)
@@ -73,7 +86,7 @@ class Benchmark:
             return self
         benchmark = copy.copy(self)
         benchmark.database = database
-        for cached in ("ground", "positives"):
+        for cached in ("ground", "positives", "cities"):
             benchmark.__dict__.pop(cached, None)
         if not isinstance(database.utms, np.ndarray):
             benchmark.queries_in_database = np.empty(0, np.int64)
@@ -130,7 +143,36 @@ class Benchmark:
     def positives(self) -> list[np.ndarray]:
         """For each query, the indices of its positives in the database, int64, ascending."""
         assert self.truth, "with labels"
-        return self.truth.positives(self.database, self.queries)
+        positives = self.truth.positives(self.database, self.queries)
+        if not self.cities:
+            return positives
+        _, database, queries = self.cities  # metres of different zones may be equal
+        return [found[database[found] == city] for found, city in zip(positives, queries, strict=True)]
+
+    @cached_property
+    def cities(self) -> Cities | None:
+        """The cities in which alone queries are searched: with per_city, and for MSLS's test set. None otherwise.
+
+        Raises InputError if the cities of images are unknown, or the database lacks that of a query.
+        """
+        if not len(self.database):  # not read by now
+            return None
+        found = cities_of(self.database.paths, self.queries.paths)
+        if self.config.per_city and not found:
+            raise InputError(
+                "--per_city needs the cities of all images: MSLS as it is published, or the names that "
+                f"VPR-datasets-downloader writes. Those of images in {self.folder} do not state any."
+            )
+        is_test = found is not None and {*found.names} <= {*TEST_CITIES}
+        return found if self.config.per_city or is_test else None
+
+    def subtasks(self, images: ImageSet) -> np.ndarray | None:
+        """Which of datasets.msls.SUBTASKS images of the database, or queries, belong to, bool [N, 7]; None if this is
+        not known, as it is of MSLS as it is published alone.
+        """
+        rows = [self._subtasks.get(key_of(path)) for path in images.paths] if self._subtasks else []
+        known = [row for row in rows if row is not None]
+        return np.array(known) if len(known) == len(images) else None
 
     @property
     def conditions(self) -> dict[str, np.ndarray]:

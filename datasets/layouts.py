@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from datasets.config import GroundTruthConfig, PositionConfig
+from datasets.msls import QUERIES as MSLS_QUERIES
+from datasets.msls import VAL_CITIES, find_cities, warn_of_missing
 from datasets.vpr_bench import GROUND_TRUTH
 from model.errors import InputError
 from model.video_files import frame_of, is_video, list_frames
@@ -60,7 +62,8 @@ class BenchmarkConfig:
     (`queries_subfolders`), or any two folders, `database_folder` and `queries_folder`. `queries_list`: a file that
     selects some of the queries. `positions`: where they come from. `labels`: whether it is known which images are
     right. `threshold`: the distance in metres up to which (inclusive) a database image is a positive of a query, unless
-    `ground_truth` says otherwise. Raises InputError for combinations without a meaning.
+    `ground_truth` says otherwise. `per_city`: each query is searched in its city alone. Raises InputError for
+    combinations without a meaning.
     """
 
     name: str
@@ -74,6 +77,7 @@ class BenchmarkConfig:
     labels: bool = True
     threshold: float = 25.0
     ground_truth: GroundTruthConfig = GroundTruthConfig()
+    per_city: bool = False
 
     def __post_init__(self) -> None:
         if self.queries_subfolders and self.queries_folder:
@@ -97,13 +101,15 @@ class BenchmarkConfig:
 class Layout(NamedTuple):
     """Folders of a benchmark: `folder`, above all others; the database's (None: not wanted); those of the queries.
 
-    vpr_bench: the ground truth of VPR-Bench, if it is there.
+    vpr_bench: the ground truth of VPR-Bench, if it is there. cities: those of MSLS as it is published, each with images
+    of the database and, in the folder of `queries` with the same number, of queries.
     """
 
     folder: Path
     database: Path | None
     queries: list[Path]
     vpr_bench: Path | None = None
+    cities: tuple[Path, ...] = ()
 
 
 def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout:
@@ -111,6 +117,12 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
     if config.queries_folder:
         return _given_folders(config, has_database)
     folder = _split_folder(config)
+    cities = find_cities(folder, VAL_CITIES if folder.name == "train_val" else None)
+    if cities:
+        if config.split == "test":
+            warn_of_missing(cities)
+        queries = [city / MSLS_QUERIES for city in cities]
+        return Layout(folder, folder if has_database else None, queries, cities=tuple(cities))
     database = database_folder(folder) if has_database else None
     truth = folder / GROUND_TRUTH
     return Layout(folder, database, _query_folders(folder, config), vpr_bench=truth if truth.exists() else None)
@@ -240,7 +252,10 @@ def _split_folder(config: BenchmarkConfig) -> Path:
     """`<datasets_folder>/<name>/images/<split>`, or the same without `images`, or for `test` without both."""
     assert config.datasets_folder, "either a datasets folder or a queries folder"
     dataset = config.datasets_folder / config.name
-    for folder in (dataset / "images" / config.split, dataset / config.split):
+    folders = [dataset / "images" / config.split, dataset / config.split]
+    if config.split == "val" and (dataset / "train_val" / VAL_CITIES[0]).is_dir():  # MSLS as it is published
+        folders.append(dataset / "train_val")
+    for folder in folders:
         if folder.is_dir():
             return folder
     for folder in (config.datasets_folder, dataset):

@@ -51,6 +51,9 @@ class BenchmarkFlags:
     )
     positions: PositionConfig = part("data", changed={"source": positions_flag("names")})
     ground_truth: GroundTruthConfig = part("data", default=GroundTruthConfig())
+    per_city: bool = switch(
+        "search each query among the images of its city alone, as MSLS names them; its test set is always searched so"
+    )
     no_labels: bool = switch("it is not known which images are right: write predictions without recalls")
     threshold: float | None = flag(
         "a database image within this distance of a query counts as correct (default: 25)",
@@ -102,6 +105,7 @@ class BenchmarkFlags:
             "labels": not self.no_labels,
             "threshold": self.threshold or DEFAULT_THRESHOLD,
             "ground_truth": self.ground_truth,
+            "per_city": self.per_city,
         }
         if self.queries_folder:
             options |= {"queries_folder": self.queries_folder, "database_folder": self.database_folder}

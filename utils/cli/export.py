@@ -132,7 +132,9 @@ class PairsExport(ImageExport):
 
 @dataclass(frozen=True, kw_only=True)
 class MslsExport(Export):
-    """Predictions of an evaluation as MSLS keys, for its evaluation."""
+    """Predictions of an evaluation as MSLS keys, for its evaluation code: its server is gone, and the ground truth of its
+    test set is public since 2026-04-13, so that an evaluation scores it at home.
+    """
 
     run: Path = flag(RUN_HELP)
     num_matched: int = num_matched_flag()

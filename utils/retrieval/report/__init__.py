@@ -40,12 +40,13 @@ def report(
     *,
     model: dict[str, Any],
     config: ReportConfig,
+    subtasks: dict[str, dict[str, Any]] | None = None,
 ) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
-    model: what results.json says of it: its name, and the fields of DistanceKind but for the metric. Then come
-    calibration.json, and the pictures and the page that `config` asks for. Without labels there are no recalls and no
-    calibration, only predictions.
+    subtasks: the figures of MSLS's subtasks, if there are any. model: what results.json says of it: its name, and the
+    fields of DistanceKind but for the metric. Then come calibration.json, and the pictures and the page
+    that `config` asks for. Without labels there are no recalls and no calibration, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
@@ -61,6 +62,7 @@ def report(
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
     if outcome.correct:
+        results = {"subtasks": _print_subtasks(subtasks or {})} | results
         results = _report_recalls(outcome, recall_values) | results
         results["first_match"] = _describe_first_matches(outcome, list(stages.values())[-1])
     else:
@@ -94,6 +96,8 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
     protocol = _recognise(benchmark, benchmark.queries)
     if not isinstance(benchmark.truth, NearPositions):
         logging.info("Right: images %s", benchmark.truth.criterion)
+    if benchmark.cities:
+        logging.info("Each query is searched in its city alone: %s", ", ".join(benchmark.cities.names))
     if str(protocol):
         logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
@@ -119,6 +123,7 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
         "conditions": conditions,
+        "per_city": benchmark.cities is not None,
         "queries_without_positives": without_positives,
         "queries_in_database": len(shared),
         "recalls_without_queries_in_database": without,
@@ -126,6 +131,16 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
         "threshold": benchmark.config.threshold if isinstance(benchmark.truth, NearPositions) else None,
         **_describe(protocol),
     }
+
+
+def _print_subtasks(subtasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Prints the recalls and mAP of each subtask of MSLS and stage, and returns them."""
+    for name, figures in subtasks.items():
+        for stage, values in figures["stages"].items():
+            precisions = ", ".join(f"mAP@{n}: {value:.1f}" for n, value in values["mean_average_precision"].items())
+            recalls = format_recalls(values["recalls"])
+            logging.info("Subtask %s (%d queries), %s: %s, %s", name, figures["queries"], stage, recalls, precisions)
+    return subtasks
 
 
 def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, Any]:
