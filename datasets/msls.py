@@ -156,5 +156,6 @@ def cities_of(database: Iterable[str | Path], queries: Iterable[str | Path]) -> 
     lonely = set(numbers[1].tolist()) - set(numbers[0].tolist())
     if lonely and len(numbers[0]):
         city = names[min(lonely)]
+        city = names[min(lonely)]
         raise InputError(f"There are queries of {city}, but the database has no image of it. Add that city.")
     return Cities(names, numbers[0], numbers[1])

@@ -14,7 +14,8 @@ MSLS_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def export_msls(queries: Sequence[Pairs], output: Path) -> None:
-    """Writes what the evaluation code of MSLS reads, whose server is gone: lines of a query's key and the keys of its predictions.
+    """Writes what MSLS's evaluation code reads: lines of a query's key and the keys of its predictions. The server that
+    took them is gone; the ground truth of its test set is public since 2026-04-13.
 
     Raises InputError if the name of an image holds no Mapillary key, or two images have the same.
     """

@@ -7,6 +7,7 @@ import numpy as np
 
 from model.calibration import PRECISIONS, PrecisionRecall, precision_recall
 from model.places import MATCHES, SHARE
+from utils.retrieval.cities import SUBTASK_VALUES
 from utils.retrieval.metrics import format_recalls, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
@@ -110,6 +111,16 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
             for stage, recalls in condition["stage_recalls"].items()
         ]
         content += f"<h3>Conditions</h3>{table('Recall@N in % by condition', header, rows)}"
+    for name, figures in results["subtasks"].items():
+        header = ["stage", *(f"R@{n}" for n in SUBTASK_VALUES), *(f"mAP@{n}" for n in SUBTASK_VALUES)]
+        rows = [
+            [
+                stage,
+                *(f"{value:.1f}" for part in ("recalls", "mean_average_precision") for value in found[part].values()),
+            ]
+            for stage, found in figures["stages"].items()
+        ]
+        content += table(f"MSLS, subtask {name}: {figures['queries']:,} queries with a positive", header, rows)
     return content
 
 
