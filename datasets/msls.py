@@ -84,8 +84,8 @@ def warn_of_missing(cities: Sequence[Path]) -> None:
     """Warns if some of MSLS's test cities are there, and others not."""
     missing = sorted({*TEST_CITIES} - {city.name for city in cities})
     if len(missing) < len(TEST_CITIES) and missing:
-        message = "The test set of MSLS has six cities. %s is missing in %s: the figures are not those of the test set."
-        logging.warning(message, ", ".join(missing), cities[0].parent)
+        message = "%s lacks %s of the six cities of MSLS's test set: the figures are not those of the test set."
+        logging.warning(message, cities[0].parent, ", ".join(missing))
 
 
 class CityImages(NamedTuple):
@@ -136,6 +136,12 @@ def city_of(path: str | Path) -> str | None:
     if part in (DATABASE, QUERIES) and images == IMAGES:
         return city
     return mapillary_city(path)
+
+
+def published_key(path: str | Path) -> str:
+    """The key of an image that lies in MSLS's own folders; "" elsewhere."""
+    *_, part, images, _ = ("", "", *str(path).split(os.sep))
+    return key_of(path) if part in (DATABASE, QUERIES) and images == IMAGES else ""
 
 
 class Cities(NamedTuple):

@@ -1,6 +1,5 @@
 """Search city by city, and the subtasks of MSLS, against naive loops over made-up cities."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
 from datasets.msls import SUBTASKS, TEST_CITIES
 from model import InputError
+from utils.integrations.msls import export_msls
+from utils.integrations.pairs import predicted_pairs
 from utils.retrieval.cities import SUBTASK_VALUES, evaluate_subtasks, search_by_city
 from utils.retrieval.features import Features
 from utils.retrieval.search import search
@@ -123,9 +124,9 @@ def msls(tmp_path):
 def test_a_city_that_is_missing_is_named(msls, caplog):
     shutil.rmtree(msls / "msls/test/kampala")
     assert Benchmark(of_msls(msls)).cities.names == sorted({*TEST_CITIES} - {"kampala"})
-    assert "kampala is missing" in caplog.text
+    assert "lacks kampala of the six cities" in caplog.text
     shutil.rmtree(msls / "msls/test/athens/query")
-    assert "athens" not in Benchmark(of_msls(msls)).cities.names and "athens, kampala is missing" in caplog.text
+    assert "athens" not in Benchmark(of_msls(msls)).cities.names and "lacks athens, kampala of" in caplog.text
 
 
 def test_without_ground_truth_the_images_can_be_searched_but_not_scored(msls):
@@ -197,6 +198,10 @@ def test_the_script_evaluates_the_test_cities(tmp_path, checkpoints):
     figures = outcome.results["subtasks"]["all"]["stages"]["Re-ranked"]
     assert list(figures["recalls"]) == list(figures["mean_average_precision"]) == ["1", "5", "10", "20"]
     assert any(line.startswith("Subtask all (") and "Re-ranked: R@1: " in line for line in outcome.lines)
+    assert not any(line.startswith("Protocol of") for line in outcome.lines)
     assert any("searched in its city alone: athens, bengaluru" in line for line in outcome.lines)
-    with open(outcome.folder / "predictions.csv", newline="") as file:
-        assert len(list(csv.reader(file))) == 1 + 5 * outcome.results["queries"]
+    output = tmp_path / "keys.txt"
+    export_msls(predicted_pairs(outcome.folder, 5), output)
+    lines = [line.split() for line in output.read_text().splitlines()]
+    assert [Path(row["query"]).stem for row in outcome.rows[::5]] == [query for query, *_ in lines]
+    assert [len(line) for line in lines] == [6] * outcome.results["queries"]

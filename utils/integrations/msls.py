@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.file_names import image_key
-from datasets.msls import city_of
+from datasets.msls import published_key
 from model.errors import InputError
 from utils.integrations.pairs import Pairs
 from utils.runtime.atomic_files import atomic_write
@@ -22,8 +22,7 @@ def export_msls(queries: Sequence[Pairs], output: Path) -> None:
     images: dict[str, str] = {}  # {key: path}
 
     def key_of(path: str) -> str:
-        is_published = city_of(path) is not None and "@" not in Path(path).name
-        key = key_of(path) if is_published else image_key(path)
+        key = published_key(path) or image_key(path)
         if not MSLS_KEY.fullmatch(key):
             raise InputError(
                 f"No Mapillary key in the file name {path}. Expected a file of MSLS, as it is published, or as "

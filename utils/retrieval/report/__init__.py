@@ -184,7 +184,7 @@ def _recalls_by_condition(outcome: Outcome, recall_values: Sequence[int]) -> dic
             logging.info("%s, %s: %s", name, stage, format_recalls(recalls))
         logging.info("%s (%d queries): %s", name, len(indices), format_recalls(final))
         conditions[name] = {"queries": len(indices), "recalls": final, "stage_recalls": stages}
-        if name in benchmark.query_folders:
+        if name in benchmark.query_folders and not benchmark.cities:
             protocol = _recognise(benchmark, benchmark.queries[indices], name)
             if str(protocol):
                 logging.info("Protocol of %s: %s", name, protocol)
