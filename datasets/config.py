@@ -7,7 +7,7 @@ from typing import Any
 from datasets.cities import training_cities, training_order
 from model.config import patch_grid
 from model.errors import InputError
-from utils.runtime.flags import flag, non_negative_int, positive_int, seed_flag, switch
+from utils.runtime.flags import flag, non_negative_float, non_negative_int, positive_int, seed_flag, switch
 
 POSITION_SOURCES, CSV_SOURCE = ("auto", "names", "exif", "none"), "csv"
 CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
@@ -105,3 +105,28 @@ class PositionConfig:
             )
         if (self.source == CSV_SOURCE) != (self.csv is not None):
             raise InputError("--positions_csv gives the positions. Give either that or --positions.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruthConfig:
+    """Which database images are right for a query, where it is not their distance that decides: what a CSV file says,
+    or numbers of frames, of which `frame_tolerance` may lie between them. Without either it is the distance.
+    """
+
+    matches_csv: Path | None = flag(
+        "which database images are right, in place of distances: a CSV file with the columns query, database; or "
+        "image, label (the same label is right); or image, frame (with --frame_tolerance)",
+        default=None,
+    )
+    frame_tolerance: float | None = flag(
+        "frames up to N apart are right, in place of distances; numbers of frames are the last ones in the names of "
+        "images, or those of --matches_csv",
+        type=non_negative_float,
+        default=None,
+        metavar="N",
+    )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether something else than distances decides."""
+        return self.matches_csv is not None or self.frame_tolerance is not None

@@ -75,6 +75,12 @@ def mapillary_conditions(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
     return {name: np.array(indices) for name, indices in conditions.items()} if all(notes) else {}
 
 
+def mapillary_city(path: str | Path) -> str | None:
+    """The city in the note of an image of MSLS; None if its name has no such note."""
+    note = MSLS_NOTE.fullmatch(name_field(path, NOTE))
+    return note["city"] if note else None
+
+
 def frame_of(path: str | Path) -> tuple[str, float]:
     """The recording of which an image is a frame, and the frame's number, or its time, in it.
 

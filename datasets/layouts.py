@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from datasets.config import PositionConfig
+from datasets.config import GroundTruthConfig, PositionConfig
+from datasets.msls import QUERIES as MSLS_QUERIES
+from datasets.msls import VAL_CITIES, find_cities, warn_of_missing
+from datasets.vpr_bench import GROUND_TRUTH
 from model.errors import InputError
 from model.video_files import frame_of, is_video, list_frames
 from utils.runtime.flags import Values, flag, user_path
@@ -29,7 +32,7 @@ SYSTEM_NAMES = {  # of folders and files that systems add, in lower case; most n
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
     "recycler", "system volume information",
 }  # fmt: skip
-DATABASE_FOLDERS = ("database", "gallery")
+DATABASE_FOLDERS, QUERIES_FOLDERS = ("database", "gallery", "ref"), ("queries", "query")
 PATH_LIST_SUFFIX = "_images_paths.txt"
 EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
@@ -57,9 +60,10 @@ class BenchmarkConfig:
 
     Either one split of a dataset in `datasets_folder`, optionally with other folders of queries than "queries"
     (`queries_subfolders`), or any two folders, `database_folder` and `queries_folder`. `queries_list`: a file that
-    selects some of the queries. `positions`: where they come from. `labels`: whether those of all images are known.
-    `threshold`: the distance in metres up to which (inclusive) a database image is a positive of a query. Raises
-    InputError for combinations without a meaning.
+    selects some of the queries. `positions`: where they come from. `labels`: whether it is known which images are
+    right. `threshold`: the distance in metres up to which (inclusive) a database image is a positive of a query, unless
+    `ground_truth` says otherwise. `per_city`: each query is searched in its city alone. Raises InputError for
+    combinations without a meaning.
     """
 
     name: str
@@ -72,27 +76,40 @@ class BenchmarkConfig:
     positions: PositionConfig = PositionConfig(source="names")
     labels: bool = True
     threshold: float = 25.0
+    ground_truth: GroundTruthConfig = GroundTruthConfig()
+    per_city: bool = False
 
     def __post_init__(self) -> None:
         if self.queries_subfolders and self.queries_folder:
             raise InputError(
                 "--queries_subfolder applies to a dataset; with --queries_folder, name that folder itself."
             )
-        if self.labels and self.positions.source == "none":
+        if self.labels and self.positions.source == "none" and not self.ground_truth.is_given:
             raise InputError("--positions none leaves no recalls. Evaluate without them (--no_labels).")
         if self.positions.csv and not self.labels:
             raise InputError("--positions_csv gives positions, which --no_labels ignores; leave one of them out.")
+        if self.ground_truth.is_given and not self.labels:
+            given = "matches_csv" if self.ground_truth.matches_csv else "frame_tolerance"
+            raise InputError(
+                f"--{given} says which images are right, which --no_labels ignores; leave one of them out."
+            )
         duplicates = {name for name in self.queries_subfolders if self.queries_subfolders.count(name) > 1}
         if duplicates:
             raise InputError(f"--queries_subfolder names {', '.join(sorted(duplicates))} more than once.")
 
 
 class Layout(NamedTuple):
-    """Folders of a benchmark: `folder`, above all others; the database's (None: not wanted); those of the queries."""
+    """Folders of a benchmark: `folder`, above all others; the database's (None: not wanted); those of the queries.
+
+    vpr_bench: the ground truth of VPR-Bench, if it is there. cities: those of MSLS as it is published, each with images
+    of the database and, in the folder of `queries` with the same number, of queries.
+    """
 
     folder: Path
     database: Path | None
     queries: list[Path]
+    vpr_bench: Path | None = None
+    cities: tuple[Path, ...] = ()
 
 
 def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout:
@@ -100,7 +117,22 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
     if config.queries_folder:
         return _given_folders(config, has_database)
     folder = _split_folder(config)
-    return Layout(folder, _database_folder(folder) if has_database else None, _query_folders(folder, config))
+    cities = find_cities(folder, VAL_CITIES if folder.name == "train_val" else None)
+    if cities:
+        if config.split == "test":
+            warn_of_missing(cities)
+        queries = [city / MSLS_QUERIES for city in cities]
+        return Layout(folder, folder if has_database else None, queries, cities=tuple(cities))
+    database = database_folder(folder) if has_database else None
+    truth = folder / GROUND_TRUTH
+    return Layout(folder, database, _query_folders(folder, config), vpr_bench=truth if truth.exists() else None)
+
+
+def folder_above(queries: Path, database: Path | None) -> Path:
+    """The deepest folder above the images of these two folders, which is not that of the queries itself."""
+    folders = [queries.absolute(), *([database.absolute()] if database else [])]
+    above = Path(os.path.commonpath(list(map(os.path.abspath, folders))))
+    return above.parent if above == folders[0] else above
 
 
 def is_system_name(name: str) -> bool:
@@ -212,40 +244,49 @@ def _check_names(paths: list[str]) -> list[str]:
 
 def _given_folders(config: BenchmarkConfig, has_database: bool) -> Layout:
     assert config.queries_folder, "find_layout calls this for given folders only"
-    folders = [config.queries_folder, *([config.database_folder] if config.database_folder else [])]
-    above = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
-    if above == config.queries_folder.absolute():
-        above = above.parent
+    above = folder_above(config.queries_folder, config.database_folder)
     return Layout(above, config.database_folder if has_database else None, [config.queries_folder])
 
 
 def _split_folder(config: BenchmarkConfig) -> Path:
-    """`<datasets_folder>/<name>/images/<split>`, or the same without `images`."""
+    """`<datasets_folder>/<name>/images/<split>`, or the same without `images`, or for `test` without both."""
     assert config.datasets_folder, "either a datasets folder or a queries folder"
     dataset = config.datasets_folder / config.name
-    for folder in (dataset / "images" / config.split, dataset / config.split):
+    folders = [dataset / "images" / config.split, dataset / config.split]
+    if config.split == "val" and (dataset / "train_val" / VAL_CITIES[0]).is_dir():  # MSLS as it is published
+        folders.append(dataset / "train_val")
+    for folder in folders:
         if folder.is_dir():
             return folder
     for folder in (config.datasets_folder, dataset):
         if not folder.is_dir():
             raise InputError(f"No folder {folder}. {_contents(folder.parent)}{EXPECTED}")
+    if config.split == "test" and all(_existing(dataset, names) for names in (DATABASE_FOLDERS, QUERIES_FOLDERS)):
+        return dataset
     parent = dataset / "images" if (dataset / "images").is_dir() else dataset
     raise InputError(f"No folder {parent / config.split}. {_contents(parent)}{EXPECTED}")
 
 
-def _database_folder(folder: Path) -> Path:
-    existing = [folder / name for name in DATABASE_FOLDERS if (folder / name).is_dir()]
+def _existing(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_dir()]
+
+
+def database_folder(folder: Path) -> Path:
+    """The folder of the database below that of a split. Raises InputError if there is none, or more than one."""
+    existing = _existing(folder, DATABASE_FOLDERS)
     if len(existing) > 1:
         raise InputError(
-            f"{folder} contains both database and gallery. Rename or remove the one that is not the database, or give "
-            "the folders with --database_folder and --queries_folder."
+            f"{folder} contains both {existing[0].name} and {existing[1].name}. Rename or remove the one that is not "
+            "the database, or give the folders with --database_folder and --queries_folder."
         )
     if not existing:
-        raise InputError(f"No folder {folder / 'database'}, nor gallery. {_contents(folder)}{EXPECTED}")
+        raise InputError(f"No folder {folder / 'database'}, nor gallery or ref. {_contents(folder)}{EXPECTED}")
     return existing[0]
 
 
 def _query_folders(folder: Path, config: BenchmarkConfig) -> list[Path]:
+    if not config.queries_subfolders and (existing := _existing(folder, QUERIES_FOLDERS)):
+        return existing[:1]
     folders = [folder / name for name in config.queries_subfolders or ("queries",)]
     for queries in folders:
         if not queries.is_dir():

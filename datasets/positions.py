@@ -1,8 +1,6 @@
 """Positions of images whose file names hold none, from a CSV file."""
 
 import logging
-import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.file_names import MAX_METRES
+from datasets.image_rows import ImageRows
 from datasets.image_set import ImageSet
 from datasets.zones import UNKNOWN_ZONE, zone_of_text
 from model.errors import InputError
-from utils.runtime.text_files import CsvRow, NameTable, number_of, read_csv, shorten
+from utils.runtime.text_files import CsvRow, number_of, read_csv, shorten
 
 UTM_COLUMNS = ("easting", "northing")
 DEGREE_COLUMNS = ("latitude", "longitude")
@@ -49,14 +48,8 @@ class PositionTable:
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
         self._content = names, columns, positions, *_ = _read_table(path)
-        self._rows = NameTable((name, i) for i, name in enumerate(names))
-        self._images: dict[int, str] = {}  # {row: the image that it belongs to}
-        if len(set(names)) < len(names):
-            duplicate = next(name for name, count in Counter(names).items() if count > 1)
-            raise InputError(f"{path} lists {duplicate} more than once. Tell images apart by their folders.")
+        self._rows = ImageRows(path, names, folder=folder, content="position")
         if columns == DEGREE_COLUMNS:
             _warn_of_swapped(path, "latitude and longitude", _are_uninhabited(positions))
             return
@@ -72,7 +65,7 @@ class PositionTable:
 
         Raises InputError if the file lacks one of them, or lists one under two names.
         """
-        rows = [self._row(path, image_folder) for path in paths]
+        rows = [self._rows.row_of(path, [image_folder]) for path in paths]
         positions = self._content.positions[rows]
         if self._content.columns == DEGREE_COLUMNS:
             return ImageSet.at_degrees(paths, positions)
@@ -83,28 +76,7 @@ class PositionTable:
 
         Raises InputError as `locate` does.
         """
-        return self._content.headings[[self._row(path, image_folder) for path in paths]]
-
-    def _row(self, path: str, image_folder: Path) -> int:
-        names = {
-            os.path.relpath(path, self.folder),
-            os.path.relpath(path, image_folder),
-            os.path.abspath(path),
-        }
-        rows = list(self._rows.find(*names))
-        if len(rows) != 1:
-            problem = "has no position for" if not rows else "has two positions for"
-            expected = dict.fromkeys(os.path.relpath(path, folder) for folder in (self.folder, image_folder))
-            raise InputError(
-                f"{self.path} {problem} {path}. Expected one row whose column image is {' or '.join(expected)}."
-            )
-        other = self._images.setdefault(rows[0], os.path.abspath(path))
-        if other != os.path.abspath(path):
-            raise InputError(
-                f"{self.path}: one row stands for both {other} and {path}. Give each its own row, with their paths "
-                f"relative to {self.folder}."
-            )
-        return rows[0]
+        return self._content.headings[[self._rows.row_of(path, [image_folder]) for path in paths]]
 
 
 def _read_table(path: Path) -> _Rows:
@@ -113,7 +85,7 @@ def _read_table(path: Path) -> _Rows:
     columns = _position_columns(path, header)
     for row in rows:
         values.append(_position(row, columns))
-        names.append(os.path.normpath(row.text("image")))
+        names.append(row.text("image"))
         zones.append(_zone(row) if columns == UTM_COLUMNS else UNKNOWN_ZONE)
         headings.append(number_of(row.values.get(HEADING_COLUMN)))
     if not names:

@@ -2,12 +2,13 @@
 evaluates it on unseen places.
 
     python -m examples.demo [--seed N]
-    python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME [--indoors]
+    python -m examples.demo --real_photos DATASETS_FOLDER DATASET_NAME [--indoors] [FLAGS]
 
 With --real_photos it trains longer, on larger images and with RandAugment, and evaluates on that dataset, split test,
-none of whose images it trains on. With --indoors, the city consists of corridors that a fisheye lens sees. It runs the
-repository's own scripts and prints their command lines. Everything goes to the folder `demo`, `demo_real` or
-`demo_indoors`.
+none of whose images it trains on. FLAGS are those by which evaluations choose images and say which are right, such as
+--queries_subfolder or --matches_csv; with --database_folder and --queries_folder, no dataset is named. With --indoors,
+the city consists of corridors that a fisheye lens sees. It runs the repository's own scripts and prints their command
+lines. Everything goes to the folder `demo`, `demo_real` or `demo_indoors`.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli.evaluation import BenchmarkFlags
 from utils.runtime.flags import ArgumentParser, non_negative_int
+from utils.runtime.parser import build_parser, declared_flags, settings_from
 from utils.runtime.script import cli_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +78,7 @@ CITY_SEED = 1
 CITY = f"--val_places=40 --test_places=100 --database_photos=4 --seed={CITY_SEED} --cities={len(CITIES)}".split()
 COMMON = "--aggregation=gem --infer_batch_size=32 --num_workers=0 --recall_values 1 5 10 --device=cpu".split()
 SYNTHETIC = ["--datasets_folder=city", "--dataset_name=synthetic"]
+DATASET = ("--datasets_folder", "--dataset_name")
 TRAINING = ["--val_datasets=synthetic", "--cities", *CITIES]
 
 
@@ -83,20 +87,23 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--real_photos",
-        nargs=2,
+        nargs="*",
         metavar=("DATASETS_FOLDER", "DATASET_NAME"),
         help="train longer, and evaluate on this dataset",
     )
     parser.add_argument("--indoors", action="store_true", help="with --real_photos: train on corridors, not on streets")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the trainings (default: %(default)s)")
-    args = parser.parse_args()
-    if args.indoors and not args.real_photos:
-        parser.error("--indoors needs --real_photos")
-    recipe = INDOORS if args.indoors else LONG if args.real_photos else QUICK
+    args, more = parser.parse_known_args()
+    is_real = args.real_photos is not None
+    if not is_real and (args.indoors or more):
+        parser.error(f"{'--indoors' if args.indoors else more[0]} needs --real_photos")
+    if is_real and len(args.real_photos) not in (0, 2):
+        parser.error("--real_photos takes a folder of datasets and the name of one, or neither")
+    recipe = INDOORS if args.indoors else LONG if is_real else QUICK
     common = recipe.all_scripts
     test = SYNTHETIC
-    if args.real_photos:
-        test = [f"--datasets_folder={Path(args.real_photos[0]).resolve()}", f"--dataset_name={args.real_photos[1]}"]
+    if is_real:
+        test = checked_flags([*map("=".join, zip(DATASET, args.real_photos, strict=False)), *more])
     folder = recipe.folder
     started = time.perf_counter()
 
@@ -109,7 +116,7 @@ def main() -> None:
 
     # ---- Evaluation, with a report. On real photos, also of the models before
     names = ["start", "stage_one", "two_stage"]
-    if args.real_photos:
+    if is_real:
         names = ["untrained", "float", "two_stage"]
         for model, name in (("start", "untrained"), ("stage_one", "float")):
             run(folder, "eval.py", *common, *test, f"--model={best_model(folder, model)}", f"--save_dir={name}")
@@ -122,6 +129,28 @@ def main() -> None:
     print(f"Report: {newest(folder, 'two_stage') / 'report.html'}")
     if recipe is QUICK:
         print(f"Find photos of it in a page: {os.path.relpath(sys.executable)} -m examples.serve_demo")
+
+
+def checked_flags(words: list[str]) -> list[str]:
+    """The flags by which an evaluation chooses images, with absolute paths: the scripts run in another folder.
+
+    Exits with status 2 if they are not valid, and raises InputError if the images cannot be evaluated.
+    """
+    from datasets.benchmark import Benchmark  # slow to import
+
+    parser = build_parser(BenchmarkFlags, None, module="examples.demo --real_photos")
+    args = parser.parse_args(words)
+    if args.no_labels:
+        parser.error("--no_labels leaves no recalls, which the demo prints; leave it out.")
+    for config in settings_from(parser, BenchmarkFlags, args).benchmarks:
+        print(Benchmark(config))
+    flags = []
+    for name in (declared.name for declared in declared_flags(BenchmarkFlags, "data")):
+        value = getattr(args, name)
+        if value:
+            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
+            flags += [f"--{name}", *(str(v.absolute() if isinstance(v, Path) else v) for v in values)]
+    return flags
 
 
 def draw_city(recipe: Recipe) -> None:

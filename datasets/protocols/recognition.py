@@ -16,20 +16,30 @@ SEASONS = ("spring", "summer", "fall", "winter")
 
 @dataclass(frozen=True)
 class Recognition:
-    """The protocol of a benchmark, or None; `reason`: what keeps it from being one whose counts or name it has.
+    """The protocol of a benchmark, or None; `reason`: what keeps it from being one whose counts or name it has;
+    by_counts: whether nothing but the counts tells the protocol, so that other images may have them too.
 
     As text it is the name or the reason, and empty for images of one's own.
     """
 
     protocol: Protocol | None
     reason: str = ""
+    by_counts: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """The protocol's name, after "looks like" if the counts alone tell it."""
+        if self.protocol is None:
+            return None
+        return f"looks like {self.protocol.name}" if self.by_counts else self.protocol.name
 
     def __str__(self) -> str:
         if self.protocol is None:
             return f"none known: {self.reason}" if self.reason else ""
         details = [] if self.protocol.frames is not None else [f"{self.protocol.threshold:g} m"]
         details += [] if self.protocol.verified else ["counts unverified"]
-        return self.protocol.name + (f" ({', '.join(details)})" if details else "")
+        details += ["by its counts alone"] if self.by_counts else []
+        return f"{self.name} ({', '.join(details)})" if details else str(self.name)
 
 
 def recognise(database: ImageSet, queries: ImageSet, threshold: float, names: Sequence[str | None] = ()) -> Recognition:
@@ -42,7 +52,10 @@ def recognise(database: ImageSet, queries: ImageSet, threshold: float, names: Se
         if _matches(len(database), protocol.database) and _matches(len(queries), protocol.queries):
             reason = _difference(protocol, database, queries, threshold=threshold)
             if not reason:
-                return Recognition(protocol)
+                is_told = (
+                    protocol.keys_sha256 or protocol.frames is not None or protocol in _protocols_named(*names[:1])
+                )
+                return Recognition(protocol, by_counts=not is_told)
             reasons.append(f"counts of {protocol.name}, but {reason}")
     named = [] if reasons else _protocols_named(*names)
     if named:

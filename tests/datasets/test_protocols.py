@@ -60,9 +60,15 @@ def images(count: int, spacing: float = 3, pattern: str = "images/@0@{i}@.jpg") 
 
 @pytest.mark.parametrize(("name", "database", "queries", "spacing"), COUNTS)
 def test_protocols_are_recognised(name, database, queries, spacing):
+    """The counts alone tell it, but for sequences, or with the name of the dataset."""
     found = recognise(images(database, spacing), images(queries), 25)
-    assert found.protocol.name == name and str(found).startswith(name)
+    assert found.protocol.name == name
+    assert str(found).startswith(name if name.startswith("Nordland") else f"looks like {name}")
+    assert ("by its counts alone" in str(found)) is not name.startswith("Nordland")
     assert found.protocol.verified and "unverified" not in str(found)
+    dataset = name.split()[0].rstrip("*").lower()
+    named = recognise(images(database, spacing), images(queries), 25, (dataset, "test"))
+    assert named.name == name and "alone" not in str(named)
 
 
 def test_unverified_protocols_say_so():
@@ -153,6 +159,7 @@ def test_the_official_queries_are_recognised_by_the_checksum_of_their_keys(monke
     made_up = replace(official, keys_sha256=checksum)
     monkeypatch.setattr("datasets.protocols.recognition.PROTOCOLS", (made_up,))
     assert recognise(images(18_871), queries, 25).protocol is made_up
+    assert recognise(images(18_871), queries, 25).name == made_up.name
 
 
 def test_conditions_come_from_the_notes_in_the_names(tmp_path):

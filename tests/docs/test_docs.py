@@ -314,10 +314,10 @@ def test_the_example_layout_is_found_beside_the_others(tmp_path):
     _, _, branch, *_ = blocks(ROOT / "docs" / "extending.md", "python")
     below = "        return _given_folders(config, has_database)\n"
     extended = extended_module(layouts.__file__, below, below + branch)
-    for name in ("town/ref", "town/query", "city/test/database", "city/test/queries"):
+    for name in ("town/map", "town/visits", "city/test/database", "city/test/queries"):
         (tmp_path / name).mkdir(parents=True)
     town, city = (BenchmarkConfig(datasets_folder=tmp_path, name=name) for name in ("town", "city"))
-    assert extended.find_layout(town) == (tmp_path / "town", tmp_path / "town/ref", [tmp_path / "town/query"])
+    assert extended.find_layout(town)[:3] == (tmp_path / "town", tmp_path / "town/map", [tmp_path / "town/visits"])
     assert extended.find_layout(city) == find_layout(city)
 
 

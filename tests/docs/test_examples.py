@@ -120,3 +120,18 @@ def test_the_python_examples_for_programs(images, checkpoints, monkeypatch, tmp_
     assert namespace["place"] == drive[-1][1] and len(namespace["recognizer"]) == 1
     assert len(model.PlaceRecognizer.open(tmp_path / "index")) == 1
     assert namespace["code"].shape == (2, 512) and namespace["descriptor"].shape == (2, 512)
+
+
+def test_the_demo_checks_the_flags_for_real_photos_before_it_draws(tiny_benchmark, tmp_path):
+    """They are those of evaluations, which get them with absolute paths."""
+    real = ["--real_photos", tiny_benchmark, "tiny"]
+    refused = {
+        ("--queries_subfolder", "queries_rain"): "No folder .*queries_rain",
+        ("--matches_csv=none.csv",): "--matches_csv: no file none.csv",
+        ("--frame_tolerance=2", "--no_labels"): "leaves no recalls",
+        ("--rerank_nums=2",): "unrecognized arguments: --rerank_nums=2",
+    }
+    for flags, message in refused.items():
+        result = run_script("examples.demo", *real, *flags, cwd=tmp_path)
+        assert result.status == 2 and re.search(message, result.stderr), result.stderr
+    assert list(tmp_path.iterdir()) == []

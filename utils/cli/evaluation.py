@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.config import PositionConfig, positions_flag
-from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag
+from datasets.config import GroundTruthConfig, PositionConfig, positions_flag
+from datasets.layouts import NO_DATASETS_FOLDER, BenchmarkConfig, datasets_folder_flag, folder_above
 from model import InputError
 from utils.cli.model import HUB, TrainedModel
 from utils.retrieval.config import (
@@ -25,6 +25,7 @@ OWN_CODES_FLAGS = dict.fromkeys(  # which eval_hashing.py and eval_rerank.py ref
     "float model.",
 )
 DEFAULT_THRESHOLD = 25  # metres; an int, as results.json shows it
+WITHOUT_DISTANCE = ("no_labels", "matches_csv", "frame_tolerance")  # flags by which distances do not matter
 FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
     ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
 )
@@ -60,21 +61,30 @@ class BenchmarkFlags:
         "evaluate only these queries: a file with MSLS keys or paths, one per line or separated by spaces", default=None
     )
     positions: PositionConfig = part("data", changed={"source": positions_flag("names")})
-    no_labels: bool = switch("no positions are known: write predictions without recalls")
+    ground_truth: GroundTruthConfig = part("data", default=GroundTruthConfig())
+    per_city: bool = switch(
+        "search each query among the images of its city alone, as MSLS names them; its test set is always searched so"
+    )
+    no_labels: bool = switch("it is not known which images are right: write predictions without recalls")
     threshold: float | None = flag(
         "a database image within this distance of a query counts as correct (default: 25)",
         name="val_positive_dist_threshold",
         type=positive_float,
-        default_from=lambda flags: None if flags["no_labels"] else DEFAULT_THRESHOLD,
+        default_from=lambda flags: None if any(flags[name] for name in WITHOUT_DISTANCE) else DEFAULT_THRESHOLD,
         metavar="METRES",
     )
 
     def __post_init__(self) -> None:
-        single = {"queries_list": self.queries_list, "positions_csv": self.positions.csv}
+        matches = self.ground_truth
+        files = {"positions_csv": self.positions.csv, "matches_csv": matches.matches_csv}
+        single = {"queries_list": self.queries_list, **files}
         for name, path in single.items():
             require_file(name, path)
         if self.no_labels and self.threshold is not None:
             raise InputError("--val_positive_dist_threshold applies to labels, which --no_labels leaves out.")
+        if matches.is_given and self.threshold is not None:
+            given = "matches_csv" if matches.matches_csv else "frame_tolerance"
+            raise InputError(f"--{given} decides in place of distances; leave --val_positive_dist_threshold out.")
         if self.given_folders:
             for name in ("dataset_name", "split"):
                 if getattr(self, name):
@@ -98,17 +108,20 @@ class BenchmarkFlags:
 
     @property
     def benchmarks(self) -> list[BenchmarkConfig]:
-        """The datasets; or the two folders, under the name of the queries' folder."""
+        """The datasets; or the two folders, under the name of the folder above both."""
         options: dict[str, Any] = {
             "queries_subfolders": self.queries_subfolder,
             "queries_list": self.queries_list,
             "positions": self.positions,
             "labels": not self.no_labels,
             "threshold": self.threshold or DEFAULT_THRESHOLD,
+            "ground_truth": self.ground_truth,
+            "per_city": self.per_city,
         }
-        if self.given_folders:
+        if self.queries_folder:
             options |= {"queries_folder": self.queries_folder, "database_folder": self.database_folder}
-            return [BenchmarkConfig(name=str(self.queries_folder), **options)]
+            above = folder_above(self.queries_folder, self.database_folder)
+            return [BenchmarkConfig(name=above.name or self.queries_folder.name, **options)]
         options |= {"datasets_folder": self.datasets_folder, "split": self.split or "test"}
         return [BenchmarkConfig(name=name, **options) for name in self.dataset_name or ()]
 

@@ -134,7 +134,9 @@ class PairsExport(ImageExport):
 
 @dataclass(frozen=True, kw_only=True)
 class MslsExport(Export):
-    """Predictions of an evaluation as MSLS keys, for its evaluation."""
+    """Predictions of an evaluation as MSLS keys, for its evaluation code. Its server is gone; the ground truth of its
+    test set is public since 2026-04-13, and an evaluation scores it at home.
+    """
 
     run: Path = flag(RUN_HELP)
     num_matched: int = num_matched_flag()

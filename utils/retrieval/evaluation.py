@@ -20,6 +20,7 @@ from model.index.metadata import METADATA, IndexMetadata, read_projections
 from model.index.pca import PCA
 from model.zoo import PublishedModel
 from utils.engines.onnx_file import OnnxDescriber, is_onnx
+from utils.retrieval.cities import SUBTASK_VALUES, evaluate_subtasks, search_by_city
 from utils.retrieval.codes import fit_to_features, with_codes
 from utils.retrieval.config import (
     CropConfig,
@@ -86,7 +87,12 @@ class Pipeline:
         if self.config.search.ivf:
             with run.phase("inverted_file"):
                 database = self._with_inverted_file(database, self.config.search.ivf)
-        stages = self.search(Evaluation(database, queries, self.config, run))
+        search, cities = partial(self._search_part, run=run), against.cities
+        if cities:
+            depth = max(self.config.report.recall_values)
+            stages = search_by_city(search, database, queries, cities, depth=depth)
+        else:
+            stages = search(database, queries)
         length = self.config.search.sequence
         if length > 1:
             with run.phase("sequences"):
@@ -105,11 +111,22 @@ class Pipeline:
         coding = extractor.projections.coding
         if coding:
             described["codes"] = {"method": coding.method, "bits": coding.bits}
-        results = report(run, against, stages, model=described, config=self.config.report)
+        subtasks = {}
+        if cities and dataset.config.labels:
+            part = partial(self._search_part, run=run.untimed(), least=max(SUBTASK_VALUES))
+            with run.phase("subtasks"):
+                subtasks = evaluate_subtasks(part, database, queries, against)
+        results = report(run, against, stages, model=described, config=self.config.report, subtasks=subtasks)
         if self.config.index.save_index and (run.folder / CALIBRATION).exists():
             with atomic_write(self.config.index.save_index / CALIBRATION, "wb") as file:
                 file.write((run.folder / CALIBRATION).read_bytes())
         return results
+
+    def _search_part(self, database: Features, queries: Features, *, run: RunDir, least: int = 1) -> Stages:
+        """The results of queries in a database, at least so many for each query."""
+        evaluation = Evaluation(database, queries, self.config, run)
+        evaluation.k = max(evaluation.k, least)
+        return self.search(evaluation)
 
     def _database(self, dataset: Benchmark) -> tuple[Extractor, Features | None]:
         """The features of the database, on the main rank, and what extracts those of queries like them."""

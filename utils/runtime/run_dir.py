@@ -70,12 +70,18 @@ class RunDir:
         distributed.run_on_main(lambda: make_folder(part.folder))
         return part
 
+    def untimed(self) -> "RunDir":
+        """The run, for phases whose seconds do not count among its own."""
+        part = copy.copy(self)
+        part.seconds = {}
+        return part
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures the seconds that the block takes."""
+        """Measures the seconds that the block takes; those of several blocks of one name add up."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
 
     def write_json(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
         """Writes and returns the content, then seconds per phase, arguments and library versions, as JSON."""

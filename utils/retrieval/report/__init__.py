@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.benchmark import Benchmark
+from datasets.ground_truth import NearPositions
 from datasets.image_set import ImageSet
 from datasets.protocols import Recognition, recognise
 from model.calibration import CALIBRATION, PRECISIONS, precision_recall
@@ -39,12 +40,13 @@ def report(
     *,
     model: dict[str, Any],
     config: ReportConfig,
+    subtasks: dict[str, dict[str, Any]] | None = None,
 ) -> Results:
     """Prints the recalls of each stage, the last stage's on the last line, and writes results.json and predictions.csv.
 
-    model: what results.json says of it: its name, and the fields of DistanceKind but for the metric. Then come
-    calibration.json, and the pictures and the page that `config` asks for. Without labels there are no recalls and no
-    calibration, only predictions.
+    subtasks: the figures of MSLS's subtasks, if there are any. model: what results.json says of it: its name, and the
+    fields of DistanceKind but for the metric. Then come calibration.json, and the pictures and the page
+    that `config` asks for. Without labels there are no recalls and no calibration, only predictions.
     What matters most comes first: if a file cannot be written, nothing before it is lost. Conditions, mAP and
     predictions.csv refer to the last stage. Returns the content of results.json.
     """
@@ -60,6 +62,7 @@ def report(
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
     if outcome.correct:
+        results = {"subtasks": _print_subtasks(subtasks or {})} | results
         results = _report_recalls(outcome, recall_values) | results
         results["first_match"] = _describe_first_matches(outcome, list(stages.values())[-1])
     else:
@@ -89,14 +92,19 @@ def announce(runs: Iterable[RunDir]) -> None:
 def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, Any]:
     """Prints protocol, recalls by condition, mAP and recalls."""
     benchmark, correct = outcome.benchmark, list(outcome.correct.values())[-1]
+    assert benchmark.truth, "with labels"
     protocol = _recognise(benchmark, benchmark.queries)
+    if not isinstance(benchmark.truth, NearPositions):
+        logging.info("Right: images %s", benchmark.truth.criterion)
+    if benchmark.cities:
+        logging.info("Each query is searched in its city alone: %s", ", ".join(benchmark.cities.names))
     if str(protocol):
         logging.info("Protocol: %s", protocol)
     without_positives = sum(len(positives) == 0 for positives in benchmark.positives)
     if without_positives:
         logging.info("%d of %d queries have no positive and count as missed", without_positives, len(benchmark.queries))
     recalls = {name: recalls_at(stage, recall_values) for name, stage in outcome.correct.items()}
-    conditions = _recalls_by_condition(benchmark, correct, recall_values)
+    conditions = _recalls_by_condition(outcome, recall_values)
     precisions = average_precision_at(correct, benchmark.positives, recall_values)
     logging.info(", ".join(f"mAP@{n}: {value:.1f}" for n, value in precisions.items()))
     *earlier, (_, final) = recalls.items()
@@ -115,12 +123,24 @@ def _report_recalls(outcome: Outcome, recall_values: Sequence[int]) -> dict[str,
         "first_stage_recalls": earlier[0][1] if earlier else None,
         "mean_average_precision": precisions,
         "conditions": conditions,
+        "per_city": benchmark.cities is not None,
         "queries_without_positives": without_positives,
         "queries_in_database": len(shared),
         "recalls_without_queries_in_database": without,
-        "threshold": benchmark.config.threshold,
+        "right": benchmark.truth.criterion,
+        "threshold": benchmark.config.threshold if isinstance(benchmark.truth, NearPositions) else None,
         **_describe(protocol),
     }
+
+
+def _print_subtasks(subtasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Prints the recalls and mAP of each subtask of MSLS and stage, and returns them."""
+    for name, figures in subtasks.items():
+        for stage, values in figures["stages"].items():
+            precisions = ", ".join(f"mAP@{n}: {value:.1f}" for n, value in values["mean_average_precision"].items())
+            recalls = format_recalls(values["recalls"])
+            logging.info("Subtask %s (%d queries), %s: %s, %s", name, figures["queries"], stage, recalls, precisions)
+    return subtasks
 
 
 def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, Any]:
@@ -152,16 +172,19 @@ def _describe_first_matches(outcome: Outcome, last: SearchResult) -> dict[str, A
     }
 
 
-def _recalls_by_condition(
-    benchmark: Benchmark, correct: np.ndarray, recall_values: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Prints and returns the recalls, the number of queries and the protocol of the queries of each condition."""
-    conditions = {}
+def _recalls_by_condition(outcome: Outcome, recall_values: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Prints and returns the recalls of each stage, the number of queries and the protocol of the queries of each
+    condition.
+    """
+    benchmark, conditions = outcome.benchmark, {}
     for name, indices in benchmark.conditions.items():
-        recalls = recalls_at(correct[indices], recall_values)
-        logging.info("%s (%d queries): %s", name, len(indices), format_recalls(recalls))
-        conditions[name] = {"queries": len(indices), "recalls": recalls}
-        if name in benchmark.query_folders:
+        stages = {stage: recalls_at(correct[indices], recall_values) for stage, correct in outcome.correct.items()}
+        *earlier, (_, final) = stages.items()
+        for stage, recalls in earlier:
+            logging.info("%s, %s: %s", name, stage, format_recalls(recalls))
+        logging.info("%s (%d queries): %s", name, len(indices), format_recalls(final))
+        conditions[name] = {"queries": len(indices), "recalls": final, "stage_recalls": stages}
+        if name in benchmark.query_folders and not benchmark.cities:
             protocol = _recognise(benchmark, benchmark.queries[indices], name)
             if str(protocol):
                 logging.info("Protocol of %s: %s", name, protocol)
@@ -171,6 +194,8 @@ def _recalls_by_condition(
 
 def _recognise(benchmark: Benchmark, queries: ImageSet, folder: str | None = None) -> Recognition:
     config = benchmark.config
+    if not isinstance(benchmark.truth, NearPositions):  # which published recalls refer to
+        return Recognition(None)
     names = (config.name, config.split, folder) if config.datasets_folder else ()
     return recognise(benchmark.database, queries, config.threshold, names)
 
@@ -179,7 +204,7 @@ def _describe(recognition: Recognition) -> dict[str, Any]:
     """The fields of results.json about the protocol."""
     protocol = recognition.protocol
     return {
-        "protocol": protocol.name if protocol else None,
+        "protocol": recognition.name,
         "protocol_counts_verified": protocol.verified if protocol else None,
         "protocol_note": (protocol.note if protocol else recognition.reason) or None,
         "seasons": dict(zip(("database", "queries"), protocol.seasons, strict=True))

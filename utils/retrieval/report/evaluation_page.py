@@ -7,6 +7,7 @@ import numpy as np
 
 from model.calibration import PRECISIONS, PrecisionRecall, precision_recall
 from model.places import MATCHES, SHARE
+from utils.retrieval.cities import SUBTASK_VALUES
 from utils.retrieval.metrics import format_recalls, recalls_at
 from utils.retrieval.report.charts import (
     Axis,
@@ -48,9 +49,8 @@ def evaluation_page(outcome: Outcome, results: dict[str, Any], *, num_queries: i
         overview = f'<div class="columns"><div>{_recalls(outcome, results)}</div>{overview}</div>'
         after.append(_distance_section(outcome, results["first_match"]["at_precision"]))
     if overview:
-        before.append(
-            Section(anchor="recalls", heading="Recalls and map" if outcome.correct else "Map", content=overview)
-        )
+        heading = ["recalls"] * bool(outcome.correct) + ["map"] * bool(frame)
+        before.append(Section(anchor="recalls", heading=" and ".join(heading).capitalize(), content=overview))
     return Page(
         title=title,
         heading=benchmark.name,
@@ -68,7 +68,7 @@ def _header(outcome: Outcome, results: dict[str, Any]) -> str:
     if not outcome.correct:
         lines[1] += ". No labels: predictions only, no recalls."
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + _folder(results)
-    lines[1] += f"; right within {results['threshold']:g} m"
+    lines[1] += f"; right {results['right']}"
     protocol, note = results["protocol"], results["protocol_note"]
     if protocol:
         lines.append(f"Protocol: {protocol} ({note})" if note else f"Protocol: {protocol}")
@@ -104,12 +104,23 @@ def _recalls(outcome: Outcome, results: dict[str, Any]) -> str:
     ]
     content = table("Recall@N in %", ["stage", *(f"R@{n}" for n in values)], rows)
     if results["conditions"]:
-        header = ["condition", "queries", *(f"R@{n}" for n in values)]
+        header = ["condition", "queries", "stage", *(f"R@{n}" for n in values)]
         rows = [
-            [name, f"{condition['queries']:,}", *(f"{value:.1f}" for value in condition["recalls"].values())]
+            [name, f"{condition['queries']:,}", stage, *(f"{value:.1f}" for value in recalls.values())]
             for name, condition in results["conditions"].items()
+            for stage, recalls in condition["stage_recalls"].items()
         ]
-        content += f"<h3>Conditions</h3>{table('Recall@N in % by condition, last stage', header, rows)}"
+        content += f"<h3>Conditions</h3>{table('Recall@N in % by condition', header, rows)}"
+    for name, figures in results["subtasks"].items():
+        header = ["stage", *(f"R@{n}" for n in SUBTASK_VALUES), *(f"mAP@{n}" for n in SUBTASK_VALUES)]
+        rows = [
+            [
+                stage,
+                *(f"{value:.1f}" for part in ("recalls", "mean_average_precision") for value in found[part].values()),
+            ]
+            for stage, found in figures["stages"].items()
+        ]
+        content += table(f"MSLS, subtask {name}: {figures['queries']:,} queries with a positive", header, rows)
     return content
 
 
@@ -245,7 +256,7 @@ def _gallery(outcome: Outcome, frame: MapFrame | None, num_queries: int) -> Gall
     gallery.add_sort("order of the dataset", 1)
     gallery.add_sort("nearest first match", 2)
     gallery.add_sort("most distant first match", 2, descending=True)
-    if correct is not None:
+    if any(query["sort"][3] is not None for query in gallery.queries):
         gallery.add_sort("largest error in metres", 3, descending=True)
     return gallery
 
@@ -278,7 +289,8 @@ def _gallery_query(outcome: Outcome, query: int, gallery: Gallery, *, frame: Map
         firsts = [bool(correct[query, 0]) for correct in outcome.correct.values()]
         tags = _tags(firsts, has_positive=positive["image"] is not None)
         marks = [{"kind": "correct", "text": "✔ right"} if firsts[-1] else {"kind": "wrong", "text": "✘ wrong"}]
-        error = round(float(outcome.benchmark.ground.metres(query, outcome.last.indices[query, :1])[0]), 1)
+        metres = float(outcome.benchmark.ground.metres(query, outcome.last.indices[query, :1])[0])
+        error = None if math.isnan(metres) else round(metres, 1)
     return {
         "number": query,
         "image": image,

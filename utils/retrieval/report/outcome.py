@@ -15,8 +15,9 @@ from utils.retrieval.search import SearchResult
 
 
 class NearestPositive(NamedTuple):
-    """The positive of a query that is the nearest on the ground: its place in the database, its distance in metres, and
-    its rank from 1 among the results, or None.
+    """The positive of a query that is the nearest on the ground or, if no distance is known, the first among the
+    results: its place in the database, its distance in metres, NaN if unknown, and its rank from 1 among the results,
+    or None.
     """
 
     image: int
@@ -54,9 +55,13 @@ class Outcome:
         if not len(positives):
             return None
         metres = self.benchmark.ground.metres(query, positives)
-        image = int(positives[metres.argmin()])
-        ranks = (np.flatnonzero(self.last.indices[query] == image) + 1).tolist()
-        return NearestPositive(image, float(metres.min()), ranks[0] if ranks else None)
+        found = self.last.indices[query]
+        nearest = int(np.where(np.isnan(metres), np.inf, metres).argmin())
+        if np.isnan(metres).all():
+            ranked = np.flatnonzero(np.isin(found, positives))
+            nearest = int(np.searchsorted(positives, found[ranked[0]])) if len(ranked) else 0
+        ranks = (np.flatnonzero(found == positives[nearest]) + 1).tolist()
+        return NearestPositive(int(positives[nearest]), float(metres[nearest]), ranks[0] if ranks else None)
 
     def shown_query(self, query: int) -> Shown:
         """A query."""
@@ -69,13 +74,15 @@ class Outcome:
         """The nearest positive of a query, or an empty frame if there is none."""
         nearest = self.nearest_positive(query)
         if nearest is None:
-            captions = ("Nearest positive", f"none within {self.benchmark.config.threshold:g} m")
+            assert self.benchmark.truth, "with labels"
+            captions = ("Nearest positive", f"none {self.benchmark.truth.criterion}")
             return Shown(None, captions, "positive")
         rank = f"not among the first {self.last.indices.shape[1]}"
         if nearest.rank is not None:
             rank = f"rank {nearest.rank}, {self.last.distances[query, nearest.rank - 1]:.4g}"
         database = self.benchmark.database
-        captions = (f"Nearest positive, {format_metres(nearest.metres)}", rank)
+        is_known = not np.isnan(nearest.metres)
+        captions = (f"Nearest positive, {format_metres(nearest.metres)}" if is_known else "A positive", rank)
         (place,) = self.benchmark.ground.on_map(database[np.array([nearest.image])])
         return Shown(database.paths[nearest.image], captions, "positive", place)
 
@@ -93,7 +100,7 @@ class Outcome:
             if stage.metric[rank] != stage.metric[0]:  # beyond --rerank_num
                 captions[0] += f" {stage.metric[rank]}"
             if self.correct:
-                captions.append(format_metres(metres[rank]))
+                captions += [] if np.isnan(metres[rank]) else [format_metres(metres[rank])]
                 kind = "correct" if self.correct[name][query, rank] else "wrong"
             heading = "" if rank else self.heading(name)
             shown.append(Shown(database.paths[index], captions, kind, places[rank], heading))
