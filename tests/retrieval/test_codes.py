@@ -293,6 +293,7 @@ def test_two_stages_of_an_evaluation_are_those_of_naive_loops(tmp_path, tiny_ben
     assert found(covering) == exact
     expected = evaluate(*arguments, *RANDOM, "--save_index=index")
     assert evaluate(*arguments, "--load_index=index", "--rerank_num=5") == expected
+    assert evaluate(*arguments, "--save_index=index", "--append", "--rerank_num=5") == expected
     index = Index(tmp_path / "index")
     features, results = index.features(), found(expected)
     queries = sorted((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
@@ -311,6 +312,7 @@ def test_two_stages_of_an_evaluation_are_those_of_naive_loops(tmp_path, tiny_ben
         assert results[f"queries/{query.name}"] == expected
 
 
+@pytest.mark.proof
 def test_a_build_that_was_killed_continues_with_its_coding(tmp_path, tiny_benchmark, checkpoints):
     images = tiny_benchmark / "tiny" / "images" / "test" / "database"
     command = [images, "--index", "index", "--resize", 56, 56, "--device=cpu", "--num_workers=0"]
