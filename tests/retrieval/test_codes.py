@@ -79,10 +79,13 @@ def test_itq_turns_the_principal_components_towards_signs(rows):
     inside = axes[:16] @ coding.matrix
     np.testing.assert_allclose(np.linalg.norm(inside, axis=0), 1, atol=1e-3)
 
-    def distance_to_signs(values):
-        return np.square(np.sign(values) - values).sum()
-
-    assert distance_to_signs(centred @ coding.matrix) < distance_to_signs(centred @ axes[:16].T)
+    # After the last step no rotation brings the values much closer to their signs (orthogonal Procrustes problem).
+    values = centred @ coding.matrix
+    signs = np.sign(values)
+    left, _, right = np.linalg.svd(values.T @ signs)
+    nearest = np.square(signs - values @ left @ right).sum()
+    assert np.square(signs - values).sum() < np.square(np.sign(centred @ axes[:16].T) - centred @ axes[:16].T).sum()
+    assert nearest <= np.square(signs - values).sum() < 1.0005 * nearest
 
 
 @pytest.mark.parametrize("bits", [16, 32, 80])
