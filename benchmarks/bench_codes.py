@@ -24,7 +24,6 @@ from datasets.benchmark import Benchmark
 from datasets.config import PositionConfig
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, list_images
-from examples.demo import best_model
 from model import ModelChoice
 from model.index.coding import Coding
 from utils.retrieval.codes import encode_all, fit_coding, sample_rows
@@ -280,7 +279,7 @@ def main() -> None:
     faiss.omp_set_num_threads(args.threads)
 
     # ---- Features, by the demo's two-branch model
-    checkpoint = args.demo / best_model(args.demo, "stage_two")
+    checkpoint = max(args.demo.glob("logs/stage_two/*/best_model.pth"), key=lambda path: path.stat().st_mtime)
     choice = ModelChoice(hashing=True, rerank=True)
     extractor = load_extractor(choice, checkpoint, ExtractionConfig(batch_size=32, num_workers=0, device="cpu"))
     sets = read_sets(extractor, args.demo, args.datasets_folder)
