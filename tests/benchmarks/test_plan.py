@@ -36,8 +36,8 @@ def test_the_slower_of_preparing_and_computing_counts_for_the_build():
 def test_the_bytes_of_an_image_are_those_of_the_format(dtype):
     planned = replace(TEN_MILLION, descriptor_dtype=dtype)
     nothing = dict.fromkeys(IndexMetadata.__dataclass_fields__)
-    model = ModelConfig(hashing=True, rerank=True)
-    stored = IndexMetadata(**{**nothing, "model": model, "descriptor_dim": 2048, "descriptor_dtype": dtype})
+    known = {"model": ModelConfig(), "code_bits": 512, "descriptor_dim": 2048, "descriptor_dtype": dtype}
+    stored = IndexMetadata(**{**nothing, **known})
     assert planned.image_bytes - plan.PATH_BYTES - plan.MANIFEST_BYTES == sum(stored.row_bytes.values())
 
 

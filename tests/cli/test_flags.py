@@ -19,6 +19,7 @@ from datasets.places.config import OwnPhotosConfig
 from datasets.synthetic.__main__ import CityArguments
 from datasets.unified import UnifiedConfig
 from datasets.unified.__main__ import main as unified_main
+from utils.cli.codes import TrainCodesArguments
 from utils.cli.evaluation import FLOAT_FLAGS, FloatEvaluation, HashingEvaluation, TwoBranchEvaluation
 from utils.cli.export import parse_export
 from utils.cli.search import BuildIndexArguments, SearchArguments
@@ -35,6 +36,7 @@ SCRIPTS = {
     "train.py": FloatTraining,
     "train_hashing.py": HashingTraining,
     "train_rerank.py": TwoBranchTraining,
+    "train_codes.py": TrainCodesArguments,
     "build_index.py": BuildIndexArguments,
     "search.py": SearchArguments,
     "serve.py": ServeArguments,
@@ -45,11 +47,12 @@ COMMANDS = {
     "datasets.unified": UnifiedConfig,
     "datasets.places": OwnPhotosConfig,
 }
-TRAININGS = [script for script in SCRIPTS if script.startswith("train")]
+TRAININGS = ["train.py", "train_hashing.py", "train_rerank.py"]
 REQUIRED = {  # with a value for each flag that a script needs
     **dict.fromkeys(("eval.py", "eval_hashing.py", "eval_rerank.py"), ["--datasets_folder=data", "--resume=model.pth"]),
     **dict.fromkeys(("train.py", "train_hashing.py"), ["--datasets_folder=data"]),
     "train_rerank.py": ["--datasets_folder=data", "--resume=model.pth"],
+    "train_codes.py": ["--index=index", "--output=codes.bin"],
     "build_index.py": ["images", "--index=index", f"--resume={os.devnull}"],
     "search.py": ["image.jpg", "--index=index"],
     "serve.py": ["--index=index"],
@@ -106,7 +109,8 @@ def test_a_required_flag_is_required(capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("form", ["{0}=a {0}=a", "{0} a {0} b", "{0}=a {0} b"])
 def test_a_flag_given_twice_is_an_error(script, form, capsys):
-    flag_of = {"search.py": "--index", "build_index.py": "--index", "serve.py": "--index"}.get(script, "--resume")
+    of_indexes = ("search.py", "build_index.py", "serve.py", "train_codes.py")
+    flag_of = "--index" if script in of_indexes else "--resume"
     words = form.format(flag_of).split()
     needed = [word for word in REQUIRED[script] if not word.startswith(flag_of)]
     assert f"{flag_of}: given more than once" in refusal(SCRIPTS[script], capsys, *needed, *words)
@@ -247,6 +251,7 @@ def test_the_help_shows_every_flag_in_a_group(script):
     order = "data model training images descriptors index upkeep search report service speed other".split()
     headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
     others = {"search.py": {"speed", "other"}, "serve.py": {"service", "speed"}}  # whose images follow the index
+    others["train_codes.py"] = {"training", "other"}  # which reads no images
     expected = others.get(script, {"images", "speed", "other"})
     assert headings == [name for name in order if name in headings] and expected <= set(headings)
     shown = re.findall(r"^  (?:--)?(\w+)", groups, re.MULTILINE)
@@ -260,7 +265,7 @@ def test_the_help_shows_every_flag_in_a_group(script):
 def test_parsing_changes_no_argument(script):
     settings = SCRIPTS[script]
     parser = build_parser(settings, "A test.")
-    args = parser.parse_args([*REQUIRED[script], "--device=cpu"])
+    args = parser.parse_args([*REQUIRED[script], *([] if script == "train_codes.py" else ["--device=cpu"])])
     before = copy.deepcopy(vars(args))
     first = settings_from(parser, settings, args)
     assert vars(args) == before

@@ -319,7 +319,7 @@ WHERE = "milvus://localhost:1/x"
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("eval.py", [f"--load_index={WHERE}"], "is not a folder. Only eval_hashing.py"),
+        ("eval.py", [f"--load_index={WHERE}", "--trust_index"], "--trust_index applies"),
         ("eval_rerank.py", [f"--save_index={WHERE}"], "export.py milvus writes one"),
         ("eval_hashing.py", [f"--load_index={WHERE}", "--ivf", "2", "1"], "--ivf applies to an index in a folder"),
         ("eval_rerank.py", [f"--load_index={WHERE}", "--trust_index"], "--trust_index applies"),

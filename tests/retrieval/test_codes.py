@@ -79,10 +79,13 @@ def test_itq_turns_the_principal_components_towards_signs(rows):
     inside = axes[:16] @ coding.matrix
     np.testing.assert_allclose(np.linalg.norm(inside, axis=0), 1, atol=1e-3)
 
-    def distance_to_signs(values):
-        return np.square(np.sign(values) - values).sum()
-
-    assert distance_to_signs(centred @ coding.matrix) < distance_to_signs(centred @ axes[:16].T)
+    # After the last step no rotation brings the values much closer to their signs (orthogonal Procrustes problem).
+    values = centred @ coding.matrix
+    signs = np.sign(values)
+    left, _, right = np.linalg.svd(values.T @ signs)
+    nearest = np.square(signs - values @ left @ right).sum()
+    assert np.square(signs - values).sum() < np.square(np.sign(centred @ axes[:16].T) - centred @ axes[:16].T).sum()
+    assert nearest <= np.square(signs - values).sum() < 1.0005 * nearest
 
 
 @pytest.mark.parametrize("bits", [16, 32, 80])
@@ -293,6 +296,7 @@ def test_two_stages_of_an_evaluation_are_those_of_naive_loops(tmp_path, tiny_ben
     assert found(covering) == exact
     expected = evaluate(*arguments, *RANDOM, "--save_index=index")
     assert evaluate(*arguments, "--load_index=index", "--rerank_num=5") == expected
+    assert evaluate(*arguments, "--save_index=index", "--append", "--rerank_num=5") == expected
     index = Index(tmp_path / "index")
     features, results = index.features(), found(expected)
     queries = sorted((tiny_benchmark / "tiny" / "images" / "test" / "queries").iterdir())
@@ -311,6 +315,7 @@ def test_two_stages_of_an_evaluation_are_those_of_naive_loops(tmp_path, tiny_ben
         assert results[f"queries/{query.name}"] == expected
 
 
+@pytest.mark.proof
 def test_a_build_that_was_killed_continues_with_its_coding(tmp_path, tiny_benchmark, checkpoints):
     images = tiny_benchmark / "tiny" / "images" / "test" / "database"
     command = [images, "--index", "index", "--resize", 56, 56, "--device=cpu", "--num_workers=0"]

@@ -166,7 +166,9 @@ class FloatEvaluation(EvaluationArguments):
             "rerank_num": flag(
                 f"with --codes, or an index with codes: first-stage results to re-rank (default: {DEFAULT_RERANK_NUM})",
                 type=positive_int,
-                default_from=lambda flags: DEFAULT_RERANK_NUM if flags["codes"] or flags["load_index"] else 0,
+                default_from=lambda flags: (
+                    DEFAULT_RERANK_NUM if flags["codes"] or flags["load_index"] or flags["append"] else 0
+                ),
                 may_change=True,
             )
         },
@@ -174,7 +176,7 @@ class FloatEvaluation(EvaluationArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.search.rerank_num and not (self.codes.source or self.index.load_index):
+        if self.search.rerank_num and not (self.codes.source or self.index.load_index or self.index.append):
             raise InputError("--rerank_num applies to a search by codes; give --codes, or an index with codes.")
 
 

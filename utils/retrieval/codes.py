@@ -135,11 +135,11 @@ def _fit(config: CodesConfig, descriptors: np.ndarray) -> Coding:
 
 def _find_coding(extractor: Extractor, config: CodesConfig, index: Path | None, images: int) -> Coding | None:
     """The coding of the index or of the file; None if there is none, or it is to be fitted to so many images."""
-    stated = None
     if config.source is not None and extractor.model.config.code_bits:
         raise InputError(OWN_CODES)
-    described = metadata_of(extractor.model, extractor.config, projections=extractor.projections)
+    stated = None
     if isinstance(config.source, Path):
+        described = metadata_of(extractor.model, extractor.config, projections=extractor.projections)
         stated = read_code_file(config.source, described)
     if index is not None and (index / METADATA).exists():
         stored = read_projections(index, IndexMetadata.read(index)).coding
@@ -147,7 +147,8 @@ def _find_coding(extractor: Extractor, config: CodesConfig, index: Path | None, 
         return stored
     if isinstance(config.source, str):
         count = min(images, config.max_images)
-        check_fit(config.source, config.bits or CODE_BITS, count, described.descriptor_dim)  # before the extraction
+        dim = extractor.projections.descriptor_dim(extractor.model.descriptor_dim)
+        check_fit(config.source, config.bits or CODE_BITS, count, dim)  # before the extraction
     return stated
 
 
