@@ -49,7 +49,7 @@ def main(args: SearchArguments) -> None:
     settings = settle_images(settings, index.metadata.image_config)
     choice = ModelChoice(**asdict(index.metadata.model_config))
     model, _, settings = load_describer(choice, source, settings, num_images=len(images))
-    print(f"Engine: {model.engine}", file=sys.stderr if args.json else sys.stdout)
+    print(f"Engine: {model.engine}", file=sys.stderr)
     warn_of_large_images(index.metadata.image_config.resize)
     index.metadata.require_compatible(metadata_of(model, settings, pca=index.pca), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
