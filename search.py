@@ -51,7 +51,7 @@ def main(args: SearchArguments) -> None:
     extractor = load_extractor(choice, source, settings, index=args.indexes[0], num_images=len(images))
     extractor = replace(extractor, projections=index.projections)
     model, settings = extractor.model, extractor.config
-    print(f"Engine: {model.engine}", file=sys.stderr if args.json else sys.stdout)
+    print(f"Engine: {model.engine}", file=sys.stderr)
     index.metadata.require_compatible(metadata_of(model, settings, projections=index.projections), index)
     calibrated = args.indexes[0] if len(args.indexes) == 1 else None  # a calibration.json is about one index
     acceptance = find_acceptance(args.accept, distance_kind(index.metadata, args.search.sequence), calibrated)

@@ -142,9 +142,10 @@ def convert(network: GeoLocalizationNet, size: tuple[int, int], float_branch: bo
     batch = torch.export.Dim("batch", max=MAX_BATCH)
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes={"images": {0: batch}})
-    known = torch.export.default_decompositions()
-    known.pop(torch.ops.aten.scaled_dot_product_attention.default)  # which OpenVINO computes in one step
-    decoder = TorchFXPythonDecoder(program.run_decompositions(known).module(), dynamic_shapes=True)
+    aten, decompositions = torch.ops.aten, torch.export.default_decompositions()
+    for operator in (aten.scaled_dot_product_attention.default, aten.linear.default):
+        decompositions.pop(operator)  # OpenVINO computes it in one step
+    decoder = TorchFXPythonDecoder(program.run_decompositions(decompositions).module(), dynamic_shapes=True)
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape([-1, 3, *size])

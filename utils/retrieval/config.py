@@ -127,9 +127,7 @@ class ExtractionConfig:
         if self.test_method not in TEST_METHODS:
             raise InputError(f"Unknown test method {self.test_method!r}. Choose from: {', '.join(TEST_METHODS)}.")
         if self.compile and self.engine not in ("auto", "torch"):
-            raise InputError(
-                f"--compile applies to PyTorch, and --engine {self.engine} compiles by itself. Leave it out."
-            )
+            raise InputError(f"--compile applies to PyTorch, not to --engine {self.engine}. Leave it out.")
         if self.onnx_provider and self.engine not in ("auto", "onnxruntime"):
             raise InputError(f"--onnx_provider applies to onnxruntime, not to --engine {self.engine}. Leave it out.")
 
