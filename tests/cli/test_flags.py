@@ -248,9 +248,9 @@ def test_the_help_shows_every_flag_in_a_group(script):
     text = build_parser(settings, "A test.").format_help()
     general, _, groups = text.partition("\noptions:\n")[2].partition("\n\n")
     assert general.split() == "-h, --help show this help message and exit".split()
-    order = "data model training images descriptors index upkeep search report service speed other".split()
+    order = "data model training images descriptors index upkeep search report service access speed other".split()
     headings = re.findall(r"^(\w+):$", groups, re.MULTILINE)
-    others = {"search.py": {"speed", "other"}, "serve.py": {"service", "speed"}}  # whose images follow the index
+    others = {"search.py": {"speed", "other"}, "serve.py": {"access", "speed"}}  # whose images follow the index
     others["train_codes.py"] = {"training", "other"}  # which reads no images
     expected = others.get(script, {"images", "speed", "other"})
     assert headings == [name for name in order if name in headings] and expected <= set(headings)
