@@ -26,7 +26,7 @@ def main(args: TrainCodesArguments) -> None:
     # ---- Descriptors of places, which a float model gave
     index = Index(args.index, verify=not args.trust_index)
     descriptors = index.features().descriptors
-    if descriptors is None or index.metadata.model_config.code_bits:
+    if descriptors is None or index.metadata.model.code_bits:
         raise InputError(
             f"The index {index} is one of a model with codes of its own. Build one of a float model, whose descriptors "
             "get codes."

@@ -15,7 +15,8 @@ from datasets.ground import Ground, warn_of_far
 from datasets.ground_truth import Folders, GroundTruth, ListedMatches, NearPositions, read_ground_truth
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, Layout, database_folder, find_layout, list_images
-from datasets.msls import DATABASE, IMAGES, TEST_CITIES, Cities, cities_of, key_of, match_images
+from datasets.msls import Cities, cities_of, key_of, match_images
+from datasets.msls_layout import DATABASE, IMAGES, TEST_CITIES
 from datasets.positions import PositionTable
 from datasets.shared_images import find_shared
 from datasets.vpr_bench import right_images

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from datasets.config import GroundTruthConfig, PositionConfig
-from datasets.msls import QUERIES as MSLS_QUERIES
-from datasets.msls import VAL_CITIES, find_cities, warn_of_missing
+from datasets.msls_layout import QUERIES as MSLS_QUERIES
+from datasets.msls_layout import VAL_CITIES, find_cities, warn_of_missing
 from datasets.vpr_bench import GROUND_TRUTH
 from model.errors import InputError
 from model.video_files import frame_of, is_video, list_frames

@@ -2,7 +2,6 @@
 folders database and query, each with images and three CSV files.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,13 +11,11 @@ import numpy as np
 
 from datasets.file_names import mapillary_city
 from datasets.image_set import ImageSet
+from datasets.msls_layout import DATABASE, IMAGES, QUERIES
 from model.errors import InputError
 from utils.runtime.text_files import CsvRow, read_csv, shorten
 
-TEST_CITIES = ("miami", "athens", "buenosaires", "stockholm", "bengaluru", "kampala")
-VAL_CITIES = ("cph", "sf")
 SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
-DATABASE, QUERIES, IMAGES = "database", "query", "images"
 EXPECTED = "<city>/{query,database}/{raw,postprocessed,subtask_index}.csv"
 
 
@@ -71,21 +68,6 @@ def _read_rows(path: Path, columns: Sequence[str]) -> list[CsvRow]:
 
 def _is_true(row: CsvRow, column: str) -> bool:
     return row.text(column).strip().lower() == "true"
-
-
-def find_cities(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """The folders of cities (of these names) in that of a split, sorted; none if it has another layout."""
-    found = sorted(path for path in folder.iterdir() if names is None or path.name in names)
-    cities = [path for path in found if (path / DATABASE / IMAGES).is_dir()]
-    return [city for city in cities if (city / QUERIES / IMAGES).is_dir()]
-
-
-def warn_of_missing(cities: Sequence[Path]) -> None:
-    """Warns if some of MSLS's test cities are there, and others not."""
-    missing = sorted({*TEST_CITIES} - {city.name for city in cities})
-    if len(missing) < len(TEST_CITIES) and missing:
-        message = "%s lacks %s of the six cities of MSLS's test set: the figures are not those of the test set."
-        logging.warning(message, cities[0].parent, ", ".join(missing))
 
 
 class CityImages(NamedTuple):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.ground import find_positives
-from datasets.msls import DATABASE, QUERIES, VAL_CITIES, read_tables
+from datasets.msls import read_tables
+from datasets.msls_layout import DATABASE, QUERIES, VAL_CITIES
 from datasets.protocols.recognition import keys_sha256
 from model.errors import InputError
 

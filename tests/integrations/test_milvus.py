@@ -16,7 +16,7 @@ from helpers.services import ASSETS, DATABASE, QUERIES, served
 
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.image_set import ImageSet
-from model import InputError, PlaceRecognizer
+from model import InputError, ModelConfig, PlaceRecognizer
 from utils.integrations.milvus import collections, export_index, open_index, reader, writer
 from utils.retrieval.config import AcceptConfig, EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
@@ -183,7 +183,7 @@ def test_a_copy_follows_an_index_that_lives(tmp_path, metadata, address, monkeyp
 
 
 def test_an_export_continues_where_it_was_interrupted(tmp_path, metadata, address, monkeypatch):
-    metadata = replace(metadata, rerank=False, descriptor_dim=0)
+    metadata = replace(metadata, model=ModelConfig(backbone="vit-tiny", hashing=True), descriptor_dim=0)
     index, target = write(tmp_path / "index", metadata, ROWS), address("interrupted")
     write_chunk, written = writer._write_chunk, []
 
@@ -259,7 +259,7 @@ def test_collections_of_others_are_refused(address, exported):
 
 
 def test_what_milvus_cannot_hold_is_refused(tmp_path, metadata, address):
-    float_only = replace(metadata, hashing=False, rerank=False)
+    float_only = replace(metadata, model=ModelConfig(backbone="vit-tiny"), code_bits=0)
     with IndexWriter(IndexConfig(folder=tmp_path / "float"), float_only) as index_writer:
         index_writer.append(Features(ImageSet.without_positions(["/a.jpg"]), None, np.ones((1, DIM), np.float32)))
         index_writer.features()

@@ -12,7 +12,8 @@ from PIL import Image
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from datasets.msls import SUBTASKS, TEST_CITIES
+from datasets.msls import SUBTASKS
+from datasets.msls_layout import TEST_CITIES
 from model import InputError
 from utils.integrations.msls import export_msls
 from utils.integrations.pairs import predicted_pairs
