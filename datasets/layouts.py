@@ -16,7 +16,6 @@ from tqdm import tqdm
 from datasets.config import GroundTruthConfig, PositionConfig
 from datasets.msls_layout import QUERIES as MSLS_QUERIES
 from datasets.msls_layout import VAL_CITIES, find_cities, warn_of_missing
-from datasets.vpr_bench import GROUND_TRUTH
 from model.errors import InputError
 from model.video_files import frame_of, is_video, list_frames
 from utils.runtime.flags import Values, flag, user_path
@@ -33,6 +32,7 @@ SYSTEM_NAMES = {  # of folders and files that systems add, in lower case; most n
     "recycler", "system volume information",
 }  # fmt: skip
 DATABASE_FOLDERS, QUERIES_FOLDERS = ("database", "gallery", "ref"), ("queries", "query")
+VPR_BENCH_TRUTH = "ground_truth_new.npy"
 PATH_LIST_SUFFIX = "_images_paths.txt"
 EXPECTED = "Expected <datasets_folder>/<dataset_name>/[images/]<split>/{database,queries}."
 NO_DATASETS_FOLDER = "Give --datasets_folder, or set the environment variable DATASETS_FOLDER."
@@ -124,7 +124,7 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
         queries = [city / MSLS_QUERIES for city in cities]
         return Layout(folder, folder if has_database else None, queries, cities=tuple(cities))
     database = database_folder(folder) if has_database else None
-    truth = folder / GROUND_TRUTH
+    truth = folder / VPR_BENCH_TRUTH
     return Layout(folder, database, _query_folders(folder, config), vpr_bench=truth if truth.exists() else None)
 
 

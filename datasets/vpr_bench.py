@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.file_names import order_in_sequence
+from datasets.layouts import VPR_BENCH_TRUTH
 from datasets.npy_files import read_npy
 from model.errors import InputError
 
-GROUND_TRUTH, DATABASE_FOLDER, QUERIES_FOLDER = "ground_truth_new.npy", "ref", "query"
+DATABASE_FOLDER, QUERIES_FOLDER = "ref", "query"
 WAY_OUT = "Expected a row for each query, with its number and a list of numbers. Or list pairs with --matches_csv."
 
 
@@ -54,6 +55,6 @@ def _check_order(paths: Sequence[str]) -> None:
     for path, other in zip(paths, sorted(paths, key=order_in_sequence), strict=True):
         if path != other:
             raise InputError(
-                f"The order of the images is ambiguous: {path} or {other} comes first. {GROUND_TRUTH} goes by their "
+                f"The order of the images is ambiguous: {path} or {other} comes first. {VPR_BENCH_TRUTH} goes by their "
                 "order. Rename them, so that all numbers have the same number of digits."
             )
