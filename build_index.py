@@ -80,12 +80,14 @@ def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.
         chosen = distributed.run_on_main(lambda: [i for i in chosen if watcher.is_ready(paths[i])])
         if not chosen and not changes.gone and distributed.run_on_main(partial(maintenance.is_complete, index)):
             return
+    if watcher and args.codes.source and not stored and len(chosen) < len(changes.new):
+        return  # codes are fitted to these images: to all of them
     say(f"{len(paths)} images in {folder}: {changes.summary(prune=args.prune)}")
     if changes.unchanged and (args.positions or args.positions_csv):
         say(f"The positions of the {len(changes.unchanged)} unchanged images stay as they are.")
 
     # ---- Model, and positions
-    if chosen or args.model.is_stated:  # which must be that of the index
+    if chosen or args.model.is_stated or args.codes.source:  # which must be those of the index
         choice, source = args.model.choice, args.model.any_source
         if stored and not args.model.is_stated:
             choice, source = model_of(stored, index, args.model.hub)

@@ -16,12 +16,14 @@ from functools import partial
 from model import InputError
 from utils.retrieval.code_file import write_code_file
 from utils.retrieval.index import Index
+from utils.runtime.atomic_files import check_output
 from utils.runtime.script import cli_main
 from utils.training.codes import place_labels, train_coding
 
 
 def main(args: TrainCodesArguments) -> None:
     started = time.perf_counter()
+    check_output(args.output, overwrite=True)  # before minutes of training
 
     # ---- Descriptors of places, which a float model gave
     index = Index(args.index, verify=not args.trust_index)

@@ -17,7 +17,7 @@ from .errors import InputError
 from .images import normalize, rgb_pixels
 from .index.home import Home
 from .index.metadata import PUBLISHED, UNKNOWN_WEIGHTS, IndexMetadata, read_projections, weights_of
-from .index.projections import NO_PROJECTIONS
+from .index.projections import NO_PROJECTIONS, Projections
 from .inference import dtype_of, prepare_for_inference
 from .loops import Loop, find_loops
 from .network import GeoLocalizationNet
@@ -403,10 +403,11 @@ class PlaceRecognizer:
         *,
         device: str = "cpu",
         rerank_num: int = 100,
+        projections: Projections | None = None,
     ) -> "PlaceRecognizer":
         """A recogniser that describes images as those of an index were, and remembers none.
 
-        index: its folder, or what names one without PCA in messages. Otherwise as `open`.
+        index: its folder, or what names one in messages. projections: of one that has no folder. Otherwise as `open`.
         """
         made = PlaceRecognizer(
             weights_of(metadata, index) if model is None else model,
@@ -416,7 +417,7 @@ class PlaceRecognizer:
             rerank_num=rerank_num,
         )
         made._antialias, made._exif_orientation = metadata.antialias, metadata.exif_orientation
-        made._projections = read_projections(Path(str(index)), metadata)
+        made._projections = read_projections(Path(str(index)), metadata) if projections is None else projections
         metadata.require_compatible(made._metadata(), index)
         return made
 

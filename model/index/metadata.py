@@ -41,7 +41,9 @@ MAX_METRES = 1e8  # of an easting or northing; those of national grids that begi
 PUBLISHED, UNKNOWN_WEIGHTS = "published", ""  # in place of the file of a model's weights
 REPAIR = "Rebuild the index, or copy it again."
 METADATA_ERRORS = (ValueError, TypeError, KeyError, OverflowError)
-NOT_COMPARED = {"repository", "weights_file", "precision", "descriptor_dtype", "exif_orientation", "positions"}
+ORIGINS = {"repository", "weights_file", "positions"}  # where something came from, which may have moved
+NOT_COMPARED = {*ORIGINS, "precision", "descriptor_dtype", "exif_orientation"}
+CODING = {"code_bits", "coding_method", "coding_sha256"}  # the fields of codes that are made of descriptors
 RECORD = np.dtype(  # of an image, in images.bin
     [
         ("id", "<i8"),  # a number that no other image of the index ever has
@@ -233,9 +235,13 @@ class IndexMetadata:
         saved, now = self._compared(), other._compared()
         if type(self.model) is not type(other.model):  # which have other fields
             saved, now = {"model": self.model.flags}, {"model": other.model.flags}
-        changed = [f"{k} {saved[k]} (now {now[k]})" for k in saved if saved[k] != now[k] and k not in ignore]
-        if changed:
-            raise InputError(f"{message}: {', '.join(changed)}. Check the weights (--model) and these flags.")
+        names = [name for name in saved if saved[name] != now[name] and name not in ignore]
+        remedy = "Check the weights (--model) and these flags."
+        if names and CODING.issuperset(names):
+            remedy = "Each has codes of its own: build both with one file of train_codes.py."
+        if names:
+            changed = [f"{name} {saved[name]} (now {now[name]})" for name in names]
+            raise InputError(f"{message}: {', '.join(changed)}. {remedy}")
 
 
 def weights_of(

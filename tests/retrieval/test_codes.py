@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from helpers.indexes import SETTINGS, content, make_chunk
 from helpers.models import build
 from helpers.processes import run_script, start_script
 
-from model import InputError, PlaceRecognizer
+from model import InputError, ModelConfig, PlaceRecognizer
 from model.index.coding import Coding
 from model.index.manifest import MANIFEST
 from model.index.metadata import METADATA
@@ -26,6 +26,7 @@ from utils.retrieval.codes import encode_all, fit_coding, sample_rows
 from utils.retrieval.config import CodesConfig, IndexConfig
 from utils.retrieval.extraction import project
 from utils.retrieval.index import Index, IndexWriter, metadata_of
+from utils.retrieval.index.reader import SeveralIndexes
 
 RANDOM = ["--codes=random", "--code_bits=24", "--rerank_num=5"]
 
@@ -239,6 +240,20 @@ def test_an_index_keeps_its_coding_and_a_program_searches_it_in_two_stages(tmp_p
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_indexes_that_differ_in_their_codes_say_how_to_build_them(tmp_path, model):
+    one, other = (Index(write(tmp_path / str(i), model, projections_of(i), [4])) for i in range(2))
+    with pytest.raises(InputError, match="coding_sha256 .*build both with one file of train_codes.py"):
+        SeveralIndexes([one, other])
+
+
+def test_codes_of_a_training_that_diverged_are_not_written(tmp_path, model):
+    coding = projections_of().coding
+    coding.matrix[0, 0] = np.nan
+    with pytest.raises(InputError, match="smaller --lr"):
+        write_code_file(tmp_path / "codes.bin", coding, metadata_of(model, SETTINGS))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_index_with_other_codes_is_refused(tmp_path, model):
     folder = write(tmp_path / "index", model, projections_of(), [4])
     before = content(folder)
@@ -248,6 +263,15 @@ def test_an_index_with_other_codes_is_refused(tmp_path, model):
     assert content(folder) == before
     with pytest.raises(InputError, match="another model"):
         PlaceRecognizer.open(folder, build("vit-tiny", "gem").eval())
+
+
+def test_a_recogniser_of_the_kind_of_a_copy_in_a_search_engine_takes_its_coding(tmp_path, model):
+    index = Index(write(tmp_path / "index", model, projections_of(), [4]))
+    made = PlaceRecognizer.of_kind(index.metadata, "milvus://h:1/x", model, projections=index.projections)
+    image = np.zeros((56, 56, 3), np.uint8)
+    np.testing.assert_array_equal(
+        made.describe(image).code, PlaceRecognizer.open(index.folder, model).describe(image).code
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
@@ -266,7 +290,7 @@ def test_a_damaged_coding_is_refused(tmp_path, model, damage):
     [
         *({"code_bits": value} for value in (0, 12, 4096, 24.0)),
         *({"coding_method": value} for value in (None, "lsh", 1)),
-        *({"coding_sha256": None}, {"hashing": True, "rerank": True}),
+        *({"coding_sha256": None}, {"model": asdict(ModelConfig(backbone="vit-tiny", hashing=True, rerank=True))}),
     ],
     ids=str,
 )
@@ -350,6 +374,7 @@ def test_a_build_that_was_killed_continues_with_its_coding(tmp_path, tiny_benchm
         ("eval.py", "float", ["--codes=itq", "--code_bits=1024"], "at most 512 bits"),
         ("eval.py", "float", ["--codes=nowhere"], "no file nowhere"),
         ("eval.py", "float", ["--rerank_num=5"], "applies to a search by codes"),
+        ("eval.py", "float", ["--rerank_num=5", "--save_index=index", "--append"], "and the index has none"),
         ("eval_rerank.py", "two_branch", ["--codes=itq"], "gives codes of its own"),
         ("eval_hashing.py", "hashing", ["--codes=itq"], "gives codes of its own"),
     ],

@@ -129,6 +129,8 @@ def test_arguments_reach_the_entry_as_python_values(repository):
         ({"arguments": ("dim=[1]",)}, "Expected text, a number, True, False or None"),
         ({"arguments": ("1=2",)}, "must have names"),
         ({"arguments": ("dim=1e999",)}, "The argument dim is inf"),
+        ({"arguments": ("force_reload=True",)}, "force_reload would be taken by torch.hub itself"),
+        ({"name": "./nowhere:f"}, "nowhere does not exist"),
         ({"trust_repo": False}, "--hub runs the code of"),
         ({"name": "their_project"}, "Expected REPO:ENTRY"),
         ({"name": "https://github.com/o/r:f"}, "does not exist"),
@@ -202,6 +204,18 @@ def test_a_module_that_is_imported_late_runs_once(tmp_path):
     assert count.read_text() == "x"
 
 
+def test_nested_folders_without_init_files_and_forbidden_imports_are_taken_out_again(tmp_path):
+    """The path of such a namespace package is asked of its parent, which must not be gone before."""
+    names = [f"part{i}/inner/more/code" for i in range(8)]
+    imports = "".join(f"import {name.replace('/', '.')}\n" for name in names)
+    late = f"import sys\nsys.modules['nobody_may_import_this'] = None\n{imports}NAME = 'theirs'"
+    before = state_of_python()
+    model = load(write_repository(tmp_path / "theirs", **{"utils/late": late}, **dict.fromkeys(names, "")), "plain")
+    assert model(trial_images(2, SIZE)).shape == (2, 32)
+    assert state_of_python() == before and not [name for name in sys.modules if name.startswith("part")]
+    sys.modules.pop("nobody_may_import_this", None)
+
+
 def test_a_folder_of_this_projects_own_repository_is_a_hub_repository_too():
     model = load(ROOT, "SelaVPRplusplus", "backbone=vit-pico", "hashing=False", "rerank=False", "pretrained=False")
     assert model.descriptor_dim == 512
@@ -242,6 +256,14 @@ def test_the_fingerprint_is_that_of_weights_code_and_arguments(tmp_path):
     assert load(folder, "unit_length").fingerprint != expected
     (folder / "models" / "more.py").write_text("")
     assert load(folder, "plain").fingerprint != expected
+
+
+def test_a_network_that_counts_its_calls_keeps_its_fingerprint(repository):
+    model = load(repository, "plain")
+    model._network.register_buffer("calls", torch.ones(()))
+    before = model.fingerprint
+    model._network.calls += 1
+    assert model.fingerprint == before
 
 
 @pytest.fixture
@@ -403,6 +425,10 @@ def test_an_index_whose_repository_has_moved(built, tmp_path):
         assert refused.status == 2 and "is not there" in refused.stderr and "--hub" in refused.stderr
         found = run_here("search.py", *flags, f"--hub={moved}:plain", cwd=tmp_path)
         assert found.status == 0 and image.name in found.stdout
+        flags = [images, f"--index={shutil.copytree(index, tmp_path / 'grown')}", "--append", *SETTINGS]
+        flags += [f"--hub={moved}:plain", "--hub_args", "dim=24", "--trust_repo"]
+        grown = run_here("build_index.py", *flags, cwd=tmp_path)
+        assert grown.status == 0, grown.stderr
     finally:
         moved.rename(theirs)
 
@@ -412,7 +438,7 @@ def test_an_index_of_a_hub_model_and_one_of_this_project_are_told_apart(built, c
     theirs, index, images = built
     image = sorted(images.iterdir())[0]
     refused = run_here("search.py", image, f"--index={index}", f"--model={checkpoints['float']}", cwd=tmp_path)
-    assert refused.status == 2 and "was built with the model of another project" in refused.stderr
+    assert refused.status == 2 and "Leave --model out." in refused.stderr
     flags = [f"--load_index={index}", f"--queries_folder={images}", "--backbone=vit-tiny", *SETTINGS]
     refused = run_here("eval.py", *flags, f"--resume={checkpoints['float']}", cwd=tmp_path)
     assert f"model --hub={theirs}:plain --hub_args dim=24 (now --backbone=vit-tiny" in refused.stderr

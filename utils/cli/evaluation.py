@@ -156,7 +156,7 @@ class EvaluationArguments(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FloatEvaluation(EvaluationArguments):
-    """The command line of eval.py. rerank_num: 0 where there are no codes to search first."""
+    """The command line of eval.py. rerank_num: 0 where an index decides whether there are codes."""
 
     model: TrainedModel = part("model", fixed={"kind": "float"}, changed=HUB)
     search: SearchConfig = part(
@@ -166,9 +166,7 @@ class FloatEvaluation(EvaluationArguments):
             "rerank_num": flag(
                 f"with --codes, or an index with codes: first-stage results to re-rank (default: {DEFAULT_RERANK_NUM})",
                 type=positive_int,
-                default_from=lambda flags: (
-                    DEFAULT_RERANK_NUM if flags["codes"] or flags["load_index"] or flags["append"] else 0
-                ),
+                default_from=lambda flags: DEFAULT_RERANK_NUM if flags["codes"] else 0,
                 may_change=True,
             )
         },

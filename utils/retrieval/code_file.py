@@ -22,7 +22,11 @@ COMPARED = ("weights_sha256", "pca_sha256", "descriptor_dim")  # of an index's m
 
 
 def write_code_file(path: Path, coding: Coding, metadata: IndexMetadata) -> None:
-    """Writes a coding for descriptors like those of an index with this metadata."""
+    """Writes a coding for descriptors like those of an index with this metadata. Raises InputError if it is not
+    finite.
+    """
+    if not np.isfinite(coding.rows).all():
+        raise InputError("The training diverged: its weights contain NaN or infinity. Choose a smaller --lr.")
     data = coding.rows.astype("<f4").tobytes()
     header = {"format": FORMAT, **{name: getattr(metadata, name) for name in COMPARED}}
     header |= {"code_bits": coding.bits, "sha256": hashlib.sha256(data).hexdigest()}

@@ -23,6 +23,7 @@ from utils.engines.onnx_file import OnnxDescriber, is_onnx
 from utils.retrieval.cities import SUBTASK_VALUES, evaluate_subtasks, search_by_city
 from utils.retrieval.codes import fit_to_features, with_codes
 from utils.retrieval.config import (
+    DEFAULT_RERANK_NUM,
     CropConfig,
     EngineAddress,
     EvaluationConfig,
@@ -54,7 +55,8 @@ class Evaluation:
 
     def __init__(self, database: Features, queries: Features, config: EvaluationConfig, run: RunDir) -> None:
         self.database, self.queries, self.run = database, queries, run
-        self.rerank_num = config.search.rerank_num
+        is_two_stage = database.codes is not None and database.descriptors is not None
+        self.rerank_num = config.search.rerank_num or (DEFAULT_RERANK_NUM if is_two_stage else 0)
         of_sequences = sequences.MATCHES if config.search.sequence > 1 else 1
         self.k = max(self.rerank_num, of_sequences, *config.report.recall_values)
         self.device = config.extraction.device
@@ -80,7 +82,7 @@ class Pipeline:
         with run.phase("extraction"):  # under torchrun, of every rank's share
             extractor, database = self._database(dataset)
             # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
-            against = distributed.run_on_main(lambda: database and dataset.with_database(database.images), share=False)
+            against = distributed.run_on_main(partial(self._against, dataset, database), share=False)
             queries = extract(extractor.for_queries(self.config.crops), dataset.queries)
         if database is None or against is None or queries is None:  # only the main rank receives the features
             return None
@@ -121,6 +123,14 @@ class Pipeline:
             with atomic_write(self.config.index.save_index / CALIBRATION, "wb") as file:
                 file.write((run.folder / CALIBRATION).read_bytes())
         return results
+
+    def _against(self, dataset: Benchmark, database: Features | None) -> Benchmark | None:
+        """The dataset with this database. Raises InputError if it cannot be searched so."""
+        if database is None:
+            return None
+        if database.codes is None and self.config.search.rerank_num:
+            raise InputError("--rerank_num applies to a search by codes, and the index has none. Leave it out.")
+        return dataset.with_database(database.images)
 
     def _search_part(self, database: Features, queries: Features, *, run: RunDir, least: int = 1) -> Stages:
         """The results of queries in a database, at least so many for each query."""
@@ -234,8 +244,12 @@ def model_of(
 
     Raises InputError if they are not there, or if the code is not trusted.
     """
-    if isinstance(metadata.model, HubConfig) and stated is None:
+    if isinstance(metadata.model, HubConfig):
+        if stated is not None:
+            raise InputError(f"The index {index} was built with {metadata.model.flags}. Leave --model out.")
         return ModelChoice(), hub.of_index(metadata.model, index)
+    if hub.name:
+        raise InputError(f"The index {index} was built with {metadata.model.flags}. Leave --hub out.")
     weights = weights_of(metadata, index, stated)
     return ModelChoice(**asdict(metadata.model)), weights
 

@@ -88,6 +88,8 @@ def load_describer(
     """
     if is_onnx(source):
         assert isinstance(source, Path), "as is_onnx says"
+        if config.compile:
+            raise InputError(f"--compile applies to PyTorch, and {source} is an ONNX file. Leave it out.")
         content = distributed.run_on_main(partial(read_onnx, source))
         described = load_onnx(
             content, source, engine=config.engine, provider=config.onnx_provider, precision=config.precision

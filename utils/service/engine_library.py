@@ -31,7 +31,9 @@ class EngineLibrary(Library):
         """
         self._index = engine_of(address).open_index(address)
         metadata = self._index.metadata
-        self.recognizer = PlaceRecognizer.of_kind(metadata, address, model, device=device, rerank_num=rerank_num)
+        self.recognizer = PlaceRecognizer.of_kind(
+            metadata, address, model, device=device, rerank_num=rerank_num, projections=self._index.projections
+        )
         self._acceptance = find_acceptance(accept, distance_kind(metadata, 1), None)
         if self._acceptance and self._acceptance.max_distance is None:
             raise InputError(self._acceptance.line)

@@ -10,8 +10,9 @@ from model.config import HubConfig, check_hub_arguments
 from model.errors import InputError
 from utils.runtime.flags import fixed, flag, switch
 
-ON_GITHUB = re.compile(r"(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(:(?P<ref>[\w./-]+))?")
+ON_GITHUB = re.compile(r"(?P<owner>[A-Za-z0-9][\w-]*)/(?P<name>[\w.-]+)(:(?P<ref>[\w./-]+))?")
 EXPECTED = "Expected REPO:ENTRY, where REPO is OWNER/NAME or OWNER/NAME:REF on GitHub, or a local folder"
+TORCH_HUB_ARGUMENTS = {"repo_or_dir", "model", "source", "trust_repo", "force_reload", "verbose", "skip_validation"}
 UNTRUSTED = (
     "{} runs the code of {} on this machine, with your rights. Add --trust_repo if you trust its authors; read its "
     "hubconf.py first."
@@ -62,6 +63,11 @@ class HubChoice:
             problem = "has no hubconf.py" if os.path.isdir(self.repository) else "does not exist"
             raise InputError(f"--hub {self.name}: the folder {self.repository} {problem}. {EXPECTED} with one.")
         check_hub_arguments(self.keywords)
+        if of_torch_hub := TORCH_HUB_ARGUMENTS & self.keywords.keys():
+            raise InputError(
+                f"--hub_args: {', '.join(sorted(of_torch_hub))} would be taken by torch.hub itself, and never reach "
+                f"{self.entry}. Write an entry of your own, in a folder, that gives it."
+            )
         if not self.trust_repo:
             raise InputError(UNTRUSTED.format("--hub", self.repository))
 

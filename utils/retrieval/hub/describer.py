@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,12 +42,13 @@ class HubModel:
         self.config, self.descriptor_dim = config, 0
         self.device, self.dtype = torch.device(settings.device), dtype_of(settings.precision)
         self._network, self._modules = network, modules
+        self._weights_sha256 = state_fingerprint(network.state_dict())  # now: some networks count their calls in it
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the state, and of what else the descriptors depend on: the code, and the arguments."""
         described = asdict(replace(self.config, repository="anywhere"))
-        content = json.dumps([described, state_fingerprint(self._network.state_dict())], sort_keys=True)
+        content = json.dumps([described, self._weights_sha256], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

@@ -47,14 +47,15 @@ class ForeignModules:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         finally:
-            new = sys.modules.keys() - before
-            self._modules = {name: sys.modules.pop(name) for name in new if self._is_theirs(name)}
+            # All are looked at before one is taken out: the path of a namespace package is asked of its parent.
+            theirs = [name for name in sys.modules.keys() - before if self._is_theirs(name)]
+            self._modules = {name: sys.modules.pop(name) for name in theirs}
             sys.modules.update(ours)
             sys.path[:] = path
             os.chdir(working_directory)
 
     def _is_theirs(self, name: str) -> bool:
-        module = vars(sys.modules[name])
+        module = getattr(sys.modules[name], "__dict__", {})  # of None, which forbids an import, too
         files = [module.get("__file__"), *(module.get("__path__") or ())]
         roots = [os.path.realpath(root) + os.sep for root in (self.folder, torch.hub.get_dir())]
         return _is_named_as_ours(name) or any(

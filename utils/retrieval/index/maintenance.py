@@ -14,7 +14,7 @@ from model.image_files import load_image
 from model.index import METADATA
 from model.index.files import FileState, IndexFiles, file_state, require_root
 from model.index.manifest import CHUNK_SIZE, Header, Manifest
-from model.index.metadata import IndexMetadata, UnknownFormat, read_metadata, read_projections
+from model.index.metadata import ORIGINS, IndexMetadata, UnknownFormat, read_metadata, read_projections
 from model.index.projections import Projections
 from model.index.writing import Columns, RowWriter
 from model.saving import LOCK
@@ -22,8 +22,6 @@ from utils.retrieval.index.format5 import Format5Files
 from utils.retrieval.index.reader import distinct_rows, verify_files
 from utils.retrieval.index.writer import Changes, find_changes
 from utils.runtime.atomic_files import atomic_folder
-
-SAME_FOR_MERGING = {"weights_file", "positions"}
 
 
 def stored_metadata(folder: Path) -> IndexMetadata | None:
@@ -163,7 +161,7 @@ def merge(sources: Sequence[Path], target: Path, root: Path | None = None) -> in
     metadata = parts[0].metadata
     for part in parts[1:]:
         message = f"--merge: the indexes {parts[0].folder} and {part.folder} were built differently"
-        metadata.require_same(part.metadata, SAME_FOR_MERGING, message)
+        metadata.require_same(part.metadata, ORIGINS, message)
     roots = {part.root for part in parts}
     live = [part.live_rows() for part in parts]
     chosen = distinct_rows([list(map(part.path, rows.tolist())) for part, rows in zip(parts, live, strict=True)])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.image_set import ImageSet
 from model import InputError
 from model.index.files import POSITION_LIMITS, DiskArray, IndexFiles, JoinedPaths, JoinedRows
-from model.index.metadata import IndexMetadata, read_projections
+from model.index.metadata import ORIGINS, IndexMetadata, read_projections
 from model.index.projections import Projections
 from model.index.quantization import QuantizedArray
 from utils.retrieval.config import ExtractionConfig
@@ -125,7 +125,7 @@ class SeveralIndexes(OpenIndex):
         self.metadata = indexes[0].metadata
         for other in indexes[1:]:
             message = f"The indexes {indexes[0]} and {other} (now) were built differently"
-            self.metadata.require_same(other.metadata, {"weights_file", "positions", "descriptor_dtype"}, message)
+            self.metadata.require_same(other.metadata, {*ORIGINS, "descriptor_dtype"}, message)
         self.projections = indexes[0].projections
         self._rows = distinct_rows([index.images.paths for index in indexes])
         paths = JoinedPaths(self._parts([index.images.paths for index in indexes]))

@@ -16,7 +16,7 @@ from datasets.image_set import ImageSet
 from model import GeoLocalizationNet, InputError, ModelConfig
 from model.index.files import PATHS, FileState, IndexFiles, file_state
 from model.index.manifest import Header
-from model.index.metadata import METADATA, PUBLISHED, RECORD, UNKNOWN_WEIGHTS, IndexMetadata
+from model.index.metadata import METADATA, ORIGINS, PUBLISHED, RECORD, UNKNOWN_WEIGHTS, IndexMetadata
 from model.index.projections import CODING_FILE, NO_PROJECTIONS, PCA_FILE, Projections
 from model.index.quantization import quantize
 from model.index.writing import RowWriter
@@ -99,7 +99,7 @@ class IndexWriter:
         self._rows = rows = RowWriter(config.folder, metadata, **options)
         try:
             message = f"--append: the index {config.folder} was built differently"
-            rows.metadata.require_same(metadata, {"weights_file", "positions"}, message)
+            rows.metadata.require_same(metadata, ORIGINS, message)
             if rows.files:  # what the comparison with the files relies on
                 verify_files(rows.files, ["images.bin", PATHS])
         except BaseException:
