@@ -15,7 +15,7 @@ from datasets.ground import Ground, warn_of_far
 from datasets.ground_truth import Folders, GroundTruth, ListedMatches, NearPositions, read_ground_truth
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig, Layout, database_folder, find_layout, list_images
-from datasets.msls import Cities, cities_of, key_of, match_images
+from datasets.msls import Cities, cities_of, key_of, match_images, published_key, read_subtasks
 from datasets.msls_layout import DATABASE, IMAGES, TEST_CITIES
 from datasets.positions import PositionTable
 from datasets.shared_images import find_shared
@@ -60,6 +60,9 @@ class Benchmark:
         if layout.database:
             cities = [read_city(city / DATABASE) for city in layout.cities]
             self.database = ImageSet.joined(cities) if cities else read(layout.database)
+        elif config.labels:  # the images of an index, of which the CSV files tell the subtasks
+            for city in layout.cities:
+                self._subtasks |= read_subtasks(city / DATABASE)
         parts = {folder: (read_city if layout.cities else read)(folder) for folder in layout.queries}
         self.truth = self._read_truth(layout, parts, has_matches=has_matches) if config.labels else None
         if config.queries_list:
@@ -104,8 +107,9 @@ class Benchmark:
         if self.config.ground_truth.is_given:
             return read_ground_truth(self.config.ground_truth, folders)
         assert layout.vpr_bench, "or there are no matches"
-        queries = [str(path) for part in parts.values() for path in part.paths]
-        database = list_images(layout.database or database_folder(layout.folder))
+        # Absolute, as image_names states them: relative ones count from another folder
+        queries = [os.path.abspath(path) for part in parts.values() for path in part.paths]
+        database = list(map(os.path.abspath, list_images(layout.database or database_folder(layout.folder))))
         matches = right_images(layout.vpr_bench, queries, database)
         return ListedMatches(layout.vpr_bench, matches, folders)
 
@@ -223,4 +227,4 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
 
 def _names_of_query(path: str | Path, folders: Sequence[Path]) -> set[str]:
     relative = {os.path.relpath(path, folder) for folder in folders}
-    return {*relative, os.path.basename(path), os.path.abspath(path), image_key(path)} - {""}
+    return {*relative, os.path.basename(path), os.path.abspath(path), image_key(path), published_key(path)} - {""}

@@ -175,6 +175,12 @@ def test_an_array_without_lists_is_read_too(bench):
     assert read_bench(bench) == [[1], [1], [3]]
 
 
+def test_the_folder_of_datasets_may_be_relative(bench, monkeypatch):
+    np.save(bench / "ground_truth_new.npy", object_array(ROWS))
+    monkeypatch.chdir(bench.parent)
+    assert read_bench(Path(bench.name)) == RIGHT
+
+
 class Hostile:
     """Unpickling it would leave a file."""
 

@@ -1,6 +1,7 @@
 """Search city by city, and the subtasks of MSLS, against naive loops over made-up cities."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 
 from datasets.benchmark import Benchmark
 from datasets.layouts import BenchmarkConfig
-from datasets.msls import SUBTASKS
+from datasets.msls import SUBTASKS, cities_of
 from datasets.msls_layout import TEST_CITIES
+from datasets.protocols.recognition import keys_sha256, recognise
+from datasets.protocols.table import PROTOCOLS
 from model import InputError
 from utils.integrations.msls import export_msls
 from utils.integrations.pairs import predicted_pairs
@@ -111,6 +114,39 @@ def test_a_city_with_fewer_images_than_results_is_refused(cities):
     benchmark, database, queries, _ = cities
     with pytest.raises(InputError, match=r"has 26 images of \w+, where each query needs 27"):
         search_by_city(lambda d, q: {}, database, queries, benchmark.cities, depth=27)
+
+
+def test_the_paths_of_a_database_are_read_only_if_the_queries_have_cities():
+    """Those of a search engine are asked for one by one."""
+    read = []
+
+    def paths(names):
+        for name in names:
+            read.append(name)
+            yield name
+
+    assert cities_of(paths(["a.jpg"] * 100_000), ["q.jpg"] * 3) is None and not read
+    query = "@0@0@@@@@q@@@@@@@day_forward_miami@.jpg"
+    assert cities_of(paths([query, "a.jpg", "b.jpg"]), [query]) is None and len(read) == 2
+
+
+def test_subtasks_of_an_index_are_those_of_the_images_on_disk(cities):
+    benchmark, *_ = cities
+    queries = Benchmark(benchmark.config, has_database=False)
+    against = queries.with_database(benchmark.database)
+    np.testing.assert_array_equal(against.subtasks(against.database), benchmark.subtasks(benchmark.database))
+
+
+def test_queries_of_mslss_own_folders_are_selected_and_recognised_by_their_keys(cities, tmp_path, monkeypatch):
+    benchmark, *_ = cities
+    keys = sorted(Path(path).stem for path in benchmark.queries.paths)[::3]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    chosen = Benchmark(replace(benchmark.config, queries_list=tmp_path / "keys.txt"))
+    assert sorted(Path(path).stem for path in chosen.queries.paths) == keys
+    official = replace(PROTOCOLS[0], name="MSLS, ours", database=len(chosen.database), queries=len(keys))
+    official = replace(official, threshold=25, keys_sha256=keys_sha256(keys), frames=None, seasons=None)
+    monkeypatch.setattr("datasets.protocols.recognition.PROTOCOLS", (official,))
+    assert recognise(chosen.database, chosen.queries, 25).name == "MSLS, ours"
 
 
 # ---- What may be wrong with the folder
