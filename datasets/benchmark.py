@@ -14,7 +14,7 @@ from datasets.folder import locate_images, require_positions
 from datasets.ground import Ground, warn_of_far
 from datasets.ground_truth import Folders, GroundTruth, ListedMatches, NearPositions, read_ground_truth
 from datasets.image_set import ImageSet
-from datasets.layouts import BenchmarkConfig, Layout, database_folder, find_layout, list_images
+from datasets.layouts import DATABASE_FOLDERS, BenchmarkConfig, Layout, database_folder, find_layout, list_images
 from datasets.msls import Cities, cities_of, key_of, match_images, published_key, read_subtasks
 from datasets.msls_layout import DATABASE, IMAGES, TEST_CITIES
 from datasets.positions import PositionTable
@@ -103,14 +103,22 @@ class Benchmark:
         """parts: all queries of each folder."""
         if not has_matches:
             return NearPositions(self.config.threshold)
-        folders = Folders(layout.folder, [layout.database] if layout.database else [], layout.queries)
+        database = [layout.database] if layout.database else []
+        if not database and not self.config.queries_folder:  # the dataset that the index was made of
+            database = [layout.folder / name for name in DATABASE_FOLDERS]
+        folders = Folders(layout.folder, database, layout.queries)
         if self.config.ground_truth.is_given:
             return read_ground_truth(self.config.ground_truth, folders)
         assert layout.vpr_bench, "or there are no matches"
+        if self.config.threshold != BenchmarkConfig.threshold:
+            raise InputError(
+                f"{layout.vpr_bench} decides in place of distances; leave --val_positive_dist_threshold out, or give "
+                "positions (--positions_csv)."
+            )
         # Absolute, as image_names states them: relative ones count from another folder
         queries = [os.path.abspath(path) for part in parts.values() for path in part.paths]
-        database = list(map(os.path.abspath, list_images(layout.database or database_folder(layout.folder))))
-        matches = right_images(layout.vpr_bench, queries, database)
+        images = list(map(os.path.abspath, list_images(layout.database or database_folder(layout.folder))))
+        matches = right_images(layout.vpr_bench, queries, images)
         return ListedMatches(layout.vpr_bench, matches, folders)
 
     def _require_truth(self) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.oracles import mapillary_apk
 from PIL import Image
 
 from datasets.benchmark import Benchmark
+from datasets.config import PositionConfig
 from datasets.layouts import BenchmarkConfig
 from datasets.msls import SUBTASKS, cities_of
 from datasets.msls_layout import TEST_CITIES
@@ -21,6 +23,8 @@ from model import InputError
 from utils.integrations.msls import export_msls
 from utils.integrations.pairs import predicted_pairs
 from utils.retrieval.cities import SUBTASK_VALUES, evaluate_subtasks, search_by_city
+from utils.retrieval.config import IVFConfig
+from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.features import Features
 from utils.retrieval.search import search
 
@@ -150,6 +154,27 @@ def test_queries_of_mslss_own_folders_are_selected_and_recognised_by_their_keys(
 
 
 # ---- What may be wrong with the folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queries_subfolders": ("queries_night",)},
+        {"positions": PositionConfig(source="exif")},
+        {"positions": PositionConfig(source="csv", csv=Path("positions.csv"))},
+    ],
+)
+def test_what_msls_as_it_is_published_would_ignore_is_refused(cities, options):
+    with pytest.raises(InputError, match="does not apply to MSLS as it is published"):
+        Benchmark(replace(cities[0].config, **options))
+
+
+def test_an_inverted_file_is_refused_before_the_extraction(cities):
+    """Where queries are searched city by city."""
+    config = SimpleNamespace(search=SimpleNamespace(ivf=IVFConfig(nlist=2, nprobe=1)))
+    pipeline = Pipeline(SimpleNamespace(), config, search=None)
+    with pytest.raises(InputError, match="--ivf searches the whole database"):
+        pipeline.evaluate(cities[0], run=None)
 
 
 @pytest.fixture

@@ -77,10 +77,11 @@ class Pipeline:
 
     def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
+        self._require_codes(dataset)
         with run.phase("extraction"):  # under torchrun, of every rank's share
             extractor, database = self._database(dataset)
             # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
-            against = distributed.run_on_main(lambda: database and dataset.with_database(database.images), share=False)
+            against = distributed.run_on_main(lambda: database and self._against(dataset, database), share=False)
             queries = extract(extractor.for_queries(self.config.crops), dataset.queries)
         if database is None or against is None or queries is None:  # only the main rank receives the features
             return None
@@ -121,6 +122,20 @@ class Pipeline:
             with atomic_write(self.config.index.save_index / CALIBRATION, "wb") as file:
                 file.write((run.folder / CALIBRATION).read_bytes())
         return results
+
+    def _against(self, dataset: Benchmark, database: Features) -> Benchmark:
+        """The dataset's queries against the images of a database. Raises InputError as with_database does."""
+        against = dataset.with_database(database.images)
+        self._require_codes(against)
+        return against
+
+    def _require_codes(self, dataset: Benchmark) -> None:
+        """Raises InputError, before an extraction, if an inverted file would stand in for codes that are selected."""
+        if self.config.search.ivf and dataset.cities:
+            raise InputError(
+                f"--ivf searches the whole database, and the queries of {dataset.name} are searched city by city. "
+                "Leave it out."
+            )
 
     def _search_part(self, database: Features, queries: Features, *, run: RunDir, least: int = 1) -> Stages:
         """The results of queries in a database, at least so many for each query."""
