@@ -14,8 +14,8 @@ from datasets.folder import locate_images, require_positions
 from datasets.ground import Ground, warn_of_far
 from datasets.ground_truth import Folders, GroundTruth, ListedMatches, NearPositions, read_ground_truth
 from datasets.image_set import ImageSet
-from datasets.layouts import BenchmarkConfig, Layout, database_folder, find_layout, list_images
-from datasets.msls import Cities, cities_of, key_of, match_images
+from datasets.layouts import DATABASE_FOLDERS, BenchmarkConfig, Layout, database_folder, find_layout, list_images
+from datasets.msls import Cities, cities_of, key_of, match_images, published_key, read_subtasks
 from datasets.msls_layout import DATABASE, IMAGES, TEST_CITIES
 from datasets.positions import PositionTable
 from datasets.shared_images import find_shared
@@ -60,6 +60,9 @@ class Benchmark:
         if layout.database:
             cities = [read_city(city / DATABASE) for city in layout.cities]
             self.database = ImageSet.joined(cities) if cities else read(layout.database)
+        elif config.labels:  # the images of an index, of which the CSV files tell the subtasks
+            for city in layout.cities:
+                self._subtasks |= read_subtasks(city / DATABASE)
         parts = {folder: (read_city if layout.cities else read)(folder) for folder in layout.queries}
         self.truth = self._read_truth(layout, parts, has_matches=has_matches) if config.labels else None
         if config.queries_list:
@@ -100,13 +103,22 @@ class Benchmark:
         """parts: all queries of each folder."""
         if not has_matches:
             return NearPositions(self.config.threshold)
-        folders = Folders(layout.folder, [layout.database] if layout.database else [], layout.queries)
+        database = [layout.database] if layout.database else []
+        if not database and not self.config.queries_folder:  # the dataset that the index was made of
+            database = [layout.folder / name for name in DATABASE_FOLDERS]
+        folders = Folders(layout.folder, database, layout.queries)
         if self.config.ground_truth.is_given:
             return read_ground_truth(self.config.ground_truth, folders)
         assert layout.vpr_bench, "or there are no matches"
-        queries = [str(path) for part in parts.values() for path in part.paths]
-        database = list_images(layout.database or database_folder(layout.folder))
-        matches = right_images(layout.vpr_bench, queries, database)
+        if self.config.threshold != BenchmarkConfig.threshold:
+            raise InputError(
+                f"{layout.vpr_bench} decides in place of distances; leave --val_positive_dist_threshold out, or give "
+                "positions (--positions_csv)."
+            )
+        # Absolute, as image_names states them: relative ones count from another folder
+        queries = [os.path.abspath(path) for part in parts.values() for path in part.paths]
+        images = list(map(os.path.abspath, list_images(layout.database or database_folder(layout.folder))))
+        matches = right_images(layout.vpr_bench, queries, images)
         return ListedMatches(layout.vpr_bench, matches, folders)
 
     def _require_truth(self) -> None:
@@ -223,4 +235,4 @@ def select_queries(parts: dict[Path, ImageSet], queries_list: Path, above: Path)
 
 def _names_of_query(path: str | Path, folders: Sequence[Path]) -> set[str]:
     relative = {os.path.relpath(path, folder) for folder in folders}
-    return {*relative, os.path.basename(path), os.path.abspath(path), image_key(path)} - {""}
+    return {*relative, os.path.basename(path), os.path.abspath(path), image_key(path), published_key(path)} - {""}

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.config import GroundTruthConfig
 from datasets.file_names import frame_of
 from datasets.ground import Ground, find_positives
-from datasets.image_rows import ImageRows, image_names
+from datasets.image_rows import ImageRows, image_names, shared_row_error
 from datasets.image_set import ImageSet
 from model.errors import InputError
 from utils.runtime.text_files import CsvRow, NameTable, read_csv, shorten
@@ -71,7 +71,8 @@ class ListedMatches:
         listed = NameTable((name, name) for name in self.matches)
         folders = [self.folders.above, *self.folders.database]
         known = NameTable((name, i) for i, path in enumerate(database.paths) for name in image_names(path, folders))
-        positives, used = [], set[str]()
+        positives: list[np.ndarray] = []
+        used: dict[str, str] = {}  # {row: the query that it belongs to}
         for query in queries.paths:
             rows = listed.find(*image_names(query, [self.folders.above, *self.folders.queries]))
             if not rows:
@@ -79,7 +80,10 @@ class ListedMatches:
                     f"{self.source} does not list the query {query}. Give each query a row; if it has no right image, "
                     "leave the column database empty."
                 )
-            used |= rows
+            for row in rows:
+                other = used.setdefault(row, os.path.abspath(query))
+                if other != os.path.abspath(query):
+                    raise shared_row_error(self.source, (other, query), self.folders.above)
             indices = [i for row in rows for text in self.matches[row] for i in self._indices(text, query, known)]
             positives.append(np.unique(np.array(indices, np.int64)))
         if len(used) < len(self.matches):
@@ -89,15 +93,16 @@ class ListedMatches:
 
     def _indices(self, text: str, query: str | Path, known: NameTable[int]) -> list[int]:
         """The database images of a text."""
-        names = [text] if known.find(os.path.normpath(text)) else [name.strip() for name in text.split(SEPARATOR)]
+        names = [text] if known.find(os.path.normpath(text)) else [*filter(None, map(str.strip, text.split(SEPARATOR)))]
         indices: list[int] = []
         for name in names:
             found = known.find(os.path.normpath(name))
             if len(found) != 1:
                 problem = f"stands for {len(found)} database images" if found else "is not in the database"
+                database = ", or to the folder of the database" if self.folders.database else ""  # or of an index
                 raise InputError(
                     f"{self.source}: {shorten(name)}, which it lists for {query}, {problem}. Expected a path relative "
-                    f"to {self.folders.above}, or to the folder of the database, or an absolute one."
+                    f"to {self.folders.above}{database}, or an absolute one."
                 )
             indices += found
         return indices

@@ -14,6 +14,14 @@ def image_names(path: str | Path, folders: Iterable[Path]) -> set[str]:
     return {os.path.abspath(path), *(os.path.relpath(path, folder) for folder in folders)}
 
 
+def shared_row_error(path: Path, images: tuple[str | Path, str | Path], folder: Path) -> InputError:
+    """Says that a row of a CSV file stands for two images. folder: above all images."""
+    return InputError(
+        f"{path}: one row stands for both {images[0]} and {images[1]}. Give each its own row, with their paths "
+        f"relative to {folder}."
+    )
+
+
 class ImageRows:
     """Finds the one row of a CSV file that stands for an image.
 
@@ -46,8 +54,5 @@ class ImageRows:
             )
         other = self._images.setdefault(rows[0], os.path.abspath(image))
         if other != os.path.abspath(image):
-            raise InputError(
-                f"{self.path}: one row stands for both {other} and {image}. Give each its own row, with their paths "
-                f"relative to {self.folder}."
-            )
+            raise shared_row_error(self.path, (other, image), self.folder)
         return rows[0]

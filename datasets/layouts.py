@@ -119,6 +119,7 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
     folder = _split_folder(config)
     cities = find_cities(folder, VAL_CITIES if folder.name == "train_val" else None)
     if cities:
+        _require_own_layout(config, folder)
         if config.split == "test":
             warn_of_missing(cities)
         queries = [city / MSLS_QUERIES for city in cities]
@@ -126,6 +127,21 @@ def find_layout(config: BenchmarkConfig, *, has_database: bool = True) -> Layout
     database = database_folder(folder) if has_database else None
     truth = folder / VPR_BENCH_TRUTH
     return Layout(folder, database, _query_folders(folder, config), vpr_bench=truth if truth.exists() else None)
+
+
+def _require_own_layout(config: BenchmarkConfig, folder: Path) -> None:
+    """Raises InputError for settings that MSLS as it is published has no use for."""
+    given = {
+        "queries_subfolder": bool(config.queries_subfolders),
+        "positions_csv": config.positions.csv is not None,
+        f"positions {config.positions.source}": config.positions.source in ("auto", "exif"),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(
+                f"--{name} does not apply to MSLS as it is published, in {folder}: its folders and CSV files say where "
+                "the queries are and where images were taken. Leave it out."
+            )
 
 
 def folder_above(queries: Path, database: Path | None) -> Path:
@@ -261,7 +277,8 @@ def _split_folder(config: BenchmarkConfig) -> Path:
     for folder in (config.datasets_folder, dataset):
         if not folder.is_dir():
             raise InputError(f"No folder {folder}. {_contents(folder.parent)}{EXPECTED}")
-    if config.split == "test" and all(_existing(dataset, names) for names in (DATABASE_FOLDERS, QUERIES_FOLDERS)):
+    queries = config.queries_subfolders or QUERIES_FOLDERS
+    if config.split == "test" and all(_existing(dataset, names) for names in (DATABASE_FOLDERS, queries)):
         return dataset
     parent = dataset / "images" if (dataset / "images").is_dir() else dataset
     raise InputError(f"No folder {parent / config.split}. {_contents(parent)}{EXPECTED}")

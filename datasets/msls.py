@@ -110,6 +110,14 @@ def key_of(path: str | Path) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
+def read_subtasks(folder: Path) -> dict[str, np.ndarray]:
+    """{key: to which of SUBTASKS it belongs, bool [7]} of all images that a folder's CSV files list, without looking
+    for the images. Raises InputError as read_tables does.
+    """
+    tables = read_tables(folder, subtasks=SUBTASKS, positions=False)
+    return dict(zip(tables.keys, tables.subtasks, strict=True))
+
+
 def city_of(path: str | Path) -> str | None:
     """The city of an image of MSLS, by its folders or, as VPR-datasets-downloader writes it, its name; None if neither
     states one.
@@ -136,14 +144,24 @@ class Cities(NamedTuple):
 
 def cities_of(database: Iterable[str | Path], queries: Iterable[str | Path]) -> Cities | None:
     """The cities of images; None if some are unknown. Raises InputError if queries are of cities without a database."""
-    both = [[city_of(path) for path in paths] for paths in (database, queries)]
-    names = sorted({city for side in both for city in side if city})
-    if any(city is None for side in both for city in side) or not names:
+    asked = _known_cities(queries)  # first: the paths of a search engine's database are read one by one
+    known = _known_cities(database) if asked is not None else None
+    if asked is None or known is None or not (asked or known):
         return None
-    numbers = [np.array([names.index(city or "") for city in side], np.int64) for side in both]
-    lonely = set(numbers[1].tolist()) - set(numbers[0].tolist())
-    if lonely and len(numbers[0]):
-        city = names[min(lonely)]
-        city = names[min(lonely)]
-        raise InputError(f"There are queries of {city}, but the database has no image of it. Add that city.")
-    return Cities(names, numbers[0], numbers[1])
+    names = sorted({*known, *asked})
+    numbers = {city: number for number, city in enumerate(names)}
+    lonely = {*asked} - {*known}
+    if lonely and known:
+        raise InputError(f"There are queries of {min(lonely)}, but the database has no image of it. Add that city.")
+    return Cities(names, *(np.array([numbers[city] for city in side], np.int64) for side in (known, asked)))
+
+
+def _known_cities(paths: Iterable[str | Path]) -> list[str] | None:
+    """The cities of images; None if one is unknown, after which no other path is read."""
+    cities: list[str] = []
+    for path in paths:
+        city = city_of(path)
+        if not city:
+            return None
+        cities.append(city)
+    return cities

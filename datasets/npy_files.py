@@ -83,6 +83,8 @@ class _Array(list[Any]):
 
         Raises ValueError if they do not fit.
         """
+        if not all(type(length) is int for length in shape):
+            raise ValueError("lengths that are no integers")
         if by_columns and len(shape) > 1:
             raise ValueError("its columns are stored one after the other")
         if "O" in code and isinstance(content, list):
@@ -97,7 +99,7 @@ class _Array(list[Any]):
 
     def rows(self) -> list[Any]:
         """The items; of an array of two dimensions, a list for each row."""
-        if len(self.shape) != 2:
+        if len(self.shape) != 2 or not self:  # of no columns, there may be any number of rows
             return self
         count, width = self.shape
         return [self[i * width : (i + 1) * width] for i in range(count)]
@@ -107,11 +109,12 @@ class _PickleReader:
     """Reads a pickle of lists, tuples, integers, texts and arrays of these, protocols 0 to 4.
 
     Its methods raise LookupError, TypeError, ValueError, ArithmeticError or AttributeError for any other content. What
-    is built is at most as large as the pickle: lists refer to what they hold, and bytes are decoded once.
+    is built is at most as large as the pickle: lists refer to what they hold, bytes are decoded once, and an array's
+    items are copied once.
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.to_decode = data, len(data)
+        self.data, self.left = data, len(data)  # bytes to decode, or items to copy, at most
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -130,6 +133,8 @@ class _PickleReader:
         """An operation of the pickle, as pickletools names it."""
         stack = self.stack
         if name in VALUES:
+            if isinstance(argument, int) and argument.bit_length() > 64:
+                raise ValueError("an integer of more than 64 bits")
             stack.append(argument)
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
@@ -193,7 +198,11 @@ class _PickleReader:
     def _fill(self, built: Any, state: tuple[Any, ...]) -> None:
         if isinstance(built, _Array) and len(state) == 5 and isinstance(state[2], _Type):
             _, shape, kind, by_columns, content = state
-            built.fill(shape, by_columns, kind.code, content if isinstance(content, list) else self._bytes(content))
+            if isinstance(content, list):  # which may be referred to again and again, and is copied each time
+                self._spend(len(content))
+            else:
+                content = self._bytes(content)
+            built.fill(shape, by_columns, kind.code, content)
         elif isinstance(built, _Type):
             built.fill(state)
         else:
@@ -202,7 +211,13 @@ class _PickleReader:
     def _bytes(self, content: Any) -> bytes:
         """Bytes, which Python 2 writes as a text."""
         content = content.encode("latin1") if isinstance(content, str) else content
-        self.to_decode -= len(content)
-        if not isinstance(content, bytes) or self.to_decode < 0:
-            raise ValueError("more items than it has bytes")
+        if not isinstance(content, bytes):
+            raise ValueError("items that are no bytes")
+        self._spend(len(content))
         return content
+
+    def _spend(self, count: int) -> None:
+        """Raises ValueError once more is built than the pickle has bytes."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("more items than it has bytes")

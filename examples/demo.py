@@ -147,7 +147,7 @@ def checked_flags(words: list[str]) -> list[str]:
     flags = []
     for name in (declared.name for declared in declared_flags(BenchmarkFlags, "data")):
         value = getattr(args, name)
-        if value:
+        if value is not None and value is not False and value != ():  # a tolerance of 0 is one
             values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
             flags += [f"--{name}", *(str(v.absolute() if isinstance(v, Path) else v) for v in values)]
     return flags

@@ -20,6 +20,7 @@ from datasets.unified.planning import CityPlan, PlannedImage
 from datasets.zones import zone_text
 from model.errors import InputError
 
+SOUTHERN = 1e7  # metres, which UTM adds to northings south of the equator
 NO_DATE = "000001"  # year 0, month 1: the format needs numbers
 ZONE_DEGREES = 9.0  # of longitude from a zone's middle, up to which its metres are good enough for one neighbourhood
 
@@ -178,13 +179,20 @@ def _thinned(photos: PhotoFolder, members: Sequence[int], most: int, unused: dic
 
 
 def _split(photos: PhotoFolder, places: list[list[int]], most: int, unused: dict[int, str]) -> Split:
-    """Queries are the last quarter of the photos of each place, by time, so that they differ most from the others."""
+    """Queries are the last quarter of the files of each place, by time, so that they differ most from the others.
+
+    The first place of a panorama decides for all its views: a query among the others would find its own pixels.
+    """
     split = Split(database=[], queries=[])
+    is_query: dict[int, bool] = {}  # of each file
     for place in places:
         ordered = _by_time(photos, _thinned(photos, place, most, unused))
-        queries = max(1, len(ordered) // 4) if len(ordered) > 1 else 0
-        split.database.extend(ordered[: len(ordered) - queries])
-        split.queries.extend(ordered[len(ordered) - queries :])
+        files = list(dict.fromkeys(photos.photos[i].row for i in ordered))
+        first = len(files) - max(1, len(files) // 4) if len(files) > 1 else 1
+        for number, file in enumerate(files):
+            is_query.setdefault(file, number >= first)
+        for i in ordered:
+            (split.queries if is_query[photos.photos[i].row] else split.database).append(i)
     return split
 
 
@@ -240,7 +248,8 @@ def _names(photos: PhotoFolder, indices: Sequence[int]) -> dict[int, str]:
 
 def _positions(photos: PhotoFolder, rows: Sequence[int]) -> list[str]:
     """Easting to longitude of a name, joined by @. Latitude and longitude are 0 where only metres without a zone are
-    known.
+    known. A neighbourhood on both sides of the equator has metres without a zone, negative in the south: those of two
+    zones would not be compared.
     """
     images = photos.images[np.array(rows, np.int64)]
     texts = []
@@ -252,15 +261,20 @@ def _positions(photos: PhotoFolder, rows: Sequence[int]) -> list[str]:
             texts.append(f"{metres}@{latitude:09.5f}@{longitude:010.5f}")
         return texts
     zone = _common_zone(images.degrees)
-    for latitude, longitude in images.degrees:
+    is_south = images.degrees[:, 0] < 0
+    crosses_equator = zone is not None and len(np.unique(is_south)) == 2
+    for (latitude, longitude), south in zip(images.degrees, is_south.tolist(), strict=True):
         easting, northing, number, band = utm.from_latlon(latitude, longitude, force_zone_number=zone)
-        texts.append(f"{easting:010.2f}@{northing:010.2f}@{number:02d}@{band}@{latitude:09.5f}@{longitude:010.5f}")
+        stated = f"{number:02d}@{band}"
+        if crosses_equator:
+            northing, stated = northing - SOUTHERN * south, "@"
+        texts.append(f"{easting:010.2f}@{northing:010.2f}@{stated}@{latitude:09.5f}@{longitude:010.5f}")
     return texts
 
 
 def _common_zone(degrees: np.ndarray) -> int | None:
-    """The zone in the middle of latitudes and longitudes [N, 2]; None if some are far from it or across the equator."""
-    latitudes, longitudes = degrees.T
+    """The zone in the middle of latitudes and longitudes [N, 2]; None if some are far from it."""
+    longitudes = degrees[:, 1]
     number = utm.latlon_to_zone_number(*np.median(degrees, axis=0))
     is_near = (np.abs(longitudes - utm.zone_number_to_central_longitude(number)) <= ZONE_DEGREES).all()
-    return number if is_near and len(np.unique(latitudes >= 0)) == 1 else None
+    return number if is_near else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.file_names import image_key
 from datasets.image_set import ImageSet
+from datasets.msls import published_key
 from datasets.protocols.table import PROTOCOLS, Protocol
 
 SEASONS = ("spring", "summer", "fall", "winter")
@@ -95,8 +96,10 @@ def _difference(protocol: Protocol, database: ImageSet, queries: ImageSet, *, th
     """What distinguishes a benchmark with the protocol's counts from the protocol; "" if nothing does."""
     if protocol.frames is None and threshold != protocol.threshold:
         return f"with {threshold:g} m instead of {protocol.threshold:g} m"
-    if protocol.keys_sha256 and keys_sha256([image_key(path) for path in queries.paths]) != protocol.keys_sha256:
-        return "other queries"
+    if protocol.keys_sha256:
+        keys = [published_key(path) or image_key(path) for path in queries.paths]
+        if keys_sha256(keys) != protocol.keys_sha256:
+            return "other queries"
     if protocol.frames is not None:
         frames = _frame_tolerance(database.utms, threshold)
         if frames != protocol.frames:

@@ -102,6 +102,35 @@ def test_files_that_do_not_say_what_is_right_are_refused(mine, text, tolerance, 
         Benchmark(config_of(mine, text, frame_tolerance=tolerance))
 
 
+def test_a_row_of_pairs_that_stands_for_two_queries_is_refused(tmp_path):
+    """As one of labels or frames is."""
+    touch(tmp_path / "town/test", ["database/000.jpg", "queries_day/000.jpg", "queries_night/000.jpg"])
+    (tmp_path / "truth.csv").write_text("query,database\n000.jpg,000.jpg\n")
+    truth = GroundTruthConfig(matches_csv=tmp_path / "truth.csv")
+    config = BenchmarkConfig(
+        name="town",
+        datasets_folder=tmp_path,
+        queries_subfolders=("queries_day", "queries_night"),
+        ground_truth=truth,
+    )
+    with pytest.raises(
+        InputError, match=r"one row stands for both .*day/000.jpg and .*night/000.jpg\. Give each its own"
+    ):
+        Benchmark(config)
+    (tmp_path / "truth.csv").write_text("query,database\nqueries_day/000.jpg,000.jpg;\nqueries_night/000.jpg,;\n")
+    assert [found.tolist() for found in Benchmark(config).positives] == [[0], []]
+
+
+def test_names_in_the_database_of_a_dataset_are_those_of_its_index_too(tmp_path):
+    touch(tmp_path / "town/test", ["database/a/000.jpg", "queries/000.jpg"])
+    (tmp_path / "truth.csv").write_text("query,database\n000.jpg,a/000.jpg\n")
+    truth = GroundTruthConfig(matches_csv=tmp_path / "truth.csv")
+    config = BenchmarkConfig(name="town", datasets_folder=tmp_path, ground_truth=truth)
+    database = Benchmark(config).database
+    against = Benchmark(config, has_database=False).with_database(database)
+    assert [found.tolist() for found in against.positives] == [[0]]
+
+
 def test_frames_of_several_recordings_or_without_a_number_are_refused(mine):
     touch(mine / "db", ["b/s_000.jpg"])
     with pytest.raises(InputError, match=r"several recordings, such as .*/a/s_ and .*/b/s_.*column"):
@@ -175,6 +204,18 @@ def test_an_array_without_lists_is_read_too(bench):
     assert read_bench(bench) == [[1], [1], [3]]
 
 
+def test_a_distance_does_not_go_with_vpr_benchs_file(bench):
+    np.save(bench / "ground_truth_new.npy", object_array(ROWS))
+    with pytest.raises(InputError, match="decides in place of distances; leave --val_positive_dist_threshold out"):
+        Benchmark(BenchmarkConfig(datasets_folder=bench.parent, name=bench.name, threshold=10.0))
+
+
+def test_the_folder_of_datasets_may_be_relative(bench, monkeypatch):
+    np.save(bench / "ground_truth_new.npy", object_array(ROWS))
+    monkeypatch.chdir(bench.parent)
+    assert read_bench(Path(bench.name)) == RIGHT
+
+
 class Hostile:
     """Unpickling it would leave a file."""
 
@@ -198,6 +239,30 @@ def test_a_file_that_would_run_something_when_unpickled_is_refused_and_runs_noth
     assert not mark.exists()
     pickle.loads(content)
     assert mark.exists(), "or the test shows nothing"
+
+
+NESTED = b"K\x01K\x02\x86" + b"q\x05h\x05\x86" * 20 + b"\x85"  # a tuple of few objects, and a text of 8 MB
+
+
+@pytest.mark.parametrize("kind", ["copies", "shape", "no columns", "number"])
+def test_a_small_file_builds_nothing_large(bench, kind):
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+    objects = b"cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87R(K\x03X\x01\x00\x00\x00|NNNtb\x89]("
+    million, digits = b"J" + (10**6).to_bytes(4, "little"), b"\x8b" + (2500).to_bytes(4, "little") + b"\x01" * 2500
+    content, message = {
+        "copies": (
+            b"(K\x01M\xe8\x03\x85" + objects + b"N" * 1000 + b"etq\x02" + (array + b"h\x02b") * 1000,
+            "more items than it has bytes",
+        ),
+        "shape": (array + b"(K\x01" + NESTED + objects + b"Netb", "lengths that are no integers"),
+        "no columns": (array + b"(K\x01" + million + b"K\x00\x86" + objects + b"etb", "has 0 rows"),
+        "number": (array + b"(K\x01K\x01\x85" + objects + digits + b"etb", "an integer of more than 64 bits"),
+    }[kind]
+    np.save(bench / "ground_truth_new.npy", object_array(ROWS))
+    header, _, _ = (bench / "ground_truth_new.npy").read_bytes().partition(b"\n")
+    (bench / "ground_truth_new.npy").write_bytes(header + b"\n\x80\x02" + content + b".")
+    with pytest.raises(InputError, match=message):
+        read_bench(bench)
 
 
 def test_damaged_files_are_refused(bench, tmp_path):

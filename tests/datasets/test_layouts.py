@@ -74,6 +74,12 @@ def test_query_folders_are_chosen_and_kept_apart(tmp_path):
         town(tmp_path, queries_subfolders=("queries_rain", "queries_rain"))
 
 
+def test_a_dataset_without_a_split_may_have_other_query_folders_alone(tmp_path):
+    touch(tmp_path / "town/database")
+    touch(tmp_path / "town/queries_day")
+    assert len(Benchmark(town(tmp_path, queries_subfolders=("queries_day",))).queries) == len(NAMES)
+
+
 def test_any_two_folders(tmp_path):
     database, queries = touch(tmp_path / "map"), touch(tmp_path / "new" / "today", NAMES[:1])
     config = BenchmarkConfig(name="mine", database_folder=database, queries_folder=queries)

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from PIL.TiffImagePlugin import IFDRational
 
 from datasets.benchmark import Benchmark
 from datasets.cities import training_cities
-from datasets.config import PlacesConfig
+from datasets.config import PlacesConfig, PositionConfig
 from datasets.exif_gps import camera_notes
+from datasets.folder import locate_images
+from datasets.ground import Ground
 from datasets.gsv_cities import GSVCities
 from datasets.image_set import ImageSet
 from datasets.layouts import BenchmarkConfig
@@ -25,8 +28,8 @@ from datasets.places.config import OwnPhotosConfig
 from datasets.places.overlap import connected, divide_cells, similarity_threshold
 from datasets.places.panorama import view_of
 from datasets.places.parts import BORDER, MARGIN, divide_by_area
-from datasets.places.photos import grid_metres, read_photos
-from datasets.places.planning import _groups, plan_places
+from datasets.places.photos import Photo, grid_metres, read_photos
+from datasets.places.planning import _groups, _positions, _split, plan_places
 from datasets.unified.builder import transfer_file
 from datasets.unified.places import MIN_IMAGES, STREET_GRID, Grid, group_places
 from model import InputError
@@ -175,6 +178,16 @@ def test_photos_on_both_sides_of_a_utm_border_share_a_place_and_their_metres_are
     for split in plan.splits.values():
         east = [float(plan.names[i].split("@")[1]) for i in (*split.database, *split.queries)]
         assert np.ptp(east) < 10
+
+
+def test_photos_on_both_sides_of_the_equator_are_compared():
+    degrees = degrees_of_local(np.random.default_rng(3).uniform(-4, 4, (12, 2)), (0.0, 32.5))
+    assert len(np.unique(degrees[:, 0] < 0)) == 2
+    images = SimpleNamespace(images=ImageSet.at_degrees(range(12), degrees))
+    names = [f"@{text}@x@.jpg" for text in _positions(images, range(12))]
+    read = locate_images(names, Path(), PositionConfig(source="names"))
+    assert [len(found) for found in Ground(read, read).positives(25)] == [12] * 12
+    np.testing.assert_allclose([[float(field) for field in name.split("@")[5:7]] for name in names], degrees, atol=1e-5)
 
 
 def test_without_headings_a_place_is_a_cell(tmp_path):
@@ -372,6 +385,18 @@ def test_a_run_that_fails_while_it_copies_leaves_nothing(tmp_path, monkeypatch):
 
 
 # ---- Panoramas and turned photos
+
+
+@pytest.mark.parametrize("most", [4, 40])
+def test_all_views_of_a_panorama_are_queries_or_all_are_in_the_database(most):
+    """Also where only some headings have photos beside the panoramas, and where a place has too many."""
+    yaws = [30.0 * k for k in range(12)]
+    photos = [Photo(file, yaw, yaw, f"20{file:02}01", False) for file in range(8) for yaw in yaws]
+    photos += [Photo(8 + k, None, 90.0, f"20{8 + k:02}01", False) for k in range(6)]
+    cells = [[i for i, photo in enumerate(photos) if photo.heading // 60 == cell] for cell in range(6)]
+    split = _split(SimpleNamespace(photos=photos), cells, most, {})
+    queries, database = ({photos[i].row for i in part} for part in (split.queries, split.database))
+    assert queries and database and not queries & database
 
 
 def panorama(width=360):

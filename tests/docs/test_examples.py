@@ -12,6 +12,7 @@ from helpers.processes import ROOT, run_here, run_script
 
 import model
 from datasets.layouts import list_images
+from examples.demo import checked_flags
 from model import weights
 from model.images import rgb_pixels
 
@@ -120,6 +121,17 @@ def test_the_python_examples_for_programs(images, checkpoints, monkeypatch, tmp_
     assert namespace["place"] == drive[-1][1] and len(namespace["recognizer"]) == 1
     assert len(model.PlaceRecognizer.open(tmp_path / "index")) == 1
     assert namespace["code"].shape == (2, 512) and namespace["descriptor"].shape == (2, 512)
+
+
+def test_the_demo_hands_on_a_tolerance_of_no_frame(tmp_path):
+    """It replaces the distance, as other tolerances do."""
+    for folder in ("db", "new"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s_001.jpg").touch()
+    given = [f"--database_folder={tmp_path}/db", f"--queries_folder={tmp_path}/new", "--frame_tolerance=0"]
+    flags = checked_flags(given)
+    assert float(flags[flags.index("--frame_tolerance") + 1]) == 0
+    assert "--val_positive_dist_threshold" not in flags and "--no_labels" not in flags
 
 
 def test_the_demo_checks_the_flags_for_real_photos_before_it_draws(tiny_benchmark, tmp_path):

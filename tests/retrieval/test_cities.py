@@ -1,7 +1,9 @@
 """Search city by city, and the subtasks of MSLS, against naive loops over made-up cities."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +13,18 @@ from helpers.oracles import mapillary_apk
 from PIL import Image
 
 from datasets.benchmark import Benchmark
+from datasets.config import PositionConfig
 from datasets.layouts import BenchmarkConfig
-from datasets.msls import SUBTASKS
+from datasets.msls import SUBTASKS, cities_of
 from datasets.msls_layout import TEST_CITIES
+from datasets.protocols.recognition import keys_sha256, recognise
+from datasets.protocols.table import PROTOCOLS
 from model import InputError
 from utils.integrations.msls import export_msls
 from utils.integrations.pairs import predicted_pairs
 from utils.retrieval.cities import SUBTASK_VALUES, evaluate_subtasks, search_by_city
+from utils.retrieval.config import IVFConfig
+from utils.retrieval.evaluation import Pipeline
 from utils.retrieval.features import Features
 from utils.retrieval.search import search
 
@@ -113,7 +120,61 @@ def test_a_city_with_fewer_images_than_results_is_refused(cities):
         search_by_city(lambda d, q: {}, database, queries, benchmark.cities, depth=27)
 
 
+def test_the_paths_of_a_database_are_read_only_if_the_queries_have_cities():
+    """Those of a search engine are asked for one by one."""
+    read = []
+
+    def paths(names):
+        for name in names:
+            read.append(name)
+            yield name
+
+    assert cities_of(paths(["a.jpg"] * 100_000), ["q.jpg"] * 3) is None and not read
+    query = "@0@0@@@@@q@@@@@@@day_forward_miami@.jpg"
+    assert cities_of(paths([query, "a.jpg", "b.jpg"]), [query]) is None and len(read) == 2
+
+
+def test_subtasks_of_an_index_are_those_of_the_images_on_disk(cities):
+    benchmark, *_ = cities
+    queries = Benchmark(benchmark.config, has_database=False)
+    against = queries.with_database(benchmark.database)
+    np.testing.assert_array_equal(against.subtasks(against.database), benchmark.subtasks(benchmark.database))
+
+
+def test_queries_of_mslss_own_folders_are_selected_and_recognised_by_their_keys(cities, tmp_path, monkeypatch):
+    benchmark, *_ = cities
+    keys = sorted(Path(path).stem for path in benchmark.queries.paths)[::3]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    chosen = Benchmark(replace(benchmark.config, queries_list=tmp_path / "keys.txt"))
+    assert sorted(Path(path).stem for path in chosen.queries.paths) == keys
+    official = replace(PROTOCOLS[0], name="MSLS, ours", database=len(chosen.database), queries=len(keys))
+    official = replace(official, threshold=25, keys_sha256=keys_sha256(keys), frames=None, seasons=None)
+    monkeypatch.setattr("datasets.protocols.recognition.PROTOCOLS", (official,))
+    assert recognise(chosen.database, chosen.queries, 25).name == "MSLS, ours"
+
+
 # ---- What may be wrong with the folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queries_subfolders": ("queries_night",)},
+        {"positions": PositionConfig(source="exif")},
+        {"positions": PositionConfig(source="csv", csv=Path("positions.csv"))},
+    ],
+)
+def test_what_msls_as_it_is_published_would_ignore_is_refused(cities, options):
+    with pytest.raises(InputError, match="does not apply to MSLS as it is published"):
+        Benchmark(replace(cities[0].config, **options))
+
+
+def test_an_inverted_file_is_refused_before_the_extraction(cities):
+    """Where queries are searched city by city."""
+    config = SimpleNamespace(search=SimpleNamespace(ivf=IVFConfig(nlist=2, nprobe=1)))
+    pipeline = Pipeline(SimpleNamespace(), config, search=None)
+    with pytest.raises(InputError, match="--ivf searches the whole database"):
+        pipeline.evaluate(cities[0], run=None)
 
 
 @pytest.fixture

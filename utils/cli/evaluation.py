@@ -17,7 +17,7 @@ from utils.retrieval.config import (
     SearchConfig,
 )
 from utils.runtime.devices import warn_if_slow
-from utils.runtime.flags import all_flags, fixed, flag, part, positive_float, positive_int, seed_flag, switch
+from utils.runtime.flags import Values, all_flags, fixed, flag, part, positive_float, positive_int, seed_flag, switch
 
 OWN_CODES_FLAGS = dict.fromkeys(  # which eval_hashing.py and eval_rerank.py refuse
     ("--codes", "--code_bits"),
@@ -30,6 +30,11 @@ FLOAT_FLAGS = dict.fromkeys(  # which eval_hashing.py refuses
     ("--pca_dim", "--pca_dataset_folder"), "applies to float descriptors, which hashing-only models do not have."
 )
 SINGLE = "applies to one dataset, but --dataset_name names {}. Run it separately."
+
+
+def _leaves_distances_out(flags: Values) -> bool:
+    """Whether one of WITHOUT_DISTANCE is given: --frame_tolerance may be 0."""
+    return any(flags[name] is not None and flags[name] is not False for name in WITHOUT_DISTANCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ class BenchmarkFlags:
         "a database image within this distance of a query counts as correct (default: 25)",
         name="val_positive_dist_threshold",
         type=positive_float,
-        default_from=lambda flags: None if any(flags[name] for name in WITHOUT_DISTANCE) else DEFAULT_THRESHOLD,
+        default_from=lambda flags: None if _leaves_distances_out(flags) else DEFAULT_THRESHOLD,
         metavar="METRES",
     )
 

@@ -79,6 +79,7 @@ class Pipeline:
 
     def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
+        self._require_codes(dataset)
         with run.phase("extraction"):  # under torchrun, of every rank's share
             extractor, database = self._database(dataset)
             # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
@@ -130,7 +131,17 @@ class Pipeline:
             return None
         if database.codes is None and self.config.search.rerank_num:
             raise InputError("--rerank_num applies to a search by codes, and the index has none. Leave it out.")
-        return dataset.with_database(database.images)
+        against = dataset.with_database(database.images)
+        self._require_codes(against)
+        return against
+
+    def _require_codes(self, dataset: Benchmark) -> None:
+        """Raises InputError, before an extraction, if an inverted file would stand in for codes that are selected."""
+        if self.config.search.ivf and dataset.cities:
+            raise InputError(
+                f"--ivf searches the whole database, and the queries of {dataset.name} are searched city by city. "
+                "Leave it out."
+            )
 
     def _search_part(self, database: Features, queries: Features, *, run: RunDir, least: int = 1) -> Stages:
         """The results of queries in a database, at least so many for each query."""
