@@ -46,6 +46,7 @@ def run(app: ASGIApp, listening: socket.socket, service: ServiceConfig, access: 
         app,
         http=connection,
         ws_max_size=service.max_bytes,
+        ws_max_queue=1,  # frames of a camera that wait for the service to take them, which it does at once
         lifespan="on",
         log_config=None,
         access_log=False,
