@@ -57,7 +57,7 @@ def run(app: ASGIApp, listening: socket.socket, service: ServiceConfig, access: 
         ssl_keyfile=access.tls_key,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each connection that it refuses
-    stop_signals.defer()
+    stop_signals.defer("Stopping after the requests that have arrived. Press Ctrl-C again to stop at once.")
     _Server(config).run(sockets=[listening])
     with stop_signals.interruptible():
         pass  # ends the script as any other that was stopped
