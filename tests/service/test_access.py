@@ -5,6 +5,7 @@ import base64
 import http.client
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 
@@ -52,6 +53,15 @@ def test_other_interfaces_need_encryption_or_a_word():
     for host in ("127.0.0.1", "localhost", "::1", "127.3.2.1", "a.localhost"):
         AccessConfig(host=host)
     assert not is_local("localhost.example.org") and not is_local("")
+
+
+def test_the_address_that_is_printed_can_be_opened():
+    def name(host, **settings):
+        return AccessConfig(host=host, plain_http=True, **settings).name
+
+    assert name("192.0.2.7") == "192.0.2.7" and name("localhost") == "localhost"
+    assert name("0.0.0.0") == name("::") == socket.gethostname()
+    assert name("0.0.0.0", public_names=("places.example.org",)) == "127.0.0.1"  # not refused, as others are
 
 
 @pytest.fixture(scope="module")
