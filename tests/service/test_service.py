@@ -219,6 +219,7 @@ def test_a_stop_signal_finishes_what_has_begun(tmp_path, index, number):
     result = server.running.result()
     assert result.status == (130 if number == signal.SIGINT else 143), result.stderr
     assert "Traceback" not in result.stderr
+    assert ("Stopping after the requests" in result.stderr) == (number == signal.SIGINT)
 
 
 def accepts(port):
@@ -349,6 +350,7 @@ def test_killed_while_it_adds_it_has_kept_what_it_acknowledged(tmp_path):
         (["--host=203.0.113.7", "--plain_http"], "Cannot listen on 203.0.113.7"),
         (["--accept=missing.json"], "no file missing.json"),
         (["--port=70000"], "--port is 70000"),
+        (["--image_root=moved"], "--image_root: no folder moved"),
     ],
 )
 def test_what_cannot_be_served_ends_the_script(tmp_path, index, flags, words):
