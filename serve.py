@@ -34,7 +34,7 @@ def main(args: ServeArguments) -> None:
     with listening:
         library = open_library(args)
         service = Service(library, args.service)
-        scheme, host = "https" if access.tls_cert else "http", f"[{access.host}]" if ":" in access.host else access.host
+        scheme, host = "https" if access.tls_cert else "http", f"[{access.name}]" if ":" in access.name else access.name
         address = f"{scheme}://{host}:{listening.getsockname()[1]}/"
         print(printable(f"{args.index} holds {len(library)} images. Open {address} (Ctrl-C stops)"))
         if access.token:

@@ -141,10 +141,15 @@ def load_any_model(source: PublishedModel | str | Path) -> GeoLocalizationNet:
 def model_file(source: PublishedModel | str | Path) -> Path:
     """The file of a model, which is downloaded if it is a published one. A text names either: see find_model.
 
-    Raises InputError for another name, and if the file cannot be downloaded.
+    Raises InputError for another name, for an ONNX file, and if the file cannot be downloaded.
     """
     found = find_model(source) if isinstance(source, str) else source
     if isinstance(found, Path):
+        if found.suffix.lower() == ".onnx":
+            raise InputError(
+                f"{found} is an ONNX file, which evaluations, build_index.py and search.py run, and nothing else. Give "
+                "the checkpoint that it was exported from, with --model."
+            )
         return found
     with torch.device("meta"):
         network = GeoLocalizationNet(found.config)

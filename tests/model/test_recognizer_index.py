@@ -349,6 +349,18 @@ def test_what_was_removed_and_not_saved_can_be_restored(tmp_path):
         assert each.known().ids.tolist() == [0, 2, 3]
 
 
+def test_an_index_of_an_onnx_file_is_opened_with_the_checkpoint(tmp_path):
+    recognizer = recognizer_of()
+    recognizer.add(made_up(3))
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"ONNX")
+    recognizer._weights_file = str(file)  # as build_index.py --model model.onnx names it
+    recognizer.save(tmp_path / "index")
+    with pytest.raises(InputError, match=r"model\.onnx is an ONNX file.*Give the checkpoint .* with --model"):
+        PlaceRecognizer.open(tmp_path / "index")
+    assert len(reopen(tmp_path / "index")) == 3
+
+
 def test_images_that_were_moved_are_found_in_another_root(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "photos")
     index = tmp_path / "index"

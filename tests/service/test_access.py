@@ -1,9 +1,11 @@
 """Who may ask the service: tokens, names, encryption."""
 
+import asyncio
 import base64
 import http.client
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 
@@ -12,9 +14,12 @@ from helpers.processes import run_script
 from helpers.services import ASSETS, DATABASE, QUERIES, served
 
 from model import InputError, PlaceRecognizer
-from utils.service.config import AccessConfig, is_local
+from utils.service.config import AccessConfig, ServiceConfig, is_local
+from utils.service.metrics import Metrics
 
 pytest.importorskip("fastapi", reason="the packages of requirements-serve.txt are not installed")
+from utils.service.guard import MAX_CAMERAS, Guard
+
 TOKEN = "0123456789abcdef-secret"
 RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -48,6 +53,15 @@ def test_other_interfaces_need_encryption_or_a_word():
     for host in ("127.0.0.1", "localhost", "::1", "127.3.2.1", "a.localhost"):
         AccessConfig(host=host)
     assert not is_local("localhost.example.org") and not is_local("")
+
+
+def test_the_address_that_is_printed_can_be_opened():
+    def name(host, **settings):
+        return AccessConfig(host=host, plain_http=True, **settings).name
+
+    assert name("192.0.2.7") == "192.0.2.7" and name("localhost") == "localhost"
+    assert name("0.0.0.0") == name("::") == socket.gethostname()
+    assert name("0.0.0.0", public_names=("places.example.org",)) == "127.0.0.1"  # not refused, as others are
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +141,57 @@ def test_a_certificate_that_cannot_be_used_ends_the_script(tmp_path):
     flags = ["--index=nowhere", "--port=0", "--tls_cert=cert.pem", "--tls_key=key.pem"]
     result = run_script("serve.py", *flags, cwd=tmp_path)
     assert result.status == 2 and "cert.pem with the key key.pem cannot be used" in result.stderr
+
+
+def guard_around(app, **access):
+    """A Guard, and what it has counted as text."""
+    metrics = Metrics()
+    return Guard(app, config=ServiceConfig(), access=AccessConfig(**access), metrics=metrics), lambda: metrics.text({})
+
+
+async def connect(guard, **headers):
+    """Lets a camera connect, until it leaves or is refused. Returns what it was sent."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    headers = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    await guard({"type": "websocket", "path": "/frames", "headers": headers}, receive, send)
+    return sent
+
+
+def test_cameras_are_limited_in_number():
+    async def run():
+        may_leave = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await may_leave.wait()
+
+        guard, counted = guard_around(app)
+        cameras = [asyncio.create_task(connect(guard)) for _ in range(MAX_CAMERAS)]
+        await asyncio.sleep(0)  # they begin
+        assert await asyncio.wait_for(connect(guard), 10) == ["websocket.close"]
+        assert 'selavpr_requests_total{path="/frames",status="503"} 1' in counted()
+        may_leave.set()
+        assert await asyncio.gather(*cameras) == [[]] * MAX_CAMERAS
+        assert await connect(guard) == []  # there is room again
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"origin": "http://evil.example"}, 403),
+        ({"host": "evil.example"}, 403),
+    ],
+)
+def test_cameras_that_are_refused_are_counted(headers, status):
+    guard, counted = guard_around(None, token=TOKEN)
+    assert asyncio.run(connect(guard, **headers)) == ["websocket.close"]
+    assert f'selavpr_requests_total{{path="/frames",status="{status}"}} 1' in counted()

@@ -53,7 +53,7 @@ def test_what_it_copies_is_all_that_the_service_needs(tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     service = subprocess.Popen(command, cwd=app, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        port = re.search(r"Open http://0\.0\.0\.0:(\d+)/", service.stdout.readline())[1]
+        port = re.search(r"Open http://[^:/]+:(\d+)/", service.stdout.readline())[1]
         assert ":8000/" in check[-1]
         check = [sys.executable, *check[:-1], check[-1].replace(":8000/", f":{port}/")]
         assert subprocess.run(check, check=False).returncode == 0

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from model import InputError
 from utils.cli.evaluation import require_file
 from utils.cli.model import model_name_flag
 from utils.retrieval.config import AcceptConfig, EngineAddress, check_folder_flag, index_location
@@ -46,3 +47,5 @@ class ServeArguments:
             ("writable", self.service.writable),
         ):
             check_folder_flag(name, value, self.index)
+        if self.image_root and not self.image_root.is_dir():
+            raise InputError(f"--image_root: no folder {self.image_root}.")

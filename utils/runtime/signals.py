@@ -16,6 +16,7 @@ EXIT_STATUS = {  # Windows has not all of them. SIGUSR1: clusters send it before
     if hasattr(signal, name)
 }
 CLEANUP_SECONDS = 5.0
+STOPPING = "Stopping after this step. Press Ctrl-C again to stop at once, without saving."
 
 
 class Stopped(BaseException):
@@ -42,7 +43,7 @@ class StopSignals:
         self.is_lost = False
         self._ctrl_c = 0
         self._delays = 0
-        self._deferred = False
+        self._deferred, self._notice = False, STOPPING
         self._raised = -math.inf  # when, on the monotonic clock
         self._process: int | None = None
         self._last: weakref.ref[Stopped] | None = None
@@ -57,9 +58,9 @@ class StopSignals:
                 continue
             signal.signal(number, self._handle)
 
-    def defer(self) -> None:
-        """From now on, signals take effect in `interruptible` blocks only."""
-        self._deferred = True
+    def defer(self, notice: str = STOPPING) -> None:
+        """From now on, signals take effect in `interruptible` blocks only. notice: what the first Ctrl-C prints."""
+        self._deferred, self._notice = True, notice
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -135,7 +136,7 @@ class StopSignals:
         if number == signal.SIGINT and "RANK" not in os.environ:
             self._ctrl_c += 1
             if self._deferred and self._ctrl_c == 1:  # os.write, because print is not safe in a signal handler
-                os.write(2, b"\nStopping after this step. Press Ctrl-C again to stop at once, without saving.\n")
+                os.write(2, f"\n{self._notice}\n".encode())
         self._raise_received()
 
 

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,13 @@ class AccessConfig:
                 f"--host {self.host} is open to the network, which could read images, answers and the token. Give "
                 "--tls_cert and --tls_key; or --plain_http, if the network is trusted or a proxy encrypts."
             )
+
+    @property
+    def name(self) -> str:
+        """The name or address that a browser opens. 0.0.0.0 and ::, which stand for all interfaces, are none."""
+        if self.host not in ("0.0.0.0", "::"):
+            return self.host
+        return "127.0.0.1" if self.public_names else socket.gethostname()  # names that are not stated are refused
 
 
 def is_local(host: str) -> bool:

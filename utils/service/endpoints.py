@@ -82,7 +82,7 @@ class Service:
         had arrived when their turn came.
         """
         await socket.accept()
-        newest = NewestFrame()
+        newest = NewestFrame(self._note_drop)
         receiving = asyncio.create_task(newest.receive_from(socket))
         try:
             while (frame := await newest.take()) is not None:
@@ -98,7 +98,6 @@ class Service:
             logging.debug("A client has gone away.")
         finally:
             receiving.cancel()
-            self.dropped_frames += newest.dropped
 
     async def add(
         self,
@@ -196,6 +195,9 @@ class Service:
         """Ends the threads."""
         self._threads.shutdown()
         self.queue.close()
+
+    def _note_drop(self) -> None:
+        self.dropped_frames += 1
 
     def _example(self, i: int) -> str:
         if i >= len(self.examples):

@@ -1,6 +1,7 @@
 """The newest frame of a camera: what arrives while another one is searched takes the place of what waits."""
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -14,10 +15,13 @@ class Frame(NamedTuple):
 
 
 class NewestFrame:
-    """Holds one frame: the latest that has arrived and was not taken. dropped: how many newer ones have replaced."""
+    """Holds one frame: the latest that has arrived and was not taken. dropped: how many newer ones have replaced;
+    note_drop is called for each.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, note_drop: Callable[[], None]) -> None:
         self.dropped = 0
+        self._note_drop = note_drop
         self._frame: Frame | None = None
         self._is_open = True
         self._changed = asyncio.Event()
@@ -30,7 +34,9 @@ class NewestFrame:
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
-                self.dropped += self._frame is not None
+                if self._frame is not None:
+                    self.dropped += 1
+                    self._note_drop()
                 self._frame = Frame(number, message.get("bytes") or b"")
                 number += 1
                 self._changed.set()

@@ -17,6 +17,7 @@ from utils.service.metrics import Metrics
 
 FORM_BYTES = 1 << 16  # that a form has beside its image
 HELD_IMAGES = 16  # of the largest size, that may be arriving at a time
+MAX_CAMERAS = 16  # WebSockets at a time: each may hold a few frames of the largest size, for as long as it likes
 OPEN_PATH = "/healthz"  # for which a watchdog needs no token
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -28,7 +29,8 @@ HEADERS = {
 
 
 class Guard:
-    """An ASGI application around another one. It holds at most HELD_IMAGES * max_bytes of requests that are arriving.
+    """An ASGI application around another one. It holds at most HELD_IMAGES * max_bytes of requests that are arriving,
+    and beside them the frames of at most MAX_CAMERAS WebSockets, whose size the server limits, and whose time nothing.
 
     Where it listens on this machine alone, and where its public names are stated, a browser may call it by the names of
     this machine and by those only, so that no page of another server reaches it under a name of its own (DNS
@@ -41,12 +43,12 @@ class Guard:
         self._any_name = not is_local(access.host) and not access.public_names
         self._seconds, self._most = config.upload_seconds, config.max_bytes + FORM_BYTES
         self._room = HELD_IMAGES * self._most  # bytes that may still arrive
+        self._cameras = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        if scope["type"] == "websocket" and self._refusal(scope, Headers(scope=scope), 0):
-            await receive()  # that it wants to connect
-            await send({"type": "websocket.close"})  # which the client sees as 403
+        if scope["type"] == "websocket":
+            await self._connect_camera(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -74,6 +76,21 @@ class Guard:
             self._room += held
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.note(route, status, time.perf_counter() - start)
+
+    async def _connect_camera(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope, Headers(scope=scope), 0)
+        if refusal is None and self._cameras == MAX_CAMERAS:
+            refusal = refuse(503, f"{MAX_CAMERAS} cameras are connected, and no more may be.")
+        if refusal:
+            self._metrics.note("/frames", refusal.status_code, 0.0)
+            await receive()  # that it wants to connect
+            await send({"type": "websocket.close"})  # which the client sees as 403, whatever the refusal
+            return
+        self._cameras += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._cameras -= 1
 
     def _announced(self, headers: Headers) -> int:
         """The bytes that a request announces; the most that it may have if it announces none."""

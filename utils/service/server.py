@@ -46,6 +46,7 @@ def run(app: ASGIApp, listening: socket.socket, service: ServiceConfig, access: 
         app,
         http=connection,
         ws_max_size=service.max_bytes,
+        ws_max_queue=1,  # frames of a camera that wait for the service to take them, which it does at once
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -56,7 +57,7 @@ def run(app: ASGIApp, listening: socket.socket, service: ServiceConfig, access: 
         ssl_keyfile=access.tls_key,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each connection that it refuses
-    stop_signals.defer()
+    stop_signals.defer("Stopping after the requests that have arrived. Press Ctrl-C again to stop at once.")
     _Server(config).run(sockets=[listening])
     with stop_signals.interruptible():
         pass  # ends the script as any other that was stopped
