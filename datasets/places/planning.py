@@ -103,7 +103,7 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
     unused = dict.fromkeys(np.flatnonzero(parts == BORDER).tolist(), "at the border between two parts")
     threshold = None
     if config.model:
-        cells, threshold = _divide(photos, cells, config.model, step=grid.heading_step)
+        cells, threshold = _divide(photos, cells, config, step=grid.heading_step)
     training = np.flatnonzero(parts == TRAIN).tolist()
     if not training:
         raise InputError(
@@ -146,8 +146,8 @@ def _groups(cells: Sequence[Cell], config: OwnPhotosConfig) -> list[list[list[in
     return groups
 
 
-def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) -> tuple[list[Cell], float]:
-    """The cells, in which what a model finds alike has a heading of its own, and the cosine that decided it.
+def _divide(photos: PhotoFolder, cells: list[Cell], config: OwnPhotosConfig, *, step: int) -> tuple[list[Cell], float]:
+    """The cells, in which what the model finds alike has a heading of its own, and the cosine that decided it.
 
     So two kinds of photos of one cell are in different groups, as two neighbouring headings are.
     """
@@ -155,7 +155,7 @@ def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) ->
     described = [i for members in shared for i in members]
     if not described:
         return cells, math.nan  # no place: an error says so
-    descriptors = describe(photos, described, model)
+    descriptors = describe(photos, described, config)
     rows = np.array([photos.photos[i].row for i in described])
     threshold = similarity_threshold(descriptors, photos.on_map[rows])
     numbers = divide_cells(shared, dict(zip(described, descriptors, strict=True)), threshold)

@@ -514,6 +514,16 @@ def test_a_model_divides_the_photos_of_a_cell(tmp_path):
     assert len(scenes) > 15 and all(len(scene) == 1 for scene in scenes)
 
 
+def test_the_model_runs_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    def recognizer(model, *, device):
+        raise InputError(f"{model} on {device}")
+
+    town(tmp_path / "photos", places=2, headings=False)
+    monkeypatch.setattr("model.recognizer.PlaceRecognizer", recognizer)
+    with pytest.raises(InputError, match="mine on cuda"):
+        plan_of(whole(tmp_path / "photos", model="mine", device="cuda"))
+
+
 def test_the_smallest_place_has_the_images_that_a_training_takes():
     assert PlacesConfig(cities=()).images_per_place == MIN_IMAGES
 
