@@ -138,6 +138,9 @@ class NearFrames:
         """As GroundTruth."""
         known = self._frames(database.paths, self.folders.database, recordings=1)
         asked = self._frames(queries.paths, self.folders.queries, recordings=len(queries))
+        if self.rows is None and len(queries) > 1 and (asked == asked[0]).all():  # such as the 720 of a_720p.jpg
+            message = "--frame_tolerance: the last number in the names of all %d queries, such as %s, is %g. %s"
+            logging.warning(message, len(queries), queries.paths[0], asked[0], NUMBERED)
         return find_positives(known[:, None], asked[:, None], self.tolerance)
 
     def _frames(self, paths: Sequence[str | Path], folders: Sequence[Path], *, recordings: int) -> np.ndarray:

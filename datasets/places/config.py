@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets.config import PositionConfig
 from datasets.unified.places import MIN_IMAGES, STREET_GRID
 from model.errors import InputError
+from utils.runtime.devices import AUTO, DEVICES, device
 from utils.runtime.flags import flag, part, positive_int, switch
 
 HEADING_SOURCES = ("auto", "names", "csv", "exif", "none")
@@ -49,6 +50,13 @@ class OwnPhotosConfig:
     val_fraction: float = flag("part of the area for validation", type=float, default=0.1)
     test_fraction: float = flag("part of the area for the test", type=float, default=0.1)
     symlink: bool = switch("link to the photos, which must then stay in place, instead of copying them")
+    device: str = flag(
+        f"of --model: {', '.join(DEVICES)}; auto, the default, is a GPU if there is one",
+        group="speed",
+        type=device,
+        default=AUTO,  # until the model is loaded: without one, nothing needs PyTorch
+        metavar="DEVICE",
+    )
     workers: int = flag("threads that read and copy", type=positive_int, default=4, group="speed")
 
     def __post_init__(self) -> None:

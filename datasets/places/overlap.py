@@ -6,8 +6,10 @@ from itertools import islice
 import numpy as np
 from tqdm import tqdm
 
+from datasets.places.config import OwnPhotosConfig
 from datasets.places.photos import PhotoFolder, load_photo
 from model.errors import InputError
+from utils.runtime.devices import AUTO, device
 
 FAR = 200.0  # metres; two photos that are farther apart do not show the same thing
 EXCEEDED = 0.999  # share of the pairs of far photos that are less alike than photos of one place
@@ -15,14 +17,16 @@ MIN_PAIRS, MAX_SAMPLE = 1000, 2000  # far pairs to take the threshold from; phot
 BATCH = 64
 
 
-def describe(photos: PhotoFolder, indices: Sequence[int], model: str) -> np.ndarray:
-    """Descriptors [n, dim] of length 1 of some of the photos; of models without a float branch, their codes as such.
+def describe(photos: PhotoFolder, indices: Sequence[int], config: OwnPhotosConfig) -> np.ndarray:
+    """Descriptors [n, dim] of length 1 of some of the photos, by config.model; of models without a float branch, codes.
 
     Raises InputError if there is no such model, or if a photo cannot be read.
     """
     from model.recognizer import PlaceRecognizer  # imports PyTorch
 
-    recognizer, remaining, found = PlaceRecognizer(model), iter(indices), []
+    assert config.model, "or photos are not divided"
+    where = device(AUTO) if config.device == AUTO else config.device
+    recognizer, remaining, found = PlaceRecognizer(config.model, device=where), iter(indices), []
     with tqdm(total=len(indices), desc="Describing", unit=" images", disable=None) as bar:
         while batch := list(islice(remaining, BATCH)):
             features = recognizer.describe(

@@ -129,6 +129,9 @@ def _unusable(images: ImageSet, notes: Sequence[CameraNotes | None], workers: in
     ):
         left_out = dict.fromkeys(np.flatnonzero(is_so).tolist(), reason) | left_out
     rows = [row for row in range(len(images)) if row not in left_out]
+    is_whole = _in_threads(_is_whole, [str(images.paths[row]) for row in rows], workers, "Decoding")
+    left_out |= {row: "cannot be read" for row, whole in zip(rows, is_whole, strict=True) if not whole}
+    rows = [row for row in rows if row not in left_out]
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in Counter(left_out.values()).most_common())
         raise InputError(
@@ -137,6 +140,16 @@ def _unusable(images: ImageSet, notes: Sequence[CameraNotes | None], workers: in
         )
     repeated = _repeated([str(images.paths[row]) for row in rows], workers)
     return left_out | {rows[i]: "the same content as an earlier file" for i in repeated}
+
+
+def _is_whole(path: str) -> bool:
+    """Whether all pixels can be decoded, at the smallest size: the header of a truncated file does not tell."""
+    try:
+        load_image(path, draft_size=(1, 1))
+    except InputError as error:
+        logging.debug("%s", error)
+        return False
+    return True
 
 
 def _repeated(paths: Sequence[str], workers: int) -> list[int]:

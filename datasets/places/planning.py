@@ -103,8 +103,14 @@ def plan_places(photos: PhotoFolder, config: OwnPhotosConfig) -> Plan:
     unused = dict.fromkeys(np.flatnonzero(parts == BORDER).tolist(), "at the border between two parts")
     threshold = None
     if config.model:
-        cells, threshold = _divide(photos, cells, config.model, step=grid.heading_step)
+        cells, threshold = _divide(photos, cells, config, step=grid.heading_step)
     training = np.flatnonzero(parts == TRAIN).tolist()
+    if not training:
+        raise InputError(
+            f"No photo of {config.folder} is left to train on: all of its {_extent(photos)} went to validation, test "
+            "or the border between them, which are cut by area. Give photos of a larger area, or smaller parts "
+            "(--val_fraction, --test_fraction; 0 for no such part)."
+        )
     found = _groups([cells[i] for i in training], config)
     groups = [[[training[i] for i in place] for place in group] for group in found]
     in_places = {i for group in groups for place in group for i in place}
@@ -140,8 +146,8 @@ def _groups(cells: Sequence[Cell], config: OwnPhotosConfig) -> list[list[list[in
     return groups
 
 
-def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) -> tuple[list[Cell], float]:
-    """The cells, in which what a model finds alike has a heading of its own, and the cosine that decided it.
+def _divide(photos: PhotoFolder, cells: list[Cell], config: OwnPhotosConfig, *, step: int) -> tuple[list[Cell], float]:
+    """The cells, in which what the model finds alike has a heading of its own, and the cosine that decided it.
 
     So two kinds of photos of one cell are in different groups, as two neighbouring headings are.
     """
@@ -149,7 +155,7 @@ def _divide(photos: PhotoFolder, cells: list[Cell], model: str, *, step: int) ->
     described = [i for members in shared for i in members]
     if not described:
         return cells, math.nan  # no place: an error says so
-    descriptors = describe(photos, described, model)
+    descriptors = describe(photos, described, config)
     rows = np.array([photos.photos[i].row for i in described])
     threshold = similarity_threshold(descriptors, photos.on_map[rows])
     numbers = divide_cells(shared, dict(zip(described, descriptors, strict=True)), threshold)
@@ -200,8 +206,7 @@ def _check(
     groups: list[list[list[int]]], splits: dict[str, Split], *, photos: PhotoFolder, config: OwnPhotosConfig
 ) -> None:
     """Raises InputError if there is nothing to train on, or no query."""
-    extent = np.ptp(photos.on_map, axis=0)
-    found = f"{len(photos.photos)} photos within {extent[0]:,.0f} x {extent[1]:,.0f} m"
+    found = _extent(photos)
     if not groups:
         raise InputError(
             f"No place of {config.folder} has {MIN_IMAGES} or more photos; it holds {found}. A place is a cell of "
@@ -215,6 +220,12 @@ def _check(
                 f"place with two for {part}; {config.folder} holds {found}. Give a larger fraction, or 0 for no such "
                 "part."
             )
+
+
+def _extent(photos: PhotoFolder) -> str:
+    """How many photos there are, and how far apart."""
+    width, height = np.ptp(photos.on_map, axis=0)
+    return f"{len(photos.photos)} photos within {width:,.0f} x {height:,.0f} m"
 
 
 # ---- Names

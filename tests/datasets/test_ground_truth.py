@@ -140,6 +140,13 @@ def test_frames_of_several_recordings_or_without_a_number_are_refused(mine):
         Benchmark(config_of(mine, frame_tolerance=1))
 
 
+def test_a_number_that_all_queries_share_is_a_warning(tmp_path, caplog):
+    touch(tmp_path / "mine/db", ["img0001_720p.jpg"])
+    touch(tmp_path / "mine/new", ["img0705_720p.jpg", "img0706_720p.jpg"])
+    Benchmark(config_of(tmp_path / "mine", frame_tolerance=1))
+    assert "last number in the names of all 2 queries" in caplog.text and "is 720" in caplog.text
+
+
 def test_the_images_of_an_index_are_right_by_their_paths(mine):
     config = config_of(mine, "query,database\n" + "".join(f"{name},{mine}/db/{DATABASE[2]}\n" for name in QUERIES))
     queries = Benchmark(BenchmarkConfig(**{**vars(config), "database_folder": None}), has_database=False)

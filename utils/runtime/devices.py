@@ -8,7 +8,8 @@ from typing import Any
 from utils.runtime.flags import Values, flag
 
 PRECISION_HELP = "number format of the forward pass; bf16 and fp16 are slow on CPUs that lack instructions for them"
-DEVICES = ("auto", "cuda", "mps", "cpu")
+AUTO = "auto"
+DEVICES = (AUTO, "cuda", "mps", "cpu")
 CPU_INSTRUCTIONS = {  # names of torch.cpu.get_capabilities(): two for x86, one for ARM
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -23,16 +24,16 @@ def device(name: str) -> str:
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
+    if name == AUTO:
         name = next(device for device in available if available[device])
     if not available.get(name):
-        choices = ", ".join(["auto", *(device for device in available if available[device])])
+        choices = ", ".join([AUTO, *(device for device in available if available[device])])
         raise argparse.ArgumentTypeError(f"PyTorch {torch.__version__} finds no device {name!r}. Available: {choices}.")
     return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
 def _automatic_device(_: Values) -> str:
-    return device("auto")
+    return device(AUTO)
 
 
 def device_flag() -> Any:
