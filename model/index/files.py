@@ -25,7 +25,8 @@ ATTEMPTS = 10  # to open files that another process compacts meanwhile
 class DiskArray:
     """Rows [N, ...] of a binary file. `array[start:stop]` and `array[indices]` read them into a new NumPy array.
 
-    Each access maps the file anew: a long-lived mapping would count every page read as the process's memory.
+    Each access maps the file anew: a long-lived mapping would count every page read as the process's memory. Raises
+    InputError if the file has become shorter meanwhile.
     """
 
     def __init__(self, file: IO[bytes] | Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -37,7 +38,11 @@ class DiskArray:
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         if not len(self):
             return np.empty(self.shape, self.dtype)[rows]
-        mapped = np.memmap(self.file, self.dtype, "r", shape=self.shape)  # type: ignore[call-overload]
+        try:
+            mapped = np.memmap(self.file, self.dtype, "r", shape=self.shape)  # type: ignore[call-overload]
+        except ValueError as error:  # too few bytes
+            name = self.file if isinstance(self.file, Path) else Path(self.file.name)
+            raise damaged(name, "it has become shorter since it was opened") from error
         return np.array(mapped[rows])
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers.evaluations import SCRIPTS, flags_for
 from helpers.milvus import TOKEN, LivingIndex, assert_same_results, is_copy, write
 from helpers.models import build
@@ -17,6 +18,7 @@ from helpers.services import ASSETS, DATABASE, QUERIES, served
 from benchmarks.milvus_server import MilvusProcess, missing
 from datasets.image_set import ImageSet
 from model import InputError, ModelConfig, PlaceRecognizer
+from model.weights import model_content
 from utils.integrations.milvus import collections, export_index, open_index, reader, writer
 from utils.retrieval.config import AcceptConfig, EngineAddress, ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
@@ -55,8 +57,13 @@ def address(server):
 
 
 @pytest.fixture(scope="module")
-def metadata():
-    return metadata_of(build("vit-tiny", hashing=True, rerank=True), ExtractionConfig(resize=(56, 56)))
+def model():
+    return build("vit-tiny", hashing=True, rerank=True).eval()
+
+
+@pytest.fixture(scope="module")
+def metadata(model):
+    return metadata_of(model, ExtractionConfig(resize=(56, 56)))
 
 
 @pytest.fixture(scope="module")
@@ -350,10 +357,11 @@ def places(tmp_path_factory, address):
     return folder, recognizer, address("places")
 
 
-def engine_library(address, **accept):
-    return EngineLibrary(address, None, AcceptConfig(**accept), device="cpu", rerank_num=100)
+def engine_library(address, model=None, **accept):
+    return EngineLibrary(address, model, AcceptConfig(**accept), device="cpu", rerank_num=100)
 
 
+@pytest.mark.proof
 def test_a_service_answers_from_a_copy_as_from_the_folder(places):
     folder, recognizer, address = places
     for limit in (None, 1.0):
@@ -378,6 +386,7 @@ def test_a_service_answers_from_a_copy_as_from_the_folder(places):
         assert theirs.known().ids.tolist() == ours.known().ids.tolist()
 
 
+@pytest.mark.proof
 def test_the_service_serves_a_copy(places, tmp_path):
     pytest.importorskip("fastapi", reason="the packages of requirements-serve.txt are not installed")
     _, recognizer, address = places
@@ -419,13 +428,17 @@ def test_a_service_finds_what_an_export_has_added_and_answers_while_the_copy_is_
     assert library.find(recognizer.describe(DATABASE[11]), 1, None).matches[0].id == 11
 
 
-def test_a_server_that_dies_is_reported(exported, places, server):
+def test_a_server_that_dies_is_reported(tmp_path, exported, model, server):
     """The last test: the server stays away."""
     index, address = exported
-    copy, library = open_any_index(address), engine_library(places[2])
+    torch.save(model_content(model), tmp_path / "model.pth")
+    copy, library = open_any_index(address), engine_library(address, str(tmp_path / "model.pth"))
+    description = library.recognizer.describe(QUERIES[0])
+    expected = PlaceRecognizer.open(index.folder, model).search(description, 5)[0]
+    assert [match.id for match in library.find(description, 5, None).matches] == [match.id for match in expected]
     server.kill()
     with pytest.raises(CannotSearch):
-        library.find(places[1].describe(QUERIES[0]), 5, None)
+        library.find(description, 5, None)
     assert "No Milvus server answers at" in library.problem
     with pytest.raises(InputError, match="No Milvus server answers at"):
         search_hamming(copy.features().codes, index.features().codes[:1], 10)

@@ -20,6 +20,8 @@ from PIL import Image
 
 from model import PlaceRecognizer, load_any_model
 from model.weights import model_content
+from utils.retrieval.config import AcceptConfig
+from utils.service.library import CannotSearch, FolderLibrary
 
 pytestmark = pytest.mark.slow
 
@@ -262,6 +264,24 @@ def test_a_changed_index_is_opened_again_without_a_lost_request(tmp_path):
         for thread in asking:
             thread.join()
         assert set(statuses) == {200} and len(statuses) > 10
+
+
+def test_a_file_that_is_cut_is_a_problem_until_the_index_is_another(tmp_path):
+    recognizer = PlaceRecognizer.open(index := make_index(tmp_path / "index"))
+    library, description = FolderLibrary(recognizer, index, AcceptConfig()), recognizer.describe(QUERIES[0])
+    library.refresh()
+    content = (index / "descriptors.bin").read_bytes()
+    os.truncate(index / "descriptors.bin", 100)
+    with pytest.raises(CannotSearch):
+        library.find(description, 5, None)
+    library.refresh()
+    assert "descriptors.bin is damaged: it has become shorter" in library.problem
+    (index / "descriptors.bin").write_bytes(content)
+    other = PlaceRecognizer.open(index)
+    other.remove(0)
+    other.save(index)
+    library.refresh()
+    assert library.problem is None and len(library.find(description, 5, None).matches) == 5
 
 
 def test_images_are_added_and_removed_on_the_disk(tmp_path):

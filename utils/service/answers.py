@@ -99,7 +99,7 @@ class AddedAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """status: "ok", or "stale" if the index has changed and could not be opened again; the log says why."""
+    """status: "ok", or "stale" if the index is damaged, or has changed and could not be opened; the log says why."""
 
     status: str = Field(examples=["ok"])
     images: int = Field(description="in the index", examples=[400])

@@ -116,12 +116,20 @@ class FolderLibrary(Library):
             self._calibrated = recognizer.accept(file, precision=int(accept.precision or 99))
         self._changing = threading.Lock()
         self._mark: FileMark | None = NEVER
+        self._damage: str | None = None  # that a search has met; only another index mends it
         self._changes = 0  # that this service has written
 
     def find(self, description: Description, k: int, max_distance: float | None) -> Found:
-        """As Library."""
+        """As Library. A file that was whole when it was opened may have been cut since."""
         recognizer = self.recognizer  # another thread may replace it
-        [matches] = recognizer.search(description, max(k, MATCHES), max_distance=math.inf)
+        try:
+            [matches] = recognizer.search(description, max(k, MATCHES), max_distance=math.inf)
+        except InputError as error:
+            with self._changing:
+                if recognizer is self.recognizer:
+                    self._note(error, "A search failed")
+                    self._damage = self.problem
+            raise CannotSearch from error
         stated = self._max_distance if max_distance is None else max_distance
         place = recognizer.place_of(matches, max_distance=stated)
         return Found(matches[:k], place, self._calibrated if stated is None else stated)
@@ -193,13 +201,14 @@ class FolderLibrary(Library):
     def _refresh(self) -> None:
         mark = self._read_mark()  # before the look at the file: it may change again meanwhile
         if mark == self._mark:
-            self.problem = None
+            self.problem = self._damage
             return
         try:
             if self.recognizer.has_changed_on_disk():
                 self.recognizer = self.recognizer.reopened(verify=False)
                 self.reopened += 1
-            self.problem, self._mark = None, mark
+                self._damage = None
+            self.problem, self._mark = self._damage, mark
         except InputError as error:
             self._note(error, "The index has changed, and cannot be opened")
 
