@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.checkpoints import save_published
 from helpers.models import MODES, image_batch, reference_model
-from helpers.processes import run_script
+from helpers.processes import run_python, run_script
 
 from datasets.image_set import ImageSet
 from model import BACKBONES, ImageConfig, InputError, ModelChoice, ModelConfig
@@ -368,3 +368,32 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch, engine):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(InputError, match=f"{engine}.*pip install -r requirements-o"):
         load_onnx(b"", Path("model.onnx"), engine=engine, provider=None, precision="fp32")
+
+
+@needs_openvino
+def test_a_signal_after_models_have_gone_in_any_order_is_handled(tmp_path):
+    """OpenVINO gives the thread a stack for signals, which Python's handlers run on: it must outlive the models."""
+    code = """
+import gc, os, signal
+import torch
+from model import BACKBONES, GeoLocalizationNet, ModelConfig
+from model.config import ViTConfig
+from utils.engines.openvino import OpenVINODescriber
+
+BACKBONES["vit-tiny"] = ViTConfig(embed_dim=48, depth=1, num_heads=1, num_adapters=1, gem_dim=16)
+received = []
+signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+model = GeoLocalizationNet(ModelConfig(backbone="vit-tiny")).eval()
+describers = [OpenVINODescriber(model, "fp32") for _ in range(2)]
+for describer in describers:
+    describer(torch.zeros(1, 3, 28, 28))
+describer = None
+while describers:
+    del describers[0]
+    gc.collect()
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGTERM)
+print(len(received))
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert (result.status, result.stdout) == (0, "3\n"), result.stderr

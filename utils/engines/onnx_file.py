@@ -20,6 +20,7 @@ from utils.engines.openvino import (
     as_output,
     check_precision,
     compile_on_cpu,
+    core,
     import_openvino,
     is_installed,
     output_names,
@@ -156,7 +157,7 @@ def _check_graph(file: LoadedFile, metadata: OnnxMetadata) -> None:
 def _load_in_openvino(content: bytes, path: Path, precision: str) -> LoadedFile:
     openvino, precision = import_openvino(), check_precision(precision)
     try:
-        model = openvino.Core().read_model(io.BytesIO(content))
+        model = core().read_model(io.BytesIO(content))
     except RuntimeError as error:
         raise _not_onnx(path, error) from error
     stated = dict(model.get_rt_info().items()).get("framework", {})  # where OpenVINO keeps a file's metadata

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,14 @@ def import_openvino() -> Any:
             f"The engine openvino is not installed: {error}. Install it with: pip install -r requirements-openvino.txt"
         ) from error
     return openvino
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's Core, of which a process has one: each gives its thread a stack for signals, and takes it back when it
+    goes, which is safe in reverse order only. Otherwise the next signal, such as Ctrl-C, would end the process.
+    """
+    return import_openvino().Core()
 
 
 def is_installed() -> bool:
@@ -59,7 +67,7 @@ def compile_on_cpu(model: Any, names: Sequence[str], precision: str) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",  # all threads for one batch
     }
-    compiled = import_openvino().Core().compile_model(model, "CPU", settings)
+    compiled = core().compile_model(model, "CPU", settings)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         outputs = compiled([images])
