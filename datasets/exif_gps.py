@@ -52,7 +52,7 @@ def camera_notes(path: str | Path) -> CameraNotes:
     with open_image(path) as image:
         (width, height), is_turned = image.size, exif_orientation_of(image) != 1
         data = image.info.get("exif", b"") or (_exif_of_png(path) if image.format == "PNG" else b"")
-        xmp = image.info.get("xmp", b"")
+        xmp = image.info.get("xmp", b"") or b"".join(data for _, data in getattr(image, "applist", ()))  # older Pillow
     heading, taken = math.nan, ""
     try:
         exif = Image.Exif()

@@ -287,5 +287,5 @@ def _common_zone(degrees: np.ndarray) -> int | None:
     """The zone in the middle of latitudes and longitudes [N, 2]; None if some are far from it."""
     longitudes = degrees[:, 1]
     number = utm.latlon_to_zone_number(*np.median(degrees, axis=0))
-    is_near = (np.abs(longitudes - utm.zone_number_to_central_longitude(number)) <= ZONE_DEGREES).all()
+    is_near = (np.abs(longitudes - (6 * number - 183)) <= ZONE_DEGREES).all()  # the zone's middle
     return number if is_near else None
