@@ -79,7 +79,7 @@ class Pipeline:
 
     def evaluate(self, dataset: Benchmark, run: RunDir) -> Results | None:
         """Writes the results to the run's folder, and returns them; None on all but the main rank."""
-        self._require_codes(dataset)
+        self._refuse_ivf_by_city(dataset)
         with run.phase("extraction"):  # under torchrun, of every rank's share
             extractor, database = self._database(dataset)
             # An index may hold other images than the dataset. What is wrong with them is said before the queries' turn.
@@ -132,11 +132,11 @@ class Pipeline:
         if database.codes is None and self.config.search.rerank_num:
             raise InputError("--rerank_num applies to a search by codes, and the index has none. Leave it out.")
         against = dataset.with_database(database.images)
-        self._require_codes(against)
+        self._refuse_ivf_by_city(against)
         return against
 
-    def _require_codes(self, dataset: Benchmark) -> None:
-        """Raises InputError, before an extraction, if an inverted file would stand in for codes that are selected."""
+    def _refuse_ivf_by_city(self, dataset: Benchmark) -> None:
+        """Raises InputError, before an extraction, for an approximate search of a dataset that goes city by city."""
         if self.config.search.ivf and dataset.cities:
             raise InputError(
                 f"--ivf searches the whole database, and the queries of {dataset.name} are searched city by city. "
