@@ -343,6 +343,11 @@ def test_settings_that_contradict_each_other_are_refused(settings, words):
         ExtractionConfig(**settings)
 
 
+def test_compiling_does_not_apply_to_a_file():
+    with pytest.raises(InputError, match="--compile applies to PyTorch, and x.onnx is an ONNX file"):
+        load_extractor(ModelChoice(), Path("x.onnx"), ExtractionConfig(compile=True))
+
+
 @needs_onnx
 @pytest.mark.parametrize(
     ("options", "words"),

@@ -362,8 +362,9 @@ def test_a_build_that_was_killed_continues_with_its_coding(tmp_path, tiny_benchm
     assert (match["path"], match["metric"]) == (str(photo), "l2")
     (tmp_path / "more").mkdir()
     shutil.copy(photo, tmp_path / "more" / "new.jpg")
-    result = run_script("build_index.py", "more", *command[1:-2], "--append", "--codes=itq", cwd=tmp_path)
-    assert result.status == 2 and "the index killed holds codes of 24 bits (random)" in result.stderr
+    for folder in ("more", images):  # also where nothing is new
+        result = run_script("build_index.py", folder, *command[1:-2], "--append", "--codes=itq", cwd=tmp_path)
+        assert result.status == 2 and "the index killed holds codes of 24 bits (random)" in result.stderr
 
 
 @pytest.mark.parametrize(

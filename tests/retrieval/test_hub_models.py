@@ -15,17 +15,19 @@ import pytest
 import torch
 from helpers.evaluations import Outcome
 from helpers.hub_repositories import naive_descriptor, write_repository
+from helpers.models import build
 from helpers.oracles import naive_l2
 from helpers.processes import ROOT, run_here, run_script
 
-from model import InputError, PlaceRecognizer
+from model import InputError, ModelChoice, PlaceRecognizer
 from model.config import HubConfig
 from utils.retrieval.config import ExtractionConfig
+from utils.retrieval.evaluation import load_extractor, model_of
 from utils.retrieval.hub import repository as repositories
 from utils.retrieval.hub.config import HubChoice
 from utils.retrieval.hub.describer import load_hub_model, trial_images
 from utils.retrieval.hub.isolation import OURS
-from utils.retrieval.index import Index
+from utils.retrieval.index import Index, metadata_of
 
 SIZE = (56, 56)
 SETTINGS = ["--resize", *SIZE, "--num_workers=0", "--device=cpu"]
@@ -157,6 +159,21 @@ def test_a_model_that_depends_on_the_batch_needs_permission(repository):
 def test_a_missing_dependency_of_hubconf_is_named(tmp_path):
     write_repository(tmp_path / "r", hubconf="dependencies = ['torch', 'a_package_that_nobody_has']\ndef f(): pass")
     assert "Missing dependencies: a_package_that_nobody_has" in refusal(tmp_path / "r", "f")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"engine": "openvino"}, {"engine": "onnxruntime"}, {"engine": "auto", "onnx_provider": "cuda"}]
+)
+def test_other_engines_do_not_run_hub_models(repository, settings):
+    choice = HubChoice(name=f"{repository}:plain", trust_repo=True)
+    with pytest.raises(InputError, match="PyTorch runs hub models"):
+        load_extractor(ModelChoice(), choice, ExtractionConfig(resize=SIZE, **settings))
+
+
+def test_a_hub_model_is_not_that_of_an_index_of_this_projects_model(repository):
+    metadata = metadata_of(build("vit-tiny"), ExtractionConfig(resize=SIZE))
+    with pytest.raises(InputError, match="The index mine was built with --backbone=vit-tiny.*Leave --hub out"):
+        model_of(metadata, "mine", HubChoice(name=f"{repository}:plain", trust_repo=True))
 
 
 def test_what_fails_later_is_refused_as_well(repository):

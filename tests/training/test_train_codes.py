@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.evaluations import flags_for
-from helpers.processes import run_script
+from helpers.processes import run_here, run_script
 
 from model import InputError
 from utils.retrieval.codes import fit_coding
@@ -92,3 +92,8 @@ def test_the_script_trains_on_an_index_and_its_file_makes_codes(tmp_path, tiny_b
     content = json.loads(results.read_text())
     assert content["codes"] == {"method": "trained", "bits": 24}
     assert list(content["stage_recalls"]) == ["First stage, Hamming", "Re-ranked"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_training(tmp_path):
+    result = run_here("train_codes.py", "--index=nowhere", "--output=nodir/codes.bin", cwd=tmp_path)
+    assert result.status == 2 and "No folder nodir for the file codes.bin" in result.stderr
