@@ -126,6 +126,16 @@ def tiny_benchmark(tmp_path_factory) -> Path:
     return datasets
 
 
+@pytest.fixture(scope="module")
+def driver():
+    """A headless Chromium, in modules that import helpers.browser, which skips them where there is none."""
+    from helpers.browser import open_browser
+
+    browser = open_browser()
+    yield browser
+    browser.quit()
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """vit-tiny with reference parameters in the published form: "float", "hashing", "two_branch", "salad" (float)."""

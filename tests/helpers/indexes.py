@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from datasets.image_set import ImageSet
 from model import InputError
 from model.calibration import CALIBRATION
 from model.index.manifest import MANIFEST
+from model.index.metadata import METADATA
 from utils.retrieval.config import ExtractionConfig, IndexConfig
 from utils.retrieval.features import Features
 from utils.retrieval.index import Index, IndexMetadata, IndexWriter
@@ -129,3 +131,12 @@ def write_format5(folder: Path, metadata: IndexMetadata, features: Features, zon
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def forge_metadata(folder: Path, changes: dict[str, Any]) -> None:
+    """Changes fields of metadata.json, and its checksum in the manifest."""
+    text = json.dumps(json.loads((folder / METADATA).read_text()) | changes)
+    before = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
+    (folder / METADATA).write_text(text)
+    manifest = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(manifest.replace(before, hashlib.sha256(text.encode()).hexdigest()))

@@ -1,7 +1,6 @@
 """Codes that are made of float descriptors: naive loops, the same results from an index, and what is refused."""
 
 import csv
-import hashlib
 import json
 import re
 import shutil
@@ -11,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.evaluations import evaluate, flags_for
-from helpers.indexes import SETTINGS, content, make_chunk
+from helpers.indexes import SETTINGS, content, forge_metadata, make_chunk
 from helpers.models import build
 from helpers.processes import run_script, start_script
 
 from model import InputError, ModelConfig, PlaceRecognizer
 from model.index.coding import Coding
 from model.index.manifest import MANIFEST
-from model.index.metadata import METADATA
 from model.index.projections import CODING_FILE, Projections
 from model.rows import codes_of, hamming_distances, words_of
 from utils.retrieval.code_file import read_code_file, write_code_file
@@ -202,15 +200,6 @@ def write(folder, model, projections, sizes, append=False):
             writer.append(project(projections, make_chunk(1000 * i, size)._replace(codes=None)))
         writer.features()
     return folder
-
-
-def forge_metadata(folder, changes):
-    """Changes fields of metadata.json, and its checksum in the manifest."""
-    text = json.dumps(json.loads((folder / METADATA).read_text()) | changes)
-    before = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
-    (folder / METADATA).write_text(text)
-    manifest = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(manifest.replace(before, hashlib.sha256(text.encode()).hexdigest()))
 
 
 def test_an_index_keeps_its_coding_and_a_program_searches_it_in_two_stages(tmp_path, model):

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.evaluations import evaluate, flags_for
-from helpers.indexes import SETTINGS, content, make_chunk
+from helpers.indexes import SETTINGS, content, forge_metadata, make_chunk
 from helpers.models import build
 from helpers.processes import run_script, start_script
 
 from datasets.image_set import ImageSet
 from model import InputError, ModelConfig
 from model.index.manifest import MANIFEST
-from model.index.metadata import METADATA
 from model.index.pca import PCA
 from model.index.projections import NO_PROJECTIONS, PCA_FILE, Projections
 from model.weights import load_model
@@ -206,15 +205,6 @@ def test_a_damaged_projection_is_refused(extractor, index, damage, words, read):
         forge_metadata(index, {"pca_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     with pytest.raises(InputError, match=f"pca.bin is .*{words}.*Rebuild"):
         Index(index, verify=False) if read == "load" else find_pca(extractor, PCAConfig(), index)
-
-
-def forge_metadata(folder, changes):
-    """Changes fields of metadata.json, and its checksum in the manifest."""
-    text = json.dumps(json.loads((folder / METADATA).read_text()) | changes)
-    before = hashlib.sha256((folder / METADATA).read_bytes()).hexdigest()
-    (folder / METADATA).write_text(text)
-    manifest = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(manifest.replace(before, hashlib.sha256(text.encode()).hexdigest()))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Needs Chromium with its driver, and the packages selenium and axe-core-python.
 """
 
 import pytest
-from helpers.browser import open_browser, show, violations
+from helpers.browser import show, violations
 from helpers.reports import MODEL, copy_with_hostile_names, make_results, read_tiny
 
 from utils.retrieval.config import ReportConfig
@@ -14,13 +14,6 @@ from utils.retrieval.report.saved_run import read_run
 from utils.runtime.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def driver():
-    browser = open_browser()
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture(scope="module")

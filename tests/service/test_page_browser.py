@@ -8,7 +8,7 @@ import math
 import shutil
 
 import pytest
-from helpers.browser import open_browser, requested, show, violations
+from helpers.browser import requested, show, violations
 from helpers.processes import run_script
 from helpers.services import ASSETS, DATABASE, QUERIES, served
 
@@ -29,13 +29,6 @@ if (way === "choose") {
   document.getElementById("file").files = files.files;
   document.getElementById("file").dispatchEvent(new Event("change"));
 }"""
-
-
-@pytest.fixture(scope="module")
-def driver():
-    browser = open_browser()
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture(scope="module")
