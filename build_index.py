@@ -80,8 +80,9 @@ def update(args: BuildIndexArguments, images_folder: Path, watcher: maintenance.
         chosen = distributed.run_on_main(lambda: [i for i in chosen if watcher.is_ready(paths[i])])
         if not chosen and not changes.gone and distributed.run_on_main(partial(maintenance.is_complete, index)):
             return
-    if watcher and args.codes.source and not stored and len(chosen) < len(changes.new):
-        return  # codes are fitted to these images: to all of them
+        fits_codes = args.codes.source and not stored  # to all images that are there, once none is being written
+        if fits_codes and not distributed.run_on_main(lambda: all(watcher.is_settled(paths[i]) for i in changes.new)):
+            return
     say(f"{len(paths)} images in {folder}: {changes.summary(prune=args.prune)}")
     if changes.unchanged and (args.positions or args.positions_csv):
         say(f"The positions of the {len(changes.unchanged)} unchanged images stay as they are.")

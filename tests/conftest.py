@@ -62,6 +62,7 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_the_metadata_names_the_model_and_how_to_prepare_images[half]",
     "test_pca[float]",
     "test_a_program_loads_a_checkpoint_with_it",
+    "test_codes_of_a_watched_folder_are_fitted_to_all_files_that_can_be_read",
     "test_a_dataset_that_fails_does_not_lose_the_others[missing]",
     "test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without",
 ]

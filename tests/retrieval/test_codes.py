@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -354,6 +357,25 @@ def test_a_build_that_was_killed_continues_with_its_coding(tmp_path, tiny_benchm
     for folder in ("more", images):  # also where nothing is new
         result = run_script("build_index.py", folder, *command[1:-2], "--append", "--codes=itq", cwd=tmp_path)
         assert result.status == 2 and "the index killed holds codes of 24 bits (random)" in result.stderr
+
+
+def test_codes_of_a_watched_folder_are_fitted_to_all_files_that_can_be_read(tmp_path, tiny_benchmark, checkpoints):
+    """They wait for files that are being written, not for one that is damaged."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no image")
+    for photo in (tiny_benchmark / "tiny" / "images" / "test" / "database").iterdir():
+        (tmp_path / "photos" / photo.name).write_bytes(photo.read_bytes())
+    os.utime(sorted((tmp_path / "photos").iterdir())[0], (1e9, 1e9))  # alone it would be too few to fit to
+    command = ["photos", "--index=index", f"--resume={checkpoints['float']}", "--resize", 56, 56, "--num_workers=0"]
+    command += ["--codes=itq", "--code_bits=8", "--watch=2", "--device=cpu"]
+    running = start_script("build_index.py", *command, cwd=tmp_path)
+    deadline = time.monotonic() + 150
+    while not (running.stdout.exists() and "is complete" in running.stdout.read_text()):
+        assert time.monotonic() < deadline and running.process.is_alive()
+        time.sleep(0.05)
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.result().status == 143
+    assert len(Index(tmp_path / "index")) == 16
 
 
 @pytest.mark.parametrize(

@@ -194,12 +194,15 @@ class Watcher:
         self._unreadable: dict[str, FileState] = {}
         self.tries_files = False
 
+    def is_settled(self, path: str) -> bool:
+        """Whether a file is there, and was not changed in the last round."""
+        state = file_state(path)
+        return state.size >= 0 and not 0 <= self._now() - state.mtime_ns / 1e9 < self._seconds  # clocks may go back
+
     def is_ready(self, path: str) -> bool:
         """Whether a file can be described."""
         state = file_state(path)
-        if state.size < 0 or 0 <= self._now() - state.mtime_ns / 1e9 < self._seconds:  # the clock may go backwards
-            return False
-        if self._unreadable.get(path) == state:
+        if not self.is_settled(path) or self._unreadable.get(path) == state:
             return False
         if not self.tries_files:
             return True
