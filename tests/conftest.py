@@ -63,6 +63,8 @@ PROOFS = [  # make test-all alone runs these: other sizes, kinds and moments of 
     "test_pca[float]",
     "test_a_program_loads_a_checkpoint_with_it",
     "test_codes_of_a_watched_folder_are_fitted_to_all_files_that_can_be_read",
+    "test_an_index_is_measured_over_time",
+    "test_what_it_copies_is_all_that_the_service_needs",
     "test_a_dataset_that_fails_does_not_lose_the_others[missing]",
     "test_a_compiled_model_trains_the_same_and_its_checkpoint_goes_on_without",
 ]
